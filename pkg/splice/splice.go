@@ -1,0 +1,232 @@
+// Package splice copies both ways between two half-closable streams: what a
+// relay does with the bytes of a connection once it has decided about it.
+//
+// The one idea: the two directions are independent, and whatever ends a half of
+// one stream ends the half of the other stream that it feeds, in the same way.
+//
+//	read EOF            → CloseWrite on the other side
+//	read a reset        → CancelWrite on the other side, with its code
+//	reader over there
+//	has stopped reading → CancelRead on this side, with its code, even while
+//	                      this side is idle
+//
+// A [Join] owns both streams from the moment that it runs: when [Join.Run] returns,
+// both halves of both streams are finished, so that QUIC frees them and
+// returns their credit.
+//
+//	var join splice.Join
+//	go show(&join.Forth, &join.Back)   // counters, live
+//	end := join.Run(ctx, fromClient, toServer)
+//
+// An idle join holds no buffer: buffers come from a pool when there is data,
+// and go back before a direction waits for more.
+package splice
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"ptthqd/pkg/wire"
+)
+
+// Stream is one of the two streams of a join. Peek waits until it can fill p
+// without consuming it; CloseWrite ends the stream towards the peer and leaves the
+// other half open; Context is done when the peer has stopped reading or
+// the connection underneath is gone, with the *wire.ResetError as its cause, and may be done
+// after CloseWrite. CancelRead and CancelWrite may be called at any time, from any
+// goroutine, and repeatedly, and make blocked calls return. Everything else is
+// called by one goroutine for each half.
+type Stream interface {
+	Read(p []byte) (int, error)
+	Peek(p []byte) (int, error)
+	Write(p []byte) (int, error)
+	CloseWrite() error
+	CancelRead(code wire.StreamCode)
+	CancelWrite(code wire.StreamCode)
+	Context() context.Context
+}
+
+// bufferSize is what one copy moves at most. 64 to 128 KiB were measured as
+// good as 256; the smaller leaves more of a stalled join in QUIC's hands, whose flow
+// control can push back on it.
+const bufferSize = 64 << 10
+
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
+
+// Join copies between two streams, a and b. The zero value is ready, for one Run.
+type Join struct {
+	Forth Flow // a → b
+	Back  Flow // b → a
+
+	mu  sync.Mutex
+	end End
+}
+
+// Flow is one direction of a join. Its methods may be called while it runs, from
+// any goroutine.
+type Flow struct {
+	bytes   atomic.Uint64
+	writing atomic.Bool
+	drained atomic.Bool // src has come to its regular end and dst has taken everything
+
+	peek [1]byte // what Peek fills; here so that waiting allocates nothing
+}
+
+// Bytes is how many bytes the far stream has taken.
+func (f *Flow) Bytes() uint64 { return f.bytes.Load() }
+
+// Writing tells whether the flow is inside a Write of the far stream at this
+// moment. If it is, with the same Bytes, at two moments, then the far stream has
+// taken less than one buffer of it between them.
+func (f *Flow) Writing() bool { return f.writing.Load() }
+
+// Side says who ended a join.
+type Side uint8
+
+// The sides of a join.
+const (
+	Nobody  Side = iota // both directions came to their regular end
+	A                   // stream a, or its connection
+	B                   // stream b, or its connection
+	Context             // the context given to Run
+)
+
+// End is how a join ended: its first reset in time, as later ones are echoes.
+type End struct {
+	By    Side
+	Cause error // nil if By is Nobody; else mostly a *wire.ResetError
+}
+
+// Run copies until both directions have ended and then returns how. When ctx is done, it
+// resets both streams with the code of the [wire.ResetError] that is the context's cause,
+// or with [wire.CodeLost] without one.
+func (j *Join) Run(ctx context.Context, a, b Stream) End {
+	var watches sync.WaitGroup
+	release := watch(ctx, &watches, func() {
+		cause := context.Cause(ctx)
+		j.ended(Context, cause)
+		reset(a, code(cause))
+		reset(b, code(cause))
+	})
+
+	var forth sync.WaitGroup
+	forth.Go(func() { j.copy(&j.Forth, a, A, b, B, &j.Back) })
+	j.copy(&j.Back, b, B, a, A, &j.Forth)
+	forth.Wait()
+
+	release()
+	watches.Wait()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.end
+}
+
+// copy moves one direction until it ends, and leaves src's reading and dst's
+// writing half finished. reverse is the other direction.
+func (j *Join) copy(f *Flow, src Stream, srcSide Side, dst Stream, dstSide Side, reverse *Flow) {
+	// A reader that is gone is noticed here even when src says nothing for hours.
+	var watches sync.WaitGroup
+	release := watch(dst.Context(), &watches, func() {
+		cause := context.Cause(dst.Context())
+		j.ended(dstSide, cause)
+		src.CancelRead(code(cause))
+		// With its connection dst's other half is gone as well. The reverse direction
+		// notices when it reads, but not while it waits in a Write.
+		if connectionLost(cause) && !reverse.drained.Load() {
+			src.CancelWrite(code(cause))
+		}
+	})
+	readErr, writeErr := f.pump(src, dst)
+	release() // before CloseWrite, which may end the context that is watched
+	watches.Wait()
+
+	if readErr == io.EOF && writeErr == nil {
+		f.drained.Store(true)
+		if writeErr = dst.CloseWrite(); writeErr == nil {
+			return
+		}
+	}
+	cause, side := readErr, srcSide
+	if writeErr != nil {
+		cause, side = writeErr, dstSide
+	}
+	j.ended(side, cause)
+	src.CancelRead(code(cause))
+	dst.CancelWrite(code(cause))
+}
+
+// pump copies until src ends (a readErr, io.EOF mostly) or dst fails.
+func (f *Flow) pump(src, dst Stream) (readErr, writeErr error) {
+	for readErr == nil && writeErr == nil {
+		if _, err := src.Peek(f.peek[:]); err != nil {
+			// Only reading the end makes QUIC forget a stream; peeking at it does not.
+			if _, readErr = src.Read(f.peek[:]); readErr == nil {
+				readErr = err
+			}
+			break
+		}
+		readErr, writeErr = f.move(src, dst)
+	}
+	return readErr, writeErr
+}
+
+// move copies what src has buffered, at most one buffer of it.
+func (f *Flow) move(src, dst Stream) (readErr, writeErr error) {
+	buffer := buffers.Get().(*[bufferSize]byte)
+	defer buffers.Put(buffer)
+	n, readErr := src.Read(buffer[:])
+	if n == 0 {
+		return readErr, nil
+	}
+	f.writing.Store(true)
+	n, writeErr = dst.Write(buffer[:n])
+	f.writing.Store(false)
+	f.bytes.Add(uint64(n))
+	return readErr, writeErr
+}
+
+// ended records the first reason.
+func (j *Join) ended(by Side, cause error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.end.By == Nobody {
+		j.end = End{By: by, Cause: cause}
+	}
+}
+
+// watch calls f in a goroutine once ctx is done, unless it is released first; wg
+// waits for f in the other case.
+func watch(ctx context.Context, wg *sync.WaitGroup, f func()) (release func()) {
+	wg.Add(1)
+	stop := context.AfterFunc(ctx, func() {
+		defer wg.Done()
+		f()
+	})
+	return func() {
+		if stop() {
+			wg.Done()
+		}
+	}
+}
+
+func reset(s Stream, c wire.StreamCode) {
+	s.CancelRead(c)
+	s.CancelWrite(c)
+}
+
+// connectionLost tells a stream that has lost its connection from one whose peer has stopped reading.
+func connectionLost(cause error) bool {
+	r, ok := errors.AsType[*wire.ResetError](cause)
+	return !ok || !r.Remote
+}
+
+// code is what to pass on of an error: the peer's own code, or that the stream is lost.
+func code(err error) wire.StreamCode {
+	if r, ok := errors.AsType[*wire.ResetError](err); ok {
+		return r.Code
+	}
+	return wire.CodeLost
+}
