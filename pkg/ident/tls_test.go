@@ -1,0 +1,274 @@
+package ident_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"math/big"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"ptthqd/pkg/ident"
+)
+
+var errUnknown = errors.New("unknown key")
+
+// handshake connects the two configs over a pipe, and passes a byte each way, so that the dialler reads its session
+// ticket and the listener's refusal.
+func handshake(t *testing.T, dial, listen *tls.Config) (dialled, accepted tls.ConnectionState, dialErr, listenErr error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	near, far := net.Pipe()
+	client, server := tls.Client(near, dial), tls.Server(far, listen)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer far.Close()
+		listenErr = exchange(ctx, server)
+	}()
+	dialErr = exchange(ctx, client)
+	near.Close()
+	<-done
+	return client.ConnectionState(), server.ConnectionState(), dialErr, listenErr
+}
+
+// exchange shakes hands, and then sends and takes a byte.
+func exchange(ctx context.Context, c *tls.Conn) error {
+	if err := c.HandshakeContext(ctx); err != nil {
+		return err
+	}
+	sent := make(chan error, 1)
+	go func() {
+		_, err := c.Write([]byte{1})
+		sent <- err
+	}()
+	_, err := io.ReadFull(c, make([]byte, 1))
+	return errors.Join(err, <-sent)
+}
+
+// pair returns the configs of a node and a relay that know each other, and their keys.
+func pair(t *testing.T) (dial, listen *tls.Config, node, relay ident.PrivateKey) {
+	t.Helper()
+	node, relay = generate(t), generate(t)
+	return dialTLS(t, node, relay.Public()), listenTLS(t, relay, only(node.Public())), node, relay
+}
+
+func dialTLS(t *testing.T, k ident.PrivateKey, relay ident.PublicKey) *tls.Config {
+	t.Helper()
+	config, err := ident.DialTLS(k, relay)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return config
+}
+
+func listenTLS(t *testing.T, k ident.PrivateKey, admit func(ident.PublicKey) error) *tls.Config {
+	t.Helper()
+	config, err := ident.ListenTLS(k, admit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return config
+}
+
+// only admits one key.
+func only(known ident.PublicKey) func(ident.PublicKey) error {
+	return func(k ident.PublicKey) error {
+		if k != known {
+			return errUnknown
+		}
+		return nil
+	}
+}
+
+func TestBothEndsLearnTheOthersKey(t *testing.T) {
+	dial, listen, node, relay := pair(t)
+	dialled, accepted, dialErr, listenErr := handshake(t, dial, listen)
+	if dialErr != nil || listenErr != nil {
+		t.Fatalf("dial: %v, listen: %v", dialErr, listenErr)
+	}
+	if got, err := ident.PeerKey(dialled); err != nil || got != relay.Public() {
+		t.Errorf("the dialler sees the key %v (%v), want the relay's", got, err)
+	}
+	if got, err := ident.PeerKey(accepted); err != nil || got != node.Public() {
+		t.Errorf("the relay sees the key %v (%v), want the dialler's", got, err)
+	}
+	if dialled.Version != tls.VersionTLS13 || dialled.NegotiatedProtocol != "ptthq/1" {
+		t.Errorf("version %x and protocol %q, want TLS 1.3 and ptthq/1", dialled.Version, dialled.NegotiatedProtocol)
+	}
+}
+
+func TestRelayWithAnotherKeyIsRefused(t *testing.T) {
+	_, listen, node, relay := pair(t)
+	other := generate(t).Public()
+	_, _, err, listenErr := handshake(t, dialTLS(t, node, other), listen)
+	wrong, ok := errors.AsType[*ident.WrongKeyError](err)
+	if !ok {
+		t.Fatalf("dial: %v, want a WrongKeyError", err)
+	}
+	if wrong.Want != other || wrong.Got != relay.Public() {
+		t.Errorf("want %v and got %v are not the config's and the relay's keys", wrong.Want, wrong.Got)
+	}
+	if !strings.Contains(err.Error(), "the relay's key is not the one in the config") {
+		t.Errorf("%q does not say it in words", err)
+	}
+	if listenErr == nil {
+		t.Error("the relay's handshake succeeded")
+	}
+}
+
+func TestUnknownNodeIsRefused(t *testing.T) {
+	_, listen, _, relay := pair(t)
+	_, _, dialErr, listenErr := handshake(t, dialTLS(t, generate(t), relay.Public()), listen)
+	if !errors.Is(listenErr, errUnknown) {
+		t.Errorf("listen: %v, want admit's error", listenErr)
+	}
+	if dialErr == nil {
+		t.Error("the stranger was let in")
+	}
+}
+
+func TestPeerWithoutAKeyOfOursIsRefused(t *testing.T) {
+	foreign := ecdsaCertificate(t)
+	expectNoCall := func(ident.PublicKey) error {
+		t.Error("admit was asked about a peer without an Ed25519 key")
+		return nil
+	}
+	relay := generate(t)
+	for _, test := range []struct {
+		name         string
+		certificates []tls.Certificate
+	}{
+		{"no certificate", nil},
+		{"ECDSA", []tls.Certificate{foreign}},
+	} {
+		t.Run("node with "+test.name, func(t *testing.T) {
+			dial := dialTLS(t, generate(t), relay.Public())
+			dial.Certificates = test.certificates
+			_, _, dialErr, listenErr := handshake(t, dial, listenTLS(t, relay, expectNoCall))
+			if listenErr == nil || dialErr == nil {
+				t.Errorf("let in (dial: %v, listen: %v)", dialErr, listenErr)
+			}
+		})
+	}
+	t.Run("relay with ECDSA", func(t *testing.T) {
+		dial, listen, _, _ := pair(t)
+		listen.Certificates = []tls.Certificate{foreign}
+		_, _, err, _ := handshake(t, dial, listen)
+		if err == nil || !strings.Contains(err.Error(), "not Ed25519") {
+			t.Errorf("dial: %v, want an error about the kind of key", err)
+		}
+	})
+}
+
+// A certificate is public, and a thief could present a node's: the handshake fails without the private key.
+func TestSomebodyElsesCertificateIsRefused(t *testing.T) {
+	dial, listen, _, relay := pair(t)
+	thief := dialTLS(t, generate(t), relay.Public())
+	thief.Certificates[0].Certificate = dial.Certificates[0].Certificate
+	if _, _, dialErr, listenErr := handshake(t, thief, listen); listenErr == nil || dialErr == nil {
+		t.Errorf("let in (dial: %v, listen: %v)", dialErr, listenErr)
+	}
+
+	dial, listen, _, _ = pair(t)
+	impostor := listenTLS(t, generate(t), func(ident.PublicKey) error { return nil })
+	impostor.Certificates[0].Certificate = listen.Certificates[0].Certificate
+	if _, _, dialErr, _ := handshake(t, dial, impostor); dialErr == nil {
+		t.Error("the dialler took an impostor for its relay")
+	}
+}
+
+func TestResumedHandshakesAreCheckedToo(t *testing.T) {
+	node, relay := generate(t), generate(t)
+	var withdrawn atomic.Bool
+	var asked atomic.Int64
+	listen := listenTLS(t, relay, func(k ident.PublicKey) error {
+		asked.Add(1)
+		if withdrawn.Load() || k != node.Public() {
+			return errUnknown
+		}
+		return nil
+	})
+	dial := dialTLS(t, node, relay.Public())
+	for i := range 3 {
+		dialled, accepted, dialErr, listenErr := handshake(t, dial, listen)
+		if dialErr != nil || listenErr != nil {
+			t.Fatalf("handshake %d: dial: %v, listen: %v", i, dialErr, listenErr)
+		}
+		if resumed := i > 0; dialled.DidResume != resumed || accepted.DidResume != resumed {
+			t.Fatalf("handshake %d: resumed is %v, want %v", i, dialled.DidResume, resumed)
+		}
+		if got, err := ident.PeerKey(accepted); err != nil || got != node.Public() {
+			t.Errorf("handshake %d: the relay sees the key %v (%v)", i, got, err)
+		}
+		if asked.Load() != int64(i+1) {
+			t.Errorf("handshake %d: admit was asked %d times in all", i, asked.Load())
+		}
+	}
+
+	// The relay's key changes in the dialler's config: a ticket from the old one is of no use.
+	moved := dialTLS(t, node, generate(t).Public())
+	moved.ClientSessionCache = dial.ClientSessionCache
+	if _, _, err, _ := handshake(t, moved, listen); err == nil {
+		t.Error("a ticket got the dialler past the pin")
+	} else if _, ok := errors.AsType[*ident.WrongKeyError](err); !ok {
+		t.Errorf("dial: %v, want a WrongKeyError", err)
+	}
+
+	// The node's right is withdrawn at the relay: its ticket is of no use.
+	withdrawn.Store(true)
+	if _, _, _, err := handshake(t, dial, listen); !errors.Is(err, errUnknown) {
+		t.Errorf("listen: %v, want admit's error", err)
+	}
+}
+
+// A node whose clock is wrong, without a battery for it or after a repair, works: dates decide nothing.
+func TestClocksDoNotMatter(t *testing.T) {
+	for _, year := range []int{1970, 2000, 2106, 9999} {
+		for _, skewed := range []string{"dialler", "relay"} {
+			dial, listen, _, _ := pair(t)
+			config := dial
+			if skewed == "relay" {
+				config = listen
+			}
+			config.Time = func() time.Time { return time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC) }
+			for i := range 2 {
+				if _, _, dialErr, listenErr := handshake(t, dial, listen); dialErr != nil || listenErr != nil {
+					t.Errorf("the %s lives in %d, handshake %d: dial: %v, listen: %v", skewed, year, i, dialErr, listenErr)
+				}
+			}
+		}
+	}
+}
+
+func TestNoTLSWithoutAKey(t *testing.T) {
+	if _, err := ident.DialTLS(ident.PrivateKey{}, ident.PublicKey{}); err == nil {
+		t.Error("DialTLS takes a zero key")
+	}
+	if _, err := ident.ListenTLS(ident.PrivateKey{}, only(ident.PublicKey{})); err == nil {
+		t.Error("ListenTLS takes a zero key")
+	}
+}
+
+func ecdsaCertificate(t *testing.T) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
