@@ -1,10 +1,13 @@
 package wire
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/quic-go/quic-go/quicvarint"
@@ -59,7 +62,7 @@ type Open struct {
 	Attempt       uint64        // 1 for the first stream of the session; rises strictly
 	Age           time.Duration // since the first attempt whose outcome P2 doesn't know; milliseconds on the wire
 	Source        string        // P1's address, for logs
-	Target        string        // canonical text
+	Target        string        // canonical text, at most MaxTarget bytes
 	Limit         uint64        // P2 takes bytes up to this offset
 	ResumeTimeout time.Duration // how long P4 is asked to keep a detached session; milliseconds on the wire
 }
@@ -189,7 +192,10 @@ func Read(r io.Reader) (Message, error) {
 	if m == nil {
 		return nil, nil //nolint:nilnil // documented: an unknown link message
 	}
-	return m, parseBody(m, body)
+	if err := parseBody(m, body); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 func unexpected(err error) error {
@@ -326,11 +332,27 @@ func takeDuration(into *time.Duration, value []byte) (bool, error) {
 	return true, err
 }
 
-func takeString(into *string, value []byte) (bool, error) {
+// takeString refuses control characters: strings of a peer go to terminals and
+// logs.
+func takeString(into *string, value []byte, most int) (bool, error) {
+	if len(value) > most {
+		return true, malformed("%d bytes; %d is the most", len(value), most)
+	}
 	if !utf8.Valid(value) {
 		return true, malformed("not UTF-8")
 	}
+	if bytes.ContainsFunc(value, unicode.IsControl) {
+		return true, malformed("a control character")
+	}
 	*into = string(value)
+	return true, nil
+}
+
+func takeInner(into *[]byte, value []byte) (bool, error) {
+	if len(value) > MaxInner {
+		return true, malformed("an inner message of %d bytes; %d is the most", len(value), MaxInner)
+	}
+	*into = value
 	return true, nil
 }
 
@@ -352,10 +374,9 @@ func (m *Connect) appendBody(dst []byte) []byte {
 func (m *Connect) field(number uint64, value []byte) (bool, error) {
 	switch number {
 	case 1:
-		return takeString(&m.Server, value)
+		return takeString(&m.Server, value, maxID)
 	case 2:
-		m.Inner = value
-		return true, nil
+		return takeInner(&m.Inner, value)
 	}
 	return false, nil
 }
@@ -377,10 +398,9 @@ func (m *Incoming) appendBody(dst []byte) []byte {
 func (m *Incoming) field(number uint64, value []byte) (bool, error) {
 	switch number {
 	case 1:
-		return takeString(&m.Client, value)
+		return takeString(&m.Client, value, maxID)
 	case 2:
-		m.Inner = value
-		return true, nil
+		return takeInner(&m.Inner, value)
 	}
 	return false, nil
 }
@@ -400,7 +420,7 @@ func (m *Open) appendBody(dst []byte) []byte {
 	dst = appendString(dst, 3, m.Token[:])
 	dst = appendUint(dst, 4, m.Attempt)
 	dst = appendUint(dst, 5, millis(m.Age))
-	dst = appendString(dst, 6, m.Source)
+	dst = appendString(dst, 6, clean(m.Source, MaxSource))
 	dst = appendString(dst, 7, m.Target)
 	dst = appendUint(dst, 8, m.Limit)
 	return appendUint(dst, 9, millis(m.ResumeTimeout))
@@ -419,9 +439,9 @@ func (m *Open) field(number uint64, value []byte) (bool, error) {
 	case 5:
 		return takeDuration(&m.Age, value)
 	case 6:
-		return takeString(&m.Source, value)
+		return takeString(&m.Source, value, MaxSource)
 	case 7:
-		return takeString(&m.Target, value)
+		return takeString(&m.Target, value, MaxTarget)
 	case 8:
 		return takeUint(&m.Limit, value)
 	case 9:
@@ -450,7 +470,7 @@ func (m *Resume) appendBody(dst []byte) []byte {
 	dst = appendUint(dst, 1, m.Version)
 	dst = appendString(dst, 3, m.Token[:])
 	dst = appendUint(dst, 4, m.Attempt)
-	dst = appendString(dst, 6, m.Source)
+	dst = appendString(dst, 6, clean(m.Source, MaxSource))
 	dst = appendString(dst, 7, m.Target)
 	dst = appendUint(dst, 8, m.Limit)
 	dst = appendUint(dst, 10, m.Received)
@@ -467,9 +487,9 @@ func (m *Resume) field(number uint64, value []byte) (bool, error) {
 	case 4:
 		return takeUint(&m.Attempt, value)
 	case 6:
-		return takeString(&m.Source, value)
+		return takeString(&m.Source, value, MaxSource)
 	case 7:
-		return takeString(&m.Target, value)
+		return takeString(&m.Target, value, MaxTarget)
 	case 8:
 		return takeUint(&m.Limit, value)
 	case 10:
@@ -497,13 +517,21 @@ func (*Reply) messageType() uint64                  { return typeReply }
 
 func (m *Reply) appendBody(dst []byte) []byte {
 	dst = appendUint(dst, 1, uint64(m.Status))
-	dst = appendString(dst, 2, cut(m.Text, MaxText))
+	dst = appendString(dst, 2, clean(m.Text, MaxText))
 	dst = appendString(dst, 3, m.Node)
 	return appendString(dst, 4, m.Inner)
 }
 
-// cut shortens s to at most n bytes, between characters.
-func cut(s string, n int) string {
+// clean makes s what takeString takes: UTF-8 without control characters, cut
+// between characters to at most n bytes.
+func clean(s string, n int) string {
+	s = strings.ToValidUTF8(s, "\uFFFD")
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s)
 	if len(s) <= n {
 		return s
 	}
@@ -518,12 +546,11 @@ func (m *Reply) field(number uint64, value []byte) (bool, error) {
 	case 1:
 		return takeUint((*uint64)(&m.Status), value)
 	case 2:
-		return takeString(&m.Text, value)
+		return takeString(&m.Text, value, MaxText)
 	case 3:
-		return takeString(&m.Node, value)
+		return takeString(&m.Node, value, maxID)
 	case 4:
-		m.Inner = value
-		return true, nil
+		return takeInner(&m.Inner, value)
 	}
 	return false, nil
 }
@@ -531,6 +558,12 @@ func (m *Reply) field(number uint64, value []byte) (bool, error) {
 func (m *Reply) complete() error {
 	if m.Status < 100 || m.Status > 999 {
 		return malformed("status %d", uint64(m.Status))
+	}
+	if m.Node == "" {
+		return nil
+	}
+	if err := CheckID(m.Node); err != nil {
+		return malformed("node: %v", err)
 	}
 	return nil
 }
@@ -614,9 +647,9 @@ func (m *Revoked) appendBody(dst []byte) []byte {
 func (m *Revoked) field(number uint64, value []byte) (bool, error) {
 	switch number {
 	case 1:
-		return takeString(&m.Client, value)
+		return takeString(&m.Client, value, maxID)
 	case 2:
-		return takeString(&m.Target, value)
+		return takeString(&m.Target, value, MaxTarget)
 	}
 	return false, nil
 }

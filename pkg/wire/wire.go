@@ -31,8 +31,16 @@ const (
 	DefaultPort = 30380
 	// MaxBody is the largest body of a tip message, in bytes.
 	MaxBody = 4096
+	// MaxInner is the longest inner message of a Connect, an Incoming or a
+	// Reply, in bytes. What P3 forwards thus always fits its own message, under
+	// whatever ID.
+	MaxInner = 3072
 	// MaxText is the longest text of a Reply, in bytes. Longer ones are cut.
 	MaxText = 512
+	// MaxTarget is the longest target, in bytes.
+	MaxTarget = 512
+	// MaxSource is the longest address of P1, in bytes. Longer ones are cut.
+	MaxSource = 256
 	// InitialWindow is what each end of a session may send in each direction
 	// before it has heard of a limit, in bytes: the floor below which no
 	// window ever falls.
@@ -59,6 +67,9 @@ func (t Token) String() string { return "session " + t.ConnectionID() }
 
 // GoString is String, so that %#v gives nothing away either.
 func (t Token) GoString() string { return t.String() }
+
+// MarshalText is String, for logs in JSON.
+func (t Token) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 
 // A Status is the outcome of a request to connect, as in a Reply.
 type Status uint64
@@ -170,14 +181,16 @@ func malformed(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrMalformed, fmt.Sprintf(format, args...))
 }
 
+const maxID = 63
+
 // CheckID tells what is wrong with a peer's ID: it has 1 to 63 of a-z 0-9 . _ -,
 // and begins and ends in a letter or digit.
 func CheckID(id string) error {
 	if id == "" {
 		return errors.New("the ID is empty")
 	}
-	if len(id) > 63 {
-		return fmt.Errorf("the ID has %d characters; 63 is the most", len(id))
+	if len(id) > maxID {
+		return fmt.Errorf("the ID has %d characters; %d is the most", len(id), maxID)
 	}
 	for i := range len(id) {
 		c := id[i]
