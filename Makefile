@@ -1,0 +1,219 @@
+# ptthqd. `make help` lists the targets. Needed: Go 1.26, git, make; each target that wants more says which package.
+
+.DEFAULT_GOAL := build
+SHELL         := /bin/bash
+.SHELLFLAGS   := -eu -o pipefail -c
+MAKEFLAGS     += --no-print-directory
+
+GO      ?= go
+# A release is a tag; before the first one, commits are counted.
+VERSION ?= $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed 's/^v//' | grep . || echo 0.0.0+git$$(git rev-list --count HEAD 2>/dev/null || echo 0))
+VERSION := $(VERSION)
+COMMIT  ?= $(shell git describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null || echo unknown)
+COMMIT  := $(COMMIT)
+
+PREFIX     ?= /usr/local
+SYSCONFDIR ?= /etc
+DESTDIR    ?=
+ZSHDIR     ?= $(PREFIX)/share/zsh/site-functions
+
+# The tools are pinned in a module of their own, so that they do not shape the program's dependencies.
+TOOL := $(GO) tool -modfile=tools/go.mod
+
+# Static and reproducible: the same commit gives the same bytes wherever it is built.
+BUILDFLAGS := -trimpath -buildvcs=false -ldflags '-s -w -buildid= -X main.version=$(VERSION) -X main.commit=$(COMMIT)'
+
+# The race detector needs cgo, and so a C compiler.
+CC_FOUND  := $(shell command -v $$($(GO) env CC) 2>/dev/null)
+RACE      := $(if $(CC_FOUND),-race)
+TESTFLAGS ?=
+FUZZTIME  ?= 10s
+SOAK      ?= 1h
+
+MANUALS := $(wildcard cmd/ptthqd/man/*.[1-9])
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: build
+build: ## bin/ptthqd, static
+	CGO_ENABLED=0 $(GO) build $(BUILDFLAGS) -o bin/ptthqd ./cmd/ptthqd
+
+.PHONY: demo
+demo: build ## a relay, a client and a server on this machine, with data flowing between them
+	bin/ptthqd demo
+
+# --- tests -------------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: ## all tests, with the race detector where there is a C compiler
+ifeq ($(RACE),)
+	@echo 'make test: no C compiler, so the race detector is off; to have it: apt-get install gcc libc6-dev' >&2
+endif
+	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -shuffle=on -timeout=30m $(TESTFLAGS) ./...
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZTIME (10s)
+	@$(GO) test -list '^Fuzz' ./... \
+	| awk '/^Fuzz/ { target[n++] = $$1 } /^ok/ { for (i = 0; i < n; i++) print $$2, target[i]; n = 0 }' \
+	| while read -r package target; do \
+		echo "fuzz $$package $$target" >&2; \
+		$(GO) test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) "$$package"; \
+	done
+
+.PHONY: bench
+bench: ## every benchmark, six times; compare two outputs with `go tool -modfile=tools/go.mod benchstat`
+	$(GO) test -run='^$$' -bench=. -benchmem -count=6 ./...
+
+.PHONY: soak
+soak: ## the long tests, for SOAK (1h)
+	PTTHQD_SOAK=$(SOAK) $(GO) test -count=1 -v -timeout=0 -run='^TestSoak' ./...
+
+# --- gates -------------------------------------------------------------------------------------------------------
+
+.PHONY: check
+check: gates test ## all gates, then all tests
+
+.PHONY: gates
+gates: check-format check-tidy vet lint cross bench-once check-configs check-units check-man check-shell check-deb vulncheck ## all that is checked without running the tests
+
+.PHONY: format
+format: ## rewrite the Go files as the gates want them
+	$(TOOL) gofumpt -w .
+	$(TOOL) goimports -local ptthqd -w .
+
+.PHONY: check-format
+check-format:
+	@files=$$($(TOOL) gofumpt -l .; $(TOOL) goimports -local ptthqd -l .); \
+	if [ -n "$$files" ]; then echo 'not formatted (make format mends it):'; sort -u <<<"$$files"; exit 1; fi >&2
+
+.PHONY: check-tidy
+check-tidy:
+	$(GO) mod tidy -diff
+	cd tools && $(GO) mod tidy -diff
+
+.PHONY: vet
+vet:
+	$(GO) vet ./...
+
+.PHONY: lint
+lint:
+	$(TOOL) golangci-lint run ./...
+
+# A client lives on desktops too.
+.PHONY: cross
+cross:
+	GOOS=darwin  CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/ptthqd
+	GOOS=windows CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/ptthqd
+	GOOS=darwin  $(GO) vet ./...
+	GOOS=windows $(GO) vet ./...
+
+.PHONY: bench-once
+bench-once:
+	@$(GO) test -run='^$$' -bench=. -benchtime=1x ./...
+
+.PHONY: check-configs
+check-configs: build
+	bin/ptthqd check --no-key configs/*.toml
+
+# systemd-analyze exits 0 on keys that it does not know: any word from it is a failure. It looks at the program that
+# ExecStart= names too, so it is shown the units with the built one.
+.PHONY: check-units
+check-units: build
+	@deploy/systemd/check bin/ptthqd
+
+.PHONY: check-man
+check-man:
+	@if ! command -v mandoc >/dev/null; then echo 'make check-man: skipped, no mandoc (apt-get install mandoc)' >&2; exit; fi; \
+	said=$$(mandoc -T lint $(MANUALS) 2>&1 | grep -v -e 'referenced manual not found' -e 'mandoc.db' || true); \
+	if [ -n "$$said" ]; then echo "$$said" >&2; exit 1; fi
+
+.PHONY: check-shell
+check-shell:
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run deploy/systemd/check deploy/debian/{postinst,prerm,postrm}; \
+	else echo 'make check-shell: skipped, no shellcheck (apt-get install shellcheck)' >&2; fi
+
+# The database is on the network: out of its reach this says so and goes on; a finding fails.
+.PHONY: vulncheck
+vulncheck:
+	@out=$$($(TOOL) govulncheck ./... 2>&1) && code=0 || code=$$?; \
+	if [ $$code -ne 0 ] && grep -qE 'fetching vulnerabilities|dial tcp|no such host|vuln.go.dev' <<<"$$out" && ! grep -q '^Vulnerability #' <<<"$$out"; then \
+		echo 'make vulncheck: skipped, the vulnerability database cannot be reached' >&2; \
+	else printf '%s\n' "$$out"; exit $$code; fi
+
+# --- install and package -----------------------------------------------------------------------------------------
+
+INSTALLED := bin/ptthqd lib/sysusers.d/ptthqd.conf lib/sysctl.d/10-ptthqd.conf \
+	lib/systemd/system/ptthqd.service lib/systemd/system/ptthqd@.service \
+	lib/systemd/system/ptthqd.socket lib/systemd/system/ptthqd@.socket lib/systemd/user/ptthqd.service \
+	share/man/man8/ptthqd.8.gz share/man/man5/ptthqd.toml.5.gz \
+	share/bash-completion/completions/ptthqd share/fish/vendor_completions.d/ptthqd.fish
+
+# The completions come from the program itself, run on this machine whatever it is built for.
+COMPLETION := env -u GOOS -u GOARCH CGO_ENABLED=0 $(GO) run ./cmd/ptthqd completion
+
+.PHONY: install
+install: build ## install below PREFIX (/usr/local), in DESTDIR; a config that is there is left alone
+	install -D -m 0755 bin/ptthqd $(DESTDIR)$(PREFIX)/bin/ptthqd
+	@for kind in system user; do \
+		from=deploy/systemd; [ $$kind = system ] || from=deploy/systemd/user; \
+		for unit in $$from/*.service $$from/*.socket; do \
+			[ -e $$unit ] || continue; \
+			to=$(DESTDIR)$(PREFIX)/lib/systemd/$$kind/$${unit##*/}; \
+			echo "install $$unit $$to"; \
+			install -D -m 0644 $$unit $$to; \
+			sed -i 's|/usr/bin/ptthqd|$(PREFIX)/bin/ptthqd|; s|/usr/share/doc|$(PREFIX)/share/doc|' $$to; \
+		done; \
+	done
+	install -D -m 0644 deploy/systemd/ptthqd.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/ptthqd.conf
+	install -D -m 0644 deploy/systemd/ptthqd.sysctl $(DESTDIR)$(PREFIX)/lib/sysctl.d/10-ptthqd.conf
+	@for page in $(MANUALS); do \
+		to=$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}.gz; \
+		echo "install $$page $$to"; \
+		mkdir -p $${to%/*}; \
+		gzip -9nc $$page > $$to; chmod 0644 $$to; \
+	done
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d $(DESTDIR)$(ZSHDIR)
+	$(COMPLETION) bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/ptthqd
+	$(COMPLETION) fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/ptthqd.fish
+	$(COMPLETION) zsh > $(DESTDIR)$(ZSHDIR)/_ptthqd
+	install -d $(DESTDIR)$(PREFIX)/share/doc/ptthqd/examples
+	install -m 0644 deploy/systemd/examples/* configs/*.toml $(DESTDIR)$(PREFIX)/share/doc/ptthqd/examples/
+	install -m 0644 README.md SECURITY.md $(DESTDIR)$(PREFIX)/share/doc/ptthqd/
+	@[ -e $(DESTDIR)$(SYSCONFDIR)/ptthq.toml ] || install -v -D -m 0644 deploy/ptthq.toml $(DESTDIR)$(SYSCONFDIR)/ptthq.toml
+	@[ -n "$(DESTDIR)" ] || echo 'Now: systemd-sysusers && systemctl daemon-reload; then `ptthqd init relay`, `server` or `client`.'
+
+.PHONY: uninstall
+uninstall: ## remove what install brought, but not the config and the key
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,$(INSTALLED)) $(DESTDIR)$(ZSHDIR)/_ptthqd
+	rm -rf $(DESTDIR)$(PREFIX)/share/doc/ptthqd
+
+# A version of Debian's has one hyphen, before the packager's own number, and says when it was made: by the commit, so
+# that the same commit gives the same package.
+DEBVERSION := $(subst -,+,$(VERSION))
+DEBARCH     = $(shell $(GO) env GOARCH)
+
+.PHONY: deb
+deb: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+deb: ## dist/ptthqd_VERSION_ARCH.deb
+	rm -rf dist/root dist/deb
+	$(MAKE) install DESTDIR=dist/root PREFIX=/usr ZSHDIR=/usr/share/zsh/vendor-completions VERSION='$(VERSION)' COMMIT='$(COMMIT)'
+	install -D -m 0644 deploy/debian/copyright dist/root/usr/share/doc/ptthqd/copyright
+	install -D -m 0644 deploy/debian/lintian-overrides dist/root/usr/share/lintian/overrides/ptthqd
+	gzip -9nc CHANGELOG.md > dist/root/usr/share/doc/ptthqd/changelog.gz
+	sed -e 's/@VERSION@/$(DEBVERSION)-1/' -e "s/@DATE@/$$(date -u -R -d @$$SOURCE_DATE_EPOCH)/" deploy/debian/changelog \
+		| gzip -9nc > dist/root/usr/share/doc/ptthqd/changelog.Debian.gz
+	chmod 0644 dist/root/usr/share/doc/ptthqd/*.gz
+	DEBVERSION='$(DEBVERSION)' DEBARCH='$(DEBARCH)' $(TOOL) nfpm package --config deploy/debian/nfpm.yaml --packager deb \
+		--target dist/ptthqd_$(DEBVERSION)-1_$(DEBARCH).deb
+	rm -rf dist/root
+
+.PHONY: check-deb
+check-deb: deb
+	@if command -v lintian >/dev/null; then lintian --fail-on error,warning dist/ptthqd_$(DEBVERSION)-1_$(DEBARCH).deb; \
+	else echo 'make check-deb: skipped, no lintian (apt-get install lintian)' >&2; fi
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin dist
