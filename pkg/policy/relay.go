@@ -1,0 +1,186 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"ptthqd/pkg/ident"
+	"ptthqd/pkg/wire"
+)
+
+// Role is which end of a forwarded connection a peer of the relay is.
+type Role string
+
+// The roles of a relay's peers.
+const (
+	RoleClient Role = "client"
+	RoleServer Role = "server"
+)
+
+// Rule is one entry of a client's allowed_servers.
+type Rule struct {
+	Server Pattern
+	Target string // the canonical text of the only target that it allows; empty: it allows all
+	Source Source
+}
+
+// ParseRule parses SERVER or SERVER:TARGET, such as "nas", "build-*", "db:5432", "nas:ssh" or "nas:192.168.1.20:5901".
+// The Source is left to the caller.
+func ParseRule(s string) (Rule, error) {
+	server, target, narrowed := strings.Cut(s, ":")
+	pattern, err := ParsePattern(server)
+	if err != nil {
+		return Rule{}, err
+	}
+	if !narrowed {
+		return Rule{Server: pattern}, nil
+	}
+	t, err := ParseTarget(target)
+	if err != nil {
+		return Rule{}, err
+	}
+	return Rule{Server: pattern, Target: t.String()}, nil
+}
+
+// String returns what [ParseRule] parses to the same rule.
+func (r Rule) String() string {
+	if r.Target == "" {
+		return r.Server.String()
+	}
+	return r.Server.String() + ":" + strings.TrimPrefix(r.Target, ":")
+}
+
+// Peer is a node that the relay admits.
+type Peer struct {
+	ID      string
+	Role    Role
+	Keys    []ident.PublicKey // one; more while its key is being changed
+	Allowed []Rule            // a client's only
+	Source  Source
+}
+
+// Relay is all that a relay decides by. Its methods may be called from several goroutines; what they return is shared
+// and must not be changed.
+type Relay struct {
+	peers []*Peer
+	byID  map[string]*Peer
+	byKey map[ident.PublicKey]*Peer
+}
+
+// NewRelay makes a Relay of the peers, which it copies. It refuses peers who cannot be told apart, an impossible ID, role
+// or rule, with an [*Error].
+func NewRelay(peers []Peer) (*Relay, error) {
+	r := &Relay{
+		byID:  make(map[string]*Peer, len(peers)),
+		byKey: make(map[ident.PublicKey]*Peer, len(peers)),
+	}
+	for _, peer := range peers {
+		p := &peer
+		p.Keys, p.Allowed = slices.Clone(p.Keys), slices.Clone(p.Allowed)
+		if err := r.add(p); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+func (r *Relay) add(p *Peer) error {
+	if err := wire.CheckID(p.ID); err != nil {
+		return &Error{Source: p.Source, Key: "id", Message: err.Error()}
+	}
+	if other, ok := r.byID[p.ID]; ok {
+		return &Error{Source: p.Source, Key: "id", Message: fmt.Sprintf("two peers have the ID %s", p.ID), Hint: also(other.Source)}
+	}
+	if p.Role != RoleClient && p.Role != RoleServer {
+		return &Error{Source: p.Source, Key: "role", Message: fmt.Sprintf("%q is no role of a peer", string(p.Role)), Hint: `write "client" or "server"`}
+	}
+	if p.Role != RoleClient && len(p.Allowed) > 0 {
+		return &Error{Source: p.Source, Key: "allowed_servers", Message: p.ID + " is a server, and reaches no other", Hint: "give them to the client"}
+	}
+	if len(p.Keys) == 0 {
+		return &Error{Source: p.Source, Key: "public_key", Message: p.ID + " has no key", Hint: "`ptthqd pubkey` prints it there"}
+	}
+	for _, key := range p.Keys {
+		if other, ok := r.byKey[key]; ok {
+			message := fmt.Sprintf("%s and %s have the same key", other.ID, p.ID)
+			if other == p {
+				message = p.ID + " has the same key twice"
+			}
+			return &Error{Source: p.Source, Key: "public_key", Message: message, Hint: "each node has a key of its own"}
+		}
+		r.byKey[key] = p
+	}
+	r.byID[p.ID] = p
+	r.peers = append(r.peers, p)
+	return nil
+}
+
+// also points to the other one of two that collide.
+func also(s Source) string {
+	if s == (Source{}) {
+		return ""
+	}
+	return "the other one is at " + s.String()
+}
+
+// PeerByKey returns the peer that a key belongs to.
+func (r *Relay) PeerByKey(key ident.PublicKey) (Peer, bool) { return found(r.byKey[key]) }
+
+// Peer returns the peer that has an ID.
+func (r *Relay) Peer(id string) (Peer, bool) { return found(r.byID[id]) }
+
+func found(p *Peer) (Peer, bool) {
+	if p == nil {
+		return Peer{}, false
+	}
+	return *p, true
+}
+
+// Peers returns all peers in the config's order.
+func (r *Relay) Peers() []Peer {
+	peers := make([]Peer, len(r.peers))
+	for i, p := range r.peers {
+		peers[i] = *p
+	}
+	return peers
+}
+
+// Allow decides whether a client may reach a target of a server. The target is compared as text: one that is not
+// canonical is none that a rule could name. The answer is the same whether the server is connected or not.
+func (r *Relay) Allow(client, server, target string) Decision {
+	c, ok := r.byID[client]
+	if !ok {
+		return Decision{Reason: "no peer has the ID " + client}
+	}
+	if c.Role != RoleClient {
+		return Decision{Reason: client + " is a server, not a client", Source: c.Source}
+	}
+	d := Decision{Reason: fmt.Sprintf("no allowed_servers of %s name %s", client, server), Source: c.Source}
+	for _, rule := range c.Allowed {
+		if !rule.Server.Match(server) {
+			continue
+		}
+		if rule.Target == "" || rule.Target == target {
+			return r.allowedBy(rule, client, server)
+		}
+		if d.Rule == "" {
+			d = Decision{Rule: rule.String(), Reason: fmt.Sprintf("%s may reach %s, but not its target %s", client, server, target), Source: rule.Source}
+		}
+	}
+	return d
+}
+
+// allowedBy says yes, if there is such a server at all.
+func (r *Relay) allowedBy(rule Rule, client, server string) Decision {
+	d := Decision{Rule: rule.String(), Source: rule.Source}
+	switch s, ok := r.byID[server]; {
+	case !ok:
+		d.Reason = "no peer has the ID " + server
+	case s.Role != RoleServer:
+		d.Reason, d.Source = server+" is a client, not a server", s.Source
+	default:
+		d.Allowed, d.Reason = true, client+" may reach "+server
+	}
+	return d
+}
