@@ -1,0 +1,138 @@
+package link
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/quic-go/quic-go"
+)
+
+// Limits bound what a neighbour, or a stranger, can make grow. The zero value of each field stands for its default.
+type Limits struct {
+	// Streams is how many streams a peer may have open at once on one link. Default 16,384.
+	Streams int64
+	// StreamWindow and ConnectionWindow are how far QUIC's flow-control windows may grow, in bytes, for a stream and for a
+	// link. Default 16 and 32 MiB: what 200 ms at 80 and 160 MiB/s need.
+	StreamWindow, ConnectionWindow uint64
+	// Windows is what the windows of all links of a process may grow by together. Nil: without bound.
+	Windows *Budget
+	// PendingTips is how many streams of one link may be waiting for their tip, or to be accepted. Default 256.
+	PendingTips int
+	// TipTimeout is how long a stream's tip may take to arrive whole. Default 5 s.
+	TipTimeout time.Duration
+	// IdleTimeout is the silence after which QUIC ends a link that nothing was expected on. Default 30 s.
+	IdleTimeout time.Duration
+	// HandshakesPerSecond is the rate of handshakes above which a listener has those who begin one prove their address
+	// first (Retry), which costs them a round trip. Twice as many may come at once. Default 200.
+	HandshakesPerSecond int
+	// LinksPerPeer is how many connections with one key may wait to become its link. Default 8.
+	LinksPerPeer int
+}
+
+// The windows begin small: they take memory where a peer sends and is not read, and grow with what the path carries.
+const (
+	initialStreamWindow     = 512 << 10
+	initialConnectionWindow = 1 << 20
+)
+
+func (l Limits) withDefaults() *Limits {
+	orDefault(&l.Streams, 16384)
+	orDefault(&l.StreamWindow, 16<<20)
+	orDefault(&l.ConnectionWindow, 32<<20)
+	orDefault(&l.PendingTips, 256)
+	orDefault(&l.TipTimeout, 5*time.Second)
+	orDefault(&l.IdleTimeout, 30*time.Second)
+	orDefault(&l.HandshakesPerSecond, 200)
+	orDefault(&l.LinksPerPeer, 8)
+	return &l
+}
+
+func orDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// quicConfig is the QUIC config of links; their windows grow by what g gives.
+func (l *Limits) quicConfig(g *grants) *quic.Config {
+	return &quic.Config{
+		Versions:                       []quic.Version{quic.Version1},
+		MaxIdleTimeout:                 l.IdleTimeout,
+		InitialStreamReceiveWindow:     min(initialStreamWindow, l.StreamWindow),
+		MaxStreamReceiveWindow:         l.StreamWindow,
+		InitialConnectionReceiveWindow: min(initialConnectionWindow, l.ConnectionWindow),
+		MaxConnectionReceiveWindow:     l.ConnectionWindow,
+		AllowConnectionWindowIncrease:  g.allow,
+		MaxIncomingStreams:             l.Streams,
+		MaxIncomingUniStreams:          -1,
+		// Heartbeats keep a link alive. They wait for the flow-control window, where a link is full of what nobody reads;
+		// QUIC's own pings don't.
+		KeepAlivePeriod: l.IdleTimeout / 2,
+	}
+}
+
+// Budget is what flow-control windows may grow by, of all links that share it.
+type Budget struct {
+	limit int64
+	used  atomic.Int64
+}
+
+// NewBudget makes a budget of so many bytes.
+func NewBudget(bytes int64) *Budget { return &Budget{limit: bytes} }
+
+// Used is how many bytes of the budget are promised at the moment.
+func (b *Budget) Used() int64 { return b.used.Load() }
+
+func (b *Budget) take(n int64) bool {
+	if b.used.Add(n) <= b.limit {
+		return true
+	}
+	b.used.Add(-n)
+	return false
+}
+
+// grants are the shares that links have of a budget.
+type grants struct {
+	budget *Budget
+	mu     sync.Mutex
+	taken  map[*quic.Conn]int64
+}
+
+func newGrants(b *Budget) *grants { return &grants{budget: b, taken: map[*quic.Conn]int64{}} }
+
+// allow is quic.Config.AllowConnectionWindowIncrease.
+func (g *grants) allow(conn *quic.Conn, delta uint64) bool {
+	if g.budget == nil {
+		return true
+	}
+	if !g.budget.take(int64(delta)) {
+		return false
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.taken[conn] += int64(delta)
+	return true
+}
+
+// release gives a connection's share back.
+func (g *grants) release(conn *quic.Conn) {
+	if g.budget == nil {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.budget.used.Add(-g.taken[conn])
+	delete(g.taken, conn)
+}
+
+// releaseAll gives all shares back.
+func (g *grants) releaseAll() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, n := range g.taken {
+		g.budget.used.Add(-n)
+	}
+	clear(g.taken)
+}

@@ -1,0 +1,324 @@
+// Package link keeps authenticated QUIC connections to neighbours: a client's or server's to its relays (Dialer), a
+// relay's to its clients and servers (Listener). It is the only package that knows quic-go.
+//
+// The one idea: a Link is short-lived and honest. It has been up since both ends have heard each other on its control
+// stream, and it is over as soon as one end has reason to think so, long before QUIC's own timeout: heartbeats run each
+// way, and a link on which something was expected and nothing at all arrived is given up. Whatever must outlive a link, a
+// session does above it, over the next link; so there is one way to go on after a restart, a dead path, a new address and
+// a wake-up: dial again.
+//
+//	dialer := &link.Dialer{Address: "relay.example.com:30380", Key: relayKey, Identity: key, Serve: serve}
+//	err := dialer.Run(ctx) // calls serve for each link, until ctx is done
+//
+//	func serve(ctx context.Context, l *link.Link) {
+//		for {
+//			stream, tip, err := l.Accept(ctx)
+//			...
+//
+// The first stream of each link is the control stream: its tip makes the link count for the listener, and the listener's
+// first heartbeat makes it count for the dialler. Every other stream begins with a tip of its own.
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"ptthqd/pkg/ident"
+	"ptthqd/pkg/wire"
+)
+
+// Link is one live, authenticated connection to a neighbour. Its methods may be called from any goroutine.
+type Link struct {
+	conn    *quic.Conn
+	control *quic.Stream
+	peer    string
+	key     ident.PublicKey
+	dialled bool // by this end
+	since   time.Time
+	log     *slog.Logger
+	limits  *Limits
+	release func() // what the link leaves behind; nil: nothing
+	revoked func(l *Link, client, target string)
+
+	pulse pulse
+
+	confirmed   chan struct{} // closed at the peer's first heartbeat
+	suspect     chan struct{}
+	peerClosing chan struct{}
+	once        struct{ confirmed, suspect, peerClosing sync.Once }
+
+	// replaced is set before the peer can hear of a newer link of this process; then `superseded` says nothing new.
+	replaced atomic.Bool
+
+	accept struct {
+		once  sync.Once
+		ready chan accepted
+		tips  chan struct{} // holds one for each stream whose tip is being waited for
+	}
+	work sync.WaitGroup // the goroutines of this link; see wait
+}
+
+type accepted struct {
+	stream *Stream
+	tip    wire.Message
+}
+
+// Stats are a link's figures, since its beginning.
+type Stats struct {
+	RTT           time.Duration // smoothed round trip of QUIC's packets
+	MinRTT        time.Duration // the smallest seen
+	AppRTT        time.Duration // smoothed round trip of heartbeats, through both processes; 0 at the end that was dialled
+	PacketsSent   uint64
+	PacketsLost   uint64 // of those sent
+	BytesSent     uint64 // with all of QUIC's overhead
+	BytesReceived uint64
+	GSO           bool // packets leave in segments
+}
+
+// A ClosedError says that one end closed a link on purpose.
+type ClosedError struct {
+	Code   wire.CloseCode
+	Remote bool
+	Reason string // for people; whoever closed it says it
+}
+
+func (e *ClosedError) Error() string {
+	who := "closed by this end"
+	if e.Remote {
+		who = "closed by the other end"
+	}
+	if e.Reason == "" {
+		return who + ": " + e.Code.String()
+	}
+	return who + ": " + e.Code.String() + ": " + e.Reason
+}
+
+// ErrStreamLimit says that the peer allows no more streams at the moment.
+var ErrStreamLimit = errors.New("open a stream: the other end's limit of streams at once is reached")
+
+func newLink(conn *quic.Conn, peer string, key ident.PublicKey, limits *Limits, log *slog.Logger) *Link {
+	l := &Link{
+		conn:        conn,
+		peer:        peer,
+		key:         key,
+		since:       time.Now(),
+		log:         log,
+		limits:      limits,
+		confirmed:   make(chan struct{}),
+		suspect:     make(chan struct{}),
+		peerClosing: make(chan struct{}),
+	}
+	l.accept.ready = make(chan accepted)
+	l.accept.tips = make(chan struct{}, limits.PendingTips)
+	return l
+}
+
+// start begins with the heartbeats, on the control stream, whose tip is through.
+func (l *Link) start(control *quic.Stream) {
+	l.control = control
+	l.pulse.start(l)
+	l.work.Go(l.readControl)
+}
+
+// run serves a link until it is over and all that belongs to it has ended.
+func (l *Link) run(ctx context.Context, serve func(context.Context, *Link)) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stopCancel := context.AfterFunc(l.conn.Context(), func() { cancel(l.Err()) })
+	defer stopCancel()
+	stopClose := context.AfterFunc(ctx, func() { l.Close(wire.CloseClosing, "stopping") })
+	defer stopClose()
+	serve(ctx, l)
+	l.Close(wire.CloseClosing, "no more use for the link")
+	l.wait()
+	if l.release != nil {
+		l.release()
+	}
+}
+
+// wait returns when the link is over and all its goroutines have ended.
+func (l *Link) wait() {
+	<-l.Done()
+	l.pulse.stop()
+	l.work.Wait()
+}
+
+// Peer is the ID that the listener's config gives to the peer; for a dialler it is the relay's address as configured.
+func (l *Link) Peer() string { return l.peer }
+
+// Key is the peer's key.
+func (l *Link) Key() ident.PublicKey { return l.key }
+
+// RemoteAddr is where the peer's packets come from at the moment.
+func (l *Link) RemoteAddr() netip.AddrPort { return addrPort(l.conn.RemoteAddr()) }
+
+// Since is when the link was made.
+func (l *Link) Since() time.Time { return l.since }
+
+// Open opens a stream that begins with head: its tips, and perhaps data, 64 KiB at most, which leave in the first packets.
+// It waits for nobody, unless the connection's flow-control window has no room for head, which it waits for TipTimeout at
+// most. It fails with ErrStreamLimit, or with a *wire.ResetError if the link is down.
+func (l *Link) Open(head []byte) (*Stream, error) {
+	l.touch()
+	qs, err := l.conn.OpenStream()
+	if err != nil {
+		if _, ok := errors.AsType[*quic.StreamLimitReachedError](err); ok {
+			return nil, ErrStreamLimit
+		}
+		return nil, streamError(err)
+	}
+	s := &Stream{stream: qs, link: l}
+	ok, err := s.TryWrite(head)
+	if err == nil && !ok {
+		_ = s.SetWriteDeadline(time.Now().Add(l.limits.TipTimeout))
+		_, err = s.Write(head)
+		_ = s.SetWriteDeadline(time.Time{})
+	}
+	if err != nil {
+		s.Reset(wire.CodeLost)
+		return nil, err
+	}
+	return s, nil
+}
+
+// Accept returns the next stream of the peer with its tip, which is read beside this, so that a stream that says nothing
+// holds up nobody. A stream whose tip does not come in time is reset, a malformed tip is answered with 400. It fails when the
+// link is over (Err tells why) or ctx is done.
+func (l *Link) Accept(ctx context.Context) (*Stream, wire.Message, error) {
+	l.accept.once.Do(func() { l.work.Go(l.acceptStreams) })
+	select {
+	case a := <-l.accept.ready:
+		return a.stream, a.tip, nil
+	case <-l.Done():
+		return nil, nil, l.Err()
+	case <-ctx.Done():
+		return nil, nil, context.Cause(ctx)
+	}
+}
+
+func (l *Link) acceptStreams() {
+	for {
+		// Bounds what a peer can make grow: beyond it, his streams wait in QUIC.
+		select {
+		case l.accept.tips <- struct{}{}:
+		case <-l.Done():
+			return
+		}
+		qs, err := l.conn.AcceptStream(l.conn.Context())
+		if err != nil {
+			return
+		}
+		l.work.Go(func() {
+			defer func() { <-l.accept.tips }()
+			l.readTip(&Stream{stream: qs, link: l})
+		})
+	}
+}
+
+func (l *Link) readTip(s *Stream) {
+	_ = s.SetReadDeadline(time.Now().Add(l.limits.TipTimeout))
+	tip, err := wire.Read(s)
+	if errors.Is(err, wire.ErrMalformed) || err == nil && tip == nil {
+		l.log.Debug("malformed tip", slog.Any("error", err))
+		_, _ = s.TryWrite(wire.Append(nil, &wire.Reply{Status: wire.StatusMalformed, Text: "the tip can't be understood"}))
+		_ = s.CloseWrite()
+		s.CancelRead(wire.CodeLost)
+		return
+	}
+	if err != nil {
+		l.log.Debug("no tip", slog.Any("error", err))
+		s.Reset(wire.CodeLost)
+		return
+	}
+	if _, second := tip.(*wire.Control); second {
+		l.Close(wire.CloseProtocol, "a second control stream")
+		return
+	}
+	_ = s.SetReadDeadline(time.Time{})
+	select {
+	case l.accept.ready <- accepted{s, tip}:
+	case <-l.Done():
+	}
+}
+
+// Done is closed when the link is over. By then all its streams are dead.
+func (l *Link) Done() <-chan struct{} { return l.conn.Context().Done() }
+
+// Err tells why the link ended: a *ClosedError, or an error in words for people. It is nil before.
+func (l *Link) Err() error {
+	if l.conn.Context().Err() == nil {
+		return nil
+	}
+	select {
+	case <-l.suspect:
+		return errSuspect
+	default:
+		return linkError(context.Cause(l.conn.Context()))
+	}
+}
+
+var errSuspect = errors.New("nothing arrived from the other end any more, though something was expected")
+
+func linkError(err error) error {
+	if end, ok := errors.AsType[*quic.ApplicationError](err); ok {
+		return &ClosedError{Code: wire.CloseCode(end.ErrorCode), Remote: end.Remote, Reason: end.ErrorMessage}
+	}
+	if _, ok := errors.AsType[*quic.StatelessResetError](err); ok {
+		return errors.New("the other end does not know the link any more: it has restarted")
+	}
+	if _, ok := errors.AsType[*quic.IdleTimeoutError](err); ok {
+		return errors.New("nothing arrived from the other end for too long")
+	}
+	return fmt.Errorf("the link failed: %w", err)
+}
+
+// Suspect is closed when nothing at all arrived from the peer for max(1.5 s, 4 × PTO) while something was expected. The
+// link is over then: Done follows at once.
+func (l *Link) Suspect() <-chan struct{} { return l.suspect }
+
+// PeerClosing is closed when the relay at the other end has said that it is about to go.
+func (l *Link) PeerClosing() <-chan struct{} { return l.peerClosing }
+
+// SendClosing tells the peer that this relay is about to go.
+func (l *Link) SendClosing() error { return l.sendControl(&wire.Closing{}) }
+
+// SendRevoked tells a server that client's right to reach target was withdrawn (all targets if it is empty).
+func (l *Link) SendRevoked(client, target string) error {
+	return l.sendControl(&wire.Revoked{Client: client, Target: target})
+}
+
+// Close closes the link; the peer gets code and reason, unless they are lost on the way. Streams end at once, whatever they
+// still hold. Closing twice does nothing.
+func (l *Link) Close(code wire.CloseCode, reason string) {
+	_ = l.conn.CloseWithError(quic.ApplicationErrorCode(code), reason)
+}
+
+// Stats returns the link's figures.
+func (l *Link) Stats() Stats {
+	s := l.conn.ConnectionStats()
+	return Stats{
+		RTT:           s.SmoothedRTT,
+		MinRTT:        s.MinRTT,
+		AppRTT:        time.Duration(l.pulse.rtt.Load()),
+		PacketsSent:   s.PacketsSent,
+		PacketsLost:   s.PacketsLost,
+		BytesSent:     s.BytesSent,
+		BytesReceived: s.BytesReceived,
+		GSO:           l.conn.ConnectionState().GSO,
+	}
+}
+
+// touch notes that a stream carries data.
+func (l *Link) touch() {
+	if !l.pulse.busy.Load() && !l.pulse.busy.Swap(true) && l.pulse.slow.Load() {
+		l.pulse.wake()
+	}
+}

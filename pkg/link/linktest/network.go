@@ -1,0 +1,227 @@
+// Package linktest is a simulated network for tests of links and of all that stands on them, inside a testing/synctest
+// bubble: exact virtual latencies under real QUIC connections, and a router that can be told to misbehave.
+//
+//	synctest.Test(t, func(t *testing.T) {
+//		network := linktest.New(t, 10*time.Millisecond)
+//		relay := network.Relay("192.0.2.1:30380", admit, serveRelay)
+//		client := network.Dialer(relay, key, serveClient)
+//		...
+//		network.Cut("10.0.0.1")
+//
+// Hosts are IP addresses. Each socket that a Dialer opens is a new port of its host.
+package linktest
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/quic-go/quic-go/testutils/simnet"
+)
+
+// Network is a network with a router in the middle. Its verbs may be called at any time, from any goroutine, and act on the
+// packets that are sent from then on.
+type Network struct {
+	t       testing.TB
+	latency time.Duration
+
+	mu      sync.Mutex
+	nodes   map[netip.AddrPort]simnet.PacketReceiver
+	links   []*simnet.SimulatedLink
+	ports   map[netip.Addr]uint16
+	cut     map[netip.Addr]bool
+	drop    func(Packet) bool
+	delay   func(Packet) time.Duration
+	rebound map[netip.AddrPort]netip.AddrPort // what a NAT makes of a source, and back
+	inside  map[netip.AddrPort]netip.AddrPort
+	packets int
+}
+
+// Packet is a packet on its way, as the router sees it.
+type Packet struct {
+	From, To netip.AddrPort
+	Data     []byte
+}
+
+// New makes a network whose packets take latency from one host to another. It must be called inside the bubble, and ends
+// with the test: close what uses it first.
+func New(t testing.TB, latency time.Duration) *Network {
+	t.Helper()
+	n := &Network{
+		t:       t,
+		latency: latency,
+		nodes:   map[netip.AddrPort]simnet.PacketReceiver{},
+		ports:   map[netip.Addr]uint16{},
+		cut:     map[netip.Addr]bool{},
+		rebound: map[netip.AddrPort]netip.AddrPort{},
+		inside:  map[netip.AddrPort]netip.AddrPort{},
+	}
+	t.Cleanup(n.close)
+	return n
+}
+
+// Cut takes hosts off the network: their packets vanish, both ways, without a word.
+func (n *Network) Cut(hosts ...string) { n.setCut(true, hosts) }
+
+// Heal puts hosts back.
+func (n *Network) Heal(hosts ...string) { n.setCut(false, hosts) }
+
+func (n *Network) setCut(cut bool, hosts []string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, h := range hosts {
+		n.cut[netip.MustParseAddr(h)] = cut
+	}
+}
+
+// Drop has the router drop the packets of which f says so. It replaces the f before; nil drops none.
+func (n *Network) Drop(f func(Packet) bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.drop = f
+}
+
+// Delay adds to the latency of each packet. It replaces the f before; nil adds nothing.
+func (n *Network) Delay(f func(Packet) time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.delay = f
+}
+
+// Rebind has a host's packets come from new ports from now on, as when its NAT has forgotten it. Packets to the old ones vanish.
+func (n *Network) Rebind(host string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	addr := netip.MustParseAddr(host)
+	for node := range n.nodes {
+		if node.Addr() != addr {
+			continue
+		}
+		delete(n.inside, n.rebound[node])
+		outside := n.portLocked(addr)
+		n.rebound[node], n.inside[outside] = outside, node
+	}
+}
+
+// Packets is how many packets the router has seen, also those that it dropped.
+func (n *Network) Packets() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.packets
+}
+
+// Listen opens a socket at an address, which is free again when the socket is closed.
+func (n *Network) Listen(address string) net.PacketConn {
+	return n.open(netip.MustParseAddrPort(address))
+}
+
+// ListenPacket opens sockets of a host, each at a port of its own, as link.Dialer wants.
+func (n *Network) ListenPacket(host string) func(context.Context) (net.PacketConn, error) {
+	addr := netip.MustParseAddr(host)
+	return func(context.Context) (net.PacketConn, error) {
+		n.mu.Lock()
+		port := n.portLocked(addr)
+		n.mu.Unlock()
+		return n.open(port), nil
+	}
+}
+
+func (n *Network) portLocked(host netip.Addr) netip.AddrPort {
+	n.ports[host]++
+	return netip.AddrPortFrom(host, 40000+n.ports[host])
+}
+
+func (n *Network) open(at netip.AddrPort) net.PacketConn {
+	uplink := &simnet.SimulatedLink{
+		UplinkSettings:   simnet.LinkSettings{MTU: 1500},
+		DownlinkSettings: simnet.LinkSettings{MTU: 1500},
+		UploadPacket:     n,
+		LatencyFunc:      n.latencyOf,
+	}
+	conn := simnet.NewBlockingSimConn(net.UDPAddrFromAddrPort(at), uplink)
+	uplink.Start()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.nodes[at] != nil {
+		n.t.Errorf("linktest: %v is in use", at)
+	}
+	n.nodes[at] = uplink
+	n.links = append(n.links, uplink)
+	return &socket{SimConn: conn, network: n, at: at}
+}
+
+func (n *Network) latencyOf(p simnet.Packet) time.Duration {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.delay == nil {
+		return n.latency
+	}
+	return n.latency + n.delay(packet(p))
+}
+
+// SendPacket is simnet's interface to a router.
+func (n *Network) SendPacket(p simnet.Packet) error {
+	if to := n.route(&p); to != nil {
+		to.RecvPacket(p)
+	}
+	return nil
+}
+
+func (n *Network) route(p *simnet.Packet) simnet.PacketReceiver {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.packets++
+	seen := packet(*p)
+	if n.cut[seen.From.Addr()] || n.cut[seen.To.Addr()] || n.drop != nil && n.drop(seen) {
+		return nil
+	}
+	if outside, ok := n.rebound[seen.From]; ok {
+		p.From = net.UDPAddrFromAddrPort(outside)
+	}
+	if inside, ok := n.inside[seen.To]; ok {
+		p.To = net.UDPAddrFromAddrPort(inside)
+		return n.nodes[inside]
+	}
+	if _, ok := n.rebound[seen.To]; ok {
+		return nil
+	}
+	return n.nodes[seen.To]
+}
+
+// AddNode is simnet's interface to a router; open does the work.
+func (n *Network) AddNode(net.Addr, simnet.PacketReceiver) {}
+
+func (n *Network) close() {
+	n.mu.Lock()
+	links := n.links
+	n.mu.Unlock()
+	for _, l := range links {
+		_ = l.Close()
+	}
+}
+
+func packet(p simnet.Packet) Packet {
+	return Packet{From: addrPort(p.From), To: addrPort(p.To), Data: p.Data}
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	ap := a.(*net.UDPAddr).AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+// socket gives its address back when it is closed.
+type socket struct {
+	*simnet.SimConn
+	network *Network
+	at      netip.AddrPort
+}
+
+func (s *socket) Close() error {
+	s.network.mu.Lock()
+	delete(s.network.nodes, s.at)
+	s.network.mu.Unlock()
+	return s.SimConn.Close()
+}

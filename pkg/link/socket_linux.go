@@ -1,0 +1,231 @@
+package link
+
+import (
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"syscall"
+
+	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// groReads is how many coalesced datagrams one system call takes at most; quic-go itself takes 8 packets.
+	groReads = 8
+	// groSize is the size of the largest coalesced datagram: the kernel stops below 64 KiB.
+	groSize = 64 << 10
+	// oobSize holds the control messages that are asked for: ECN, packet info of IPv6, GRO, drops.
+	oobSize = 160
+)
+
+// setUp prepares a UDP socket and returns what quic-go is given of it.
+func (s *Socket) setUp(udp *net.UDPConn) (net.PacketConn, error) {
+	raw, err := udp.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	err = raw.Control(func(fd uintptr) {
+		s.receiveBuffer = growBuffer(int(fd), unix.SO_RCVBUF, unix.SO_RCVBUFFORCE)
+		s.sendBuffer = growBuffer(int(fd), unix.SO_SNDBUF, unix.SO_SNDBUFFORCE)
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1)
+		s.gro = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 1) == nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &udpConn{UDPConn: udp, socket: s, batch: ipv4.NewPacketConn(udp)}, nil
+}
+
+// growBuffer raises a kernel buffer to socketBuffer, if it is smaller, and returns what it is then. FORCE goes beyond
+// net.core.rmem_max, and needs CAP_NET_ADMIN; the plain option stops there, and could shrink a buffer that FORCE made.
+func growBuffer(fd, option, force int) int {
+	size, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, option)
+	if err != nil || size >= socketBuffer {
+		return size
+	}
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, socketBuffer) != nil {
+		before := size
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, socketBuffer)
+		if size, _ = unix.GetsockoptInt(fd, unix.SOL_SOCKET, option); size < before {
+			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, before/2) // the kernel doubles what it is told
+		}
+	}
+	size, _ = unix.GetsockoptInt(fd, unix.SOL_SOCKET, option)
+	return size
+}
+
+// udpConn is a UDP socket as quic-go sees it: through its method ReadBatch it gets what the kernel has coalesced, in pieces.
+type udpConn struct {
+	*net.UDPConn
+	socket *Socket
+	batch  *ipv4.PacketConn
+
+	// What was read and is not handed out yet. quic-go reads from one goroutine.
+	reads   []ipv4.Message // made at the first read
+	next    int            // of reads[:filled], the one that is being split
+	filled  int
+	offset  int    // in that one's data
+	segment int    // its packets' size; the last one may be shorter
+	oob     []byte // its control messages that are quic-go's business
+	drops   uint32 // the kernel's count so far
+}
+
+// ReadBatch fills ms with one packet each and returns how many; it waits until there is one. The message's buffers are
+// quic-go's, so each packet is copied, which costs less than the system call that it spares.
+func (c *udpConn) ReadBatch(ms []ipv4.Message, flags int) (int, error) {
+	if !c.socket.gro {
+		n, err := c.batch.ReadBatch(ms, flags)
+		for i := range max(n, 0) {
+			c.examine(ms[i].OOB[:ms[i].NN], nil)
+		}
+		c.socket.reads.Add(uint64(max(n, 0)))
+		c.socket.received.Add(uint64(max(n, 0)))
+		return n, err
+	}
+	if c.next == c.filled {
+		if err := c.receive(flags); err != nil {
+			return 0, err
+		}
+	}
+	n := 0
+	for n < len(ms) && c.next < c.filled {
+		read := &c.reads[c.next]
+		data := read.Buffers[0][c.offset:read.N]
+		if len(data) > c.segment {
+			data = data[:c.segment]
+		}
+		c.offset += len(data)
+		m := &ms[n]
+		m.N = copy(m.Buffers[0], data) // a packet longer than quic-go's buffer is none of QUIC's
+		m.NN = copy(m.OOB, c.oob)
+		m.Flags = read.Flags
+		m.Addr = read.Addr
+		n++
+		if c.offset >= read.N {
+			c.next++
+			c.open()
+		}
+	}
+	c.socket.received.Add(uint64(n))
+	return n, nil
+}
+
+// receive waits for datagrams and takes what is there.
+func (c *udpConn) receive(flags int) error {
+	if c.reads == nil {
+		c.reads = make([]ipv4.Message, groReads)
+		for i := range c.reads {
+			c.reads[i].Buffers = [][]byte{make([]byte, groSize)}
+			c.reads[i].OOB = make([]byte, oobSize)
+		}
+		c.oob = make([]byte, 0, oobSize)
+	}
+	n, err := c.batch.ReadBatch(c.reads, flags)
+	c.next, c.filled = 0, max(n, 0)
+	if err != nil {
+		return err
+	}
+	c.socket.reads.Add(uint64(n))
+	c.open()
+	return nil
+}
+
+// open begins with the read at c.next, if there is one.
+func (c *udpConn) open() {
+	if c.next == c.filled {
+		return
+	}
+	read := &c.reads[c.next]
+	c.offset = 0
+	c.oob = c.oob[:0]
+	c.segment = c.examine(read.OOB[:read.NN], &c.oob)
+	if c.segment <= 0 {
+		c.segment = max(read.N, 1)
+	}
+}
+
+// examine reads the control messages of one datagram. It returns the size of the packets in it, 0 if it is a single one,
+// counts the kernel's drops, and appends what is not the socket's own business to rest.
+func (c *udpConn) examine(oob []byte, rest *[]byte) (segment int) {
+	for len(oob) > 0 {
+		header, body, remainder, err := unix.ParseOneSocketControlMessage(oob)
+		if err != nil {
+			return segment
+		}
+		switch {
+		case header.Level == unix.IPPROTO_UDP && header.Type == unix.UDP_GRO && len(body) >= 4:
+			segment = int(int32(binary.NativeEndian.Uint32(body)))
+		case header.Level == unix.IPPROTO_UDP && header.Type == unix.UDP_GRO && len(body) >= 2:
+			segment = int(binary.NativeEndian.Uint16(body))
+		case header.Level == unix.SOL_SOCKET && header.Type == unix.SO_RXQ_OVFL && len(body) >= 4:
+			drops := binary.NativeEndian.Uint32(body)
+			c.socket.dropped.Add(uint64(drops - c.drops)) // it wraps around
+			c.drops = drops
+		case rest != nil:
+			*rest = append(*rest, oob[:len(oob)-len(remainder)]...)
+		}
+		oob = remainder
+	}
+	return segment
+}
+
+// WriteMsgUDP sends one packet, or several of equal size where oob says so. Some hosts, containers above all, refuse
+// segmented or ECN-marked sends: then those go out without.
+func (c *udpConn) WriteMsgUDP(b, oob []byte, addr *net.UDPAddr) (int, int, error) {
+	_, _, err := c.UDPConn.WriteMsgUDP(b, oob, addr)
+	if err == nil {
+		return len(b), len(oob), nil
+	}
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EIO) {
+		segmented, marked, plain := splitControl(oob)
+		if marked {
+			if _, _, again := c.UDPConn.WriteMsgUDP(b, plain, addr); again == nil {
+				c.socket.sayOnce(saidECN, slog.LevelWarn, "this host refuses to send packets with an ECN mark, so they go without; "+
+					"QUIC_GO_DISABLE_ECN=true in the environment spares the attempt", slog.Any("error", err))
+				return len(b), len(oob), nil
+			}
+		}
+		if segmented {
+			c.socket.sayOnce(saidSegments, slog.LevelInfo, "this host refuses to send packets in segments (GSO), so they go one by one, which costs processor time; "+
+				"QUIC_GO_DISABLE_GSO=true in the environment spares the attempt", slog.Any("error", err))
+			// EIO is what quic-go knows: it sends the packets one by one, and the rest of the connection too. EINVAL it
+			// would end the connection for. It also comes when the path's MTU has shrunk below the segment.
+			return 0, 0, os.NewSyscallError("sendmsg", unix.EIO)
+		}
+	}
+	return len(b), len(oob), c.socket.sent(err)
+}
+
+// SetReadBuffer does nothing: the Socket has set the buffers, and quic-go's own attempt could shrink them.
+func (*udpConn) SetReadBuffer(int) error { return nil }
+
+// SetWriteBuffer does nothing, for the same reason.
+func (*udpConn) SetWriteBuffer(int) error { return nil }
+
+// splitControl tells whether control messages of a send ask for segments and for an ECN mark, and returns those
+// without the mark.
+func splitControl(oob []byte) (segmented, marked bool, unmarked []byte) {
+	for len(oob) > 0 {
+		header, _, remainder, err := unix.ParseOneSocketControlMessage(oob)
+		if err != nil {
+			return segmented, marked, unmarked
+		}
+		message := oob[:len(oob)-len(remainder)]
+		oob = remainder
+		switch {
+		case header.Level == unix.IPPROTO_IP && header.Type == unix.IP_TOS,
+			header.Level == unix.IPPROTO_IPV6 && header.Type == unix.IPV6_TCLASS:
+			marked = true
+			continue
+		case header.Level == unix.IPPROTO_UDP && header.Type == unix.UDP_SEGMENT:
+			segmented = true
+		}
+		unmarked = append(unmarked, message...)
+	}
+	return segmented, marked, unmarked
+}
+
+func tooLarge(err error) bool { return errors.Is(err, syscall.EMSGSIZE) }

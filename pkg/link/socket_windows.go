@@ -1,0 +1,9 @@
+package link
+
+import (
+	"errors"
+
+	"golang.org/x/sys/windows"
+)
+
+func tooLarge(err error) bool { return errors.Is(err, windows.WSAEMSGSIZE) }
