@@ -1,0 +1,151 @@
+package relay
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"ptthqd/pkg/policy"
+	"ptthqd/pkg/wire"
+)
+
+// Applied is what a change of the rules ended.
+type Applied struct {
+	Links       int // closed, as their keys are withdrawn
+	Connections int // reset, as they are no longer allowed
+}
+
+// Apply puts a new policy and new limits into force, and ends what the policy no
+// longer allows: connections are reset with `revoked` at both ends, servers hear
+// which sessions to end even if they are detached, and links of withdrawn keys are
+// closed. When it returns, all this has been said. Limits hold for what comes.
+func (r *Relay) Apply(p *policy.Relay, l Limits) Applied {
+	r.changing.Lock()
+	defer r.changing.Unlock()
+	now := &rules{policy: p, limits: l.withDefaults()}
+	was := r.rules.Swap(now)
+
+	// Connections first, so that they end with `revoked`, not with the loss of a link.
+	connections := r.table.matching(func(c *connection) bool {
+		return !c.decide(p).Allowed || !belongs(p, c.from) || c.to != nil && !belongs(p, c.to)
+	})
+	for _, c := range connections {
+		r.revoke(c, was.policy, p)
+	}
+	for _, c := range connections {
+		<-c.done
+	}
+
+	keyLost := make(map[string]bool)
+	for _, client := range r.table.knownClients() {
+		keyLost[client] = r.lostKey(p, client)
+	}
+	r.table.withdraw(func(server string, way right) bool {
+		return keyLost[way.client] || !p.Allow(way.client, server, way.target).Allowed
+	})
+	applied := Applied{Connections: len(connections)}
+	var sending sync.WaitGroup
+	for _, n := range r.links.all() {
+		if !belongs(p, n) {
+			n.log.Warn("link closed: its key is not in the config any more")
+			n.link.Close(wire.CloseRevoked, withdrawnKey)
+			applied.Links++
+			continue
+		}
+		n.opens.SetLimit(rate.Limit(now.limits.OpensPerSecond))
+		n.opens.SetBurst(2 * now.limits.OpensPerSecond)
+		sending.Go(func() { r.sendWithdrawn(n) })
+	}
+	sending.Wait()
+	return applied
+}
+
+// belongs tells whether a link's key still is that of its peer, in the same role.
+func belongs(p *policy.Relay, n *neighbour) bool {
+	peer, known := p.PeerByKey(n.link.Key())
+	return known && peer.ID == n.id && peer.Role == n.role
+}
+
+// lostKey tells whether the key with which a client was last here is withdrawn. Its
+// sessions go with it, whichever rights its other keys have.
+func (r *Relay) lostKey(p *policy.Relay, client string) bool {
+	last, known := r.links.lastKey(client)
+	if !known {
+		return false
+	}
+	peer, known := p.PeerByKey(last)
+	return !known || peer.ID != client || peer.Role != policy.RoleClient
+}
+
+// revoke resets a connection that is no longer allowed, and names the rule that
+// had allowed it.
+func (r *Relay) revoke(c *connection, was, now *policy.Relay) {
+	d := c.decide(now)
+	why := d.Reason
+	if d.Allowed {
+		why = "the key of its client or server was withdrawn"
+	}
+	c.from.log.Warn("connection revoked", append(c.attributes(),
+		slog.String("reason", why),
+		slog.String("allowed_before_by", c.decide(was).Source.String()),
+	)...)
+	c.reset(wire.CodeRevoked, "not allowed any more")
+}
+
+// sendWithdrawn tells a server which rights were withdrawn since it was last told.
+func (r *Relay) sendWithdrawn(n *neighbour) {
+	if n.role != policy.RoleServer {
+		return
+	}
+	for _, way := range r.table.takeWithdrawn(n.id) {
+		if err := n.link.SendRevoked(way.client, way.target); err != nil {
+			// Its sessions can't resume over this relay, and end by their timeout.
+			n.log.Warn("could not tell the server that a right was withdrawn",
+				slog.String("client", way.client), slog.String("target", way.target), slog.Any("error", err))
+		}
+	}
+}
+
+// drainQuiet is how long a drain waits for the next connection to leave, at least. A
+// client whose other relays can take its connections needs a few round trips to move them.
+const drainQuiet = time.Second
+
+// Drain tells all peers that the relay is about to go, takes no new connection, and waits
+// until all connections have moved elsewhere, or none has for a while, so that nothing
+// else can be done, or ctx is done. It resets those that are left with `closing` and tells how
+// many they were. The links are still open then, and their owner's to close.
+func (r *Relay) Drain(ctx context.Context) (left int) {
+	r.closing.Store(true)
+	quiet := drainQuiet
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	for _, n := range r.links.all() {
+		quiet = max(quiet, 4*n.link.Stats().RTT)
+		// A link that can't carry it is ending by itself.
+		sending.Go(func() { _ = n.link.SendClosing() })
+	}
+	timer := time.NewTimer(quiet)
+	defer timer.Stop()
+wait:
+	for r.table.len() > 0 {
+		select {
+		case <-r.table.left:
+			timer.Reset(quiet)
+		case <-timer.C:
+			break wait
+		case <-ctx.Done():
+			break wait
+		}
+	}
+	rest := r.table.matching(func(*connection) bool { return true })
+	for _, c := range rest {
+		c.reset(wire.CodeClosing, aboutToStop)
+	}
+	for _, c := range rest {
+		<-c.done
+	}
+	return len(rest)
+}

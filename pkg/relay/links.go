@@ -1,0 +1,140 @@
+package relay
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"ptthqd/pkg/ident"
+	"ptthqd/pkg/link"
+	"ptthqd/pkg/policy"
+)
+
+// A neighbour is a peer by one of its links: while the link lives, and no longer.
+type neighbour struct {
+	link     *link.Link
+	id       string
+	role     policy.Role
+	log      *slog.Logger
+	opens    *rate.Limiter
+	refusals refusals
+}
+
+// links is the table of live links, one for each peer: the newest wins.
+type links struct {
+	mu      sync.Mutex
+	live    map[string]*neighbour
+	awaited map[string]chan struct{} // closed when a link of that peer arrives
+	left    map[string]departure     // the last link of each peer
+}
+
+type departure struct {
+	at  time.Time
+	key ident.PublicKey
+}
+
+func newLinks() links {
+	return links{
+		live:    make(map[string]*neighbour),
+		awaited: make(map[string]chan struct{}),
+		left:    make(map[string]departure),
+	}
+}
+
+func (l *links) add(n *neighbour) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.live[n.id] = n
+	if arrived := l.awaited[n.id]; arrived != nil {
+		close(arrived)
+		delete(l.awaited, n.id)
+	}
+}
+
+// remove forgets a link that has ended, unless a newer one stands in its place.
+func (l *links) remove(n *neighbour) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.left[n.id] = departure{at: time.Now(), key: n.link.Key()}
+	if l.live[n.id] == n {
+		delete(l.live, n.id)
+	}
+}
+
+// get is the link of a peer on which something can be sent, or nil.
+func (l *links) get(id string) *neighbour {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.getLocked(id)
+}
+
+func (l *links) getLocked(id string) *neighbour {
+	n := l.live[id]
+	if n == nil || n.link.Err() != nil {
+		return nil
+	}
+	return n
+}
+
+// await waits for get to find a link, until one of the contexts is done or the
+// time is over.
+func (l *links) await(ctx, stream context.Context, id string, d time.Duration) *neighbour {
+	timeout := time.NewTimer(d)
+	defer timeout.Stop()
+	for {
+		l.mu.Lock()
+		n, arrived := l.getLocked(id), l.awaited[id]
+		if n == nil && arrived == nil {
+			arrived = make(chan struct{})
+			l.awaited[id] = arrived
+		}
+		l.mu.Unlock()
+		if n != nil {
+			return n
+		}
+		select {
+		case <-arrived:
+		case <-ctx.Done():
+			return nil
+		case <-stream.Done():
+			return nil
+		case <-timeout.C:
+			return nil
+		}
+	}
+}
+
+// all are the live links.
+func (l *links) all() []*neighbour {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := make([]*neighbour, 0, len(l.live))
+	for _, n := range l.live {
+		all = append(all, n)
+	}
+	return all
+}
+
+// lastKey is the key with which a peer is here, or was last.
+func (l *links) lastKey(id string) (ident.PublicKey, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n := l.live[id]; n != nil {
+		return n.link.Key(), true
+	}
+	d, known := l.left[id]
+	return d.key, known
+}
+
+// look returns a peer's live link, or when it last had one.
+func (l *links) look(id string) (*neighbour, time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n := l.live[id]; n != nil {
+		return n, time.Time{}
+	}
+	return nil, l.left[id].at
+}

@@ -1,0 +1,314 @@
+// Package relay is the role P3: it admits links, decides who may reach what,
+// and joins the stream of a client with a stream to a server. It reads the
+// tips and the reply of a connection and copies the rest without looking.
+//
+// A [Relay] is handed each admitted link; for each stream that a client opens on it
+// it reads the tip, decides, opens the next hop, joins and accounts, in this
+// order and in one screen: see connect.
+//
+//	r := relay.New(relay.Config{Policy: p, Logger: logger})
+//	listener := &link.Listener{Admit: r.Admit, Serve: r.Serve, …}
+//
+// The relay owns the streams of the links that it serves, not the links' sockets.
+// It is a security boundary: it dials nothing, and imports no package that could.
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"ptthqd/pkg/ident"
+	"ptthqd/pkg/link"
+	"ptthqd/pkg/policy"
+	"ptthqd/pkg/splice"
+	"ptthqd/pkg/wire"
+)
+
+// Config is what a relay is made of. What a reload can change goes through [Relay.Apply] later.
+type Config struct {
+	Name   string        // how the relay calls itself in its replies; default "relay"
+	Policy *policy.Relay // who is known, and who may reach what
+	Limits Limits
+	Logger *slog.Logger // default: slog.Default()
+}
+
+// Limits bound what peers can make grow. Zero fields have their default.
+type Limits struct {
+	Connections          int // connections in all; default 65536
+	ConnectionsPerClient int // connections of one client; default 16384
+	OpensPerSecond       int // requests of one client to connect, sustained; twice that in a burst; default 10000
+}
+
+func (l Limits) withDefaults() Limits {
+	if l.Connections <= 0 {
+		l.Connections = 65536
+	}
+	if l.ConnectionsPerClient <= 0 {
+		l.ConnectionsPerClient = 16384
+	}
+	if l.OpensPerSecond <= 0 {
+		l.OpensPerSecond = 10000
+	}
+	return l
+}
+
+const (
+	// parkTime is how long a resume waits for its server's link (PROTOCOL.md, section 4).
+	parkTime = 5 * time.Second
+	// refusalTime is how long a refused client has to take the reply.
+	refusalTime = 5 * time.Second
+	// sweepTime is how often each link is looked at: stalled joins, refusals to sum up.
+	sweepTime = 2 * time.Second
+)
+
+// Relay is the role P3. Its methods may be called from several goroutines.
+type Relay struct {
+	name    string
+	log     *slog.Logger
+	rules   atomic.Pointer[rules]
+	closing atomic.Bool
+
+	changing sync.Mutex // held by Apply
+	links    links
+	table    table
+	counts   counts
+}
+
+// rules are what a reload swaps.
+type rules struct {
+	policy *policy.Relay
+	limits Limits
+}
+
+// New makes a relay. It starts nothing.
+func New(cfg Config) *Relay {
+	r := &Relay{name: cfg.Name, log: cfg.Logger, links: newLinks(), table: newTable(), counts: newCounts()}
+	if r.name == "" {
+		r.name = "relay"
+	}
+	if r.log == nil {
+		r.log = slog.Default()
+	}
+	r.rules.Store(&rules{policy: cfg.Policy, limits: cfg.Limits.withDefaults()})
+	return r
+}
+
+// Admit tells which peer a key belongs to: [link.Listener]'s question at each handshake.
+func (r *Relay) Admit(key ident.PublicKey) (string, error) {
+	peer, known := r.rules.Load().policy.PeerByKey(key)
+	if !known {
+		return "", fmt.Errorf("public key %v belongs to no peer; if it should, add it to a [[peers]] of this relay", key)
+	}
+	return peer.ID, nil
+}
+
+// Serve works for an admitted link until the link ends or ctx is done, and
+// returns when every stream of it is finished: [link.Listener]'s Serve. It is the
+// listener that closes the link when ctx is done.
+func (r *Relay) Serve(ctx context.Context, l *link.Link) {
+	n := &neighbour{link: l, id: l.Peer(), log: r.log.With("peer", l.Peer())}
+	if !r.arrive(n) {
+		l.Close(wire.CloseRevoked, withdrawnKey)
+		return
+	}
+	defer r.links.remove(n)
+
+	// What is joined over the link ends with it, as its streams do.
+	var work sync.WaitGroup
+	defer work.Wait()
+	work.Go(func() { r.watch(ctx, n) })
+	for {
+		s, tip, err := l.Accept(ctx)
+		if err != nil {
+			return
+		}
+		work.Go(func() { r.connect(n, s, tip) })
+	}
+}
+
+// arrive enters a link into the table of links, unless its key has been withdrawn
+// since the handshake.
+func (r *Relay) arrive(n *neighbour) bool {
+	r.changing.Lock() // an Apply finds this link in the table, or has happened before
+	defer r.changing.Unlock()
+	rules := r.rules.Load()
+	peer, known := rules.policy.PeerByKey(n.link.Key())
+	if !known || peer.ID != n.id {
+		return false
+	}
+	n.role = peer.Role
+	n.opens = rate.NewLimiter(rate.Limit(rules.limits.OpensPerSecond), 2*rules.limits.OpensPerSecond)
+	r.links.add(n)
+	return true
+}
+
+// watch looks after a link while it is served.
+func (r *Relay) watch(ctx context.Context, n *neighbour) {
+	r.sendWithdrawn(n)
+	if r.closing.Load() {
+		_ = n.link.SendClosing() // a link that can't carry it is ending by itself
+	}
+	sweep := time.NewTicker(sweepTime)
+	defer sweep.Stop()
+	defer n.refusals.flush(n.log)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.link.Done():
+			return
+		case now := <-sweep.C:
+			n.refusals.sumUp(n.log, now)
+			r.resetStalled(n, now)
+		}
+	}
+}
+
+// connect serves one stream of a client, from its tip to its end.
+func (r *Relay) connect(from *neighbour, s *link.Stream, tip wire.Message) {
+	q, inner, err := parseRequest(from, tip)
+	if err != nil {
+		r.refuse(from, s, q, refusal{status: wire.StatusMalformed, text: err.Error()})
+		return
+	}
+	c, no := r.admit(from, q)
+	if c == nil {
+		r.refuse(from, s, q, no)
+		return
+	}
+	defer r.table.remove(c)
+
+	onward, no := r.openNextHop(c, s, inner)
+	if onward == nil {
+		r.table.remove(c)
+		r.refuse(from, s, q, no)
+		return
+	}
+	from.log.Debug("connection opening", q.attributes()...)
+
+	reply := &replyReader{Stream: onward, seen: func(m *wire.Reply) { r.replied(c, m) }}
+	r.account(c, c.join.Run(c.ctx, s, reply))
+}
+
+// admit decides about a request and enters it into the table.
+func (r *Relay) admit(from *neighbour, q request) (*connection, refusal) {
+	rules := r.rules.Load()
+	if d := q.decide(rules.policy); !d.Allowed {
+		return nil, notAllowed(q, d)
+	}
+	if r.closing.Load() {
+		return nil, refusal{status: wire.StatusNotConnected, text: aboutToStop}
+	}
+	if !from.opens.Allow() {
+		return nil, refusal{
+			status: wire.StatusTooMany,
+			text:   fmt.Sprintf("more than %d requests a second", rules.limits.OpensPerSecond),
+		}
+	}
+	c := newConnection(q, from)
+	if err := r.table.add(c, rules.limits); err != nil {
+		return nil, refusal{status: wire.StatusTooMany, text: err.Error()}
+	}
+	// A change of the rules has either seen c in the table or is seen here.
+	if now := r.rules.Load(); now != rules {
+		if d := q.decide(now.policy); !d.Allowed || !belongs(now.policy, from) {
+			r.table.remove(c)
+			return nil, notAllowed(q, d)
+		}
+	}
+	if r.closing.Load() {
+		c.reset(wire.CodeClosing, aboutToStop)
+	}
+	return c, refusal{}
+}
+
+// openNextHop opens a stream to the server. A resume waits a while for the server's
+// link; an open doesn't.
+func (r *Relay) openNextHop(c *connection, s *link.Stream, inner []byte) (*link.Stream, refusal) {
+	to := r.links.get(c.server)
+	if to == nil && c.resume {
+		r.counts.parked.Add(1)
+		r.table.parked(c)
+		to = r.links.await(c.ctx, s.Context(), c.server, parkTime)
+	}
+	if c.ctx.Err() != nil {
+		return nil, stopped(context.Cause(c.ctx))
+	}
+	if to == nil {
+		return nil, refusal{
+			status: wire.StatusNotConnected,
+			text:   fmt.Sprintf("server %s is not connected to the relay", c.server),
+		}
+	}
+	onward, err := to.link.Open(wire.Append(nil, &wire.Incoming{Client: c.client, Inner: inner}))
+	if err != nil {
+		return nil, notOpened(to, err)
+	}
+	r.table.opening(c, to)
+	return onward, refusal{}
+}
+
+// account logs how a connection ended, once.
+func (r *Relay) account(c *connection, end splice.End) {
+	reply := c.reply.Load()
+	if reply != nil && !granted(reply.Status) {
+		c.from.refusals.note(c.from.log, time.Now(), c.request, refusal{status: reply.Status, text: reply.Text}, c.server)
+		return
+	}
+	by, reason := explain(end)
+	status := "none"
+	if reply != nil {
+		status = reply.Status.String()
+	}
+	c.from.log.Info("connection ended", append(c.attributes(),
+		slog.String("status", status),
+		slog.String("ended_by", by),
+		slog.String("reason", reason),
+		slog.Uint64("bytes_up", c.join.Forth.Bytes()),
+		slog.Uint64("bytes_down", c.join.Back.Bytes()),
+		slog.Duration("duration", time.Since(c.since)),
+	)...)
+}
+
+// replied takes note of the server's answer, which has just passed.
+func (r *Relay) replied(c *connection, m *wire.Reply) {
+	c.reply.Store(m)
+	r.counts.reply(m.Status)
+	if granted(m.Status) {
+		r.table.opened(c)
+		c.from.log.Debug("connection open", append(c.attributes(), slog.String("status", m.Status.String()))...)
+	} else {
+		r.table.enter(c, StateRefused)
+	}
+}
+
+func granted(s wire.Status) bool { return s == wire.StatusOpen || s == wire.StatusComplete }
+
+// explain says in words who ended a connection, and how.
+func explain(end splice.End) (by, reason string) {
+	reset, isReset := errors.AsType[*wire.ResetError](end.Cause)
+	switch {
+	case end.By == splice.Nobody:
+		return "both", "complete"
+	case end.By == splice.Context && isReset:
+		return "relay", reset.Code.String() + ": " + end.Cause.Error()
+	}
+	by = "client"
+	if end.By == splice.B {
+		by = "server"
+	}
+	switch {
+	case isReset && reset.Remote:
+		return by, reset.Code.String()
+	case isReset:
+		return by, "its link was lost"
+	}
+	return by, end.Cause.Error()
+}

@@ -1,0 +1,125 @@
+package relay
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"ptthqd/pkg/link"
+	"ptthqd/pkg/policy"
+	"ptthqd/pkg/wire"
+)
+
+const (
+	// maxInner leaves room in an Incoming for the longest client ID: what a client
+	// could say in a Connect must fit when it is forwarded.
+	maxInner = wire.MaxBody - 80
+	// maxName bounds the texts of a tip that the relay keeps: a host name, or a
+	// socket's path, and a port fit.
+	maxName = 300
+)
+
+// A request is what a client asks, understood.
+type request struct {
+	client  string
+	server  string
+	source  string // P1's address, as the client tells it
+	target  string
+	token   wire.Token
+	attempt uint64
+	resume  bool
+	id      string // the connection ID
+}
+
+// parseRequest understands a tip, and returns the inner one, to be forwarded
+// unchanged. With an error the request is filled as far as it was understood, for the log.
+func parseRequest(from *neighbour, tip wire.Message) (q request, inner []byte, err error) {
+	q.client = from.id
+	connect, ok := tip.(*wire.Connect)
+	if !ok {
+		return q, nil, fmt.Errorf("a relay takes no %T", tip)
+	}
+	q.server = connect.Server
+	if from.role != policy.RoleClient {
+		return q, nil, fmt.Errorf("%s is a %s: only clients may connect", from.id, from.role)
+	}
+	if len(connect.Inner) > maxInner {
+		return q, nil, fmt.Errorf("the inner tip has %d bytes; %d is the most", len(connect.Inner), maxInner)
+	}
+	m, n, err := wire.Parse(connect.Inner)
+	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return q, nil, errors.New("the inner tip is truncated")
+	case err != nil:
+		return q, nil, fmt.Errorf("the inner tip: %w", err)
+	case n != len(connect.Inner):
+		return q, nil, fmt.Errorf("%d bytes follow the inner tip", len(connect.Inner)-n)
+	}
+	switch m := m.(type) {
+	case *wire.Open:
+		q.token, q.attempt, q.source, q.target = m.Token, m.Attempt, m.Source, m.Target
+	case *wire.Resume:
+		q.token, q.attempt, q.source, q.target = m.Token, m.Attempt, m.Source, m.Target
+		q.resume = true
+	default:
+		return q, nil, errors.New("the inner tip is neither open nor resume")
+	}
+	q.id = q.token.ConnectionID()
+	if len(q.source) > maxName || len(q.target) > maxName {
+		q.source, q.target = "", ""
+		return q, nil, fmt.Errorf("an address or target of more than %d bytes", maxName)
+	}
+	return q, connect.Inner, nil
+}
+
+// decide asks the policy. Permission comes before presence: the answer doesn't depend
+// on who is connected, and a server that doesn't exist is one that isn't allowed.
+func (q request) decide(p *policy.Relay) policy.Decision {
+	return p.Allow(q.client, q.server, q.target)
+}
+
+// attributes are what identifies the connection, for the log.
+func (q request) attributes() []any {
+	return []any{
+		slog.String("connection", q.id),
+		slog.String("client", q.client),
+		slog.String("source", q.source),
+		slog.String("server", q.server),
+		slog.String("target", q.target),
+	}
+}
+
+// A replyReader is the stream of a server whose first message is looked at while
+// it passes: not a byte is held back for it.
+type replyReader struct {
+	*link.Stream
+	seen func(*wire.Reply) // called once, if the stream begins with a reply
+
+	head []byte // what has passed of an incomplete reply
+	done bool
+}
+
+func (r *replyReader) Read(p []byte) (int, error) {
+	n, err := r.Stream.Read(p)
+	if !r.done && n > 0 {
+		r.look(p[:n])
+	}
+	return n, err
+}
+
+func (r *replyReader) look(p []byte) {
+	head := p
+	if len(r.head) > 0 {
+		head = append(r.head, p...)
+	}
+	m, _, err := wire.Parse(head)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		r.head = append(r.head, p...) // at most one message: Parse refuses longer ones
+		return
+	}
+	r.done, r.head = true, nil
+	if reply, ok := m.(*wire.Reply); ok {
+		r.seen(reply)
+	}
+}

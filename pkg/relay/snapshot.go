@@ -1,0 +1,146 @@
+package relay
+
+import (
+	"maps"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ptthqd/pkg/link"
+	"ptthqd/pkg/policy"
+	"ptthqd/pkg/wire"
+)
+
+// Snapshot is what a relay knows at one moment. It shares nothing with the relay.
+type Snapshot struct {
+	Closing     bool         // a drain has begun
+	Peers       []Peer       // all that the policy knows, in its order
+	Connections []Connection // in no order
+	Counters    Counters
+}
+
+// Peer is a peer that the policy knows, connected or not.
+type Peer struct {
+	ID       string
+	Role     policy.Role
+	Source   policy.Source
+	Link     *Link     // nil while it isn't connected
+	LastSeen time.Time // when its last link ended; zero if there was none, or if Link is set
+}
+
+// Link is the live link of a peer.
+type Link struct {
+	Address     netip.AddrPort
+	Since       time.Time
+	Connections int // streams joined over it
+	Stats       link.Stats
+}
+
+// Connection is one entry of the connection table.
+type Connection struct {
+	ID        string // the same at the client and the server
+	Client    string
+	Source    string // P1's address
+	Server    string
+	Target    string
+	Attempt   uint64 // how many streams the session has had
+	State     State
+	Since     time.Time
+	BytesUp   uint64 // from the client, with the session's framing
+	BytesDown uint64 // to the client
+}
+
+// Counters count since the relay began. Up is from clients to servers.
+type Counters struct {
+	Refused   map[wire.Status]uint64 // by the relay
+	Replies   map[wire.Status]uint64 // of the servers, good and bad
+	Parked    uint64                 // resumes that had to wait for their server
+	Stalled   uint64                 // streams reset as they stalled the others of their link
+	BytesUp   uint64
+	BytesDown uint64
+}
+
+// Snapshot looks at everything, once.
+func (r *Relay) Snapshot() Snapshot {
+	s := Snapshot{Closing: r.closing.Load(), Counters: r.counts.snapshot()}
+	s.Connections, s.Counters.BytesUp, s.Counters.BytesDown = r.table.snapshot()
+	carried := r.table.carried()
+	for _, known := range r.rules.Load().policy.Peers() {
+		p := Peer{ID: known.ID, Role: known.Role, Source: known.Source}
+		n, lastSeen := r.links.look(known.ID)
+		p.LastSeen = lastSeen
+		if n != nil {
+			p.Link = &Link{
+				Address:     n.link.RemoteAddr(),
+				Since:       n.link.Since(),
+				Connections: carried[n],
+				Stats:       n.link.Stats(),
+			}
+		}
+		s.Peers = append(s.Peers, p)
+	}
+	return s
+}
+
+// snapshot returns the connections, and the bytes of all that there have been.
+func (t *table) snapshot() (all []Connection, up, down uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all, up, down = make([]Connection, 0, t.streams), t.up, t.down
+	for _, attempts := range t.sessions {
+		for _, c := range attempts {
+			forth, back := c.join.Forth.Bytes(), c.join.Back.Bytes()
+			up, down = up+forth, down+back
+			all = append(all, Connection{
+				ID:        c.id,
+				Client:    c.client,
+				Source:    c.source,
+				Server:    c.server,
+				Target:    c.target,
+				Attempt:   c.attempt,
+				State:     c.state,
+				Since:     c.since,
+				BytesUp:   forth,
+				BytesDown: back,
+			})
+		}
+	}
+	return all, up, down
+}
+
+// counts are the counters of what has happened.
+type counts struct {
+	parked, stalled atomic.Uint64
+
+	mu      sync.Mutex
+	refused map[wire.Status]uint64
+	replies map[wire.Status]uint64
+}
+
+func newCounts() counts {
+	return counts{refused: make(map[wire.Status]uint64), replies: make(map[wire.Status]uint64)}
+}
+
+func (c *counts) refuse(s wire.Status) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refused[s]++
+}
+
+func (c *counts) reply(s wire.Status) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.replies[s]++
+}
+
+func (c *counts) snapshot() Counters {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return Counters{
+		Refused: maps.Clone(c.refused),
+		Replies: maps.Clone(c.replies),
+		Parked:  c.parked.Load(),
+		Stalled: c.stalled.Load(),
+	}
+}
