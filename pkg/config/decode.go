@@ -1,0 +1,416 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/BurntSushi/toml"
+)
+
+// document is the text of one file, decoded, with the places of all that is in it.
+type document struct {
+	file   string
+	tree   map[string]any
+	index  *entry
+	faults Errors // of syntax: then there is no tree
+}
+
+const byteOrderMark = "\ufeff"
+
+func parseDocument(f File) *document {
+	text := strings.TrimPrefix(string(f.Data), byteOrderMark)
+	d := &document{file: f.Path}
+	refuse := func(at position, key, message, hint string) *document {
+		d.faults = Errors{{File: f.Path, Line: at.line, Column: at.column, Key: key, Message: message, Hint: hint}}
+		return d
+	}
+	if utf16 := bytes.HasPrefix(f.Data, []byte("\xff\xfe")) || bytes.HasPrefix(f.Data, []byte("\xfe\xff")); utf16 {
+		return refuse(position{1, 1}, "", "the file is UTF-16", "save it as UTF-8")
+	}
+	if i := strings.IndexByte(text, 0); i >= 0 {
+		return refuse(place(text, i), "", "there is a NUL byte", "is this a text file, saved as UTF-8?")
+	}
+	if i := invalidUTF8(text); i >= 0 {
+		return refuse(place(text, i), "", fmt.Sprintf("byte 0x%02x is not UTF-8", text[i]), "save the file as UTF-8")
+	}
+	index, at, err := buildIndex(text)
+	if err != nil {
+		return refuse(at, "", fmt.Sprintf("nested more than %d deep", maxDepth), "")
+	}
+	tree, err := decodeTOML(text)
+	if parseError := (toml.ParseError{}); errors.As(err, &parseError) {
+		at, message, hint := explainSyntax(text, parseError, index)
+		return refuse(at, "", message, hint)
+	}
+	if err != nil {
+		return refuse(position{1, 1}, "", err.Error(), "")
+	}
+	d.tree, d.index = tree, index
+	return d
+}
+
+// decodeTOML asks the library. Where it meets what its authors call a bug it panics instead of returning an error; a
+// text that makes it do so must not end the daemon, which has a configuration that works.
+func decodeTOML(text string) (tree map[string]any, err error) {
+	defer func() {
+		if bug := recover(); bug != nil {
+			err = fmt.Errorf("not valid TOML (%.100v)", bug)
+		}
+	}()
+	tree = make(map[string]any)
+	_, err = toml.Decode(text, &tree)
+	return tree, err
+}
+
+// explainSyntax turns the library's error into a place and words of ours. What stands in the text is not repeated: it
+// may be a key that was pasted without its quotes.
+func explainSyntax(text string, e toml.ParseError, index *entry) (at position, message, hint string) {
+	at = place(text, e.Position.Start)
+	message = strings.TrimSuffix(e.Message, ".")
+	switch {
+	case strings.HasPrefix(message, "Key '") && strings.HasSuffix(message, "has already been defined"):
+		name := strings.TrimSuffix(strings.TrimPrefix(message, "Key "), " has already been defined")
+		return at, "key " + name + " is defined twice", "take one of the two out"
+	case strings.HasPrefix(message, "Key '"):
+		return at, strings.ToLower(message[:1]) + message[1:], "a table is [name], one of a list is [[name]]"
+	case strings.HasPrefix(message, "expected value but found"):
+		return at, "there is no value here", `a string stands in quotes: key = "value"`
+	case strings.Contains(message, "leading zeroes"):
+		return at, "a number may not begin with 0", `permissions are strings: listen_mode = "0660"`
+	case message == "strings cannot contain newlines":
+		return at, "the string does not end on its line", `close it with the quote that opened it`
+	}
+	return at, strings.ToLower(message[:min(1, len(message))]) + message[min(1, len(message)):], ""
+}
+
+// invalidUTF8 returns the offset of the first byte that isn't, or -1.
+func invalidUTF8(text string) int {
+	if utf8.ValidString(text) {
+		return -1
+	}
+	for i, r := range text {
+		if r != utf8.RuneError {
+			continue
+		}
+		if _, n := utf8.DecodeRuneInString(text[i:]); n == 1 {
+			return i
+		}
+	}
+	return -1
+}
+
+// globs returns the patterns of the include key; a key of a wrong type is Parse's to report.
+func (d *document) globs(path string) []glob {
+	list, ok := d.tree["include"].([]any)
+	if !ok {
+		return []glob{defaultGlob(path)}
+	}
+	var globs []glob
+	for _, item := range list {
+		if pattern, ok := item.(string); ok && checkPattern(pattern) == nil {
+			globs = append(globs, newGlob(filepath.Dir(path), pattern))
+		}
+	}
+	return globs
+}
+
+// checkPattern refuses what could never be the name of a file.
+func checkPattern(pattern string) error {
+	if pattern == "" {
+		return errors.New("is empty")
+	}
+	if _, err := filepath.Match(pattern, ""); err != nil {
+		return fmt.Errorf("%q is not a pattern", pattern)
+	}
+	return nil
+}
+
+// defaultGlob is NAME.d/*.toml beside NAME.toml.
+func defaultGlob(path string) glob {
+	return glob{base: strings.TrimSuffix(path, ".toml") + ".d", parts: []string{"*.toml"}}
+}
+
+// section is one table of the text, read key by key. Each getter reports a wrong type, and says whether there is a value
+// to work with.
+type section struct {
+	*faults
+	file   string
+	table  string // "" at the top, "peers"
+	role   Role
+	values map[string]any
+	at     *entry
+}
+
+// full returns the name of a key with its table: "peers.id".
+func (s *section) full(key string) string {
+	if s.table == "" {
+		return key
+	}
+	return s.table + "." + key
+}
+
+// spot is where the value of a key stands; where there is none, where its table begins.
+func (s *section) spot(key string) spot {
+	return spot{s.file, s.at.child(key).value, s.full(key)}
+}
+
+func (s *section) spotOfName(key string) spot {
+	return spot{s.file, s.at.child(key).name, s.full(key)}
+}
+
+// missing reports that a key which must be there is not.
+func (s *section) missing(key string) {
+	s.add(spot{s.file, s.at.value, s.full(key)}, "write "+keysByName[s.full(key)].Example, "is missing")
+}
+
+// typeName says what a value is, with its article.
+func typeName(value any) string {
+	switch value.(type) {
+	case string:
+		return "a string"
+	case int64:
+		return "an integer"
+	case float64:
+		return "a float"
+	case bool:
+		return "a boolean"
+	case time.Time:
+		return "a date"
+	case []any:
+		return "a list"
+	case []map[string]any:
+		return "a list of tables"
+	}
+	return "a table"
+}
+
+// mistyped reports a value of a wrong type, and shows how it should be written.
+func (s *section) mistyped(at spot, value any, want string) {
+	k := keysByName[at.key]
+	hint := "write " + k.Example
+	switch {
+	case k.Type == typeDuration:
+		hint = `a duration is a string with a unit, such as "30s" or "10m"`
+	case k.Type == typeSize:
+		hint = `a size is a string with a unit, such as "64KiB" or "256MiB"`
+	case k.Type == typeTables:
+		hint = fmt.Sprintf("write [[%s]]", k.Name)
+	case k.Type == typeTable:
+		hint = fmt.Sprintf("write [%s]", k.Name)
+	}
+	if n, ok := value.(int64); ok && k.Type == typeString && want == "a string" {
+		hint = fmt.Sprintf(`write %s = "%d"`, k.Name[strings.LastIndexByte(k.Name, '.')+1:], n)
+	}
+	s.add(at, hint, "is %s, not %s", typeName(value), want)
+}
+
+// scalar returns the value of a key, if it is there and of the type that is wanted.
+func scalar[T any](s *section, key, want string) (T, spot, bool) {
+	at := s.spot(key)
+	value, ok := s.values[key]
+	if !ok {
+		return *new(T), at, false
+	}
+	typed, ok := value.(T)
+	if !ok {
+		s.mistyped(at, value, want)
+	}
+	return typed, at, ok
+}
+
+func (s *section) text(key string) (string, spot, bool) { return scalar[string](s, key, "a string") }
+
+// required is text for a key that must be there, and not empty.
+func (s *section) required(key string) (string, spot, bool) {
+	value, at, ok := s.text(key)
+	if _, there := s.values[key]; !there {
+		s.missing(key)
+	}
+	if ok && value == "" {
+		s.add(at, "write "+keysByName[at.key].Example, "is empty")
+		ok = false
+	}
+	return value, at, ok
+}
+
+func (s *section) flag(key string, byDefault bool) bool {
+	if value, _, ok := scalar[bool](s, key, "a boolean"); ok {
+		return value
+	}
+	return byDefault
+}
+
+func (s *section) duration(key string, byDefault, least, most time.Duration) time.Duration {
+	text, at, ok := s.text(key)
+	if !ok {
+		return byDefault
+	}
+	d, err := time.ParseDuration(text)
+	switch {
+	case err != nil:
+		s.add(at, `write a number with a unit, such as "500ms", "30s", "10m" or "1h30m"`, "%q is not a duration", text)
+	case d < least || d > most:
+		s.add(at, fmt.Sprintf("it may be from %q to %q", formatDuration(least), formatDuration(most)), "%q is out of range", text)
+	default:
+		return d
+	}
+	return byDefault
+}
+
+// formatDuration writes a duration without units that are zero: "10m", where String has "10m0s".
+func formatDuration(d time.Duration) string {
+	text := d.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
+}
+
+// item is an element of a list, with its place.
+type item struct {
+	text string
+	at   spot
+}
+
+// texts returns the elements of a list of strings; with orOne, a mere string counts as a list of one.
+func (s *section) texts(key string, orOne bool) ([]item, bool) {
+	value, ok := s.values[key]
+	if !ok {
+		return nil, false
+	}
+	at := s.spot(key)
+	if text, ok := value.(string); ok && orOne {
+		return []item{{text, at}}, true
+	}
+	list, ok := value.([]any)
+	if !ok {
+		want := "a list of strings"
+		if orOne {
+			want = "a string or a list of strings"
+		}
+		s.mistyped(at, value, want)
+		return nil, false
+	}
+	items := make([]item, 0, len(list))
+	for i, elem := range list {
+		at.position = s.at.child(key).elem(i).value
+		text, ok := elem.(string)
+		if !ok {
+			s.mistyped(at, elem, "a string")
+			continue
+		}
+		items = append(items, item{text, at})
+	}
+	return items, true
+}
+
+// sub returns the table under a key, or nil.
+func (s *section) sub(key string) *section {
+	value, at, ok := scalar[map[string]any](s, key, "a table")
+	if !ok || !keysByName[at.key].allows(s.role) {
+		return nil
+	}
+	return s.within(key, value, s.at.child(key))
+}
+
+// subs returns the tables of a list.
+func (s *section) subs(key string) []*section {
+	value, ok := s.values[key]
+	if !ok || !keysByName[key].allows(s.role) {
+		return nil
+	}
+	var list []*section
+	at := s.spot(key)
+	switch value := value.(type) {
+	case []map[string]any:
+		for i, table := range value {
+			list = append(list, s.within(key, table, s.at.child(key).elem(i)))
+		}
+	case []any:
+		for i, elem := range value {
+			table, ok := elem.(map[string]any)
+			if !ok {
+				at.position = s.at.child(key).elem(i).value
+				s.mistyped(at, elem, "a table")
+				continue
+			}
+			list = append(list, s.within(key, table, s.at.child(key).elem(i)))
+		}
+	default:
+		s.mistyped(at, value, "a list of tables")
+	}
+	return list
+}
+
+func (s *section) within(key string, values map[string]any, at *entry) *section {
+	inner := &section{faults: s.faults, file: s.file, table: key, role: s.role, values: values, at: at}
+	inner.checkKeys()
+	return inner
+}
+
+// checkKeys reports the keys that don't belong here: unknown ones, those of another table, those of another role.
+func (s *section) checkKeys() {
+	for _, key := range slices.Sorted(maps.Keys(s.values)) {
+		k, known := keysByName[s.full(key)]
+		switch {
+		case strings.Contains(key, ".") || !known: // a quoted key may hold a dot
+			s.add(s.spotOfName(key), s.suggest(key), "there is no such key")
+		case !k.allows(s.role):
+			s.add(s.spotOfName(key), "", "%s belongs to %s, and this is a %s", k.title(), roles(k.Roles), s.role)
+		}
+	}
+}
+
+// suggest says what an unknown key might have been meant to be.
+func (s *section) suggest(key string) string {
+	here := keysOf(s.table, s.role)
+	if key == "private_key" {
+		return "a private key stands in a file of its own, which private_key_file names"
+	}
+	if hint := didYouMean(key, here); hint != "" {
+		return hint
+	}
+	for _, k := range keys {
+		if table := k.Table(); table != s.table && k.allows(s.role) && k.Name == strings.TrimPrefix(table+"."+key, ".") {
+			if table == "" {
+				return "it belongs to the top of the file, before the first [table]"
+			}
+			return "it belongs to " + keysByName[table].title()
+		}
+	}
+	slices.Sort(here)
+	return "the keys here are " + strings.Join(here, ", ")
+}
+
+// title is how a key is written: role, [metrics], [[peers]].
+func (k Key) title() string {
+	switch k.Type {
+	case typeTables:
+		return "[[" + k.Name + "]]"
+	case typeTable:
+		return "[" + k.Name + "]"
+	}
+	return k.Name
+}
+
+// roles lists roles for people: "role server", "the roles client and server".
+func roles(list []Role) string {
+	words := make([]string, len(list))
+	for i, r := range list {
+		words[i] = string(r)
+	}
+	if len(words) == 1 {
+		return "role " + words[0]
+	}
+	return "the roles " + strings.Join(words, " and ")
+}

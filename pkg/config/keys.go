@@ -1,0 +1,208 @@
+package config
+
+import (
+	"slices"
+	"strings"
+)
+
+// The types of keys, in the words of the manual.
+const (
+	typeString   = "string"
+	typeStrings  = "list of strings"
+	typeBoolean  = "boolean"
+	typeInteger  = "integer"
+	typeDuration = "duration" // a string: "30s"
+	typeSize     = "size"     // a string: "256MiB"
+	typeTable    = "table"
+	typeTables   = "list of tables"
+	typeOneOrAll = "string or list of strings"
+)
+
+// Key documents one key of the configuration. The list of [Keys] is the only one: unknown keys, hints and the manual all
+// follow from it.
+type Key struct {
+	Name    string // "log_level", "peers.public_key", "limits.links"
+	Type    string // "string", "list of strings", "duration", ...
+	Roles   []Role // of whose configuration it can be a part; nil: of every role's
+	Default string // as it would stand in the file; empty when there is none
+	Example string // a line as it could stand in the file; empty for tables
+	Doc     string // one or more sentences
+}
+
+// Table returns the table in which the key stands: "peers"; empty at the top.
+func (k Key) Table() string {
+	table, _, ok := strings.Cut(k.Name, ".")
+	if !ok {
+		return ""
+	}
+	return table
+}
+
+// allows reports whether the key may stand in a role's configuration. Where the role isn't known, all may.
+func (k Key) allows(role Role) bool {
+	return role == "" || len(k.Roles) == 0 || slices.Contains(k.Roles, role)
+}
+
+// Keys returns all keys, tables included, in the order in which the manual describes them.
+func Keys() []Key { return slices.Clone(keys) }
+
+var keys = append([]Key{
+	{
+		Name: "role", Type: typeString, Example: `role = "client"`,
+		Doc: `What this node is: "relay", "server" or "client". One file describes one role.`,
+	},
+	{
+		Name: "id", Type: typeString, Roles: bothEnds, Example: `id = "laptop"`,
+		Doc: "The name of this node, as the relay's [[peers]] has it: 1 to 63 of a-z 0-9 . _ -, beginning and ending in a letter or digit. " +
+			"It is for logs and status alone: the relay knows a node by its key.",
+	},
+	{
+		Name: "private_key_file", Type: typeString, Example: `private_key_file = "/etc/ptthq.key"`,
+		Doc: "The file with the private key, relative to this file's directory. Default: the credential ptthq.key where systemd gives the " +
+			"service one, else this file's path with .key for .toml. Nobody but the daemon's user may read it.",
+	},
+	{
+		Name: "log_level", Type: typeString, Default: `"info"`, Example: `log_level = "debug"`,
+		Doc: `The least severe messages that are logged: "debug", "info", "warn" or "error".`,
+	},
+	{
+		Name: "include", Type: typeStrings, Example: `include = ["ptthq.d/*.toml"]`,
+		Doc: "Files with more [[peers]], [[services]] and [[mappings]], as patterns relative to this file's directory, read in sorted order. " +
+			"A wildcard matches no leading dot. Default: NAME.d/*.toml beside NAME.toml; [] for none.",
+	},
+	{
+		Name: "resume_timeout", Type: typeDuration, Roles: bothEnds, Default: `"10m0s"`, Example: `resume_timeout = "10m"`,
+		Doc: `How long a forwarded connection waits to be resumed after all paths are lost: what a client asks for, and what a server grants at most. "0s" ends it at once.`,
+	},
+	{
+		Name: "drain_timeout", Type: typeDuration, Default: `"5s"`, Example: `drain_timeout = "5s"`,
+		Doc: "How long a daemon that is asked to stop lets its connections move or end.",
+	},
+	{
+		Name: "listen", Type: typeStrings, Roles: relayOnly, Default: `["[::]:30380"]`, Example: `listen = ["[::]:30380"]`,
+		Doc: `The UDP addresses on which the relay is reached: "[::]:30380" for every address of both families, or a socket that systemd hands over, "systemd:NAME".`,
+	},
+
+	{Name: "peers", Type: typeTables, Roles: relayOnly, Doc: "The nodes that may connect to this relay."},
+	{
+		Name: "peers.id", Type: typeString, Roles: relayOnly, Example: `id = "laptop"`,
+		Doc: "The name by which others refer to the peer: 1 to 63 of a-z 0-9 . _ -, beginning and ending in a letter or digit.",
+	},
+	{
+		Name: "peers.role", Type: typeString, Roles: relayOnly, Example: `role = "client"`,
+		Doc: `What the peer is: "client" or "server".`,
+	},
+	{
+		Name: "peers.public_key", Type: typeOneOrAll, Roles: relayOnly, Example: `public_key = "(what ptthqd pubkey prints there)"`,
+		Doc: "The peer's public key, as `ptthqd pubkey` prints it there; a list while a key is being changed. No two peers have the same.",
+	},
+	{
+		Name: "peers.allowed_servers", Type: typeStrings, Roles: relayOnly, Default: "[]", Example: `allowed_servers = ["nas", "db:5432"]`,
+		Doc: `The servers that a client may reach: IDs, in which * and ? match any characters and any one. ":TARGET" behind an ID narrows it to one target: ` +
+			`"db:5432" is a port of the server's loopback, "db:postgres" a service by its name. They are compared with what the client asks for, so a name and its port are two things.`,
+	},
+
+	{Name: "relays", Type: typeTables, Roles: bothEnds, Doc: "The relays to which this node connects; it holds a link to each."},
+	{
+		Name: "relays.address", Type: typeString, Roles: bothEnds, Example: `address = "relay.example.com:30380"`,
+		Doc: "Host name or IP address, and UDP port (30380 where none is given). A name is resolved anew at each dial.",
+	},
+	{
+		Name: "relays.public_key", Type: typeString, Roles: bothEnds, Example: `public_key = "(what ptthqd pubkey prints there)"`,
+		Doc: "The relay's public key, as `ptthqd pubkey` prints it there.",
+	},
+
+	{Name: "services", Type: typeTables, Roles: serverOnly, Doc: "What clients may reach through this server."},
+	{
+		Name: "services.name", Type: typeString, Roles: serverOnly, Example: `name = "ssh"`,
+		Doc: `A name by which clients may ask for it. It contains a letter, and neither ":" nor "/".`,
+	},
+	{
+		Name: "services.target", Type: typeString, Roles: serverOnly, Example: `target = "22"`,
+		Doc: `Where it is: "22", a port of this host's loopback; "host:port"; "unix:/path"; or a range of which the client names the exact address, "192.168.1.0/24:5900-5910".`,
+	},
+	{
+		Name: "services.clients", Type: typeStrings, Roles: serverOnly, Default: "[]", Example: `clients = ["laptop", "ops-*"]`,
+		Doc: "The IDs of the clients that may reach it; * and ? match any characters and any one. Where there is none, nobody may.",
+	},
+
+	{Name: "mappings", Type: typeTables, Roles: clientOnly, Doc: "What this client listens on, and where that leads."},
+	{
+		Name: "mappings.name", Type: typeString, Roles: clientOnly, Example: `name = "nas-ssh"`,
+		Doc: "The name of the mapping in logs, status and metrics: 1 to 64 printable characters without spaces or quotes. Default: the listen address.",
+	},
+	{
+		Name: "mappings.listen", Type: typeString, Roles: clientOnly, Example: `listen = "127.0.0.1:2200"`,
+		Doc: `Where to listen: "2200", a port of the loopback of both families; "127.0.0.1:2200", "[::1]:2200"; "unix:NAME", a socket in the runtime directory; or "systemd:NAME", one that systemd hands over.`,
+	},
+	{
+		Name: "mappings.listen_mode", Type: typeString, Roles: clientOnly, Default: `"0660"`, Example: `listen_mode = "0660"`,
+		Doc: "The permissions of a Unix socket, in octal, as a string.",
+	},
+	{
+		Name: "mappings.allow_public", Type: typeBoolean, Roles: clientOnly, Default: "false", Example: "allow_public = true",
+		Doc: "Says that it is meant when other hosts can connect to the listener; without it `ptthqd check` warns.",
+	},
+	{
+		Name: "mappings.server", Type: typeString, Roles: clientOnly, Example: `server = "nas"`,
+		Doc: "The ID of the server to which it leads.",
+	},
+	{
+		Name: "mappings.target", Type: typeString, Roles: clientOnly, Example: `target = "22"`,
+		Doc: `What to reach there: "22", a port of the server's loopback; "ssh", a service's name; "192.168.1.20:5901"; or "unix:/path".`,
+	},
+	{
+		Name: "mappings.enabled", Type: typeBoolean, Roles: clientOnly, Default: "true", Example: "enabled = false",
+		Doc: "Whether it listens. The running connections of one that is disabled go on, as on_remove says.",
+	},
+	{
+		Name: "mappings.on_remove", Type: typeString, Roles: clientOnly, Default: `"keep"`, Example: `on_remove = "close"`,
+		Doc: `What becomes of the running connections when the mapping is removed or disabled: "keep" lets them go on until they end, "close" ends them.`,
+	},
+	{
+		Name: "mappings.resume_timeout", Type: typeDuration, Roles: clientOnly, Example: `resume_timeout = "10m"`,
+		Doc: "As resume_timeout at the top, for this mapping alone.",
+	},
+
+	{Name: "metrics", Type: typeTable, Doc: "Metrics for Prometheus, over HTTP at /metrics."},
+	{
+		Name: "metrics.listen", Type: typeString, Example: `listen = "127.0.0.1:9380"`,
+		Doc: `The TCP address on which they are served; a mere port is the loopback's. Off when absent.`,
+	},
+	{
+		Name: "metrics.allow_public", Type: typeBoolean, Default: "false", Example: "allow_public = true",
+		Doc: "Allows an address that other hosts can reach. There is no authentication.",
+	},
+
+	{Name: "limits", Type: typeTable, Doc: "Bounds on all that others can make grow. Each has a safe default."},
+}, documentLimits()...)
+
+func documentLimits() []Key {
+	list := make([]Key, len(limitKeys))
+	for i, k := range limitKeys {
+		list[i] = Key{
+			Name: "limits." + k.name, Type: k.kind(), Roles: k.roles, Default: k.text(k.def),
+			Example: k.name + " = " + k.text(k.def), Doc: k.doc,
+		}
+	}
+	return list
+}
+
+// keysByName is for look-ups; keysOf returns the keys of one table that a role may have, without the table's name.
+var keysByName = func() map[string]Key {
+	byName := make(map[string]Key, len(keys))
+	for _, k := range keys {
+		byName[k.Name] = k
+	}
+	return byName
+}()
+
+func keysOf(table string, role Role) []string {
+	var names []string
+	for _, k := range keys {
+		if k.Table() == table && k.allows(role) {
+			names = append(names, k.Name[strings.LastIndexByte(k.Name, '.')+1:])
+		}
+	}
+	return names
+}
