@@ -1,0 +1,288 @@
+// Package control is the API of the daemon's control socket: what can be asked
+// and answered, and a client for the commands. It is HTTP over a Unix socket
+// with JSON bodies, so that curl can use it:
+//
+//	curl --unix-socket /run/ptthqd/control.sock http://ptthqd/v1/status
+//
+// The one idea: the types here are the documented, stable form (docs/control.md;
+// a test compares). Times are RFC 3339, durations are seconds, bytes are
+// numbers, what is absent is left out. Fields may be added within a version.
+//
+// The daemon answers through a [Backend] that [Handler] wraps; the commands ask
+// through a [Client] and don't import the daemon. Which socket it is follows
+// from the config file's path alone, see [SocketPath].
+package control
+
+import (
+	"context"
+	"strconv"
+	"time"
+)
+
+// The paths of the API.
+const (
+	PathStatus   = "/v1/status"    // GET: a Status
+	PathReload   = "/v1/reload"    // POST: a Reload, once it is done
+	PathExplain  = "/v1/explain"   // GET with client, server and target: an Explanation
+	PathLogLevel = "/v1/log-level" // GET, PUT: a LogLevel
+)
+
+// Backend is what answers: the daemon. Its methods are called from several
+// goroutines at once.
+type Backend interface {
+	Status() *Status
+	// Reload reloads the config at once and returns when that is done, or was
+	// found impossible.
+	Reload(ctx context.Context) *Reload
+	// Explain fails only if the question makes no sense.
+	Explain(q Question) (*Explanation, error)
+	LogLevel() LogLevel
+	// SetLogLevel holds until the next one, or until a reload changes the
+	// config's. It fails if there is no such level.
+	SetLogLevel(LogLevel) error
+}
+
+// Seconds is a duration that is a number of seconds in JSON, to the microsecond.
+type Seconds time.Duration
+
+// MarshalJSON gives seconds, as in 0.0015.
+func (s Seconds) MarshalJSON() ([]byte, error) {
+	return strconv.AppendFloat(nil, time.Duration(s).Round(time.Microsecond).Seconds(), 'f', -1, 64), nil
+}
+
+// UnmarshalJSON is the inverse of MarshalJSON.
+func (s *Seconds) UnmarshalJSON(b []byte) error {
+	f, err := strconv.ParseFloat(string(b), 64)
+	if err != nil {
+		return err
+	}
+	*s = Seconds(f * float64(time.Second))
+	return nil
+}
+
+// Status is all that a daemon knows of itself at one moment.
+type Status struct {
+	Role        string       `json:"role"`                  // relay, server or client
+	ID          string       `json:"id,omitempty"`          // of a server or client, from its own config
+	PublicKey   string       `json:"public_key"`            // this node's, as `ptthqd pubkey` prints it
+	Version     string       `json:"version"`               // of the program that runs
+	PID         int          `json:"pid"`                   // its process ID
+	State       string       `json:"state"`                 // starting, running or draining
+	Started     time.Time    `json:"started"`               // when the process began
+	Uptime      Seconds      `json:"uptime"`                // since then
+	Summary     string       `json:"summary"`               // one line for people: how it stands
+	Config      Config       `json:"config"`                // what it runs by
+	Listeners   []Listener   `json:"listeners,omitempty"`   // of a relay: where links come in
+	Links       []Link       `json:"links,omitempty"`       // of a client or server: to each relay of the config
+	Mappings    []Mapping    `json:"mappings,omitempty"`    // of a client
+	Services    []Service    `json:"services,omitempty"`    // of a server
+	Peers       []Peer       `json:"peers,omitempty"`       // of a relay: all that the config names, connected or not
+	Connections []Connection `json:"connections,omitempty"` // the forwarded connections, the oldest first
+	Warnings    []Warning    `json:"warnings,omitempty"`    // what a person should act on
+	Counters    Counters     `json:"counters"`              // since the process began
+	Process     Process      `json:"process"`               // what it takes of its host
+}
+
+// Config tells which config runs and how the last reload went.
+type Config struct {
+	File     string    `json:"file"`             // the main file
+	Files    []string  `json:"files"`            // all that were read, the main one first
+	Hash     string    `json:"hash"`             // of their contents
+	Loaded   time.Time `json:"loaded"`           // when this config came into force
+	LogLevel string    `json:"log_level"`        // in force: debug, info, warn or error
+	Reload   *Reload   `json:"reload,omitempty"` // the last one, good or bad; absent if there was none
+}
+
+// Reload is how a reload went.
+type Reload struct {
+	OK       bool      `json:"ok"`                 // the files are in force; if false, nothing has changed
+	At       time.Time `json:"at"`                 // when it was done
+	Trigger  string    `json:"trigger"`            // command, signal or watch
+	Took     Seconds   `json:"took"`               // from reading to being in force
+	Changes  []string  `json:"changes,omitempty"`  // a line for people for each difference; none if nothing differed
+	Cause    string    `json:"cause,omitempty"`    // if not ok: config (a fault in the text), restart (only a restart can do it) or host
+	Error    string    `json:"error,omitempty"`    // if not ok: why, in words
+	Faults   []Fault   `json:"faults,omitempty"`   // if the cause is config: each with its place
+	Warnings []string  `json:"warnings,omitempty"` // what is legal and surely not meant, with its place
+}
+
+// The causes of a failed reload.
+const (
+	CauseConfig  = "config"
+	CauseRestart = "restart"
+	CauseHost    = "host"
+)
+
+// Fault is one fault in the text of the config.
+type Fault struct {
+	File    string `json:"file"`
+	Line    int    `json:"line"`
+	Column  int    `json:"column"`
+	Key     string `json:"key,omitempty"`
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"`
+}
+
+// Listener is a UDP socket of a relay.
+type Listener struct {
+	Address       string `json:"address"`         // where it is bound
+	Inherited     string `json:"inherited"`       // by which name systemd handed it over; empty if it did not
+	GRO           bool   `json:"gro"`             // the kernel coalesces what arrives
+	ReceiveBuffer int    `json:"receive_buffer"`  // bytes, as the kernel counts; 0 if it doesn't say
+	SendBuffer    int    `json:"send_buffer"`     // bytes
+	Packets       uint64 `json:"packets"`         // received
+	Dropped       uint64 `json:"packets_dropped"` // lost as the receive buffer was full
+	SendFailures  uint64 `json:"send_failures"`   // packets that the kernel refused to send
+}
+
+// Figures are how a link does.
+type Figures struct {
+	RTT           Seconds `json:"rtt"`            // smoothed round trip
+	Loss          float64 `json:"loss"`           // share of the packets sent by this end that were lost, 0 to 1
+	PacketsSent   uint64  `json:"packets_sent"`   // by this end
+	PacketsLost   uint64  `json:"packets_lost"`   // of those
+	BytesSent     uint64  `json:"bytes_sent"`     // by this end, with QUIC's overhead
+	BytesReceived uint64  `json:"bytes_received"` // with QUIC's overhead
+	GSO           bool    `json:"gso"`            // packets leave in segments
+}
+
+// Link is a client's or server's link to one relay of its config.
+type Link struct {
+	Relay       string    `json:"relay"`                 // the address in the config
+	PublicKey   string    `json:"public_key"`            // the relay's, in the config
+	State       string    `json:"state"`                 // connected, connecting, or waiting (before the next try)
+	Since       time.Time `json:"since"`                 // when it came up or went down
+	Address     string    `json:"address,omitempty"`     // the relay's, resolved; if connected
+	Figures     *Figures  `json:"figures,omitempty"`     // if connected
+	Connections int       `json:"connections"`           // that are attached over it
+	Attempts    int       `json:"attempts,omitempty"`    // dials since it went down
+	LastError   string    `json:"last_error,omitempty"`  // why the last link ended or the last dial failed
+	NextAttempt time.Time `json:"next_attempt,omitzero"` // if waiting
+}
+
+// The states of a Link.
+const (
+	LinkConnected  = "connected"
+	LinkConnecting = "connecting"
+	LinkWaiting    = "waiting"
+)
+
+// Mapping is a listener of a client and where it leads.
+type Mapping struct {
+	Name        string `json:"name"`
+	Listen      string `json:"listen"`            // as in the config, canonical
+	Server      string `json:"server"`            // the ID of the server
+	Target      string `json:"target"`            // canonical
+	Enabled     bool   `json:"enabled"`           // it listens
+	Connections int    `json:"connections"`       // at this moment
+	Source      string `json:"source"`            // where it is written: file:line
+	Problem     string `json:"problem,omitempty"` // why it does not do its work, and what to do
+}
+
+// Service is what a server lets clients reach.
+type Service struct {
+	Name        string   `json:"name,omitempty"`
+	Target      string   `json:"target"`      // an address, a range, or a Unix socket
+	Clients     []string `json:"clients"`     // patterns of the IDs that may use it
+	Connections int      `json:"connections"` // at this moment
+	Source      string   `json:"source"`      // where it is written: file:line
+}
+
+// Peer is a client or server that a relay's config names.
+type Peer struct {
+	ID          string    `json:"id"`
+	Role        string    `json:"role"`               // client or server
+	Connected   bool      `json:"connected"`          // it has a link
+	Since       time.Time `json:"since,omitzero"`     // when the link was made, if connected
+	Address     string    `json:"address,omitempty"`  // where it comes from, if connected
+	Figures     *Figures  `json:"figures,omitempty"`  // if connected
+	Connections int       `json:"connections"`        // joined over its link
+	LastSeen    time.Time `json:"last_seen,omitzero"` // when its last link ended, if it is not connected and ever was
+	Source      string    `json:"source"`             // where it is written: file:line
+	Problem     string    `json:"problem,omitempty"`  // what is wrong with it, and what to do
+}
+
+// Connection is one forwarded TCP connection.
+type Connection struct {
+	ID        string    `json:"id"`                // the same at the client, the relay and the server
+	State     string    `json:"state"`             // opening, attached, detached, closing; at a relay admitted, parked, opening, open, refused
+	Since     time.Time `json:"since"`             // when it came into that state; at a relay: when its stream came
+	Opened    time.Time `json:"opened"`            // when it began
+	Age       Seconds   `json:"age"`               // since then
+	Mapping   string    `json:"mapping,omitempty"` // at a client: through which it came
+	Client    string    `json:"client,omitempty"`  // the client's ID; absent at the client
+	Source    string    `json:"source"`            // the TCP client's address (P1)
+	Server    string    `json:"server,omitempty"`  // the server's ID; absent at the server
+	Target    string    `json:"target"`            // what the client asked for, canonical (P5)
+	BytesUp   uint64    `json:"bytes_up"`          // from P1 towards P5; at a relay with the framing
+	BytesDown uint64    `json:"bytes_down"`        // from P5 towards P1
+	Resumes   int       `json:"resumes"`           // how often it has gone on over a new stream
+	Relay     string    `json:"relay,omitempty"`   // over which it is attached, or was last
+}
+
+// Warning is something that a person should act on.
+type Warning struct {
+	Text string `json:"text"`           // what is wrong
+	Hint string `json:"hint,omitempty"` // what to do about it
+}
+
+// Counters count since the process began.
+type Counters struct {
+	Opened    uint64            `json:"opened"`            // connections that were opened
+	Refused   map[string]uint64 `json:"refused,omitempty"` // connections that were refused, by status code
+	Ended     map[string]uint64 `json:"ended,omitempty"`   // connections that have ended, by how; not at a relay
+	Resumed   uint64            `json:"resumed"`           // times that a connection went on over a new stream
+	BytesUp   uint64            `json:"bytes_up"`          // from P1 towards P5
+	BytesDown uint64            `json:"bytes_down"`        // from P5 towards P1
+	Reloads   uint64            `json:"reloads"`           // that came into force
+	BadReload uint64            `json:"reloads_failed"`    // that changed nothing
+}
+
+// Process is what the process takes of its host.
+type Process struct {
+	Goroutines  int    `json:"goroutines"`
+	HeapBytes   uint64 `json:"heap_bytes"`   // in use by objects
+	Files       int    `json:"files"`        // open file descriptors; 0 if the system doesn't say
+	FilesLimit  uint64 `json:"files_limit"`  // of RLIMIT_NOFILE; 0 if there is none
+	MemoryUsed  int64  `json:"memory_used"`  // bytes of the session budgets that are promised or kept
+	MemoryLimit int64  `json:"memory_limit"` // bytes of the session budgets
+}
+
+// Question asks which rule decides.
+type Question struct {
+	Client string `json:"client"`
+	Server string `json:"server"`
+	Target string `json:"target"` // in any spelling
+}
+
+// Explanation is what this node's rules say to a Question.
+type Explanation struct {
+	Question        // with the target in canonical form
+	Role     string `json:"role"`           // of the node that answers
+	Decides  bool   `json:"decides"`        // false at a client: it asks, the relay and the server decide
+	Allowed  bool   `json:"allowed"`        // by this node
+	Rule     string `json:"rule,omitempty"` // the rule or service that decides, as written
+	Reason   string `json:"reason"`         // in words
+	Source   string `json:"source"`         // where it is written, or would have to be: file:line
+	Dial     string `json:"dial,omitempty"` // at a server that allows it: what is dialled
+	Next     string `json:"next"`           // what else has a say, in words
+}
+
+// LogLevel is the level in force.
+type LogLevel struct {
+	Level string `json:"level"` // debug, info, warn or error
+}
+
+// Error is the body of every answer that is not the one asked for.
+type Error struct {
+	Message string `json:"error"`
+	Hint    string `json:"hint,omitempty"`
+}
+
+// Error returns the message and, after a semicolon, the hint.
+func (e *Error) Error() string {
+	if e.Hint == "" {
+		return e.Message
+	}
+	return e.Message + "; " + e.Hint
+}
