@@ -1,0 +1,121 @@
+package session
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// A budget bounds the bytes that all sessions of the process hold above their
+// floors. The zero value has nothing to give.
+type budget struct {
+	limit atomic.Int64
+	used  atomic.Int64
+}
+
+// take reserves n bytes, or nothing.
+func (b *budget) take(n int64) bool {
+	if n <= 0 {
+		return true
+	}
+	if b.used.Add(n) > b.limit.Load() {
+		b.used.Add(-n)
+		return false
+	}
+	return true
+}
+
+func (b *budget) give(n int64) { b.used.Add(-n) }
+
+// A quota bounds what is unacknowledged over one link towards one remote peer,
+// so that a stalled peer can't use up the link's flow-control window and stall
+// the others with it.
+type quota struct {
+	limit int64
+
+	mu      sync.Mutex
+	used    int64
+	waiting map[*session]struct{}
+	users   int // guarded by quotas.mu
+}
+
+// take reserves n bytes for s if anything is left, overdrawing by one piece at
+// most. If nothing is, s is kicked as soon as there is.
+func (q *quota) take(n int64, s *session) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.used >= q.limit {
+		if q.waiting == nil {
+			q.waiting = make(map[*session]struct{})
+		}
+		q.waiting[s] = struct{}{}
+		return false
+	}
+	q.used += n
+	return true
+}
+
+// give returns n bytes. The sessions that waited are kicked from a goroutine of
+// their own, since the caller holds the lock of another session.
+func (q *quota) give(n int64) {
+	if n == 0 {
+		return
+	}
+	q.mu.Lock()
+	q.used -= n
+	var waiting map[*session]struct{}
+	if q.used < q.limit && len(q.waiting) > 0 {
+		waiting, q.waiting = q.waiting, nil
+	}
+	q.mu.Unlock()
+	if waiting != nil {
+		go kickAll(waiting)
+	}
+}
+
+func (q *quota) forget(s *session) {
+	q.mu.Lock()
+	delete(q.waiting, s)
+	q.mu.Unlock()
+}
+
+func kickAll(waiting map[*session]struct{}) {
+	for s := range waiting {
+		s.kick()
+	}
+}
+
+// quotas finds the quota of a link and a remote peer.
+type quotas struct {
+	limit int64
+	mu    sync.Mutex
+	by    map[quotaKey]*quota
+}
+
+type quotaKey struct {
+	link any
+	peer string
+}
+
+func (qs *quotas) acquire(link any, peer string) *quota {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	key := quotaKey{link, peer}
+	q := qs.by[key]
+	if q == nil {
+		if qs.by == nil {
+			qs.by = make(map[quotaKey]*quota)
+		}
+		q = &quota{limit: qs.limit}
+		qs.by[key] = q
+	}
+	q.users++
+	return q
+}
+
+func (qs *quotas) release(link any, peer string, q *quota) {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	if q.users--; q.users == 0 {
+		delete(qs.by, quotaKey{link, peer})
+	}
+}

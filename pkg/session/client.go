@@ -1,0 +1,795 @@
+package session
+
+import (
+	"context"
+	crand "crypto/rand"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"ptthqd/pkg/wire"
+)
+
+// A Router knows the ways from a client to its servers. It is safe for
+// concurrent use.
+type Router interface {
+	// Routes returns the live links, the best first: those that are not
+	// suspect and whose relay isn't closing, by smoothed round trip.
+	Routes() []Route
+	// Changed returns a channel that is closed when Routes will next have
+	// changed.
+	Changed() <-chan struct{}
+}
+
+// ClientConfig is what a Client needs.
+type ClientConfig struct {
+	Router Router
+	Limits Limits
+	Logger *slog.Logger // nil for none
+}
+
+// A Client holds the sessions of a P2.
+type Client struct {
+	config ClientConfig
+	host   *host
+
+	mu       sync.Mutex
+	sessions map[*session]struct{}
+	stopped  bool
+	all      sync.WaitGroup // of Forward
+}
+
+// NewClient makes a client without sessions.
+func NewClient(c ClientConfig) *Client {
+	c.Limits = c.Limits.withDefaults()
+	return &Client{
+		config:   c,
+		host:     newHost(c.Logger, c.Limits),
+		sessions: make(map[*session]struct{}),
+	}
+}
+
+// Run does what the sessions need besides their own goroutines. When ctx is
+// done it resets the sessions that are left, tells the other end as far as it
+// can be told within stopTimeout, and returns when they are gone.
+func (c *Client) Run(ctx context.Context) error {
+	sweeping, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var sweep sync.WaitGroup
+	sweep.Go(func() { c.host.sweep(sweeping) })
+	<-ctx.Done()
+	c.mu.Lock()
+	c.stopped = true
+	c.mu.Unlock()
+	c.reset(func(Info) bool { return true }, EndStopped, resetByStop)
+	c.all.Wait()
+	stop()
+	sweep.Wait()
+	return context.Cause(ctx)
+}
+
+// DefaultResumeTimeout is how long a detached session is kept, unless said
+// otherwise.
+const DefaultResumeTimeout = 10 * time.Minute
+
+// stopTimeout is how long a session that is reset waits for the other end to
+// confirm it.
+const stopTimeout = 2 * time.Second
+
+// holdTime is how long an accepted P1 waits for a live link (PROTOCOL.md,
+// section 4).
+const holdTime = 5 * time.Second
+
+// A Request says where a connection is to go.
+type Request struct {
+	Mapping       string
+	Server        string
+	Target        string // canonical text
+	Source        string // P1's address
+	ResumeTimeout time.Duration
+}
+
+// Forward carries conn, an accepted connection of P1, to its end. It owns conn
+// from the call on, and blocks until the session is over. When ctx is done the
+// session is reset.
+func (c *Client) Forward(ctx context.Context, conn Conn, r Request) Summary {
+	var token wire.Token
+	_, _ = crand.Read(token[:]) // never fails
+	s := newSession(c.host, false, token, Info{
+		Mapping: r.Mapping, Server: r.Server, Source: r.Source, Target: r.Target,
+	})
+	s.end = newEnd(conn)
+	s.changed = make(chan struct{}, 1)
+	s.granted = r.ResumeTimeout
+	f := &forward{session: s, client: c, request: r}
+	if text := c.add(s); text != "" {
+		s.mu.Lock()
+		s.closeLocked(Summary{Status: wire.StatusTooMany, Text: text, End: EndRefused})
+		s.mu.Unlock()
+		return *s.final
+	}
+	defer c.remove(s)
+	defer context.AfterFunc(ctx, func() {
+		s.mu.Lock()
+		s.resetLocked(EndStopped, resetByStop)
+		s.sendLocked(false)
+	})()
+	s.work.Go(s.pump)
+	f.run()
+	s.work.Wait()
+	return *s.final
+}
+
+func (c *Client) add(s *session) (refusal string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.stopped:
+		return "this process is stopping"
+	case len(c.sessions) >= c.config.Limits.Sessions:
+		return "this process has as many sessions as its limit allows"
+	}
+	c.sessions[s] = struct{}{}
+	c.all.Add(1)
+	return ""
+}
+
+func (c *Client) remove(s *session) {
+	c.mu.Lock()
+	delete(c.sessions, s)
+	c.mu.Unlock()
+	c.all.Done()
+}
+
+func (c *Client) list() []*session {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := make([]*session, 0, len(c.sessions))
+	for s := range c.sessions {
+		all = append(all, s)
+	}
+	return all
+}
+
+// Sessions tells of all sessions, the oldest first.
+func (c *Client) Sessions() []Info { return infos(c.list()) }
+
+// SetLimits changes the limits for what comes from now on.
+func (c *Client) SetLimits(l Limits) {
+	l = l.withDefaults()
+	c.mu.Lock()
+	c.config.Limits = l
+	c.mu.Unlock()
+	c.host.limit(l)
+}
+
+func (c *Client) limits() Limits {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.config.Limits
+}
+
+// Memory tells how the budgets stand.
+func (c *Client) Memory() Memory { return c.host.memory() }
+
+func infos(all []*session) []Info {
+	out := make([]Info, len(all))
+	for i, s := range all {
+		out[i] = s.snapshot()
+	}
+	slices.SortFunc(out, func(a, b Info) int { return a.Opened.Compare(b.Opened) })
+	return out
+}
+
+// Move makes the sessions that a link carries go elsewhere, since it is
+// suspect, closing, or replaced. Where there is no other way they stay, so it
+// is to be called again when a new link is up.
+func (c *Client) Move(link any, why string) {
+	for _, s := range c.list() {
+		s.mu.Lock()
+		if s.stream != nil && s.route.Link == link {
+			s.moveLocked(why)
+		}
+		s.mu.Unlock()
+	}
+}
+
+// End resets the sessions that match, at both ends.
+func (c *Client) End(match func(Info) bool, why End) { c.reset(match, why, resetByRemoval) }
+
+func (c *Client) reset(match func(Info) bool, why End, code uint64) {
+	for _, s := range c.list() {
+		s.mu.Lock()
+		if !match(s.snapshotLocked()) {
+			s.mu.Unlock()
+			continue
+		}
+		s.resetLocked(why, code)
+		s.sendLocked(false)
+	}
+}
+
+// A forward is the goroutine that keeps one session of the client going.
+type forward struct {
+	*session
+	client  *Client
+	request Request
+
+	opened      bool      // a reply 200 has come
+	firstTry    time.Time // of the attempts whose outcome isn't known
+	detachedAt  time.Time
+	excluded    map[string]bool // relays that refused for good
+	refusal     *wire.Reply     // the last refusal
+	tried       map[any]bool    // links that failed in this round
+	rounds      int             // that have failed since the loss
+	lastFailure string
+}
+
+// run opens the session, reads frames, and resumes, until the end.
+func (f *forward) run() {
+	s := f.session
+	defer func() { // whatever ended the session, no stream stays behind
+		s.mu.Lock()
+		st := s.stream
+		s.stream = nil
+		s.dropQuotaLocked()
+		s.dropRestLocked()
+		s.mu.Unlock()
+		if st != nil {
+			st.Reset(wire.CodeLost)
+		}
+	}()
+	for {
+		st := f.connect()
+		if st == nil {
+			return
+		}
+		if f.finished(st, s.readFrames(st)) {
+			return
+		}
+	}
+}
+
+// readFrames is read, between the marks that others wait for.
+func (s *session) readFrames(st Stream) error {
+	s.mu.Lock()
+	if s.stream != st {
+		s.mu.Unlock()
+		return errMove
+	}
+	s.reading = true
+	s.mu.Unlock()
+	err := s.read(st)
+	s.mu.Lock()
+	s.reading = false
+	s.cond.Broadcast()
+	s.mu.Unlock()
+	return err
+}
+
+// finished decides what the end of a stream means: the end of the session, or
+// another attempt.
+func (f *forward) finished(st Stream, err error) bool {
+	s := f.session
+	var bad *protocolError
+	var reset *wire.ResetError
+	switch {
+	case errors.Is(err, errEnded):
+		s.sayGoodbye(st)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.detachLocked()
+		f.closeLocked(f.howLocked())
+		return true
+	case errors.Is(err, errMove):
+		return false // the stream is kept until another has taken over
+	case errors.As(err, &bad):
+		s.log.Warn("session ended: the server broke the protocol", "server", f.request.Server, "error", bad.what)
+		s.mu.Lock()
+		s.resetLocked(EndProtocol, resetByProtocol)
+		s.detachLocked()
+		f.closeLocked(EndProtocol)
+		s.mu.Unlock()
+		st.Reset(wire.CodeRevoked)
+		return true
+	case errors.As(err, &reset) && reset.Remote && reset.Code == wire.CodeRevoked:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.detachLocked()
+		f.closeLocked(EndRevoked)
+		st.Reset(wire.CodeRevoked)
+		return true
+	}
+	st.Reset(wire.CodeLost)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f.lostLocked(err.Error())
+	return false
+}
+
+// lostLocked notes the loss of the stream.
+func (f *forward) lostLocked(why string) {
+	s := f.session
+	s.waitIdleLocked()
+	s.detachLocked()
+	f.tried, f.rounds = nil, 0
+	f.detachedAt = time.Now()
+	if f.opened && s.reset == nil {
+		s.setState(Detached)
+		s.log.Info("session detached", "server", f.request.Server, "relay", s.info.Relay, "reason", why)
+	}
+}
+
+// waitIdleLocked waits until nobody writes to the stream, which was reset or
+// frozen.
+func (s *session) waitIdleLocked() {
+	for s.writing {
+		s.cond.Wait()
+	}
+}
+
+// sayGoodbye ends the session's half of st when nobody writes to it any more.
+func (s *session) sayGoodbye(st Stream) {
+	s.mu.Lock()
+	s.frozen = true
+	_ = st.SetWriteDeadline(time.Now().Add(stopTimeout))
+	s.waitIdleLocked()
+	done := s.goodbye
+	s.goodbye = true
+	s.mu.Unlock()
+	if !done {
+		_ = st.CloseWrite()
+	}
+	st.CancelRead(wire.CodeLost)
+}
+
+// howLocked is how the session has ended.
+func (f *forward) howLocked() End {
+	if f.reset != nil {
+		return *f.reset
+	}
+	return EndClosed
+}
+
+// closeLocked ends the session.
+func (f *forward) closeLocked(end End) {
+	sum := Summary{Status: wire.StatusOpen, End: end}
+	if !f.opened && f.refusal != nil {
+		sum.Status, sum.Text, sum.Node = f.refusal.Status, f.refusal.Text, f.refusal.Node
+	}
+	f.session.closeLocked(sum)
+}
+
+// connect brings a stream that carries the session: a first one, another, or,
+// when the session was to move and nobody else took it, the one that it has.
+// It returns nil when the session is closed.
+func (f *forward) connect() Stream {
+	s := f.session
+	for {
+		s.mu.Lock()
+		if s.closed {
+			s.mu.Unlock()
+			return nil
+		}
+		old, moving := s.stream, s.moving
+		s.mu.Unlock()
+		route, wait := f.choose(old != nil, moving)
+		switch {
+		case route.Open != nil:
+			if st := f.try(route, old); st != nil {
+				return st
+			}
+		case old != nil:
+			return f.carryOn(old)
+		case wait < 0:
+			s.mu.Lock()
+			f.giveUpLocked()
+			s.mu.Unlock()
+			return nil
+		default:
+			f.pause(wait)
+		}
+	}
+}
+
+// choose picks the link for the next attempt. With none to try it says how long
+// to wait; a negative time means that there is no hope left.
+func (f *forward) choose(moving bool, why string) (Route, time.Duration) {
+	s := f.session
+	left := f.timeLeft()
+	if left <= 0 {
+		return Route{}, -1
+	}
+	routes := f.client.config.Router.Routes()
+	s.mu.Lock()
+	current := s.route.Link
+	s.mu.Unlock()
+	for pass := range 2 {
+		for _, r := range routes {
+			if f.excluded[r.Relay] || f.tried[r.Link] {
+				continue
+			}
+			if moving && r.Link == current && (pass == 0 || why != deadPath) {
+				continue // elsewhere first; here only if the link itself is well
+			}
+			return r, 0
+		}
+	}
+	if moving {
+		return Route{}, 0
+	}
+	usable := slices.ContainsFunc(routes, func(r Route) bool { return !f.excluded[r.Relay] })
+	if !usable && len(routes) > 0 && f.refusal != nil {
+		return Route{}, -1 // all have refused
+	}
+	if len(f.tried) > 0 {
+		if !f.opened && f.refusal != nil {
+			return Route{}, -1
+		}
+		// Every link has failed: once more after a while.
+		f.tried = nil
+		f.rounds++
+		pause := min(50*time.Millisecond<<min(f.rounds, 6), 2*time.Second)
+		return Route{}, min(left, pause/2+rand.N(pause))
+	}
+	return Route{}, left
+}
+
+// deadPath is the reason for a move that the link isn't to blame for.
+const deadPath = "the path is dead: no answer to a ping"
+
+// timeLeft is how long the session may still look for a stream.
+func (f *forward) timeLeft() time.Duration {
+	s := f.session
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.stream != nil && f.opened:
+		return s.granted
+	case s.reset != nil && !f.opened && s.attempt == 0:
+		return 0 // nobody has heard of it
+	case s.reset != nil && *s.reset == EndStopped:
+		return 0
+	case !f.opened && s.attempt == 0:
+		return holdTime - time.Since(s.info.Opened)
+	case !f.opened:
+		return f.client.limits().OpenTimeout - time.Since(s.info.Opened)
+	}
+	return s.granted - time.Since(f.detachedAt)
+}
+
+// pause waits for a change of the links or of the session, d at most.
+func (f *forward) pause(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-f.changed:
+	case <-f.client.config.Router.Changed():
+		f.tried = nil
+	}
+}
+
+// giveUpLocked ends a session for which no stream was to be had.
+func (f *forward) giveUpLocked() {
+	s := f.session
+	switch {
+	case s.reset != nil:
+		f.closeLocked(*s.reset)
+	case f.opened && f.refusal == nil:
+		f.closeLocked(EndExpired)
+	case f.opened:
+		f.closeLocked(EndRevoked)
+	case f.refusal != nil:
+		f.closeLocked(EndRefused)
+	default:
+		f.refusal = &wire.Reply{Status: wire.StatusNotConnected, Text: "no link to a relay"}
+		if s.attempt > 0 {
+			f.refusal = &wire.Reply{Status: wire.StatusTimeout, Text: "no answer: " + f.lastFailure}
+			f.closeLocked(EndRefused)
+			return
+		}
+		f.closeLocked(EndUnattached)
+	}
+}
+
+// carryOn goes on with the stream that the session was to leave, since nobody
+// else would take it.
+func (f *forward) carryOn(st Stream) Stream {
+	s := f.session
+	s.mu.Lock()
+	s.frozen, s.moving = false, ""
+	f.tried = nil
+	_ = st.SetReadDeadline(time.Time{})
+	_ = st.SetWriteDeadline(time.Time{})
+	s.cond.Broadcast()
+	s.sendLocked(false)
+	return st
+}
+
+// try makes one attempt over a route. old is the stream that the session has
+// while it moves. It returns nil if the attempt failed.
+func (f *forward) try(r Route, old Stream) Stream {
+	s := f.session
+	s.mu.Lock()
+	if old != nil {
+		// Neither read nor written until the reply has come.
+		s.frozen = true
+		_ = old.SetWriteDeadline(longAgo)
+		s.waitIdleLocked()
+	}
+	s.attempt++
+	opening := !f.opened && s.reset == nil
+	first := opening && s.attempt == 1
+	inner := f.tipLocked(opening)
+	timeout := max(2*time.Second, 4*r.RTT)
+	if opening {
+		timeout = max(f.client.limits().OpenTimeout-time.Since(s.info.Opened), time.Second)
+	}
+	s.mu.Unlock()
+
+	st, err := r.Open(f.request.Server, inner, nil)
+	if err != nil {
+		s.attempt-- // nobody has heard of it
+		f.failed(r, err.Error())
+		return nil
+	}
+	if f.firstTry.IsZero() {
+		f.firstTry = time.Now()
+	}
+	_ = st.SetReadDeadline(time.Now().Add(timeout))
+	if first {
+		// P4 reads while it dials, so P1's first bytes go right behind the tip.
+		s.mu.Lock()
+		s.attachLocked(st, r, 0)
+		s.sendLocked(false)
+	}
+	reply, granted, err := readReply(st)
+	if err == nil && (reply.Status == wire.StatusOpen || reply.Status == wire.StatusComplete) && granted == nil {
+		err = errors.New("the reply grants nothing")
+	}
+	if err != nil {
+		st.Reset(wire.CodeLost)
+		f.dropAttempt(st, old)
+		var revoked *wire.ResetError
+		if errors.As(err, &revoked) && revoked.Remote && revoked.Code == wire.CodeRevoked {
+			s.mu.Lock()
+			f.closeLocked(EndRevoked)
+			s.mu.Unlock()
+			return nil
+		}
+		f.failed(r, err.Error())
+		if old != nil {
+			f.loseOld(old)
+		}
+		return nil
+	}
+	return f.answer(st, r, old, opening, reply, granted)
+}
+
+// tipLocked makes the inner tip of an attempt.
+func (f *forward) tipLocked(opening bool) []byte {
+	s := f.session
+	if opening {
+		var age time.Duration
+		if s.attempt > 1 {
+			age = time.Since(f.firstTry)
+		}
+		return wire.Append(nil, &wire.Open{
+			Version: wire.Version, Token: s.token, Attempt: s.attempt, Age: age,
+			Source: f.request.Source, Target: f.request.Target,
+			Limit: s.in.limit, ResumeTimeout: f.request.ResumeTimeout,
+		})
+	}
+	return wire.Append(nil, &wire.Resume{
+		Version: wire.Version, Token: s.token, Attempt: s.attempt,
+		Source: f.request.Source, Target: f.request.Target,
+		Received: s.in.received, Acked: s.in.acked, Limit: s.in.limit,
+		Unconfirmed: s.reset != nil,
+	})
+}
+
+// readReply reads the reply at the head of st.
+func readReply(st Stream) (*wire.Reply, *wire.Granted, error) {
+	m, err := wire.Read(st)
+	if err != nil {
+		return nil, nil, err
+	}
+	reply, ok := m.(*wire.Reply)
+	if !ok {
+		return nil, nil, errors.New("the answer is not a reply")
+	}
+	if len(reply.Inner) == 0 {
+		return reply, nil, nil
+	}
+	inner, n, err := wire.Parse(reply.Inner)
+	if err != nil {
+		return nil, nil, err
+	}
+	granted, ok := inner.(*wire.Granted)
+	if !ok || n != len(reply.Inner) {
+		return nil, nil, errors.New("the reply's inner part is not a grant")
+	}
+	return reply, granted, nil
+}
+
+// dropAttempt takes the first attempt's stream away from the session again.
+func (f *forward) dropAttempt(st, old Stream) {
+	s := f.session
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stream == st && old == nil {
+		s.waitIdleLocked()
+		s.detachLocked()
+	}
+}
+
+// loseOld gives the old stream up: it is not known what P4 has made of the
+// attempt to replace it.
+func (f *forward) loseOld(old Stream) {
+	old.Reset(wire.CodeLost)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lostLocked("an attempt to move had no answer")
+}
+
+// failed notes that an attempt over a route came to nothing.
+func (f *forward) failed(r Route, why string) {
+	if f.tried == nil {
+		f.tried = make(map[any]bool)
+	}
+	f.tried[r.Link] = true
+	f.lastFailure = why
+	f.session.log.Debug("attempt failed", "server", f.request.Server, "relay", r.Relay, "reason", why)
+}
+
+// answer acts upon a reply. It returns the stream if that carries the session
+// now.
+func (f *forward) answer(st Stream, r Route, old Stream, opening bool, reply *wire.Reply, granted *wire.Granted) Stream {
+	s := f.session
+	if reply.Status == wire.StatusOpen {
+		return f.accepted(st, r, old, opening, granted)
+	}
+	// The reply is all that comes on this stream.
+	finish(st)
+	f.dropAttempt(st, old)
+	byRelay := reply.Node != f.request.Server
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if reply.Status == wire.StatusComplete {
+		switch {
+		case s.reset != nil:
+			f.closeLocked(*s.reset)
+		case granted.Reset:
+			f.closeLocked(EndResetByP5)
+		case s.in.done():
+			f.closeLocked(EndClosed)
+		default:
+			f.closeLocked(EndProtocol)
+		}
+		return nil
+	}
+	f.refusal = reply
+	again := false
+	switch reply.Status {
+	case wire.StatusNotConnected:
+		again = true
+	case wire.StatusNotAllowed:
+		again = byRelay
+		if again {
+			if f.excluded == nil {
+				f.excluded = make(map[string]bool)
+			}
+			f.excluded[r.Relay] = true
+		}
+	case wire.StatusTooMany:
+		again = byRelay || !opening
+	case wire.StatusNotNewest, wire.StatusRefused, wire.StatusTimeout:
+		again = !opening
+	case wire.StatusNoSession:
+		if s.out.done() && s.in.done() {
+			f.closeLocked(EndClosed)
+			return nil
+		}
+	}
+	if again {
+		f.failed(r, reply.Status.String())
+		if !opening && reply.Status != wire.StatusNotAllowed {
+			f.refusal = nil // it may yet be otherwise
+		}
+		return nil
+	}
+	switch {
+	case s.reset != nil:
+		f.closeLocked(*s.reset)
+	case opening:
+		f.closeLocked(EndRefused)
+	case reply.Status == wire.StatusNoSession:
+		f.closeLocked(EndRestarted)
+	case reply.Status == wire.StatusNotAllowed:
+		f.closeLocked(EndRevoked)
+	default:
+		f.closeLocked(EndProtocol)
+	}
+	return nil
+}
+
+// finish ends both halves of a stream on which nothing more is to be said.
+func finish(st Stream) {
+	_ = st.CloseWrite()
+	st.CancelRead(wire.CodeLost)
+}
+
+// accepted takes the session over to st.
+func (f *forward) accepted(st Stream, r Route, old Stream, opening bool, g *wire.Granted) Stream {
+	s := f.session
+	if old != nil {
+		old.Reset(wire.CodeLost)
+	}
+	s.mu.Lock()
+	if err := s.checkOffsetsLocked(g.Received, g.Acked, g.Limit); err != nil {
+		s.log.Warn("session ended: the server broke the protocol", "server", f.request.Server, "error", err.Error())
+		f.closeLocked(EndProtocol)
+		s.mu.Unlock()
+		st.Reset(wire.CodeRevoked)
+		return nil
+	}
+	first := s.stream == st
+	if !first {
+		s.waitIdleLocked()
+		s.attachLocked(st, r, g.Received)
+		if s.attempt > 1 && f.opened {
+			s.info.Resumes++
+		}
+	}
+	s.out.known = max(s.out.known, g.Received)
+	s.out.limit = max(s.out.limit, g.Limit)
+	if err := s.ackLocked(g.Acked - s.out.acked); err != nil {
+		f.closeLocked(EndProtocol)
+		s.mu.Unlock()
+		st.Reset(wire.CodeRevoked)
+		return nil
+	}
+	s.granted = min(f.request.ResumeTimeout, g.ResumeTimeout)
+	switch {
+	case s.reset != nil: // the deadline for its confirmation stands
+	case s.moving != "":
+		_ = st.SetReadDeadline(longAgo)
+	default:
+		_ = st.SetReadDeadline(time.Time{})
+	}
+	resumed := f.opened && s.reset == nil
+	f.opened, f.refusal, f.firstTry = true, nil, time.Time{}
+	f.tried, f.rounds = nil, 0
+	if s.reset == nil && !s.ended {
+		s.setState(Attached)
+	}
+	if resumed {
+		s.log.Info("session resumed", "server", f.request.Server, "relay", r.Relay,
+			"attempt", s.attempt, "pause", time.Since(f.detachedAt).Round(time.Millisecond))
+	}
+	s.sendLocked(false)
+	return st
+}
+
+// checkOffsetsLocked checks what the peer says of where it stands.
+func (s *session) checkOffsetsLocked(received, acked, limit uint64) error {
+	o := &s.out
+	end := o.read
+	if o.fin {
+		end++
+	}
+	switch {
+	case received > end:
+		return violated("received %d of %d", received, end)
+	case received < o.known || acked < o.acked:
+		return violated("received %d, acknowledged %d, after %d and %d", received, acked, o.known, o.acked)
+	case limit < o.limit && limit < max(o.sent, received):
+		return violated("a limit of %d, after %d", limit, o.limit)
+	case limit-acked > 2*wire.MaxWindow:
+		return violated("a window of %d bytes; %d is the most", limit-acked, wire.MaxWindow)
+	}
+	return nil
+}

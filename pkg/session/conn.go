@@ -1,0 +1,63 @@
+package session
+
+import "io"
+
+// A Conn is the TCP side of a session: P1 at the client, P5 at the server, as a
+// *net.TCPConn, a *net.UnixConn or anything else that can be half-closed. The
+// session owns it and closes it.
+type Conn interface {
+	io.ReadWriteCloser
+	CloseWrite() error
+}
+
+// lingerer is the part of *net.TCPConn that makes its Close a reset.
+type lingerer interface {
+	SetLinger(seconds int) error
+}
+
+// tryWriter is a Conn that can write what fits without waiting.
+type tryWriter interface {
+	TryWrite(p []byte) (int, error)
+}
+
+// abort closes c so that its peer sees a reset, where c can do that.
+func abort(c Conn) {
+	if l, ok := c.(lingerer); ok {
+		_ = l.SetLinger(0)
+	}
+	_ = c.Close()
+}
+
+// An end is a Conn with what the session needs beyond io: to wait for data
+// without holding a buffer, and to write without waiting.
+type end struct {
+	Conn
+	raw *rawEnd // nil where the Conn has no file descriptor that can be used
+}
+
+func newEnd(c Conn) *end { return &end{Conn: c, raw: newRawEnd(c)} }
+
+// read waits for data, calls reserve for the memory to put it in, and reads.
+// Where the Conn allows it, nothing is reserved while it waits: a reservation
+// that turns out to be early is taken back with cancel.
+func (e *end) read(reserve func() []byte, cancel func()) (int, error) {
+	if e.raw != nil {
+		return e.raw.read(reserve, cancel)
+	}
+	n, err := e.Read(reserve())
+	if n == 0 {
+		cancel()
+	}
+	return n, err
+}
+
+// tryWrite writes what fits without waiting, which may be nothing.
+func (e *end) tryWrite(p []byte) (int, error) {
+	if e.raw != nil {
+		return e.raw.tryWrite(p)
+	}
+	if w, ok := e.Conn.(tryWriter); ok {
+		return w.TryWrite(p)
+	}
+	return 0, nil
+}

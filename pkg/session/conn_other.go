@@ -1,0 +1,10 @@
+//go:build !unix
+
+package session
+
+type rawEnd struct{}
+
+func newRawEnd(Conn) *rawEnd { return nil }
+
+func (*rawEnd) read(func() []byte, func()) (int, error) { panic("internal error: no raw end here") }
+func (*rawEnd) tryWrite([]byte) (int, error)            { panic("internal error: no raw end here") }

@@ -1,0 +1,98 @@
+//go:build unix
+
+package session
+
+import (
+	"errors"
+	"io"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// rawEnd reads and writes a socket by its descriptor. The functions handed to
+// the runtime's poller are made once, so that a read allocates nothing. One
+// goroutine may read while another writes.
+type rawEnd struct {
+	conn syscall.RawConn
+
+	reserve func() []byte
+	cancel  func()
+	readN   int
+	readErr error
+	onRead  func(fd uintptr) bool
+
+	out      []byte
+	writeN   int
+	writeErr error
+	onWrite  func(fd uintptr) bool
+}
+
+func newRawEnd(c Conn) *rawEnd {
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	conn, err := sc.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	e := &rawEnd{conn: conn}
+	e.onRead, e.onWrite = e.readReady, e.writeReady
+	return e
+}
+
+func (e *rawEnd) read(reserve func() []byte, cancel func()) (int, error) {
+	e.reserve, e.cancel = reserve, cancel
+	if err := e.conn.Read(e.onRead); err != nil {
+		return 0, err
+	}
+	switch {
+	case e.readErr != nil:
+		return 0, os.NewSyscallError("read", e.readErr)
+	case e.readN == 0:
+		return 0, io.EOF
+	}
+	return e.readN, nil
+}
+
+// readReady is called when the socket may be readable; false asks to be called
+// again when it is.
+func (e *rawEnd) readReady(fd uintptr) bool {
+	p := e.reserve()
+	for {
+		e.readN, e.readErr = unix.Read(int(fd), p)
+		if !errors.Is(e.readErr, unix.EINTR) {
+			break
+		}
+	}
+	if e.readErr != nil || e.readN == 0 {
+		e.cancel()
+	}
+	return !errors.Is(e.readErr, unix.EAGAIN)
+}
+
+func (e *rawEnd) tryWrite(p []byte) (int, error) {
+	e.out = p
+	err := e.conn.Write(e.onWrite)
+	e.out = nil
+	switch {
+	case err != nil:
+		return 0, err
+	case errors.Is(e.writeErr, unix.EAGAIN):
+		return 0, nil
+	case e.writeErr != nil:
+		return 0, os.NewSyscallError("write", e.writeErr)
+	}
+	return e.writeN, nil
+}
+
+func (e *rawEnd) writeReady(fd uintptr) bool {
+	for {
+		e.writeN, e.writeErr = unix.Write(int(fd), e.out)
+		if !errors.Is(e.writeErr, unix.EINTR) {
+			return true
+		}
+	}
+}

@@ -1,0 +1,243 @@
+package session
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ptthqd/pkg/wire"
+)
+
+// Limits bound what sessions take of this process. The zero value of each
+// field means its default.
+type Limits struct {
+	// WindowBudget is what all sessions together may promise their peers above
+	// the floor of 64 KiB for each direction, in bytes. 256 MiB.
+	WindowBudget int64
+	// RetainedBudget is what all sessions together may keep for
+	// retransmission above the same floor, in bytes. 256 MiB.
+	RetainedBudget int64
+	// MaxWindow bounds the window of one direction of one session, in bytes:
+	// 64 KiB to 16 MiB, which fills 1 Gbit/s at 130 ms. 16 MiB.
+	MaxWindow int
+	// LinkQuota bounds what is unacknowledged over one link towards one remote
+	// peer, in bytes: a quarter of the link's connection window. 8 MiB.
+	LinkQuota int64
+	// Sessions bounds the sessions of this process. 65,536.
+	Sessions int
+	// SessionsPerPeer bounds those of one client, at the server. 16,384.
+	SessionsPerPeer int
+	// DetachedPerPeer bounds those of one client that wait for a stream, at the
+	// server. 4,096.
+	DetachedPerPeer int
+	// Tombstones bounds what the server remembers of ended sessions. 65,536.
+	Tombstones int
+	// OpenTimeout is how long P2 waits for a session to open. 30 seconds.
+	OpenTimeout time.Duration
+	// DialTimeout is how long P4 waits for P5. 10 seconds.
+	DialTimeout time.Duration
+}
+
+func (l Limits) withDefaults() Limits {
+	orDefault(&l.WindowBudget, 256<<20)
+	orDefault(&l.RetainedBudget, 256<<20)
+	orDefault(&l.MaxWindow, wire.MaxWindow)
+	orDefault(&l.LinkQuota, 8<<20)
+	orDefault(&l.Sessions, 65536)
+	orDefault(&l.SessionsPerPeer, 16384)
+	orDefault(&l.DetachedPerPeer, 4096)
+	orDefault(&l.Tombstones, 65536)
+	orDefault(&l.OpenTimeout, 30*time.Second)
+	orDefault(&l.DialTimeout, 10*time.Second)
+	l.MaxWindow = max(wire.InitialWindow, min(l.MaxWindow, wire.MaxWindow))
+	return l
+}
+
+func orDefault[T int | int64 | time.Duration](value *T, fallback T) {
+	if *value <= 0 {
+		*value = fallback
+	}
+}
+
+// Memory tells how the budgets stand, in bytes.
+type Memory struct {
+	Promised, PromisedLimit int64 // windows above the floor
+	Retained, RetainedLimit int64 // kept for retransmission above the floor
+}
+
+// A host is what the sessions of a process share: budgets, and the sweep over
+// those that were busy of late.
+type host struct {
+	log       *slog.Logger
+	quotas    quotas
+	windows   budget
+	retained  budget
+	maxWindow atomic.Uint64
+
+	// The sweep visits warm sessions alone, and sleeps while there is none.
+	mu     sync.Mutex
+	warm   map[*session]struct{}
+	warmed chan struct{} // capacity 1
+}
+
+func newHost(log *slog.Logger, l Limits) *host {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	h := &host{
+		log:    log,
+		quotas: quotas{limit: l.LinkQuota},
+		warm:   make(map[*session]struct{}),
+		warmed: make(chan struct{}, 1),
+	}
+	h.limit(l)
+	return h
+}
+
+// limit changes the budgets. What is taken above a lower one stays until it is
+// given back.
+func (h *host) limit(l Limits) {
+	h.windows.limit.Store(l.WindowBudget)
+	h.retained.limit.Store(l.RetainedBudget)
+	h.maxWindow.Store(uint64(l.MaxWindow))
+}
+
+func (h *host) memory() Memory {
+	return Memory{
+		Promised: h.windows.used.Load(), PromisedLimit: h.windows.limit.Load(),
+		Retained: h.retained.used.Load(), RetainedLimit: h.retained.limit.Load(),
+	}
+}
+
+const (
+	// sweepInterval is how long an acknowledgement waits for data to ride on.
+	sweepInterval = 100 * time.Millisecond
+	// busyFor is how long after its last data a stream is watched for a dead
+	// path (PROTOCOL.md, section 6).
+	busyFor = 10 * time.Second
+	// silenceBeforePing and minPongWait are from there too.
+	silenceBeforePing = time.Second
+	minPongWait       = time.Second
+	// idleBeforeYield is when a sender gives back its window above the floor
+	// (section 5, rule 3).
+	idleBeforeYield = 30 * time.Second
+)
+
+// sweep visits the warm sessions until ctx is done.
+func (h *host) sweep(ctx context.Context) {
+	for {
+		select {
+		case <-h.warmed:
+		case <-ctx.Done():
+			return
+		}
+		h.sweepWhileWarm(ctx)
+	}
+}
+
+func (h *host) sweepWhileWarm(ctx context.Context) {
+	tick := time.NewTicker(sweepInterval)
+	defer tick.Stop()
+	var visit []*session
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		h.mu.Lock()
+		visit = visit[:0]
+		for s := range h.warm {
+			visit = append(visit, s)
+		}
+		h.mu.Unlock()
+		if len(visit) == 0 {
+			return
+		}
+		now := time.Now()
+		for _, s := range visit {
+			s.sweep(now)
+		}
+		clear(visit)
+	}
+}
+
+// warmLocked makes the sweep visit s.
+func (s *session) warmLocked() {
+	if s.warm || s.closed {
+		return
+	}
+	s.warm = true
+	h := s.host
+	h.mu.Lock()
+	h.warm[s] = struct{}{}
+	h.mu.Unlock()
+	select {
+	case h.warmed <- struct{}{}:
+	default:
+	}
+}
+
+// cool makes the sweep forget s, whose lock the caller holds.
+func (h *host) cool(s *session) {
+	if !s.warm {
+		return
+	}
+	s.warm = false
+	h.mu.Lock()
+	delete(h.warm, s)
+	h.mu.Unlock()
+}
+
+// touchLocked notes that data went by.
+func (s *session) touchLocked() {
+	s.lastData = time.Now()
+	s.warmLocked()
+}
+
+// sweep does what time alone brings about.
+func (s *session) sweep(now time.Time) {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return
+	}
+	s.cond.Broadcast() // whoever was refused a budget asks again
+	if s.stream == nil {
+		s.mu.Unlock()
+		return
+	}
+	if s.in.acked != s.in.ackedSaid {
+		s.ackDue = true
+	}
+	idle := now.Sub(s.lastData)
+	waiting := !s.pingSent.IsZero()
+	silent := now.Sub(s.lastIn)
+	switch {
+	case s.server || s.info.State == Opening:
+	case waiting && min(silent, now.Sub(s.pingSent)) > max(minPongWait, 4*s.minRTT):
+		s.pingSent = time.Time{}
+		s.moveLocked(deadPath)
+	case !waiting && idle < busyFor && silent > silenceBeforePing:
+		s.pingDue = true
+	}
+	if idle > idleBeforeYield && s.out.sent == s.out.read {
+		if credit := s.out.limit - s.out.sent; credit > wire.InitialWindow {
+			s.yield += credit - wire.InitialWindow
+			s.out.limit -= credit - wire.InitialWindow
+		}
+		s.host.cool(s)
+	}
+	s.sendLocked(false)
+}
+
+// moveLocked makes the frame reader leave its stream, at P2.
+func (s *session) moveLocked(why string) {
+	if s.stream == nil || s.moving != "" || s.closed {
+		return
+	}
+	s.moving = why
+	_ = s.stream.SetReadDeadline(longAgo)
+}

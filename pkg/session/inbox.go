@@ -1,0 +1,414 @@
+package session
+
+import (
+	"errors"
+	"io"
+	"time"
+
+	"ptthqd/pkg/wire"
+)
+
+// An inbox takes what the peer sends and delivers it to the TCP side.
+//
+//	acked ≤ received … delivered to TCP
+//	received ≤ limit … read from streams
+type inbox struct {
+	acked, received, limit uint64
+	ackedSaid, limitSaid   uint64 // what the peer was told, on the current stream
+	fin                    bool   // the peer's direction has ended; its offset is received-1
+	window                 uint64 // limit is acked plus this, or was when it was larger
+
+	queue      []segment // received and not delivered, in order
+	queued     int
+	delivering bool // a goroutine delivers the queue
+
+	// The growth of the window is decided once a window's worth is delivered.
+	epoch      time.Time
+	epochBytes uint64
+}
+
+// A segment is received data that waits for the TCP side.
+type segment struct {
+	buf      *buffer
+	from, to int
+	copied   bool // the buffer has only what was copied to it: more can follow
+}
+
+func (in *inbox) drop() {
+	for _, g := range in.queue {
+		g.buf.unref()
+	}
+	in.queue, in.queued = nil, 0
+}
+
+// done tells whether everything, the end included, is delivered.
+func (in *inbox) done() bool { return in.fin && in.acked == in.received }
+
+// read reads frames from st until it ends. Its caller has set reading. The
+// error is errEnded, errMove, a *protocolError, or how the stream was lost.
+func (s *session) read(st Stream) error {
+	for {
+		if _, err := st.Peek(s.one[:]); err != nil {
+			return s.readError(err)
+		}
+		b := takeBuffer(largeBuffer)
+		n, err := st.Read(b.b)
+		var bad error
+		if n > 0 {
+			bad = s.take(b, b.b[:n])
+		}
+		s.mu.Lock()
+		b.unref()
+		s.sendLocked(false)
+		switch {
+		case bad != nil:
+			return bad
+		case err != nil:
+			return s.readError(err)
+		}
+	}
+}
+
+// readError says what an error of the stream means for the session.
+func (s *session) readError(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if errors.Is(err, io.EOF) {
+		if s.ended || s.reset != nil {
+			return errEnded
+		}
+		return io.ErrUnexpectedEOF
+	}
+	if isTimeout(err) && s.moving != "" {
+		return errMove
+	}
+	if s.lost != nil {
+		return s.lost
+	}
+	return err
+}
+
+// take takes the bytes p of buffer b, which is its caller's.
+func (s *session) take(b *buffer, p []byte) error {
+	now := time.Now()
+	s.mu.Lock()
+	s.lastIn = now
+	s.mu.Unlock()
+	for len(p) > 0 {
+		if s.left > 0 {
+			n := int(min(s.left, uint64(len(p))))
+			if err := s.takeData(b, p[:n]); err != nil {
+				return err
+			}
+			s.left -= uint64(n)
+			p = p[n:]
+			continue
+		}
+		f, n, err := s.parse(p)
+		if err != nil {
+			return violated("%v", err)
+		}
+		p = p[n:]
+		if s.carried > 0 {
+			return nil // the rest of the header has yet to come
+		}
+		if err := s.takeFrame(f, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// parse decodes a frame header, of which a part may have come before.
+func (s *session) parse(p []byte) (f wire.Frame, n int, err error) {
+	if s.carried == 0 {
+		if f, n, err = wire.ParseFrame(p); !errors.Is(err, io.ErrUnexpectedEOF) {
+			return f, n, err
+		}
+	}
+	had := s.carried
+	s.carried += copy(s.carry[had:], p)
+	f, n, err = wire.ParseFrame(s.carry[:s.carried])
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return f, len(p), nil
+	}
+	s.carried = 0
+	return f, n - had, err
+}
+
+// takeFrame takes a frame's header.
+func (s *session) takeFrame(f wire.Frame, now time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.ackLocked(f.Acked); err != nil {
+		return err
+	}
+	if f.Limit != 0 {
+		// What the peer can promise is bounded, so that the sum can't run over.
+		if s.out.limit += f.Limit; s.out.limit-s.out.acked > 2*wire.MaxWindow {
+			return violated("a window of %d bytes; %d is the most", s.out.limit-s.out.acked, wire.MaxWindow)
+		}
+		s.cond.Broadcast()
+	}
+	switch f.Kind {
+	case wire.FrameNone:
+	case wire.FrameData:
+		if s.in.fin {
+			return violated("data behind the end")
+		}
+		if f.Value > s.in.limit-s.in.received {
+			return violated("%d bytes where %d were allowed", f.Value, s.in.limit-s.in.received)
+		}
+		s.left = f.Value
+		s.touchLocked()
+	case wire.FrameFin:
+		if s.in.fin {
+			return violated("a second end")
+		}
+		if s.in.received >= s.in.limit {
+			return violated("an end beyond the limit")
+		}
+		s.in.fin = true
+		s.in.received++
+		s.touchLocked()
+		if s.end != nil && !s.in.delivering && len(s.in.queue) == 0 {
+			s.deliverFinLocked()
+		}
+	case wire.FrameReset:
+		why := s.resetByPeer(f.Value)
+		if s.reset == nil {
+			s.reset = &why
+			s.setState(Closing)
+			s.dropDataLocked()
+			if s.end != nil {
+				abort(s.end.Conn)
+			}
+		}
+		s.resetDue, s.resetSaid = false, true // the end of our stream confirms it
+		s.wakeLocked()
+		return errEnded
+	case wire.FramePing:
+		s.pongDue = true
+	case wire.FramePong:
+		if !s.pingSent.IsZero() {
+			rtt := max(now.Sub(s.pingSent), time.Microsecond)
+			if s.minRTT == 0 || rtt < s.minRTT {
+				s.minRTT = rtt
+			}
+			s.pingSent = time.Time{}
+		}
+	case wire.FrameYield:
+		in := &s.in
+		if f.Value > in.limit-max(in.received, in.acked) {
+			return violated("%d bytes given back of %d", f.Value, in.limit-in.received)
+		}
+		in.limit -= f.Value
+		in.limitSaid -= f.Value
+		window := max(in.limit-in.acked, wire.InitialWindow)
+		if window < in.window {
+			s.host.windows.give(int64(in.window - window))
+			in.window = window
+		}
+	}
+	return nil
+}
+
+// resetByPeer names the end when the other end has sent a reset.
+func (s *session) resetByPeer(code uint64) End {
+	switch code {
+	case resetByStop:
+		return EndStopped
+	case resetByProtocol:
+		return EndProtocol
+	case resetByExpiry:
+		return EndExpired
+	case resetByRemoval:
+		return EndRemoved
+	}
+	if s.server {
+		return EndResetByP1
+	}
+	return EndResetByP5
+}
+
+// takeData takes data that the limit has been checked for.
+func (s *session) takeData(b *buffer, p []byte) error {
+	s.mu.Lock()
+	in := &s.in
+	in.received += uint64(len(p))
+	if s.reset != nil {
+		s.mu.Unlock()
+		return nil // discarded
+	}
+	direct := s.end != nil && !in.delivering && len(in.queue) == 0
+	s.mu.Unlock()
+	if direct {
+		// Only this goroutine adds to the queue, so nobody else delivers now.
+		n, err := s.end.tryWrite(p)
+		s.mu.Lock()
+		s.deliveredLocked(n)
+		if err != nil {
+			s.resetLocked(s.resetByTCP(), resetByTCP)
+		}
+		p = p[n:]
+		if err != nil || len(p) == 0 {
+			s.mu.Unlock()
+			return nil
+		}
+		s.mu.Unlock()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.reset != nil || s.closed {
+		return nil
+	}
+	s.enqueueLocked(b, p)
+	s.deliverQueueLocked()
+	return nil
+}
+
+// enqueueLocked lets p, which is part of b, wait. A large piece stays where it
+// is; small ones are copied together, so that what waits takes at most about
+// twice its size.
+func (s *session) enqueueLocked(b *buffer, p []byte) {
+	in := &s.in
+	in.queued += len(p)
+	if len(p) >= len(b.b)/2 {
+		from := cap(b.b) - cap(p)
+		b.refs++
+		in.queue = append(in.queue, segment{buf: b, from: from, to: from + len(p)})
+		return
+	}
+	for len(p) > 0 {
+		var last *segment
+		if n := len(in.queue); n > 0 && in.queue[n-1].copied && in.queue[n-1].to < len(in.queue[n-1].buf.b) {
+			last = &in.queue[n-1]
+		} else {
+			in.queue = append(in.queue, segment{buf: takeBuffer(len(p)), copied: true})
+			last = &in.queue[len(in.queue)-1]
+		}
+		n := copy(last.buf.b[last.to:], p)
+		last.to += n
+		p = p[n:]
+	}
+}
+
+func (s *session) deliverQueueLocked() {
+	if s.end == nil || s.in.delivering || len(s.in.queue) == 0 {
+		return
+	}
+	s.in.delivering = true
+	s.work.Add(1)
+	go s.deliver()
+}
+
+// deliver writes what waits to the TCP side, and ends when nothing does.
+func (s *session) deliver() {
+	defer s.work.Done()
+	in := &s.in
+	s.mu.Lock()
+	for len(in.queue) > 0 && !s.closed {
+		g := in.queue[0]
+		g.buf.refs++
+		in.queue[0].copied = false // what is being written isn't added to
+		s.mu.Unlock()
+		n, err := s.end.Write(g.buf.b[g.from:g.to])
+		s.mu.Lock()
+		g.buf.unref()
+		if s.reset == nil && !s.closed {
+			s.deliveredLocked(n)
+			if err != nil {
+				s.resetLocked(s.resetByTCP(), resetByTCP)
+			}
+		}
+		if err != nil || s.reset != nil || s.closed {
+			break
+		}
+		in.queued -= n
+		g.buf.unref()
+		in.queue = append(in.queue[:0], in.queue[1:]...)
+		if s.ackDue {
+			s.sendLocked(false)
+			s.mu.Lock()
+		}
+	}
+	if len(in.queue) == 0 {
+		in.queue = nil
+	}
+	in.delivering = false
+	if in.fin && s.reset == nil && !s.closed && len(in.queue) == 0 && !in.done() {
+		s.deliverFinLocked()
+	}
+	s.cond.Broadcast()
+	s.sendLocked(true)
+}
+
+// deliverFinLocked passes the peer's end on to the TCP side.
+func (s *session) deliverFinLocked() {
+	if err := s.end.CloseWrite(); err != nil && !s.out.fin {
+		s.resetLocked(s.resetByTCP(), resetByTCP)
+		return
+	}
+	s.in.acked++
+	s.ackDue = true
+	s.closeTCPLocked()
+	s.checkEndLocked()
+}
+
+// deliveredLocked notes that the TCP side has taken n bytes, and decides what
+// to allow and when to say so: at a quarter of the window; below that an
+// acknowledgement rides on data or waits for the sweep.
+func (s *session) deliveredLocked(n int) {
+	in := &s.in
+	in.acked += uint64(n)
+	in.epochBytes += uint64(n)
+	if in.epochBytes >= in.window {
+		s.growLocked()
+	}
+	in.limit = max(in.limit, in.acked+in.window)
+	if in.acked-in.ackedSaid >= in.window/4 || in.limit-in.limitSaid >= in.window/4 {
+		s.ackDue = true
+	}
+}
+
+// minGrowthRTT is the shortest round trip that a window is made for. On links
+// shorter than that the processors' queues, not the path, need the room.
+const minGrowthRTT = 4 * time.Millisecond
+
+// growLocked doubles the window if the path can use it: while what is delivered
+// in two round trips exceeds it, the TCP side keeps up, and the budget allows.
+func (s *session) growLocked() {
+	in := &s.in
+	now := time.Now()
+	elapsed, bytes := now.Sub(in.epoch), in.epochBytes
+	first := in.epoch.IsZero()
+	most := s.host.maxWindow.Load()
+	in.epoch, in.epochBytes = now, 0
+	if first || in.queued > int(in.window/4) || in.window >= most {
+		return
+	}
+	if s.minRTT == 0 {
+		s.probeLocked(now)
+		if elapsed > minGrowthRTT {
+			return
+		}
+	}
+	rtt := max(s.minRTT, minGrowthRTT)
+	if float64(bytes)*2*float64(rtt) <= float64(in.window)*float64(elapsed) {
+		return
+	}
+	grow := min(in.window, most-in.window)
+	if !s.host.windows.take(int64(grow)) {
+		return
+	}
+	in.window += grow
+	s.probeLocked(now)
+}
+
+// probeLocked asks for a ping, once a second at most.
+func (s *session) probeLocked(now time.Time) {
+	if s.pingSent.IsZero() && !s.pingDue && now.After(s.nextProbe) {
+		s.pingDue = true
+		s.nextProbe = now.Add(time.Second)
+	}
+}

@@ -1,0 +1,468 @@
+package session
+
+import (
+	"errors"
+	"io"
+	"time"
+
+	"ptthqd/pkg/wire"
+)
+
+// An outbox keeps what the TCP side has sent until the peer acknowledges it.
+//
+//	known ≤ acked … the peer has delivered
+//	acked ≤ sent  … written to the current stream
+//	sent ≤ read   … read from TCP
+//	read ≤ limit
+type outbox struct {
+	pieces []piece // what isn't acknowledged yet, in order; the first may be so in part
+	acked  uint64
+	known  uint64 // the peer is known to have received everything before this
+	sent   uint64
+	read   uint64
+	limit  uint64
+	fin    bool // the TCP side has ended; the fin's offset is read
+
+	retained int64  // bytes in pieces
+	budgeted int64  // of these taken from the process's budget
+	charged  uint64 // bytes taken from the link's quota
+	paid     uint64 // up to here sending is covered by the quota
+}
+
+// A piece is data that was read in one go, with headroom in front of it.
+type piece struct {
+	buf        *buffer
+	start, end int
+	offset     uint64
+}
+
+func (o *outbox) drop() {
+	for _, p := range o.pieces {
+		p.buf.unref()
+	}
+	o.pieces, o.retained = nil, 0
+}
+
+// done tells whether everything, the end included, is acknowledged.
+func (o *outbox) done() bool { return o.fin && o.acked == o.read+1 }
+
+// at finds the piece that holds the offset, which is between acked and read.
+func (o *outbox) at(offset uint64) *piece {
+	for i := range o.pieces {
+		p := &o.pieces[i]
+		if offset < p.offset+uint64(p.end-p.start) {
+			return p
+		}
+	}
+	return nil
+}
+
+// pump reads the TCP side until it ends, and sends what it reads. It is the
+// session's second goroutine, and ends when the TCP side is closed.
+func (s *session) pump() {
+	for s.mayRead() {
+		n, err := s.end.read(s.onRead, s.onCancel)
+		s.mu.Lock()
+		if n > 0 {
+			s.appendLocked(n)
+		}
+		if err != nil {
+			s.endOfTCPLocked(err)
+		}
+		s.sendLocked(true)
+		if err != nil {
+			return
+		}
+	}
+}
+
+// mayRead waits until more may be read from TCP: there is room in the window
+// and in the budget, and what was read before is on its way, or waits for a
+// stream. It returns false when there will never be.
+func (s *session) mayRead() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		switch {
+		case s.closed || s.reset != nil:
+			return false
+		case s.out.read < s.out.limit &&
+			(s.stream == nil || s.frozen || s.out.sent == s.out.read) &&
+			s.budgetLocked():
+			return true
+		}
+		s.cond.Wait()
+	}
+}
+
+// budgetLocked makes sure that the next read, if it brings the retained bytes
+// above the floor, is within the process's budget. Below the floor it always
+// is. The sweep wakes who was refused.
+func (s *session) budgetLocked() bool {
+	want := s.out.retained + int64(s.hint) - wire.InitialWindow - s.out.budgeted
+	if want <= 0 {
+		return true
+	}
+	if s.host.retained.take(want) {
+		s.out.budgeted += want
+		return true
+	}
+	s.warmLocked()
+	return s.out.retained < wire.InitialWindow/2
+}
+
+// reserve finds memory for the next read: the rest of the last piece's buffer,
+// or a buffer as large as the reads have been of late.
+func (s *session) reserve() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.reserved
+	if b == nil {
+		if n := len(s.out.pieces); n > 0 {
+			if last := s.out.pieces[n-1].buf; len(last.b)-last.used-headroom >= s.hint {
+				b = last
+				b.refs++
+			}
+		}
+		if b == nil {
+			b = takeBuffer(s.hint + headroom)
+		}
+		s.reserved = b
+	}
+	room := min(uint64(len(b.b)-b.used-headroom), s.out.limit-s.out.read)
+	start := b.used + headroom
+	return b.b[start : start+int(room)]
+}
+
+// unreserve gives the reservation back.
+func (s *session) unreserve() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.reserved != nil {
+		s.reserved.unref()
+		s.reserved = nil
+	}
+}
+
+// appendLocked makes the n bytes that were read into the reservation a piece.
+func (s *session) appendLocked(n int) {
+	b := s.reserved
+	s.reserved = nil
+	// The first read that fills a small buffer asks for large ones; a read
+	// that would have fitted takes that back.
+	if s.hint = smallBuffer - headroom; n >= s.hint {
+		s.hint = largeBuffer - headroom
+	}
+	if s.closed || s.reset != nil {
+		b.unref()
+		return
+	}
+	start := b.used + headroom
+	b.used = start + n
+	s.out.pieces = append(s.out.pieces, piece{buf: b, start: start, end: start + n, offset: s.out.read})
+	s.out.read += uint64(n)
+	s.out.retained += int64(n)
+	s.touchLocked()
+}
+
+func (s *session) endOfTCPLocked(err error) {
+	if s.closed || s.reset != nil {
+		return
+	}
+	if errors.Is(err, io.EOF) {
+		s.out.fin = true
+		s.closeTCPLocked()
+		return
+	}
+	s.resetLocked(s.resetByTCP(), resetByTCP)
+}
+
+// resetByTCP names the end when the TCP side is reset.
+func (s *session) resetByTCP() End {
+	if s.server {
+		return EndResetByP5
+	}
+	return EndResetByP1
+}
+
+// closeTCPLocked closes the TCP side once both of its directions are done.
+func (s *session) closeTCPLocked() {
+	if s.out.fin && s.in.done() && s.end != nil {
+		_ = s.end.Close()
+	}
+}
+
+// ackLocked takes the peer's word that n more bytes are delivered.
+func (s *session) ackLocked(n uint64) error {
+	if n == 0 {
+		return nil
+	}
+	o := &s.out
+	if n > o.sent-o.acked {
+		return violated("%d bytes acknowledged of %d that were sent", n, o.sent-o.acked)
+	}
+	o.acked += n
+	o.known = max(o.known, o.acked)
+	s.refundLocked(n)
+	i := 0
+	for ; i < len(o.pieces); i++ {
+		p := &o.pieces[i]
+		if p.offset+uint64(p.end-p.start) > o.acked {
+			break
+		}
+		o.retained -= int64(p.end - p.start)
+		p.buf.unref()
+	}
+	if i == len(o.pieces) {
+		o.pieces = o.pieces[:0]
+		if cap(o.pieces) > 16 {
+			o.pieces = nil
+		}
+	} else {
+		o.pieces = append(o.pieces[:0], o.pieces[i:]...)
+	}
+	if over := o.budgeted - max(0, o.retained-wire.InitialWindow); over > 0 {
+		s.host.retained.give(over)
+		o.budgeted -= over
+	}
+	s.checkEndLocked()
+	s.cond.Broadcast()
+	return nil
+}
+
+func (s *session) refundLocked(n uint64) {
+	n = min(n, s.out.charged)
+	s.out.charged -= n
+	if s.quota != nil {
+		s.quota.give(int64(n))
+	}
+}
+
+// checkEndLocked notes when both directions have ended and been acknowledged.
+func (s *session) checkEndLocked() {
+	if !s.ended && s.reset == nil && s.out.done() && s.in.done() {
+		s.ended = true
+		s.setState(Closing)
+	}
+}
+
+// kick lets the session write, if it has something to write.
+func (s *session) kick() {
+	s.mu.Lock()
+	s.sendLocked(false)
+}
+
+// sendLocked takes the right to write and writes what there is. It unlocks the
+// session. A caller that may wait writes here and now; for one that may not, a
+// goroutine is started if the stream would make it wait.
+func (s *session) sendLocked(mayWait bool) {
+	if s.writing || s.frozen || s.stream == nil || !s.somethingLocked() {
+		s.mu.Unlock()
+		return
+	}
+	s.writing = true
+	st := s.stream
+	if mayWait {
+		s.mu.Unlock()
+		s.flush(st)
+		return
+	}
+	if s.rest == nil && !s.dataLocked() && s.controlLocked() {
+		p := s.composeLocked()
+		s.mu.Unlock()
+		ok, err := st.TryWrite(p)
+		if ok || err != nil {
+			s.wrote(st, nil, p, 0, err)
+			return
+		}
+		s.mu.Lock()
+		s.rest = p // s.control is not composed anew before this is written
+	}
+	s.work.Add(1)
+	s.mu.Unlock()
+	go func() {
+		defer s.work.Done()
+		s.flush(st)
+	}()
+}
+
+// lastReadTime is how long a stream that can't be written to is still read.
+const lastReadTime = time.Second
+
+// flush writes until there is nothing to write or the stream is taken away.
+// Its caller has taken the right to write.
+func (s *session) flush(st Stream) {
+	for {
+		s.mu.Lock()
+		if s.stream != st || s.frozen || !s.somethingLocked() {
+			s.writing = false
+			s.cond.Broadcast()
+			s.mu.Unlock()
+			return
+		}
+		var p []byte
+		var held *buffer
+		switch {
+		case s.rest != nil:
+			p, held = s.rest, s.restBuf
+			s.rest, s.restBuf = nil, nil
+		case s.dataLocked():
+			p, held = s.nextDataLocked()
+		case s.controlLocked():
+			p = s.composeLocked()
+		default:
+			s.goodbye = true
+			s.mu.Unlock()
+			_ = st.CloseWrite()
+			continue
+		}
+		s.mu.Unlock()
+		n, err := st.Write(p)
+		if !s.wroteMore(st, held, p, n, err) {
+			return
+		}
+	}
+}
+
+// wrote takes the outcome of a write that was the last one.
+func (s *session) wrote(st Stream, held *buffer, p []byte, n int, err error) {
+	if s.wroteMore(st, held, p, n, err) {
+		s.mu.Lock()
+		s.writing = false
+		s.cond.Broadcast()
+		s.sendLocked(false)
+	}
+}
+
+// wroteMore takes the outcome of a write, and tells whether the writer may go
+// on. If not, it has given back the right to write.
+func (s *session) wroteMore(st Stream, held *buffer, p []byte, n int, err error) bool {
+	if err == nil && held == nil {
+		return true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil && s.stream == st {
+		if s.frozen && isTimeout(err) {
+			s.rest, s.restBuf = p[n:], held
+			held = nil
+		} else {
+			// The frame reader is to hear of it too, but not before it has
+			// read a reply that may tell why.
+			if s.lost == nil {
+				s.lost = err
+			}
+			_ = st.SetReadDeadline(time.Now().Add(lastReadTime))
+		}
+	}
+	if held != nil {
+		held.unref()
+	}
+	if err != nil {
+		s.writing = false
+		s.cond.Broadcast()
+	}
+	return err == nil
+}
+
+// somethingLocked tells whether there is anything to write.
+func (s *session) somethingLocked() bool {
+	if s.lost != nil {
+		return false
+	}
+	return s.rest != nil || s.controlLocked() || s.dataLocked() || s.lastWordLocked()
+}
+
+// controlLocked tells whether there are frames without data to write.
+func (s *session) controlLocked() bool {
+	return s.pongDue || s.pingDue || s.resetDue || s.ackDue || s.yield > 0 || s.finDueLocked()
+}
+
+// lastWordLocked tells whether the stream's own end is to be written: P4's is
+// what confirms the end of the session, and either's confirms a reset.
+func (s *session) lastWordLocked() bool {
+	return !s.goodbye && (s.resetSaid || s.server && s.ended)
+}
+
+// dataLocked tells whether there is data to write.
+func (s *session) dataLocked() bool {
+	if s.resetDue || s.reset != nil || s.out.sent >= s.out.read {
+		return false
+	}
+	if s.out.paid > s.out.sent {
+		return true
+	}
+	p := s.out.at(s.out.sent)
+	n := uint64(p.end-p.start) - (s.out.sent - p.offset)
+	if s.quota != nil && !s.quota.take(int64(n), s) {
+		return false
+	}
+	s.out.charged += n
+	s.out.paid = s.out.sent + n
+	return true
+}
+
+// finDueLocked tells whether the fin can be sent now.
+func (s *session) finDueLocked() bool {
+	return s.out.fin && s.reset == nil && s.out.sent == s.out.read && s.out.limit > s.out.read
+}
+
+// nextDataLocked makes the next data frame, and holds the buffer that it is in.
+func (s *session) nextDataLocked() ([]byte, *buffer) {
+	p := s.out.at(s.out.sent)
+	from := p.start + int(s.out.sent-p.offset)
+	f := wire.Frame{Kind: wire.FrameData, Value: uint64(p.end - from)}
+	f.Acked, f.Limit = s.ackIncreaseLocked()
+	header := f.Append(s.header[:0])
+	// What lies in front of the data is headroom or, right after a resume, data
+	// that the peer is known to have.
+	begin := from - len(header)
+	copy(p.buf.b[begin:], header)
+	s.out.sent += f.Value
+	p.buf.refs++
+	return p.buf.b[begin:p.end], p.buf
+}
+
+// ackIncreaseLocked takes what there is to acknowledge and to allow.
+func (s *session) ackIncreaseLocked() (acked, limit uint64) {
+	in := &s.in
+	acked, limit = in.acked-in.ackedSaid, in.limit-in.limitSaid
+	in.ackedSaid, in.limitSaid = in.acked, in.limit
+	s.ackDue = false
+	return acked, limit
+}
+
+// composeLocked makes the frames that carry no data.
+func (s *session) composeLocked() []byte {
+	p := s.control[:0]
+	add := func(f wire.Frame) {
+		if len(p) == 0 {
+			f.Acked, f.Limit = s.ackIncreaseLocked()
+		}
+		p = f.Append(p)
+	}
+	if s.pongDue {
+		s.pongDue = false
+		add(wire.Frame{Kind: wire.FramePong})
+	}
+	if s.pingDue {
+		s.pingDue = false
+		s.pingSent = time.Now()
+		add(wire.Frame{Kind: wire.FramePing})
+	}
+	switch {
+	case s.resetDue:
+		s.resetDue, s.resetSaid = false, true
+		add(wire.Frame{Kind: wire.FrameReset, Value: s.resetCode})
+	case s.finDueLocked():
+		s.out.sent++
+		add(wire.Frame{Kind: wire.FrameFin})
+	case s.yield > 0:
+		add(wire.Frame{Kind: wire.FrameYield, Value: s.yield})
+		s.yield = 0
+	}
+	if len(p) == 0 {
+		add(wire.Frame{Kind: wire.FrameNone})
+	}
+	return p
+}

@@ -1,0 +1,721 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"ptthqd/pkg/wire"
+)
+
+// A Refusal is why a connection can't be opened.
+type Refusal struct {
+	Status wire.Status
+	Text   string // for people at the client's end
+}
+
+func (r *Refusal) Error() string { return r.Status.String() + ": " + r.Text }
+
+// A Dial connects to P5. A *Refusal is passed on as it is; other errors become
+// 502, and those about time 504.
+type Dial func(context.Context) (Conn, error)
+
+// ServerConfig is what a Server needs.
+type ServerConfig struct {
+	// Node is the server's ID: who refuses, in replies.
+	Node string
+	// Decide says whether a client may reach a target now, and how to dial it.
+	// It is asked at each open and each resume, and must not block.
+	Decide func(client, target string) (Dial, *Refusal)
+	// ResumeTimeout is the longest time that a detached session is kept. 0
+	// means 10 minutes.
+	ResumeTimeout time.Duration
+	// Ended is called once for each session when it is over, and for each
+	// request that was refused. It may be nil.
+	Ended  func(Summary)
+	Limits Limits
+	Logger *slog.Logger // nil for none
+}
+
+const (
+	// tombstoneTime is how long the server remembers a session that has ended
+	// (PROTOCOL.md, section 5, rule 8).
+	tombstoneTime = 2 * time.Minute
+	// farewellTime is how long the server reads on after a refusal, so that
+	// what the client has sent behind its tip doesn't cut off the reply.
+	farewellTime = 5 * time.Second
+)
+
+// A Server holds the sessions of a P4.
+type Server struct {
+	config  ServerConfig
+	host    *host
+	started time.Time
+	all     sync.WaitGroup // the sessions' lives
+
+	// mu may be taken while a session's lock is held, not the other way round.
+	mu       sync.Mutex
+	stopped  bool
+	sessions map[sessionKey]*session
+	clients  map[string]*load
+	tombs    map[sessionKey]*tombstone
+	order    []sessionKey // of tombs, the oldest first
+	burial   *time.Timer  // runs while there are tombstones
+}
+
+type sessionKey struct {
+	client string
+	token  wire.Token
+}
+
+// load is what one client takes.
+type load struct{ sessions, detached int }
+
+// A tombstone answers for a session that has ended.
+type tombstone struct {
+	granted wire.Granted
+	expires time.Time
+}
+
+// NewServer makes a server without sessions.
+func NewServer(c ServerConfig) *Server {
+	c.Limits = c.Limits.withDefaults()
+	orDefault(&c.ResumeTimeout, DefaultResumeTimeout)
+	return &Server{
+		config:   c,
+		host:     newHost(c.Logger, c.Limits),
+		started:  time.Now(),
+		sessions: make(map[sessionKey]*session),
+		clients:  make(map[string]*load),
+		tombs:    make(map[sessionKey]*tombstone),
+	}
+}
+
+// Run does what the sessions need besides their own goroutines. When ctx is
+// done it resets the sessions that are left, and returns when they are gone.
+func (v *Server) Run(ctx context.Context) error {
+	sweeping, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var sweep sync.WaitGroup
+	sweep.Go(func() { v.host.sweep(sweeping) })
+	<-ctx.Done()
+	v.mu.Lock()
+	v.stopped = true
+	v.mu.Unlock()
+	for _, s := range v.list() {
+		s.mu.Lock()
+		s.resetLocked(EndStopped, resetByStop)
+		s.sendLocked(false)
+	}
+	v.all.Wait()
+	stop()
+	sweep.Wait()
+	v.mu.Lock()
+	if v.burial != nil {
+		v.burial.Stop()
+	}
+	v.mu.Unlock()
+	return context.Cause(ctx)
+}
+
+func (v *Server) list() []*session {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	all := make([]*session, 0, len(v.sessions))
+	for _, s := range v.sessions {
+		all = append(all, s)
+	}
+	return all
+}
+
+// Sessions tells of all sessions, the oldest first.
+func (v *Server) Sessions() []Info { return infos(v.list()) }
+
+// Set changes the limits and the resume timeout for what comes from now on.
+func (v *Server) Set(l Limits, resume time.Duration) {
+	l = l.withDefaults()
+	orDefault(&resume, DefaultResumeTimeout)
+	v.mu.Lock()
+	v.config.Limits, v.config.ResumeTimeout = l, resume
+	v.mu.Unlock()
+	v.host.limit(l)
+}
+
+// Memory tells how the budgets stand.
+func (v *Server) Memory() Memory { return v.host.memory() }
+
+// End ends the sessions that match at once, detached ones too. The client is
+// told not to resume them.
+func (v *Server) End(match func(Info) bool, why End) {
+	for _, s := range v.list() {
+		s.mu.Lock()
+		if s.closed || !match(s.snapshotLocked()) {
+			s.mu.Unlock()
+			continue
+		}
+		v.endLocked(s, why)
+	}
+}
+
+// endLocked ends s at once with code revoked, and unlocks it.
+func (v *Server) endLocked(s *session, why End) {
+	st := s.stream
+	if s.reset == nil {
+		s.reset = &why
+	}
+	s.detachLocked()
+	s.settle()
+	s.mu.Unlock()
+	if st != nil {
+		st.Reset(wire.CodeRevoked)
+	}
+}
+
+// Serve carries a stream that a relay has opened for client, whose tip
+// `incoming` was read: inner is what it held. It owns st and blocks as long as
+// the stream is in use. When ctx is done while the stream waits, nothing
+// happens: the link's end ends the stream.
+func (v *Server) Serve(client string, inner wire.Message, st Stream, via Route) {
+	switch m := inner.(type) {
+	case *wire.Open:
+		v.open(client, m, st, via)
+	case *wire.Resume:
+		v.resume(client, m, st, via)
+	default:
+		v.refuse(st, &Refusal{wire.StatusMalformed, "the inner message is neither open nor resume"})
+	}
+}
+
+// open makes a session, or takes the newer stream for one that was made by an
+// attempt before this.
+func (v *Server) open(client string, m *wire.Open, st Stream, via Route) {
+	key := sessionKey{client, m.Token}
+	info := Info{Client: client, Server: v.config.Node, Source: m.Source, Target: m.Target, Relay: via.Relay, Link: via.Link}
+	reject := func(r *Refusal) {
+		v.refuse(st, r)
+		info.ID = m.Token.ConnectionID()
+		v.report(Summary{Info: info, Status: r.Status, Text: r.Text, End: EndRefused})
+	}
+	if m.Version != wire.Version {
+		reject(&Refusal{wire.StatusVersion, "this server speaks session version 1"})
+		return
+	}
+	if m.Limit > 2*wire.MaxWindow {
+		reject(&Refusal{wire.StatusMalformed, "the limit is larger than any window"})
+		return
+	}
+	dial, refusal := v.config.Decide(client, m.Target)
+	if refusal != nil {
+		reject(refusal)
+		return
+	}
+	s, made, tomb, refusal := v.admit(key, m, info)
+	switch {
+	case refusal != nil:
+		reject(refusal)
+	case tomb != nil:
+		v.complete(st, *tomb)
+	case made:
+		s.mu.Lock()
+		s.attachLocked(st, via, 0)
+		s.frozen = true // nothing goes before the reply
+		s.out.limit = m.Limit
+		s.mu.Unlock()
+		v.all.Go(func() { v.live(s, dial) })
+		v.carry(s, st)
+	default:
+		v.takeOver(s, m.Attempt, st, via, func() (uint64, *Refusal) {
+			if s.out.acked > 0 || s.info.Target != m.Target {
+				return 0, &Refusal{wire.StatusMalformed, "a second opening of a session that is open"}
+			}
+			return 0, nil
+		})
+	}
+}
+
+// admit finds the session of an open, its tombstone, or makes one, within the
+// limits.
+func (v *Server) admit(key sessionKey, m *wire.Open, info Info) (s *session, made bool, tomb *wire.Granted, r *Refusal) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if t := v.tombs[key]; t != nil && time.Now().Before(t.expires) {
+		return nil, false, &t.granted, nil
+	}
+	if s := v.sessions[key]; s != nil {
+		return s, false, nil, nil
+	}
+	of := v.clients[key.client]
+	if of == nil {
+		of = new(load)
+	}
+	switch {
+	case v.stopped:
+		return nil, false, nil, &Refusal{wire.StatusRefused, "the server is stopping"}
+	case m.Attempt > 1 && m.Age > time.Since(v.started):
+		return nil, false, nil, &Refusal{wire.StatusNoSession, "the server has restarted since the first attempt"}
+	case len(v.sessions) >= v.config.Limits.Sessions:
+		return nil, false, nil, &Refusal{wire.StatusTooMany, "the server has as many sessions as its limit allows"}
+	case of.sessions >= v.config.Limits.SessionsPerPeer:
+		return nil, false, nil, &Refusal{wire.StatusTooMany, "the client has as many sessions at the server as the limit allows"}
+	}
+	of.sessions++
+	v.clients[key.client] = of
+	s = newSession(v.host, true, key.token, info)
+	s.attempt = m.Attempt
+	s.granted = min(m.ResumeTimeout, v.config.ResumeTimeout)
+	s.settle = func() { v.bury(key, s) }
+	v.sessions[key] = s
+	return s, true, nil, nil
+}
+
+// live is the life of a session: it dials P5, reads what P5 sends, and when
+// all is over tells of it.
+func (v *Server) live(s *session, dial Dial) {
+	if v.connect(s, dial) {
+		s.pump()
+	}
+	s.mu.Lock()
+	for !s.closed || s.reading || s.writing {
+		s.cond.Wait()
+	}
+	s.mu.Unlock()
+	s.work.Wait()
+	v.report(*s.final)
+}
+
+func (v *Server) limits() Limits {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.config.Limits
+}
+
+func (v *Server) report(sum Summary) {
+	if v.config.Ended != nil {
+		v.config.Ended(sum)
+	}
+}
+
+// connect dials P5 and replies. It goes on when the stream is lost meanwhile:
+// the client will come back with another.
+func (v *Server) connect(s *session, dial Dial) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), v.limits().DialTimeout)
+	defer cancel()
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return false
+	}
+	s.cancelDial = cancel
+	s.mu.Unlock()
+	conn, err := dial(ctx)
+	s.mu.Lock()
+	s.cancelDial = nil
+	if s.closed || s.reset != nil {
+		s.mu.Unlock()
+		if err == nil {
+			abort(conn)
+		}
+		return false
+	}
+	if err != nil {
+		r := refusalOf(err)
+		st := s.stream
+		s.detachLocked()
+		s.closeLocked(Summary{Status: r.Status, Text: r.Text, End: EndRefused})
+		v.removed(s)
+		s.mu.Unlock()
+		if st != nil {
+			// Whoever reads the stream now does so until the client has
+			// closed it.
+			v.say(st, r)
+			_ = st.SetReadDeadline(time.Now().Add(farewellTime))
+		}
+		return false
+	}
+	s.end = newEnd(conn)
+	if a, ok := conn.(interface{ RemoteAddr() net.Addr }); ok && a.RemoteAddr() != nil {
+		s.info.Peer = a.RemoteAddr().String()
+	}
+	s.deliverQueueLocked()
+	if s.in.fin && !s.in.delivering && !s.in.done() {
+		s.deliverFinLocked()
+	}
+	if s.stream == nil {
+		s.setState(Detached)
+		s.mu.Unlock()
+		return true
+	}
+	v.grantLocked(s)
+	return true
+}
+
+// refusalOf turns the error of a dial into what the client is told.
+func refusalOf(err error) *Refusal {
+	var r *Refusal
+	var timeout interface{ Timeout() bool }
+	switch {
+	case errors.As(err, &r):
+		return r
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded),
+		errors.As(err, &timeout) && timeout.Timeout():
+		return &Refusal{wire.StatusTimeout, err.Error()}
+	}
+	return &Refusal{wire.StatusRefused, err.Error()}
+}
+
+// grantLocked replies 200 on the session's stream, and lets it write. It
+// unlocks the session.
+func (v *Server) grantLocked(s *session) {
+	st := s.stream
+	for s.writing && s.stream == st {
+		s.cond.Wait()
+	}
+	if s.stream != st || s.closed {
+		s.mu.Unlock()
+		return
+	}
+	s.in.ackedSaid, s.in.limitSaid = s.in.acked, s.in.limit
+	if s.reset == nil && !s.ended {
+		s.setState(Attached)
+	}
+	reply := wire.Append(nil, &wire.Reply{
+		Status: wire.StatusOpen, Node: v.config.Node,
+		Inner: wire.Append(nil, &wire.Granted{
+			Version: wire.Version, Received: s.in.received, Acked: s.in.acked, Limit: s.in.limit,
+			ResumeTimeout: s.granted,
+		}),
+	})
+	s.writing, s.frozen = true, false
+	s.mu.Unlock()
+	n, err := st.Write(reply)
+	s.wrote(st, nil, reply, n, err)
+}
+
+// carry reads frames from st as long as it carries the session, and decides
+// what its end means.
+func (v *Server) carry(s *session, st Stream) {
+	err := s.readFrames(st)
+	s.mu.Lock()
+	if s.stream != st {
+		closed := s.closed
+		s.mu.Unlock()
+		if closed {
+			drain(st) // a refusal may be on its way
+		} else {
+			st.Reset(wire.CodeLost)
+		}
+		return
+	}
+	var bad *protocolError
+	var reset *wire.ResetError
+	switch {
+	case errors.Is(err, errEnded):
+		s.mu.Unlock()
+		s.sayGoodbye(st)
+		s.mu.Lock()
+		if s.stream == st {
+			s.detachLocked()
+			s.settle()
+		}
+		s.mu.Unlock()
+		return
+	case errors.As(err, &bad):
+		s.log.Warn("session ended: the client broke the protocol", "client", s.info.Client, "error", bad.what)
+		v.endLocked(s, EndProtocol)
+		return
+	case errors.As(err, &reset) && reset.Remote && reset.Code == wire.CodeRevoked:
+		v.endLocked(s, EndRevoked)
+		return
+	}
+	s.detachLocked() // writers see that and stop
+	st.Reset(wire.CodeLost)
+	if s.reset != nil || s.ended {
+		s.settle()
+		s.mu.Unlock()
+		return
+	}
+	v.detached(s, err)
+	s.mu.Unlock()
+}
+
+// detached lets s wait for another stream, within the limits. The caller holds
+// its lock.
+func (v *Server) detached(s *session, why error) {
+	if s.end != nil {
+		s.setState(Detached)
+		s.log.Info("session detached", "client", s.info.Client, "relay", s.info.Relay, "reason", why.Error())
+	}
+	v.mu.Lock()
+	of := v.clients[s.info.Client]
+	of.detached++
+	over := of.detached > v.config.Limits.DetachedPerPeer
+	v.mu.Unlock()
+	s.waiting = true
+	if over {
+		s.resetLocked(EndExpired, resetByExpiry)
+		return
+	}
+	s.expiry = time.AfterFunc(s.granted, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.stream == nil && s.waiting {
+			s.resetLocked(EndExpired, resetByExpiry)
+		}
+	})
+}
+
+// reattached is the opposite of detached. The caller holds the lock of s.
+func (v *Server) reattached(s *session) {
+	if !s.waiting {
+		return
+	}
+	s.waiting = false
+	if s.expiry != nil {
+		s.expiry.Stop()
+		s.expiry = nil
+	}
+	v.mu.Lock()
+	if of := v.clients[s.info.Client]; of != nil {
+		of.detached--
+	}
+	v.mu.Unlock()
+}
+
+// bury closes a session that was reset or has ended, and leaves a tombstone.
+// The caller holds the session's lock.
+func (v *Server) bury(key sessionKey, s *session) {
+	if s.closed {
+		return
+	}
+	end := EndClosed
+	if s.reset != nil {
+		end = *s.reset
+	}
+	granted := wire.Granted{
+		Version: wire.Version, Received: s.in.received, Acked: s.in.acked, Limit: s.in.limit,
+		Reset: s.reset != nil,
+	}
+	s.closeLocked(Summary{Status: wire.StatusOpen, End: end})
+	v.removed(s)
+	if end == EndRevoked || end == EndExpired {
+		return // 403 or 410 will answer
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.stopped {
+		return
+	}
+	if len(v.order) >= v.config.Limits.Tombstones {
+		v.forgetLocked(1)
+	}
+	v.tombs[key] = &tombstone{granted, time.Now().Add(tombstoneTime)}
+	v.order = append(v.order, key)
+	if v.burial == nil {
+		v.burial = time.AfterFunc(tombstoneTime, v.forget)
+	}
+}
+
+// forget drops the tombstones that have expired.
+func (v *Server) forget() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	now := time.Now()
+	n := 0
+	for n < len(v.order) && !v.tombs[v.order[n]].expires.After(now) {
+		n++
+	}
+	v.forgetLocked(n)
+	v.burial = nil
+	if len(v.order) > 0 && !v.stopped {
+		v.burial = time.AfterFunc(v.tombs[v.order[0]].expires.Sub(now), v.forget)
+	}
+}
+
+func (v *Server) forgetLocked(n int) {
+	for _, key := range v.order[:n] {
+		delete(v.tombs, key)
+	}
+	v.order = append(v.order[:0], v.order[n:]...)
+	if len(v.order) == 0 {
+		v.order = nil
+	}
+}
+
+// removed takes a closed session out of the table. The caller holds its lock.
+func (v *Server) removed(s *session) {
+	v.reattached(s)
+	key := sessionKey{s.info.Client, s.token}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.sessions[key] != s {
+		return
+	}
+	delete(v.sessions, key)
+	if of := v.clients[key.client]; of != nil {
+		if of.sessions--; of.sessions == 0 {
+			delete(v.clients, key.client)
+		}
+	}
+}
+
+// resume goes on with a session over a new stream.
+func (v *Server) resume(client string, m *wire.Resume, st Stream, via Route) {
+	key := sessionKey{client, m.Token}
+	if m.Version != wire.Version {
+		v.refuse(st, &Refusal{wire.StatusVersion, "this server speaks session version 1"})
+		return
+	}
+	v.mu.Lock()
+	s, tomb := v.sessions[key], v.tombs[key]
+	v.mu.Unlock()
+	if s == nil {
+		if tomb != nil {
+			v.complete(st, tomb.granted)
+			return
+		}
+		v.refuse(st, &Refusal{wire.StatusNoSession, "the server doesn't know this session; it may have been restarted"})
+		return
+	}
+	if m.Unconfirmed {
+		s.mu.Lock()
+		if !s.closed && m.Attempt > s.attempt {
+			v.endLocked(s, EndResetByP1)
+			v.complete(st, wire.Granted{Version: wire.Version, Reset: true})
+			return
+		}
+		s.mu.Unlock()
+		v.refuse(st, &Refusal{wire.StatusNotNewest, "a newer attempt has been seen"})
+		return
+	}
+	if _, refusal := v.config.Decide(client, m.Target); refusal != nil {
+		s.mu.Lock() // a right was withdrawn
+		v.endLocked(s, EndRevoked)
+		v.refuse(st, refusal)
+		return
+	}
+	v.takeOver(s, m.Attempt, st, via, func() (uint64, *Refusal) {
+		if s.info.Target != m.Target {
+			return 0, &Refusal{wire.StatusMalformed, "the session has another target"}
+		}
+		if s.end == nil {
+			return 0, &Refusal{wire.StatusMalformed, "the session isn't open yet"}
+		}
+		if err := s.checkOffsetsLocked(m.Received, m.Acked, m.Limit); err != nil {
+			return 0, &Refusal{wire.StatusMalformed, err.Error()}
+		}
+		s.out.known = m.Received
+		s.out.limit = max(s.out.limit, m.Limit)
+		s.out.sent = m.Received // what was sent beyond that is lost
+		if err := s.ackLocked(m.Acked - s.out.acked); err != nil {
+			return 0, &Refusal{wire.StatusMalformed, err.Error()}
+		}
+		s.info.Resumes++
+		return m.Received, nil
+	})
+}
+
+// takeOver makes st the stream of a session that exists, if attempt is the
+// newest. check is called when nobody reads or writes the old stream any more,
+// with the lock held: it says from which offset on to send, or why not to.
+func (v *Server) takeOver(s *session, attempt uint64, st Stream, via Route, check func() (uint64, *Refusal)) {
+	s.mu.Lock()
+	if attempt <= s.attempt {
+		s.mu.Unlock()
+		v.refuse(st, &Refusal{wire.StatusNotNewest, "a newer attempt has been seen"})
+		return
+	}
+	s.attempt = attempt
+	old := s.stream
+	if old != nil {
+		s.detachLocked()
+		old.Reset(wire.CodeLost)
+	}
+	for (s.reading || s.writing) && s.attempt == attempt && !s.closed {
+		s.cond.Wait()
+	}
+	switch {
+	case s.attempt != attempt:
+		s.mu.Unlock()
+		v.refuse(st, &Refusal{wire.StatusNotNewest, "a newer attempt has been seen"})
+		return
+	case s.closed || s.reset != nil || s.ended:
+		s.settle()
+		v.epitaphLocked(s, st)
+		return
+	}
+	sent, refusal := check()
+	if refusal != nil {
+		s.log.Warn("session ended: the client broke the protocol", "client", s.info.Client, "error", refusal.Text)
+		v.endLocked(s, EndProtocol)
+		v.refuse(st, refusal)
+		return
+	}
+	v.reattached(s)
+	s.attachLocked(st, via, sent)
+	s.frozen = true // nothing goes before the reply
+	if s.end == nil {
+		s.mu.Unlock() // the reply follows when P5 is dialled
+	} else {
+		if !s.ended {
+			s.log.Info("session resumed", "client", s.info.Client, "relay", via.Relay, "attempt", attempt)
+		}
+		v.grantLocked(s)
+	}
+	v.carry(s, st)
+}
+
+// epitaphLocked answers for a session that is closed. It unlocks it.
+func (v *Server) epitaphLocked(s *session, st Stream) {
+	sum := s.final
+	s.mu.Unlock()
+	if sum.End == EndRefused {
+		v.refuse(st, &Refusal{sum.Status, sum.Text})
+		return
+	}
+	v.mu.Lock()
+	tomb := v.tombs[sessionKey{sum.Client, s.token}]
+	v.mu.Unlock()
+	if tomb == nil {
+		v.refuse(st, &Refusal{wire.StatusNoSession, "the session has ended: " + string(sum.End)})
+		return
+	}
+	v.complete(st, tomb.granted)
+}
+
+// refuse says no on a stream and ends it.
+func (v *Server) refuse(st Stream, r *Refusal) {
+	v.say(st, r)
+	drain(st)
+}
+
+// say writes a refusal, and the end of the stream.
+func (v *Server) say(st Stream, r *Refusal) {
+	_, _ = st.Write(wire.Append(nil, &wire.Reply{Status: r.Status, Text: r.Text, Node: v.config.Node}))
+	_ = st.CloseWrite()
+}
+
+// complete says that the session has ended.
+func (v *Server) complete(st Stream, granted wire.Granted) {
+	_, _ = st.Write(wire.Append(nil, &wire.Reply{
+		Status: wire.StatusComplete, Node: v.config.Node, Inner: wire.Append(nil, &granted),
+	}))
+	_ = st.CloseWrite()
+	drain(st)
+}
+
+// drain reads what still comes on a stream until the client ends it, for a
+// while, and ends its own half of reading.
+func drain(st Stream) {
+	_ = st.SetReadDeadline(time.Now().Add(farewellTime))
+	b := takeBuffer(smallBuffer)
+	defer b.unref()
+	for {
+		if _, err := st.Read(b.b); err != nil {
+			st.CancelRead(wire.CodeLost)
+			return
+		}
+	}
+}

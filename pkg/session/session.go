@@ -1,0 +1,403 @@
+// Package session carries a forwarded TCP connection over streams that may be
+// lost under it. A session is a duplex byte stream between P2 and P4 with an
+// offset in each direction; when its stream, link or relay is gone, P2 brings
+// another stream and both ends go on from the last byte that the other has
+// received. P1 and P5 notice a pause.
+//
+//	P1 ── Conn ── [pump → outbox → flush] ══ Stream ══ [read → inbox → deliver] ── Conn ── P5
+//
+// and the same the other way. Client holds P2's sessions and finds them
+// streams through a Router; Server holds P4's, which wait for P2 to come back.
+//
+// Each session has two goroutines: pump reads the TCP side, and one reads
+// frames (at P2 the one that called Forward, at P4 the one that brought the
+// stream). Whoever has something to write takes the session's one right to
+// write; only where that would have to wait is a goroutine started for it. The
+// frame reader waits for nobody: the window that it has promised is room that
+// it has, so neither direction can hold up the other.
+//
+// All state is under the session's lock, which is never held during I/O. An
+// idle session holds no buffer and no timer.
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"ptthqd/pkg/wire"
+)
+
+// A Stream is what a session needs of a link's stream: *link.Stream is one.
+// Read, Peek and Write fail with a *wire.ResetError when the stream is reset or
+// lost. Write and TryWrite are never called at the same time, Read and Peek
+// neither. The session ends both halves of each stream that it is given.
+type Stream interface {
+	io.ReadWriter
+	// Peek waits until len(p) bytes can be read and copies them.
+	Peek(p []byte) (int, error)
+	// TryWrite writes all of p or, where it would have to wait, nothing.
+	TryWrite(p []byte) (bool, error)
+	CloseWrite() error
+	// CancelRead tells the peer that nothing more will be read.
+	CancelRead(code wire.StreamCode)
+	// Reset ends both halves, and wakes who waits in them.
+	Reset(code wire.StreamCode)
+	SetReadDeadline(t time.Time) error
+	SetWriteDeadline(t time.Time) error
+}
+
+// A Route is a live link, as a session sees it.
+type Route struct {
+	Link  any           // the identity of the link; comparable
+	Relay string        // the relay's name, for logs and status
+	RTT   time.Duration // smoothed round trip of the link
+	// Open opens a stream to a server with the connect tip around inner, and
+	// data right behind, without waiting. Only the client's routes have it.
+	Open func(server string, inner, data []byte) (Stream, error)
+}
+
+// The states of a session, at both ends. Closed is terminal; tombstones are
+// not sessions.
+//
+//	opening → attached ⇄ detached → closing → closed
+//
+// A session goes from any state to closing when it is reset or when both
+// directions have ended, and from there to closed when the other end has
+// confirmed that, or can't any more.
+const (
+	Opening  = "opening"  // P4 hasn't replied yet
+	Attached = "attached" // a stream carries it
+	Detached = "detached" // its stream is lost and no other has come yet
+	Closing  = "closing"  // both directions have ended, or it was reset; to be confirmed
+	Closed   = "closed"
+)
+
+// Info tells what a session is and does.
+type Info struct {
+	ID      string // the connection ID, the same at P2, P3 and P4
+	Mapping string // at P2
+	Client  string // at P4
+	Server  string
+	Source  string // P1's address
+	Target  string
+	Peer    string // P5's address, at P4 once it is dialled
+	State   string
+	Since   time.Time // when it entered the state
+	Opened  time.Time
+	Up      int64  // bytes from P1 towards P5
+	Down    int64  // bytes from P5 towards P1
+	Resumes int    // how often another stream has taken over
+	Relay   string // the relay that carries it, or carried it last
+	Link    any    // the identity of that link
+}
+
+// Summary tells how a session ended. Info.State is the one it ended in.
+type Summary struct {
+	Info
+	Status   wire.Status // what the opening came to: 200, or why it was refused
+	Text     string      // the refusal's text, for people
+	Node     string      // who refused: this process (empty), "relay" or the server's ID
+	End      End
+	Duration time.Duration
+}
+
+// An End says how a session ended.
+type End string
+
+// The ends of a session.
+const (
+	EndClosed     End = "closed"             // both sides have closed: all is well
+	EndRefused    End = "refused"            // it was never open; Status tells why
+	EndResetByP1  End = "reset by P1"        // P1 reset its TCP connection
+	EndResetByP5  End = "reset by P5"        // P5 reset its TCP connection
+	EndExpired    End = "expired"            // no stream came within the resume timeout
+	EndRevoked    End = "revoked"            // a right was withdrawn
+	EndStopped    End = "stopped"            // this process, or the one at the other end, is stopping
+	EndRestarted  End = "server restarted"   // the server doesn't know the session any more
+	EndProtocol   End = "protocol error"     // the other end broke the protocol
+	EndRemoved    End = "mapping removed"    // the mapping is gone, and its on_remove is "close"
+	EndUnattached End = "no link to a relay" // P1 came while no relay was connected
+)
+
+// The codes that a reset frame carries.
+const (
+	resetByTCP      = 0
+	resetByStop     = 1
+	resetByProtocol = 2
+	resetByExpiry   = 3
+	resetByRemoval  = 4
+)
+
+// errEnded is what the frame reader returns when the session has come to its
+// end on this stream in good order.
+var errEnded = errors.New("the session has ended")
+
+// errMove is what the frame reader returns when the session is to go elsewhere.
+var errMove = errors.New("the session moves")
+
+// A session is one end of a forwarded connection.
+type session struct {
+	host   *host
+	server bool // this is P4's end
+	token  wire.Token
+	log    *slog.Logger
+
+	mu   sync.Mutex
+	cond sync.Cond // broadcast when something that a goroutine of the session waits for may have come
+	info Info
+	end  *end // the TCP side; nil at P4 until it is dialled
+
+	out outbox
+	in  inbox
+
+	// The stream, nil while there is none. Only the holder of writing writes to
+	// it; frozen keeps new writers away.
+	stream  Stream
+	route   Route
+	quota   *quota
+	writing bool
+	frozen  bool
+	reading bool
+	moving  string // why the session is to leave its stream; empty if it isn't
+	lost    error  // the first error that told of the stream's loss
+	rest    []byte // what a frozen writer couldn't write: goes first when it carries on
+	restBuf *buffer
+
+	attempt uint64
+	granted time.Duration // how long it may be detached
+
+	// What is to be said besides data.
+	ackDue  bool
+	pingDue bool
+	pongDue bool
+	yield   uint64
+
+	ended     bool // both directions have ended and are acknowledged
+	reset     *End // the session is reset, for this reason
+	resetCode uint64
+	resetDue  bool // a reset frame is to be sent
+	resetSaid bool // it was, or the peer's has come
+	goodbye   bool // the end of the current stream was written
+	closed    bool
+	final     *Summary
+
+	// The sweep's.
+	warm      bool
+	lastIn    time.Time     // something arrived on the stream
+	lastData  time.Time     // data went either way
+	pingSent  time.Time     // zero if none is outstanding
+	minRTT    time.Duration // of the pings on the current stream; 0 if unknown
+	nextProbe time.Time
+
+	// At P4: settle closes the session, which is reset or has ended, and leaves
+	// a tombstone; called with the lock held.
+	settle     func()
+	cancelDial context.CancelFunc
+	waiting    bool        // it is counted among the detached
+	expiry     *time.Timer // runs while it is
+
+	changed chan struct{}  // at P2: wakes the goroutine in Forward; capacity 1
+	work    sync.WaitGroup // the session's goroutines; none is added once it is closed
+
+	// The frame reader's own.
+	one     [1]byte
+	carry   [wire.MaxFrameHeader]byte
+	carried int
+	left    uint64
+
+	header  [wire.MaxFrameHeader]byte // the writer's own
+	control [4 * wire.MaxFrameHeader]byte
+
+	reserved *buffer // pump's own: what it reads into
+	hint     int     // pump's own: how much it expects
+	onRead   func() []byte
+	onCancel func()
+}
+
+func newSession(h *host, server bool, token wire.Token, info Info) *session {
+	now := time.Now()
+	s := &session{
+		host: h, server: server, token: token, info: info,
+		lastIn: now, lastData: now,
+		hint: smallBuffer - headroom,
+	}
+	s.info.ID = token.ConnectionID()
+	s.info.State, s.info.Since, s.info.Opened = Opening, now, now
+	s.log = h.log.With("connection", s.info.ID)
+	s.cond.L = &s.mu
+	s.in.window, s.in.limit, s.in.limitSaid = wire.InitialWindow, wire.InitialWindow, wire.InitialWindow
+	s.out.limit = wire.InitialWindow
+	s.onRead, s.onCancel = s.reserve, s.unreserve
+	return s
+}
+
+func (s *session) setState(state string) {
+	if s.info.State != state {
+		s.info.State, s.info.Since = state, time.Now()
+	}
+}
+
+func (s *session) snapshot() Info {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.snapshotLocked()
+}
+
+func (s *session) snapshotLocked() Info {
+	info := s.info
+	up, down := s.out.read, s.in.received
+	if s.in.fin {
+		down--
+	}
+	if s.server {
+		up, down = down, up
+	}
+	info.Up, info.Down = int64(up), int64(down)
+	return info
+}
+
+// attachLocked makes st the session's stream, from the offsets that both ends
+// have just exchanged: the peer has received everything before sent.
+func (s *session) attachLocked(st Stream, r Route, sent uint64) {
+	s.dropQuotaLocked()
+	s.stream, s.route = st, r
+	s.info.Relay, s.info.Link = r.Relay, r.Link
+	s.quota = s.host.quotas.acquire(r.Link, s.peerName())
+	s.frozen, s.moving, s.lost = false, "", nil
+	s.dropRestLocked()
+	s.out.sent, s.out.paid, s.out.charged = sent, sent, 0
+	s.in.ackedSaid, s.in.limitSaid = s.in.acked, s.in.limit
+	s.ackDue, s.pongDue, s.yield = false, false, 0
+	s.resetSaid, s.resetDue, s.goodbye = false, s.reset != nil, false
+	s.carried, s.left = 0, 0
+	s.pingSent, s.minRTT = time.Time{}, 0
+	s.lastIn = time.Now()
+	s.warmLocked()
+	s.cond.Broadcast()
+}
+
+// detachLocked takes the stream away. It is the caller's to end it.
+func (s *session) detachLocked() {
+	s.dropQuotaLocked()
+	s.stream = nil
+	s.dropRestLocked()
+	s.host.cool(s)
+	s.cond.Broadcast()
+}
+
+func (s *session) dropQuotaLocked() {
+	if s.quota == nil {
+		return
+	}
+	s.quota.forget(s)
+	s.quota.give(int64(s.out.charged))
+	s.out.charged = 0
+	s.host.quotas.release(s.route.Link, s.peerName(), s.quota)
+	s.quota = nil
+}
+
+func (s *session) dropRestLocked() {
+	if s.restBuf != nil {
+		s.restBuf.unref()
+	}
+	s.rest, s.restBuf = nil, nil
+}
+
+// peerName is who is at the other end.
+func (s *session) peerName() string {
+	if s.server {
+		return s.info.Client
+	}
+	return s.info.Server
+}
+
+// resetLocked begins to end the session for the given reason: what was not
+// sent is discarded, the TCP side is reset, and the peer is told.
+func (s *session) resetLocked(why End, code uint64) {
+	if s.reset != nil || s.closed {
+		return
+	}
+	s.reset, s.resetCode, s.resetDue = &why, code, true
+	s.setState(Closing)
+	s.dropDataLocked()
+	if s.end != nil {
+		abort(s.end.Conn)
+	}
+	if s.stream != nil {
+		_ = s.stream.SetReadDeadline(time.Now().Add(stopTimeout))
+	}
+	s.wakeLocked()
+	if s.stream == nil && s.settle != nil {
+		s.settle()
+	}
+}
+
+// wakeLocked wakes every goroutine of the session that waits for a change.
+func (s *session) wakeLocked() {
+	s.cond.Broadcast()
+	if s.changed != nil {
+		select {
+		case s.changed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// dropDataLocked gives back all memory that waits to be sent or delivered.
+func (s *session) dropDataLocked() {
+	s.out.drop()
+	s.host.retained.give(s.out.budgeted)
+	s.out.budgeted = 0
+	s.in.drop()
+	s.host.windows.give(int64(s.in.window) - wire.InitialWindow)
+	s.in.window = wire.InitialWindow
+}
+
+// closeLocked ends the session's life: whoever waits for it goes on. The first
+// end stays.
+func (s *session) closeLocked(sum Summary) {
+	if s.closed {
+		return
+	}
+	s.closed = true
+	if s.cancelDial != nil {
+		s.cancelDial()
+	}
+	if s.expiry != nil {
+		s.expiry.Stop()
+	}
+	sum.Info = s.snapshotLocked()
+	sum.Duration = time.Since(s.info.Opened)
+	s.final = &sum
+	s.dropDataLocked()
+	s.setState(Closed)
+	s.host.cool(s)
+	if s.end != nil {
+		if sum.End == EndClosed {
+			_ = s.end.Close()
+		} else {
+			abort(s.end.Conn)
+		}
+	}
+	s.wakeLocked()
+}
+
+// protocolError is what a peer has done wrong.
+type protocolError struct{ what string }
+
+func (e *protocolError) Error() string { return "protocol error: " + e.what }
+
+func violated(format string, args ...any) error {
+	return &protocolError{fmt.Sprintf(format, args...)}
+}
+
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
+
+// longAgo is a deadline that has passed: it wakes who waits.
+var longAgo = time.Unix(1, 0)

@@ -1,0 +1,197 @@
+package session_test
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"ptthqd/pkg/session"
+)
+
+var storms = flag.Int("storms", 40, "how many seeds TestStorm goes through")
+
+// TestStorm carries connections of all kinds over links that are cut, come and
+// go at random moments of virtual time: nothing is lost, doubled or left.
+func TestStorm(t *testing.T) {
+	for seed := range *storms {
+		ok := t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { storm(t, uint64(seed)) })
+		})
+		if !ok {
+			return
+		}
+	}
+}
+
+func storm(t *testing.T, seed uint64) {
+	r := rand.New(rand.NewPCG(seed, 7))
+	n := start(t, session.Limits{MaxWindow: 64<<10 + r.IntN(1<<20)})
+	n.capacity = 1 << (7 + r.IntN(12))
+	n.delay = func() time.Duration { return time.Duration(r.IntN(3000)) * time.Microsecond }
+
+	// P5 is found by the connection's first byte, which P1 sends. Dials take
+	// their time.
+	accepted := make(chan *memConn)
+	n.dial = func(context.Context) (session.Conn, error) {
+		time.Sleep(time.Millisecond)
+		ours, theirs := connPair(8 << 10)
+		go func() { accepted <- theirs }()
+		return ours, nil
+	}
+	var work sync.WaitGroup
+	defer work.Wait()
+	over := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case c := <-accepted:
+				work.Go(func() { endServer(c) })
+			case <-over:
+				return
+			}
+		}
+	}()
+
+	const connections = 20
+	var clients sync.WaitGroup
+	for i := range connections {
+		kind := byte(i % len(kinds))
+		wait, size := time.Duration(r.IntN(3000))*time.Millisecond, r.IntN(300<<10)
+		clients.Go(func() {
+			time.Sleep(wait)
+			p1, p2 := connPair(8 << 10)
+			ended := make(chan session.Summary, 1)
+			go func() {
+				ended <- n.client.Forward(context.Background(), p2, session.Request{
+					Server: "nas", Target: ":22", Source: "x", ResumeTimeout: 10 * time.Minute,
+				})
+			}()
+			_, _ = p1.Write([]byte{kind, byte(i)})
+			if err := kinds[kind](p1, uint64(i), size); err != nil {
+				t.Errorf("connection %d of kind %d: %v", i, kind, err)
+			}
+			if sum := <-ended; sum.End != session.EndClosed && (kind != kindReset || sum.End != session.EndResetByP1) {
+				t.Errorf("connection %d of kind %d: %+v", i, kind, sum)
+			}
+		})
+	}
+	stop := make(chan struct{})
+	var weather sync.WaitGroup
+	weather.Go(func() {
+		w := rand.New(rand.NewPCG(seed, 8))
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Duration(w.IntN(400)) * time.Millisecond):
+			}
+			switch w.IntN(6) {
+			case 0, 1:
+				n.cut()
+			case 2:
+				n.mu.Lock()
+				n.budget = w.IntN(20000)
+				n.mu.Unlock()
+			case 3:
+				n.setLinks()
+				n.cut()
+			case 4:
+				n.setLinks("a", "b")
+			case 5:
+				if rs := n.Routes(); len(rs) > 0 {
+					n.client.Move(rs[0].Link, "closing")
+				}
+			}
+			if w.IntN(2) == 0 {
+				n.setLinks("a")
+			}
+		}
+	})
+	clients.Wait()
+	close(stop)
+	weather.Wait()
+	n.setLinks("a")
+	if len(n.client.Sessions()) != 0 {
+		t.Errorf("left at the client: %+v", n.client.Sessions())
+	}
+	time.Sleep(10 * time.Minute)
+	if len(n.server.Sessions()) != 0 {
+		t.Errorf("left at the server: %+v", n.server.Sessions())
+	}
+	close(over)
+}
+
+const kindReset = 4
+
+// kinds are what P1 does with a connection.
+var kinds = []func(c *memConn, seed uint64, size int) error{
+	func(c *memConn, seed uint64, size int) error { // bulk up, echoed
+		return exchange(c, c, pattern(seed, size))
+	},
+	func(c *memConn, seed uint64, _ int) error { // request and response
+		for i := range 30 {
+			want := pattern(seed+uint64(i), 8+i*8)
+			if _, err := c.Write(want); err != nil {
+				return err
+			}
+			got := make([]byte, len(want))
+			if _, err := io.ReadFull(c, got); err != nil {
+				return err
+			}
+			if !bytes.Equal(got, want) {
+				return fmt.Errorf("answer %d differs", i)
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		return exchange(c, c, nil)
+	},
+	func(c *memConn, _ uint64, _ int) error { // idle
+		time.Sleep(20 * time.Second)
+		return exchange(c, c, []byte("still here"))
+	},
+	func(c *memConn, seed uint64, size int) error { // slow reader
+		want := pattern(seed, size/4)
+		go func() { _, _ = c.Write(want); _ = c.CloseWrite() }()
+		var got []byte
+		for p := make([]byte, 4096); ; time.Sleep(20 * time.Millisecond) {
+			n, err := c.Read(p)
+			got = append(got, p[:n]...)
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if !bytes.Equal(got, want) {
+			return fmt.Errorf("%d bytes of %d", len(got), len(want))
+		}
+		return nil
+	},
+	func(c *memConn, seed uint64, size int) error { // reset in the middle
+		_, _ = c.Write(pattern(seed, size/8))
+		time.Sleep(100 * time.Millisecond)
+		c.reset()
+		return nil
+	},
+}
+
+// endServer is P5: it echoes. A reset must reach it.
+func endServer(c *memConn) {
+	head := make([]byte, 2)
+	if _, err := io.ReadFull(c, head); err != nil {
+		return
+	}
+	_, err := io.Copy(c, struct{ io.Reader }{c})
+	if err == nil {
+		_ = c.CloseWrite()
+	}
+	_ = c.Close()
+}
