@@ -1,0 +1,87 @@
+// Command ptthqd forwards TCP ports over QUIC: one program that is the relay, the client or the server, as its config
+// says. Each command is a file of its own, with a constructor that commands lists.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"ptthqd/pkg/config"
+)
+
+// The exit codes; beside them 0, done.
+const (
+	exitFailed = 1  // also for faults of the host: an address in use, a permission, a disk
+	exitUsage  = 2  // the command line is wrong
+	exitConfig = 78 // the config's text is wrong (EX_CONFIG of sysexits.h): systemd does not restart on it
+)
+
+func main() {
+	os.Exit(execute(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// execute runs the command that args name, and returns its exit code.
+func execute(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root := newRootCommand()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	// What fails before this hook is the command line's fault; after it the commands themselves say what it is.
+	begun := false
+	root.PersistentPreRun = func(*cobra.Command, []string) { begun = true }
+
+	command, err := root.ExecuteContextC(context.Background())
+	if err == nil {
+		return 0
+	}
+	if !begun {
+		err = &exitError{exitUsage, err}
+	}
+	code := exitCode(err)
+	switch {
+	case err.Error() == "": // the command has said it all
+	case code == exitUsage:
+		fmt.Fprintf(stderr, "ptthqd: %v\nSee `%s --help`.\n", err, command.CommandPath())
+	case code == exitConfig:
+		fmt.Fprintln(stderr, err) // file:line:column at the beginning of the line, where editors look for it
+	default:
+		fmt.Fprintf(stderr, "ptthqd: %v\n", err)
+	}
+	return code
+}
+
+// exitError is an error that decides the exit code. It may hold no error: then all has been said.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return ""
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+// usageError is the error of a command whose flags or arguments make no sense together.
+func usageError(format string, args ...any) error {
+	return &exitError{exitUsage, fmt.Errorf(format, args...)}
+}
+
+func exitCode(err error) int {
+	if e, ok := errors.AsType[*exitError](err); ok {
+		return e.code
+	}
+	if _, ok := errors.AsType[config.Errors](err); ok {
+		return exitConfig
+	}
+	return exitFailed
+}
