@@ -279,7 +279,8 @@ func (r *Relay) account(c *connection, end splice.End) {
 
 // replied takes note of the server's answer, which has just passed.
 func (r *Relay) replied(c *connection, m *wire.Reply) {
-	c.reply.Store(m)
+	// Not the inner part: it is a piece of a pooled buffer.
+	c.reply.Store(&wire.Reply{Status: m.Status, Text: m.Text, Node: m.Node})
 	r.counts.reply(m.Status)
 	if granted(m.Status) {
 		r.table.opened(c)

@@ -6,18 +6,9 @@ import (
 	"io"
 	"log/slog"
 
-	"ptthqd/pkg/link"
 	"ptthqd/pkg/policy"
+	"ptthqd/pkg/splice"
 	"ptthqd/pkg/wire"
-)
-
-const (
-	// maxInner leaves room in an Incoming for the longest client ID: what a client
-	// could say in a Connect must fit when it is forwarded.
-	maxInner = wire.MaxBody - 80
-	// maxName bounds the texts of a tip that the relay keeps: a host name, or a
-	// socket's path, and a port fit.
-	maxName = 300
 )
 
 // A request is what a client asks, understood.
@@ -44,9 +35,6 @@ func parseRequest(from *neighbour, tip wire.Message) (q request, inner []byte, e
 	if from.role != policy.RoleClient {
 		return q, nil, fmt.Errorf("%s is a %s: only clients may connect", from.id, from.role)
 	}
-	if len(connect.Inner) > maxInner {
-		return q, nil, fmt.Errorf("the inner tip has %d bytes; %d is the most", len(connect.Inner), maxInner)
-	}
 	m, n, err := wire.Parse(connect.Inner)
 	switch {
 	case errors.Is(err, io.ErrUnexpectedEOF):
@@ -66,10 +54,6 @@ func parseRequest(from *neighbour, tip wire.Message) (q request, inner []byte, e
 		return q, nil, errors.New("the inner tip is neither open nor resume")
 	}
 	q.id = q.token.ConnectionID()
-	if len(q.source) > maxName || len(q.target) > maxName {
-		q.source, q.target = "", ""
-		return q, nil, fmt.Errorf("an address or target of more than %d bytes", maxName)
-	}
 	return q, connect.Inner, nil
 }
 
@@ -93,8 +77,8 @@ func (q request) attributes() []any {
 // A replyReader is the stream of a server whose first message is looked at while
 // it passes: not a byte is held back for it.
 type replyReader struct {
-	*link.Stream
-	seen func(*wire.Reply) // called once, if the stream begins with a reply
+	splice.Stream
+	seen func(*wire.Reply) // called once, if the stream begins with a reply; it must not keep Inner
 
 	head []byte // what has passed of an incomplete reply
 	done bool
@@ -109,13 +93,15 @@ func (r *replyReader) Read(p []byte) (int, error) {
 }
 
 func (r *replyReader) look(p []byte) {
-	head := p
 	if len(r.head) > 0 {
-		head = append(r.head, p...)
+		r.head = append(r.head, p...)
+		p = r.head
 	}
-	m, _, err := wire.Parse(head)
+	m, _, err := wire.Parse(p)
 	if errors.Is(err, io.ErrUnexpectedEOF) {
-		r.head = append(r.head, p...) // at most one message: Parse refuses longer ones
+		if len(r.head) == 0 {
+			r.head = append(r.head, p...) // p is somebody's buffer; Parse bounds how often this grows
+		}
 		return
 	}
 	r.done, r.head = true, nil
