@@ -1,0 +1,141 @@
+// Package account keeps the books about forwarded connections at the ends of
+// the chain: one log line at the end of each, the same words at P2 and at P4,
+// and counters. What repeats is summed up: a target that is down for a night
+// is a handful of lines.
+//
+//	ledger := &account.Ledger{Role: "client", Logger: logger}
+//	defer ledger.Close()
+//	ledger.Enter(sessions.Forward(ctx, conn, request))
+package account
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"sync"
+	"time"
+
+	"ptthqd/pkg/session"
+	"ptthqd/pkg/wire"
+)
+
+// A Ledger logs and counts the sessions that have ended. Its methods may be
+// called from any goroutine.
+type Ledger struct {
+	Role   string // this process's role, an attribute of each line
+	Logger *slog.Logger
+
+	repeats Repeats
+
+	mu     sync.Mutex
+	counts Counts
+}
+
+// Counts is what a Ledger has counted since the process began.
+type Counts struct {
+	Status  map[wire.Status]uint64 // sessions by the outcome of their opening
+	Ends    map[session.End]uint64 // sessions by how they ended
+	Up      uint64                 // bytes from P1 towards P5, of ended sessions
+	Down    uint64                 // bytes from P5 towards P1, of ended sessions
+	Resumes uint64                 // of ended sessions
+}
+
+// refusal is what makes refusals equal: they differ in P1's address and in
+// their connection ID alone.
+type refusal struct {
+	mapping, client, server, target string
+	status                          wire.Status
+	end                             session.End
+	node                            string
+}
+
+// Enter logs and counts a session that has ended. One that was open is one line:
+// at info, or at warn where it failed. Of many that are refused alike
+// only the first is a line at warn: the others are lines at debug, and how many
+// there were is told later.
+func (l *Ledger) Enter(s session.Summary) {
+	l.count(s)
+	switch s.End {
+	case session.EndClosed, session.EndResetByP1, session.EndResetByP5, session.EndStopped, session.EndRemoved:
+		l.log(slog.LevelInfo, "connection ended", s)
+	case session.EndExpired, session.EndRevoked, session.EndRestarted, session.EndProtocol:
+		l.log(slog.LevelWarn, "connection failed", s)
+	case session.EndRefused, session.EndUnattached:
+		l.refused(s)
+	}
+}
+
+func (l *Ledger) refused(s session.Summary) {
+	const message = "connection refused"
+	key := refusal{s.Mapping, s.Client, s.Server, s.Target, s.Status, s.End, s.Node}
+	first := l.repeats.Event(key, func(n int, in time.Duration) {
+		l.log(slog.LevelWarn, message, s, slog.Int("more", n), slog.Duration("in", in))
+	})
+	if !first {
+		l.log(slog.LevelDebug, message, s)
+		return
+	}
+	l.log(slog.LevelWarn, message, s)
+}
+
+// log writes the line of one session. The keys are the same at both ends; what
+// an end doesn't know is left out.
+func (l *Ledger) log(level slog.Level, message string, s session.Summary, more ...slog.Attr) {
+	if !l.Logger.Enabled(context.Background(), level) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 20)
+	for _, a := range [...]struct{ key, value string }{
+		{"role", l.Role},
+		{"connection", s.ID},
+		{"mapping", s.Mapping},
+		{"client", s.Client},
+		{"source", s.Source},
+		{"server", s.Server},
+		{"target", s.Target},
+		{"peer", s.Peer},
+		{"relay", s.Relay},
+	} {
+		if a.value != "" {
+			attrs = append(attrs, slog.String(a.key, a.value))
+		}
+	}
+	attrs = append(attrs, slog.String("end", string(s.End)), slog.Uint64("code", uint64(s.Status)))
+	if s.Text != "" {
+		attrs = append(attrs, slog.String("reason", s.Text))
+	}
+	if s.Node != "" {
+		attrs = append(attrs, slog.String("by", s.Node))
+	}
+	attrs = append(attrs,
+		slog.Duration("duration", s.Duration.Round(time.Millisecond)),
+		slog.Int64("bytes_up", s.Up), slog.Int64("bytes_down", s.Down),
+		slog.Int("resumes", s.Resumes))
+	l.Logger.LogAttrs(context.Background(), level, message, append(attrs, more...)...)
+}
+
+func (l *Ledger) count(s session.Summary) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.counts.Status == nil {
+		l.counts.Status = make(map[wire.Status]uint64)
+		l.counts.Ends = make(map[session.End]uint64)
+	}
+	l.counts.Status[s.Status]++
+	l.counts.Ends[s.End]++
+	l.counts.Up += uint64(max(s.Up, 0))
+	l.counts.Down += uint64(max(s.Down, 0))
+	l.counts.Resumes += uint64(max(s.Resumes, 0))
+}
+
+// Counts returns a copy of the counters.
+func (l *Ledger) Counts() Counts {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.counts
+	c.Status, c.Ends = maps.Clone(c.Status), maps.Clone(c.Ends)
+	return c
+}
+
+// Close tells what had been summed up so far.
+func (l *Ledger) Close() { l.repeats.Close() }

@@ -1,0 +1,210 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"syscall"
+	"time"
+
+	"ptthqd/pkg/session"
+	"ptthqd/pkg/wire"
+)
+
+// After a failed accept the loop pauses, longer each time: where file
+// descriptors have run out, trying again at once would only burn a processor.
+const (
+	acceptPauseFirst = 5 * time.Millisecond
+	acceptPauseMost  = time.Second
+)
+
+// start begins to accept connections on l, until ctx is done or l closes.
+func (c *Client) start(ctx context.Context, l *listener) {
+	ctx, l.stop = context.WithCancel(ctx)
+	for _, s := range l.sockets {
+		l.accepts.Go(func() { c.acceptLoop(ctx, l, s) })
+	}
+}
+
+// finish ends l: no connection is accepted any more when it returns. Those that
+// were go on.
+func (l *listener) finish(keepFile bool) {
+	l.stop()
+	l.close(keepFile)
+	l.accepts.Wait()
+}
+
+func (c *Client) acceptLoop(ctx context.Context, l *listener, s socket) {
+	pause := acceptPauseFirst
+	for {
+		conn, err := s.Accept()
+		if err == nil {
+			pause = acceptPauseFirst
+			if !c.admit(ctx, l) {
+				abort(conn)
+				return
+			}
+			c.conns.Go(func() { c.carry(l, conn) })
+			continue
+		}
+		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			return
+		}
+		c.acceptFailed(s, err)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+		pause = min(2*pause, acceptPauseMost)
+	}
+}
+
+// acceptFailed tells of a failed accept, and later how often it happened again.
+func (c *Client) acceptFailed(s socket, err error) {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		err = op.Err
+	}
+	text := acceptHint(err)
+	if c.repeats.Event(s.name+text, func(more int, in time.Duration) {
+		c.log.Warn("connections can't be accepted", slog.String("listener", s.name), slog.String("error", text), slog.Int("more", more), slog.Duration("in", in))
+	}) {
+		c.log.Warn("connections can't be accepted", slog.String("listener", s.name), slog.String("error", text))
+	}
+}
+
+// admit counts a connection, or waits until it may be counted: what is beyond
+// the limits stays in the listener's queue, behind this one.
+func (c *Client) admit(ctx context.Context, l *listener) bool {
+	if !c.enter(ctx, &l.gate, l, "sessions_per_mapping") {
+		return false
+	}
+	if !c.enter(ctx, &c.gate, l, "sessions") {
+		l.gate.leave()
+		return false
+	}
+	return true
+}
+
+func (c *Client) enter(ctx context.Context, g *gate, l *listener, limit string) bool {
+	for {
+		entered, room := g.tryEnter()
+		if entered {
+			return true
+		}
+		name := l.mapping.Load().Name
+		if c.repeats.Event([2]string{name, limit}, func(more int, in time.Duration) {
+			c.log.Warn("connections wait: limit reached", slog.String("mapping", name), slog.String("limit", limit), slog.Int("more", more), slog.Duration("in", in))
+		}) {
+			c.log.Warn("connections wait: limit reached", slog.String("mapping", name), slog.String("limit", limit))
+		}
+		select {
+		case <-room:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// carry takes one connection of P1 to its end.
+func (c *Client) carry(l *listener, conn net.Conn) {
+	defer c.gate.leave()
+	defer l.gate.leave()
+	m := l.mapping.Load()
+	request := session.Request{
+		Mapping:       m.Name,
+		Server:        m.Server,
+		Target:        m.Target.String(),
+		Source:        source(l, conn),
+		ResumeTimeout: m.ResumeTimeout,
+	}
+	stream, ok := conn.(session.Conn)
+	if !ok {
+		panic(fmt.Sprintf("internal error: a listener gave a %T, which can't be half-closed", conn))
+	}
+	accepted := time.Now()
+	if end, reason := c.awaitLink(l); end != "" {
+		abort(conn)
+		c.ledger.Enter(session.Summary{
+			Info: session.Info{
+				Mapping: request.Mapping, Server: request.Server, Target: request.Target, Source: request.Source,
+				State: session.Closed, Opened: accepted,
+			},
+			Status: wire.StatusNotConnected, Text: reason, End: end, Duration: time.Since(accepted),
+		})
+		return
+	}
+	c.ledger.Enter(c.sessions.Forward(c.carrying, stream, request))
+}
+
+// awaitLink waits for a live link, hold_timeout at most. It returns no end when
+// there is one.
+func (c *Client) awaitLink(l *listener) (end session.End, reason string) {
+	changed := c.relays.Changed()
+	if len(c.relays.Live()) > 0 {
+		return "", ""
+	}
+	limits := &c.settings.Load().Limits
+	if entered, _ := c.held.tryEnter(); !entered {
+		return session.EndUnattached, fmt.Sprintf("%d connections wait for a relay already: %s", limits.HeldConnections, c.whyNoLink())
+	}
+	defer c.held.leave()
+	patience := time.NewTimer(limits.HoldTimeout)
+	defer patience.Stop()
+	for {
+		select {
+		case <-changed:
+		case <-patience.C:
+			return session.EndUnattached, fmt.Sprintf("no relay connected within %v: %s", limits.HoldTimeout, c.whyNoLink())
+		case <-l.cut:
+			return session.EndRemoved, ""
+		case <-c.carrying.Done():
+			return session.EndStopped, ""
+		}
+		changed = c.relays.Changed()
+		if len(c.relays.Live()) > 0 {
+			return "", ""
+		}
+	}
+}
+
+// whyNoLink says for each relay what keeps it from being connected.
+func (c *Client) whyNoLink() string {
+	var reasons []string
+	for _, r := range c.relays.States() {
+		if r.LastError != "" {
+			reasons = append(reasons, r.Address+": "+r.LastError)
+		}
+	}
+	if len(reasons) == 0 {
+		return "they are being dialled"
+	}
+	return strings.Join(reasons, "; ")
+}
+
+// source is P1's address. A program on a Unix socket hasn't one: it is the socket's.
+func source(l *listener, conn net.Conn) string {
+	if addr, ok := conn.RemoteAddr().(*net.UnixAddr); ok && (addr == nil || addr.Name == "" || addr.Name == "@") {
+		return l.at.String()
+	}
+	return conn.RemoteAddr().String()
+}
+
+// abort closes a connection so that its peer sees a reset.
+func abort(conn net.Conn) {
+	if l, ok := conn.(interface{ SetLinger(seconds int) error }); ok {
+		_ = l.SetLinger(0)
+	}
+	_ = conn.Close()
+}
+
+// acceptHint says what to do about a failed accept.
+func acceptHint(err error) string {
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+		return err.Error() + ": raise LimitNOFILE of the service (ulimit -n), or lower limits.sessions"
+	}
+	return err.Error()
+}

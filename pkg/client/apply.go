@@ -1,0 +1,218 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+
+	"ptthqd/pkg/config"
+	"ptthqd/pkg/session"
+)
+
+// listen binds the listeners that the client begins with.
+func (c *Client) listen(ctx context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	wanted, err := wantedListeners(c.settings.Load())
+	if err != nil {
+		return err
+	}
+	bound, err := c.bindAll(ctx, slices.Collect(maps.Values(wanted)))
+	if err != nil {
+		return err
+	}
+	c.accepting = ctx
+	c.enterLocked(bound)
+	return nil
+}
+
+// stopListening closes all listeners.
+func (c *Client) stopListening() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.accepting = nil
+	for at, l := range c.listeners {
+		l.finish(c.config.KeepSockets)
+		delete(c.listeners, at)
+	}
+}
+
+// Apply goes over to another config, or fails and changes nothing: what is new
+// is bound before anything else happens, and after that nothing can fail. It
+// waits until the client is ready.
+//
+// An unchanged mapping is not touched. One that changes its server or target
+// keeps its listener and its running connections. One that is gone or disabled
+// loses its listener, and its connections only where on_remove says so.
+func (c *Client) Apply(ctx context.Context, next *config.Config) error {
+	select {
+	case <-c.ready:
+	case <-c.over:
+		return errStopped
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.accepting == nil {
+		return errStopped
+	}
+	wanted, err := wantedListeners(next)
+	if err != nil {
+		return err
+	}
+	gone, err := c.rebindLocked(ctx, wanted)
+	if err != nil {
+		return err
+	}
+
+	old := c.settings.Load()
+	for at, l := range c.listeners {
+		m, before := wanted[at], l.mapping.Load()
+		l.mapping.Store(m)
+		l.gate.widen(next.Limits.SessionsPerMapping)
+		if l.path != "" && m.ListenMode != before.ListenMode {
+			if err := chmod(l.path, m.ListenMode); err != nil {
+				c.log.Error("listen_mode can't be changed", slog.String("mapping", m.Name), slog.Any("error", err))
+			}
+		}
+	}
+	ending := endingMappings(old, next)
+	for _, l := range gone {
+		if ending[l.mapping.Load().Name] {
+			close(l.cut)
+		}
+	}
+	if len(ending) > 0 {
+		c.sessions.End(func(s session.Info) bool { return ending[s.Mapping] }, session.EndRemoved)
+	}
+	c.adopt(next)
+	return nil
+}
+
+// wantedListeners are the places to listen at, and the mapping of each.
+func wantedListeners(next *config.Config) (map[config.Listen]*config.Mapping, error) {
+	wanted := make(map[config.Listen]*config.Mapping)
+	for i := range next.Mappings {
+		m := &next.Mappings[i]
+		if !m.Enabled {
+			continue
+		}
+		if other := wanted[m.Listen]; other != nil {
+			return nil, fmt.Errorf("mappings %s and %s both listen on %s: give one another address, or disable it", other.Name, m.Name, m.Listen)
+		}
+		wanted[m.Listen] = m
+	}
+	return wanted, nil
+}
+
+// endingMappings are the names of the mappings that aren't in force any more
+// and whose connections are to end with them.
+func endingMappings(old, next *config.Config) map[string]bool {
+	ending := make(map[string]bool)
+	for _, mappings := range [][]config.Mapping{old.Mappings, next.Mappings} { // next has the last word
+		for _, m := range mappings {
+			ending[m.Name] = m.OnRemove == config.OnRemoveClose
+		}
+	}
+	for _, m := range next.Mappings {
+		if m.Enabled {
+			delete(ending, m.Name)
+		}
+	}
+	maps.DeleteFunc(ending, func(_ string, closes bool) bool { return !closes })
+	return ending
+}
+
+// rebindLocked makes the listeners those that are wanted, and returns those
+// that are gone; or it fails, with the listeners as they were.
+func (c *Client) rebindLocked(ctx context.Context, wanted map[config.Listen]*config.Mapping) (gone []*listener, err error) {
+	// What overlaps a listener that goes can be bound only when that is closed.
+	var free, blocked []*config.Mapping
+	inTheWay := make(map[*listener]bool)
+	for at, m := range wanted {
+		if c.listeners[at] != nil {
+			continue
+		}
+		clear := true
+		for _, l := range c.listeners {
+			if wanted[l.at] == nil && l.at.Overlaps(at) {
+				inTheWay[l] = true
+				clear = false
+			}
+		}
+		if clear {
+			free = append(free, m)
+		} else {
+			blocked = append(blocked, m)
+		}
+	}
+	bound, err := c.bindAll(ctx, free)
+	if err != nil {
+		return nil, err
+	}
+	for l := range inTheWay {
+		l.finish(false)
+		delete(c.listeners, l.at)
+		gone = append(gone, l)
+	}
+	moved, err := c.bindAll(ctx, blocked)
+	if err != nil {
+		for _, l := range bound {
+			l.close(false)
+		}
+		return nil, errors.Join(err, c.restoreLocked(ctx, gone))
+	}
+	for at, l := range c.listeners {
+		if wanted[at] == nil {
+			l.finish(false)
+			delete(c.listeners, at)
+			gone = append(gone, l)
+		}
+	}
+	c.enterLocked(append(bound, moved...))
+	return gone, nil
+}
+
+// restoreLocked binds again what was released for something that then couldn't be bound.
+func (c *Client) restoreLocked(ctx context.Context, released []*listener) error {
+	var failed []error
+	for _, l := range released {
+		again, err := c.binder.bind(ctx, l.mapping.Load())
+		if err != nil {
+			failed = append(failed, fmt.Errorf("the old listener is lost: %w", err))
+			continue
+		}
+		c.enterLocked([]*listener{again})
+	}
+	return errors.Join(failed...)
+}
+
+// bindAll binds the listeners of mappings: all, or none.
+func (c *Client) bindAll(ctx context.Context, mappings []*config.Mapping) ([]*listener, error) {
+	var bound []*listener
+	for _, m := range mappings {
+		l, err := c.binder.bind(ctx, m)
+		if err != nil {
+			for _, l := range bound {
+				l.close(false)
+			}
+			return nil, err
+		}
+		bound = append(bound, l)
+	}
+	return bound, nil
+}
+
+// enterLocked begins to accept connections on listeners.
+func (c *Client) enterLocked(bound []*listener) {
+	for _, l := range bound {
+		l.gate.widen(c.settings.Load().Limits.SessionsPerMapping)
+		c.listeners[l.at] = l
+		c.start(c.accepting, l)
+		c.log.Info("listening", slog.String("mapping", l.mapping.Load().Name), slog.String("listener", l.at.String()))
+	}
+}

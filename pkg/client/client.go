@@ -1,0 +1,313 @@
+// Package client is P2: it listens on TCP for P1 and carries each connection
+// that it accepts over a link to a relay, to the server and target of its mapping.
+//
+// The road of a connection:
+//
+//	accept (accept.go) → wait for a live link, if there is none → session.Forward → one line in the ledger
+//
+// What a reload can change is a mapping behind an atomic pointer of its
+// listener (apply.go); links come and go in pkg/uplink; a session outlives both.
+package client
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ptthqd/pkg/account"
+	"ptthqd/pkg/config"
+	"ptthqd/pkg/ident"
+	"ptthqd/pkg/link"
+	"ptthqd/pkg/session"
+	"ptthqd/pkg/uplink"
+	"ptthqd/pkg/wire"
+)
+
+// Config is what a Client needs. All but Settings and Identity may be zero.
+type Config struct {
+	Settings *config.Config   // what it begins with; Apply changes it
+	Identity ident.PrivateKey // of this node
+	Logger   *slog.Logger     // nil for none
+	// RuntimeDirectory is where mappings that listen on a Unix socket have its file.
+	RuntimeDirectory string
+	// Inherit offers the listeners that the process has inherited under a name:
+	// "127.0.0.1:2200" or "[::1]:2200" for an address, "unix:NAME" for a Unix socket, "systemd:NAME" for
+	// one that the service manager made. The client closes them. Nil, or none: it binds its own.
+	Inherit func(name string) []net.Listener
+	// KeepSockets says that somebody keeps the listeners over a restart (see
+	// Listeners): the files of Unix sockets stay when Run returns.
+	KeepSockets bool
+	// AdjustDialer may change how links are dialled, before each Run. Tests set it.
+	AdjustDialer func(*link.Dialer)
+}
+
+// A Client is a P2. Call Run once; the other methods may be called at any time,
+// from any goroutine.
+type Client struct {
+	config   Config
+	log      *slog.Logger
+	binder   binder
+	relays   *uplink.Set
+	sessions *session.Client
+	ledger   account.Ledger
+	repeats  account.Repeats // of what goes wrong with accepting
+
+	settings atomic.Pointer[config.Config]
+	gate     gate           // all connections
+	held     gate           // those that wait for a link
+	conns    sync.WaitGroup // the goroutines of connections
+
+	ready, over chan struct{} // closed when the listeners are bound; when Run ends
+	forced      chan struct{}
+	force       sync.Once
+	carrying    context.Context // of the connections; set by Run before any is accepted
+
+	mu        sync.Mutex // one Apply at a time; guards what follows
+	accepting context.Context
+	listeners map[config.Listen]*listener
+}
+
+// New makes a client; nothing happens before Run. It fails if the settings make
+// no sense together.
+func New(c Config) (*Client, error) {
+	if _, err := wantedListeners(c.Settings); err != nil {
+		return nil, err
+	}
+	client := &Client{
+		config:    c,
+		log:       c.Logger,
+		binder:    binder{directory: c.RuntimeDirectory, inherit: c.Inherit},
+		ready:     make(chan struct{}),
+		over:      make(chan struct{}),
+		forced:    make(chan struct{}),
+		listeners: make(map[config.Listen]*listener),
+	}
+	if client.log == nil {
+		client.log = slog.New(slog.DiscardHandler)
+	}
+	client.ledger.Role = string(config.RoleClient)
+	client.ledger.Logger = client.log
+	client.relays = &uplink.Set{Dialer: client.dialer, Serve: client.serveLink, Retire: client.retire, Logger: client.log}
+	client.sessions = session.NewClient(session.ClientConfig{
+		Router: router{client.relays},
+		Limits: sessionLimits(c.Settings.Limits),
+		Logger: client.log,
+	})
+	client.adopt(c.Settings)
+	return client, nil
+}
+
+// Run binds the listeners, which is when it may fail, and serves until ctx is
+// done. Then it accepts nothing more, gives the connections drain_timeout to
+// end, resets those that are left, and closes the links. It returns when all
+// that it started has ended.
+func (c *Client) Run(ctx context.Context) error {
+	defer close(c.over)
+	defer c.repeats.Close()
+	defer c.ledger.Close()
+	uplinked, endLinks := context.WithCancel(context.WithoutCancel(ctx))
+	defer endLinks()
+	carrying, endSessions := context.WithCancel(uplinked)
+	defer endSessions()
+	c.carrying = carrying
+	if err := c.listen(ctx); err != nil {
+		return err
+	}
+	close(c.ready)
+
+	var links, sessions sync.WaitGroup
+	links.Go(func() { _ = c.relays.Run(uplinked) })
+	sessions.Go(func() { _ = c.sessions.Run(carrying) })
+
+	<-ctx.Done()
+	c.stopListening()
+	drained := make(chan struct{})
+	go c.awaitConnections(drained)
+	select {
+	case <-drained:
+	case <-time.After(c.settings.Load().DrainTimeout):
+	case <-c.forced:
+	}
+	endSessions()
+	<-drained
+	sessions.Wait()
+	endLinks()
+	links.Wait()
+	return nil
+}
+
+func (c *Client) awaitConnections(drained chan<- struct{}) {
+	c.conns.Wait()
+	close(drained)
+}
+
+// Ready is closed when the listeners are bound. Relays may still be out of reach.
+func (c *Client) Ready() <-chan struct{} { return c.ready }
+
+// Force cuts the drain short: the connections that are left are reset.
+func (c *Client) Force() { c.force.Do(func() { close(c.forced) }) }
+
+// adopt puts in force what can't fail: limits, relays.
+func (c *Client) adopt(next *config.Config) {
+	c.settings.Store(next)
+	c.gate.widen(next.Limits.Sessions)
+	c.held.widen(next.Limits.HeldConnections)
+	c.sessions.SetLimits(sessionLimits(next.Limits))
+	relays := make([]uplink.Relay, len(next.Relays))
+	for i, r := range next.Relays {
+		relays[i] = uplink.Relay{Address: r.Address, Key: r.Key}
+	}
+	c.relays.Apply(relays)
+}
+
+func sessionLimits(l config.Limits) session.Limits {
+	return session.Limits{
+		WindowBudget:   int64(l.SessionMemory),
+		RetainedBudget: int64(l.RetainedMemory),
+		MaxWindow:      int(l.SessionWindow),
+		Sessions:       l.Sessions,
+	}
+}
+
+// dialer makes the dialer of a relay.
+func (c *Client) dialer(r uplink.Relay) *link.Dialer {
+	d := &link.Dialer{Address: r.Address, Key: r.Key, Identity: c.config.Identity, Logger: c.log}
+	if c.config.AdjustDialer != nil {
+		c.config.AdjustDialer(d)
+	}
+	return d
+}
+
+// serveLink does what a live link asks for: P2 opens streams and nobody opens
+// any to it; what the relay says on the control stream moves sessions.
+func (c *Client) serveLink(ctx context.Context, l *link.Link) {
+	closing := l.PeerClosing()
+	for {
+		// Asked again after each change: there may have been nowhere else to go.
+		changed := c.relays.Changed()
+		if closing == nil {
+			c.sessions.Move(l, "the relay is closing")
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-closing:
+			closing = nil
+		case <-changed:
+		}
+	}
+}
+
+// retire has the sessions leave the link of a relay that is in the config no
+// more. It gives them drain_timeout to find another.
+func (c *Client) retire(ctx context.Context, l *link.Link) {
+	ctx, cancel := context.WithTimeout(ctx, c.settings.Load().DrainTimeout)
+	defer cancel()
+	poll := time.NewTicker(retirePoll)
+	defer poll.Stop()
+	for {
+		changed := c.relays.Changed()
+		c.sessions.Move(l, "the relay is in the config no more")
+		for settled := false; !settled; {
+			if !c.carries(l) {
+				return
+			}
+			select {
+			case <-changed:
+				settled = true
+			case <-poll.C:
+			case <-l.Done():
+				return
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+// retirePoll is how often a link that is being emptied is looked at.
+const retirePoll = 50 * time.Millisecond
+
+// carries reports whether a session still goes over a link.
+func (c *Client) carries(l *link.Link) bool {
+	for _, s := range c.sessions.Sessions() {
+		if s.Link == l && s.State != session.Detached {
+			return true
+		}
+	}
+	return false
+}
+
+// router is the live links as sessions see them.
+type router struct{ relays *uplink.Set }
+
+func (r router) Changed() <-chan struct{} { return r.relays.Changed() }
+
+func (r router) Routes() []session.Route {
+	live := r.relays.Live()
+	routes := make([]session.Route, len(live))
+	for i, l := range live {
+		routes[i] = session.Route{
+			Link:  l,
+			Relay: l.Peer(),
+			RTT:   l.Stats().RTT,
+			Open: func(server string, inner, data []byte) (session.Stream, error) {
+				head := wire.Append(nil, &wire.Connect{Server: server, Inner: inner})
+				stream, err := l.Open(append(head, data...))
+				if err != nil {
+					return nil, err
+				}
+				return stream, nil
+			},
+		}
+	}
+	return routes
+}
+
+// Snapshot is what a client knows at one moment. It shares nothing with the client.
+type Snapshot struct {
+	Relays   []uplink.State // in the config's order
+	Mappings []Mapping      // in the config's order, the disabled ones too
+	Sessions []session.Info // the oldest first
+	Held     int            // connections that wait for a link
+	Counts   account.Counts // of the connections that have ended
+	Memory   session.Memory
+}
+
+// Mapping tells how a mapping stands.
+type Mapping struct {
+	config.Mapping
+	Listening   []string // the addresses, as bound; empty if it is disabled
+	Connections int      // through its listener at the moment
+}
+
+// Snapshot tells how the client stands.
+func (c *Client) Snapshot() Snapshot {
+	s := Snapshot{
+		Relays:   c.relays.States(),
+		Sessions: c.sessions.Sessions(),
+		Held:     c.held.count(),
+		Counts:   c.ledger.Counts(),
+		Memory:   c.sessions.Memory(),
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, m := range c.settings.Load().Mappings {
+		status := Mapping{Mapping: m}
+		if l := c.listeners[m.Listen]; l != nil && l.mapping.Load().Name == m.Name {
+			status.Connections = l.gate.count()
+			for _, socket := range l.sockets {
+				status.Listening = append(status.Listening, cmp.Or(l.path, socket.Addr().String()))
+			}
+		}
+		s.Mappings = append(s.Mappings, status)
+	}
+	return s
+}
+
+var errStopped = errors.New("the client has stopped")

@@ -1,0 +1,13 @@
+//go:build !linux
+
+package client
+
+import (
+	"io/fs"
+	"net"
+	"syscall"
+)
+
+func deepen(net.Listener) {}
+
+func bornWithMode(fs.FileMode) func(string, string, syscall.RawConn) error { return nil }

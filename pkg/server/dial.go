@@ -1,0 +1,187 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"ptthqd/pkg/policy"
+	"ptthqd/pkg/session"
+	"ptthqd/pkg/wire"
+)
+
+// dialer reaches P5: bounded in time, and in the number of attempts at once in
+// all and for each target, so that a target that answers nobody can't hold all
+// of the process's sockets. What is beyond a bound waits its turn, within its time.
+type dialer struct {
+	dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	mu        sync.Mutex
+	perTarget int
+	all       chan struct{} // holds one for each attempt under way
+	busy      map[policy.Target]*turns
+}
+
+// turns are the attempts to reach one target.
+type turns struct {
+	under chan struct{} // holds one for each attempt under way
+	users int           // who is under way or waits; guarded by dialer.mu
+}
+
+// limit sets how many attempts may be under way at once, in all and to one
+// target. Attempts that have begun are not counted against new bounds.
+func (d *dialer) limit(all, perTarget int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.perTarget = perTarget
+	if cap(d.all) != all {
+		d.all = make(chan struct{}, all)
+	}
+}
+
+// connect dials a target that is no service's name, until the deadline of ctx.
+// The error is a *session.Refusal, with a text for the administrator at the other end.
+func (d *dialer) connect(ctx context.Context, target policy.Target) (session.Conn, error) {
+	deadline, _ := ctx.Deadline()
+	timeout := time.Until(deadline).Round(100 * time.Millisecond)
+	all, own := d.enter(target)
+	defer d.leave(target, own)
+
+	for _, turn := range []chan struct{}{own.under, all} {
+		select {
+		case turn <- struct{}{}:
+			defer func() { <-turn }()
+		case <-ctx.Done():
+			return nil, &session.Refusal{
+				Status: wire.StatusTooMany,
+				Text:   fmt.Sprintf("%s: no turn to dial it within %v: too many connections are being made at once, or it answers too slowly", place(target), timeout),
+			}
+		}
+	}
+	conn, err := d.dialTarget(ctx, target)
+	if err != nil {
+		return nil, refuse(err, target, timeout)
+	}
+	stream, ok := conn.(session.Conn)
+	if !ok {
+		_ = conn.Close()
+		return nil, refuse(fmt.Errorf("a connection of type %T can't be half-closed", conn), target, timeout)
+	}
+	return stream, nil
+}
+
+func (d *dialer) enter(target policy.Target) (all chan struct{}, own *turns) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	own = d.busy[target]
+	if own == nil {
+		own = &turns{under: make(chan struct{}, d.perTarget)}
+		if d.busy == nil {
+			d.busy = make(map[policy.Target]*turns)
+		}
+		d.busy[target] = own
+	}
+	own.users++
+	return d.all, own
+}
+
+func (d *dialer) leave(target policy.Target, own *turns) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if own.users--; own.users == 0 {
+		delete(d.busy, target)
+	}
+}
+
+// dialTarget tries the target's addresses one after another; of a host's name
+// net.Dial races the addresses that it has (RFC 8305).
+func (d *dialer) dialTarget(ctx context.Context, target policy.Target) (net.Conn, error) {
+	var first error
+	for _, address := range target.Addresses() {
+		conn, err := d.dial(ctx, target.Network(), address)
+		if err == nil {
+			return conn, nil
+		}
+		// That IPv4's loopback refused says more than that a host
+		// without IPv6 hasn't the other one.
+		if first == nil {
+			first = err
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, first
+}
+
+// refuse puts a failed dial into the words of whoever has to mend it.
+func refuse(err error, target policy.Target, timeout time.Duration) *session.Refusal {
+	unix := target.Network() == "unix"
+	refused := func(format string, args ...any) *session.Refusal {
+		return &session.Refusal{Status: wire.StatusRefused, Text: place(target) + ": " + fmt.Sprintf(format, args...)}
+	}
+	if dns, ok := errors.AsType[*net.DNSError](err); ok {
+		switch {
+		case dns.IsNotFound:
+			return refused("no such host: the server's DNS does not know %q", dns.Name)
+		case dns.IsTimeout:
+			return &session.Refusal{Status: wire.StatusTimeout, Text: fmt.Sprintf("%s: the server's DNS did not answer when asked for %q", place(target), dns.Name)}
+		}
+		return refused("the server can't resolve %q: %s", dns.Name, dns.Err)
+	}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
+		return &session.Refusal{Status: wire.StatusTimeout, Text: fmt.Sprintf("%s: no answer within %v: it is down, or a firewall drops the packets", place(target), timeout)}
+	case errors.Is(err, context.Canceled):
+		return refused("given up")
+	case errors.Is(err, syscall.ECONNREFUSED) && unix:
+		return refused("connection refused: the socket is there, but nobody listens on it")
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return refused("connection refused: nothing listens there, or a firewall rejects it")
+	case errors.Is(err, fs.ErrNotExist):
+		return refused("no such socket on the server")
+	case errors.Is(err, syscall.EACCES) && unix:
+		return refused("permission denied: the user that ptthqd runs as on the server may not open the socket")
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+		return refused("permission denied: a firewall or the service manager on the server forbids it")
+	case errors.Is(err, syscall.EHOSTUNREACH):
+		return refused("no route to host: it is down, or not in the server's network")
+	case errors.Is(err, syscall.ENETUNREACH):
+		return refused("network is unreachable from the server: it has no route, or no address of this family")
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return refused("the server has no free local port or no address to reach it from")
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return &session.Refusal{Status: wire.StatusTooMany, Text: "the server is out of file descriptors: raise LimitNOFILE of its ptthqd"}
+	}
+	// The address is in our text already; a wrapped one would repeat it.
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		err = op.Err
+	}
+	return refused("%v", err)
+}
+
+// place is how a target is shown to people at the other end.
+func place(target policy.Target) string {
+	if port, ok := strings.CutPrefix(target.String(), ":"); ok {
+		return "port " + port + " of the server's loopback"
+	}
+	return target.String()
+}
+
+// count is how many attempts are under way or wait for their turn.
+func (d *dialer) count() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := 0
+	for _, t := range d.busy {
+		n += t.users
+	}
+	return n
+}

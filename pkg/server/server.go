@@ -1,0 +1,373 @@
+// Package server is P4: it takes the streams that relays bring, decides by its
+// own services whether the client may reach the target, dials P5, and hands
+// both to a session.
+//
+// The road of a stream:
+//
+//	link.Accept → the tip `incoming` → admit → session.Server → decide → dial (dial.go) → one line in the ledger
+//
+// What a reload can change is policy.Services behind an atomic pointer. A right
+// that is withdrawn ends at once, whether here or, by the relay's word, there.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ptthqd/pkg/account"
+	"ptthqd/pkg/config"
+	"ptthqd/pkg/ident"
+	"ptthqd/pkg/link"
+	"ptthqd/pkg/policy"
+	"ptthqd/pkg/session"
+	"ptthqd/pkg/uplink"
+	"ptthqd/pkg/wire"
+)
+
+// Config is what a Server needs. All but Settings and Identity may be zero.
+type Config struct {
+	Settings *config.Config   // what it begins with; Apply changes it
+	Identity ident.PrivateKey // of this node
+	Logger   *slog.Logger     // nil for none
+	// Dial connects to P5, as net.Dialer.DialContext, which it is by default.
+	// What it returns must have CloseWrite.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// AdjustDialer may change how links are dialled, before each Run. Tests set it.
+	AdjustDialer func(*link.Dialer)
+}
+
+// A Server is a P4. Call Run once; the other methods may be called at any time,
+// from any goroutine.
+type Server struct {
+	config   Config
+	node     string
+	log      *slog.Logger
+	dialer   dialer
+	relays   *uplink.Set
+	sessions *session.Server
+	ledger   account.Ledger
+	rates    rates
+
+	settings atomic.Pointer[config.Config]
+	services atomic.Pointer[policy.Services]
+	stopping atomic.Bool // a drain has begun
+	forced   chan struct{}
+	force    sync.Once
+
+	applying sync.Mutex // one Apply at a time
+}
+
+// New makes a server; nothing happens before Run.
+func New(c Config) (*Server, error) {
+	services, err := policy.NewServices(c.Settings.Services)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{config: c, node: c.Settings.ID, log: c.Logger, forced: make(chan struct{})}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.dialer.dial = c.Dial
+	if s.dialer.dial == nil {
+		s.dialer.dial = new(net.Dialer).DialContext
+	}
+	s.ledger.Role = string(config.RoleServer)
+	s.ledger.Logger = s.log
+	s.relays = &uplink.Set{Dialer: s.newDialer, Serve: s.serveLink, Logger: s.log}
+	s.sessions = session.NewServer(session.ServerConfig{
+		Node:          s.node,
+		Decide:        s.decide,
+		ResumeTimeout: c.Settings.ResumeTimeout,
+		Ended:         s.ended,
+		Limits:        sessionLimits(c.Settings.Limits),
+		Logger:        s.log,
+	})
+	s.adopt(c.Settings, services)
+	return s, nil
+}
+
+// Run serves until ctx is done. Then it refuses new connections, gives the
+// others drain_timeout to end, resets those that are left, and closes the
+// links. It returns when all that it started has ended.
+func (s *Server) Run(ctx context.Context) error {
+	defer s.ledger.Close()
+	uplinked, endLinks := context.WithCancel(context.WithoutCancel(ctx))
+	defer endLinks()
+	carrying, endSessions := context.WithCancel(uplinked)
+	defer endSessions()
+	var links, sessions sync.WaitGroup
+	links.Go(func() { _ = s.relays.Run(uplinked) })
+	sessions.Go(func() { _ = s.sessions.Run(carrying) })
+
+	<-ctx.Done()
+	s.stopping.Store(true)
+	s.drain()
+	endSessions()
+	sessions.Wait()
+	endLinks()
+	links.Wait()
+	return nil
+}
+
+// drainPoll is how often a drain looks whether all sessions have ended.
+const drainPoll = 100 * time.Millisecond
+
+func (s *Server) drain() {
+	timeout := time.NewTimer(s.settings.Load().DrainTimeout)
+	defer timeout.Stop()
+	poll := time.NewTicker(drainPoll)
+	defer poll.Stop()
+	for len(s.sessions.Sessions()) > 0 {
+		select {
+		case <-poll.C:
+		case <-timeout.C:
+			return
+		case <-s.forced:
+			return
+		}
+	}
+}
+
+// Force cuts the drain short: the connections that are left are reset.
+func (s *Server) Force() { s.force.Do(func() { close(s.forced) }) }
+
+// Apply goes over to another config, or fails and changes nothing. Sessions
+// that the new services don't allow any more end at once, detached ones too;
+// the others are not touched.
+func (s *Server) Apply(_ context.Context, next *config.Config) error {
+	services, err := policy.NewServices(next.Services)
+	if err != nil {
+		return err
+	}
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	s.adopt(next, services)
+	s.sessions.End(func(i session.Info) bool {
+		_, decision := resolve(services, i.Client, i.Target)
+		if !decision.Allowed {
+			s.log.Info("a right was withdrawn", slog.String("connection", i.ID), slog.String("client", i.Client), slog.String("target", i.Target), slog.String("reason", decision.Reason))
+		}
+		return !decision.Allowed
+	}, session.EndRevoked)
+	return nil
+}
+
+// adopt puts a config in force.
+func (s *Server) adopt(next *config.Config, services *policy.Services) {
+	s.settings.Store(next)
+	s.services.Store(services)
+	s.dialer.limit(next.Limits.Dials, next.Limits.DialsPerTarget)
+	s.rates.limit(next.Limits.OpensPerSecond)
+	s.sessions.Set(sessionLimits(next.Limits), next.ResumeTimeout)
+	relays := make([]uplink.Relay, len(next.Relays))
+	for i, r := range next.Relays {
+		relays[i] = uplink.Relay{Address: r.Address, Key: r.Key}
+	}
+	s.relays.Apply(relays)
+}
+
+func sessionLimits(l config.Limits) session.Limits {
+	return session.Limits{
+		WindowBudget:    int64(l.SessionMemory),
+		RetainedBudget:  int64(l.RetainedMemory),
+		MaxWindow:       int(l.SessionWindow),
+		Sessions:        l.Sessions,
+		SessionsPerPeer: l.SessionsPerClient,
+		DetachedPerPeer: l.DetachedPerClient,
+		Tombstones:      l.Tombstones,
+		DialTimeout:     l.DialTimeout,
+	}
+}
+
+// newDialer makes the dialer of a relay.
+func (s *Server) newDialer(r uplink.Relay) *link.Dialer {
+	limits := s.settings.Load().Limits
+	d := &link.Dialer{
+		Address: r.Address, Key: r.Key, Identity: s.config.Identity, Logger: s.log,
+		OnRevoked: s.revoked,
+		Limits: link.Limits{
+			Streams:     int64(limits.StreamsPerPeer),
+			PendingTips: limits.PendingTips,
+			TipTimeout:  limits.TipTimeout,
+		},
+	}
+	if s.config.AdjustDialer != nil {
+		s.config.AdjustDialer(d)
+	}
+	return d
+}
+
+// serveLink serves the streams that a relay opens.
+func (s *Server) serveLink(ctx context.Context, l *link.Link) {
+	var streams sync.WaitGroup
+	defer streams.Wait()
+	for {
+		stream, tip, err := l.Accept(ctx)
+		if err != nil {
+			return // the dialler tells why the link is over
+		}
+		streams.Go(func() { s.serveStream(l, stream, tip) })
+	}
+}
+
+// serveStream serves one stream of a relay: read the tip, decide, join, account;
+// deciding, dialling and joining are the session's.
+func (s *Server) serveStream(l *link.Link, stream *link.Stream, tip wire.Message) {
+	incoming, inner, err := parseIncoming(tip)
+	if err != nil {
+		s.log.Debug("malformed request", slog.String("relay", l.Peer()), slog.Any("error", err))
+		s.refuse(stream, &session.Refusal{Status: wire.StatusMalformed, Text: err.Error()})
+		return
+	}
+	if open, ok := inner.(*wire.Open); ok {
+		if refusal := s.admit(incoming.Client); refusal != nil {
+			s.refuse(stream, refusal)
+			s.ledger.Enter(session.Summary{
+				Info: session.Info{
+					ID: open.Token.ConnectionID(), Client: incoming.Client, Server: s.node,
+					Source: open.Source, Target: open.Target, State: session.Closed, Relay: l.Peer(),
+				},
+				Status: refusal.Status, Text: refusal.Text, End: session.EndRefused,
+			})
+			return
+		}
+	}
+	s.sessions.Serve(incoming.Client, inner, stream, session.Route{Link: l, Relay: l.Peer(), RTT: l.Stats().RTT})
+}
+
+// parseIncoming understands a relay's tip and what it carries.
+func parseIncoming(tip wire.Message) (*wire.Incoming, wire.Message, error) {
+	incoming, ok := tip.(*wire.Incoming)
+	if !ok {
+		return nil, nil, fmt.Errorf("a server takes no %T", tip)
+	}
+	inner, n, err := wire.Parse(incoming.Inner)
+	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return nil, nil, errors.New("the inner tip is truncated")
+	case err != nil:
+		return nil, nil, fmt.Errorf("the inner tip: %w", err)
+	case n != len(incoming.Inner):
+		return nil, nil, fmt.Errorf("%d bytes follow the inner tip", len(incoming.Inner)-n)
+	}
+	return incoming, inner, nil
+}
+
+// admit says whether a client may open a connection at this moment, whatever
+// its target.
+func (s *Server) admit(client string) *session.Refusal {
+	if s.stopping.Load() {
+		return &session.Refusal{Status: wire.StatusNotConnected, Text: "the server is stopping"}
+	}
+	if !s.rates.allow(client) {
+		return &session.Refusal{Status: wire.StatusTooMany, Text: "too many new connections a second from this client (limits.opens_per_second of the server)"}
+	}
+	return nil
+}
+
+// refusalTime is how long a refused stream is read on: what the client has sent
+// behind its tip must not cut off the reply.
+const refusalTime = 5 * time.Second
+
+// refuse says no on a stream, and ends it.
+func (s *Server) refuse(stream *link.Stream, r *session.Refusal) {
+	deadline := time.Now().Add(refusalTime)
+	_ = stream.SetReadDeadline(deadline)
+	_ = stream.SetWriteDeadline(deadline)
+	_, _ = stream.Write(wire.Append(nil, &wire.Reply{Status: r.Status, Text: r.Text, Node: s.node}))
+	_ = stream.CloseWrite()
+	_, _ = io.Copy(io.Discard, onlyReader{stream})
+	stream.Reset(wire.CodeLost)
+}
+
+type onlyReader struct{ io.Reader }
+
+// decide answers a session: may the client reach the target, and how.
+func (s *Server) decide(client, target string) (session.Dial, *session.Refusal) {
+	asked, err := policy.ParseTarget(target)
+	if err != nil {
+		return nil, &session.Refusal{Status: wire.StatusMalformed, Text: err.Error()}
+	}
+	services := s.services.Load()
+	address, decision := services.Resolve(client, asked)
+	if !decision.Allowed {
+		return nil, notAllowed(client, target)
+	}
+	return func(ctx context.Context) (session.Conn, error) {
+		// The session is in the table now. If a reload came in between, it
+		// has looked there too early.
+		if now := s.services.Load(); now != services {
+			if address, decision = now.Resolve(client, asked); !decision.Allowed {
+				return nil, notAllowed(client, target)
+			}
+		}
+		return s.dialer.connect(ctx, address)
+	}, nil
+}
+
+// notAllowed is the one text of all such refusals: who isn't allowed doesn't
+// learn what there is.
+func notAllowed(client, target string) *session.Refusal {
+	return &session.Refusal{Status: wire.StatusNotAllowed, Text: fmt.Sprintf("the services of this server do not let %s reach %s", client, target)}
+}
+
+// resolve is Services.Resolve of a target's text.
+func resolve(services *policy.Services, client, target string) (policy.Target, policy.Decision) {
+	asked, err := policy.ParseTarget(target)
+	if err != nil {
+		return policy.Target{}, policy.Decision{Reason: err.Error()}
+	}
+	return services.Resolve(client, asked)
+}
+
+// ended enters a session into the ledger. Its own log says which rule refused.
+func (s *Server) ended(sum session.Summary) {
+	if sum.Status == wire.StatusNotAllowed {
+		if _, decision := resolve(s.services.Load(), sum.Client, sum.Target); !decision.Allowed {
+			sum.Text = decision.Reason
+			if at := decision.Source.String(); at != "" {
+				sum.Text += " (" + at + ")"
+			}
+		}
+	}
+	s.ledger.Enter(sum)
+}
+
+// revoked is told by a relay that a client's right to reach a target, or any if
+// it is empty, was withdrawn there. Sessions that another relay carries have
+// their rights from that.
+func (s *Server) revoked(l *link.Link, client, target string) {
+	relay := l.Peer()
+	s.sessions.End(func(i session.Info) bool {
+		return i.Client == client && i.Relay == relay && (target == "" || i.Target == target)
+	}, session.EndRevoked)
+}
+
+// Snapshot is what a server knows at one moment. It shares nothing with the server.
+type Snapshot struct {
+	Relays   []uplink.State   // in the config's order
+	Services []policy.Service // in the config's order
+	Sessions []session.Info   // the oldest first
+	Dials    int              // under way or waiting for their turn
+	Counts   account.Counts   // of the connections that have ended
+	Memory   session.Memory
+}
+
+// Snapshot tells how the server stands.
+func (s *Server) Snapshot() Snapshot {
+	return Snapshot{
+		Relays:   s.relays.States(),
+		Services: s.services.Load().All(),
+		Sessions: s.sessions.Sessions(),
+		Dials:    s.dialer.count(),
+		Counts:   s.ledger.Counts(),
+		Memory:   s.sessions.Memory(),
+	}
+}
