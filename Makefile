@@ -180,7 +180,7 @@ install: build ## install below PREFIX (/usr/local), in DESTDIR; a config that i
 	$(COMPLETION) zsh > $(DESTDIR)$(ZSHDIR)/_ptthqd
 	install -d $(DESTDIR)$(PREFIX)/share/doc/ptthqd/examples
 	install -m 0644 deploy/systemd/examples/* configs/*.toml $(DESTDIR)$(PREFIX)/share/doc/ptthqd/examples/
-	install -m 0644 README.md SECURITY.md $(DESTDIR)$(PREFIX)/share/doc/ptthqd/
+	install -m 0644 README.md SECURITY.md CHANGELOG.md $(DESTDIR)$(PREFIX)/share/doc/ptthqd/
 	@[ -e $(DESTDIR)$(SYSCONFDIR)/ptthq.toml ] || install -v -D -m 0644 deploy/ptthq.toml $(DESTDIR)$(SYSCONFDIR)/ptthq.toml
 	@[ -n "$(DESTDIR)" ] || echo 'Now: systemd-sysusers && systemctl daemon-reload; then `ptthqd init relay`, `server` or `client`.'
 
@@ -189,29 +189,28 @@ uninstall: ## remove what install brought, but not the config and the key
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,$(INSTALLED)) $(DESTDIR)$(ZSHDIR)/_ptthqd
 	rm -rf $(DESTDIR)$(PREFIX)/share/doc/ptthqd
 
-# A version of Debian's has one hyphen, before the packager's own number, and says when it was made: by the commit, so
+# Debian's tools know no hyphen in the version of a package that has no other packager. The time is that of the commit, so
 # that the same commit gives the same package.
 DEBVERSION := $(subst -,+,$(VERSION))
 DEBARCH     = $(shell $(GO) env GOARCH)
+DEB         = dist/ptthqd_$(DEBVERSION)_$(DEBARCH).deb
 
 .PHONY: deb
 deb: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 deb: ## dist/ptthqd_VERSION_ARCH.deb
-	rm -rf dist/root dist/deb
-	$(MAKE) install DESTDIR=dist/root PREFIX=/usr ZSHDIR=/usr/share/zsh/vendor-completions VERSION='$(VERSION)' COMMIT='$(COMMIT)'
+	rm -rf dist/root
+	umask 022; $(MAKE) install DESTDIR=dist/root PREFIX=/usr ZSHDIR=/usr/share/zsh/vendor-completions VERSION='$(VERSION)' COMMIT='$(COMMIT)'
 	install -D -m 0644 deploy/debian/copyright dist/root/usr/share/doc/ptthqd/copyright
 	install -D -m 0644 deploy/debian/lintian-overrides dist/root/usr/share/lintian/overrides/ptthqd
-	gzip -9nc CHANGELOG.md > dist/root/usr/share/doc/ptthqd/changelog.gz
-	sed -e 's/@VERSION@/$(DEBVERSION)-1/' -e "s/@DATE@/$$(date -u -R -d @$$SOURCE_DATE_EPOCH)/" deploy/debian/changelog \
-		| gzip -9nc > dist/root/usr/share/doc/ptthqd/changelog.Debian.gz
-	chmod 0644 dist/root/usr/share/doc/ptthqd/*.gz
-	DEBVERSION='$(DEBVERSION)' DEBARCH='$(DEBARCH)' $(TOOL) nfpm package --config deploy/debian/nfpm.yaml --packager deb \
-		--target dist/ptthqd_$(DEBVERSION)-1_$(DEBARCH).deb
+	sed -e 's/@VERSION@/$(DEBVERSION)/' -e "s/@DATE@/$$(date -u -R -d @$$SOURCE_DATE_EPOCH)/" deploy/debian/changelog \
+		| gzip -9nc > dist/root/usr/share/doc/ptthqd/changelog.gz
+	chmod -R go=rX dist/root
+	DEBVERSION='$(DEBVERSION)' DEBARCH='$(DEBARCH)' $(TOOL) nfpm package --config deploy/debian/nfpm.yaml --packager deb --target $(DEB)
 	rm -rf dist/root
 
 .PHONY: check-deb
 check-deb: deb
-	@if command -v lintian >/dev/null; then lintian --fail-on error,warning dist/ptthqd_$(DEBVERSION)-1_$(DEBARCH).deb; \
+	@if command -v lintian >/dev/null; then lintian --allow-root --fail-on error,warning $(DEB); \
 	else echo 'make check-deb: skipped, no lintian (apt-get install lintian)' >&2; fi
 
 .PHONY: clean
