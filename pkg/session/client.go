@@ -225,6 +225,7 @@ type forward struct {
 	tried       map[any]bool    // links that failed in this round
 	rounds      int             // that have failed since the loss
 	lastFailure string
+	otherRoutes <-chan struct{} // closed when the routes of the last choice are others
 }
 
 // run opens the session, reads frames, and resumes, until the end.
@@ -402,6 +403,7 @@ func (f *forward) choose(moving bool, why string) (Route, time.Duration) {
 	if left <= 0 {
 		return Route{}, -1
 	}
+	f.otherRoutes = f.client.config.Router.Changed() // before Routes: no change is missed in between
 	routes := f.client.config.Router.Routes()
 	s.mu.Lock()
 	current := s.route.Link
@@ -467,7 +469,7 @@ func (f *forward) pause(d time.Duration) {
 	select {
 	case <-timer.C:
 	case <-f.changed:
-	case <-f.client.config.Router.Changed():
+	case <-f.otherRoutes:
 		f.tried = nil
 	}
 }
