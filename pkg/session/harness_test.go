@@ -359,7 +359,9 @@ func start(t testing.TB, limits session.Limits) *network {
 			if target != ":22" {
 				return nil, &session.Refusal{Status: wire.StatusNotAllowed, Text: "no service"}
 			}
-			return func(ctx context.Context) (session.Conn, error) { return n.dial(ctx) }, nil
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			return n.dial, nil
 		},
 		Ended: func(s session.Summary) {
 			n.mu.Lock()
@@ -390,11 +392,19 @@ func start(t testing.TB, limits session.Limits) *network {
 // P4 has dialled, P5's through the channel.
 func (n *network) forward() (p1 *memConn, p5 <-chan *memConn, done <-chan session.Summary) {
 	accepted := make(chan *memConn, 1)
-	n.dial = func(context.Context) (session.Conn, error) {
+	p1, done = n.forwardTo(func(context.Context) (session.Conn, error) {
 		ours, theirs := connPair(64 << 10)
 		accepted <- theirs
 		return ours, nil
-	}
+	})
+	return p1, accepted, done
+}
+
+// forwardTo is forward with a dial of the caller's own.
+func (n *network) forwardTo(dial func(context.Context) (session.Conn, error)) (p1 *memConn, done <-chan session.Summary) {
+	n.mu.Lock()
+	n.dial = dial
+	n.mu.Unlock()
 	p1, p2 := connPair(64 << 10)
 	ended := make(chan session.Summary, 1)
 	go func() {
@@ -402,7 +412,7 @@ func (n *network) forward() (p1 *memConn, p5 <-chan *memConn, done <-chan sessio
 			Mapping: "m", Server: "nas", Target: ":22", Source: "127.0.0.1:5000", ResumeTimeout: time.Minute,
 		})
 	}()
-	return p1, accepted, ended
+	return p1, ended
 }
 
 // pattern is data in which every place is recognisable.

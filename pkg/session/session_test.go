@@ -70,8 +70,7 @@ func TestRefusals(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				n := start(t, session.Limits{})
-				p1, _, done := n.forward()
-				n.dial = c.dial
+				p1, done := n.forwardTo(c.dial)
 				_, _ = p1.Write([]byte("hello"))
 				sum := <-done
 				if sum.End != session.EndRefused || sum.Status != c.want || sum.Node != "nas" {

@@ -34,7 +34,8 @@ func storm(t *testing.T, seed uint64) {
 	r := rand.New(rand.NewPCG(seed, 7))
 	n := start(t, session.Limits{MaxWindow: 64<<10 + r.IntN(1<<20)})
 	n.capacity = 1 << (7 + r.IntN(12))
-	n.delay = func() time.Duration { return time.Duration(r.IntN(3000)) * time.Microsecond }
+	d := rand.New(rand.NewPCG(seed, 9))
+	n.delay = func() time.Duration { return time.Duration(d.IntN(3000)) * time.Microsecond }
 
 	// P5 is found by the connection's first byte, which P1 sends. Dials take
 	// their time.
