@@ -2,6 +2,7 @@ package relay_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -426,6 +427,7 @@ func TestManyAttemptsAreBounded(t *testing.T) {
 // server's, the client's, and one that a newer link supersedes.
 func TestLinkLoss(t *testing.T) {
 	setup := func(t *testing.T) (w *world, laptop, nas *node, s *link.Stream, serverEnd chan error) {
+		t.Helper()
 		w = newWorld(t, relay.Limits{}, inTwoWays...)
 		serverEnd = make(chan error, 1)
 		nas = w.server("nas", func(s *link.Stream, _ *wire.Incoming) {
@@ -608,7 +610,7 @@ func TestRevokesKeys(t *testing.T) {
 				w.wantReset("the server", <-ended, wire.CodeRevoked)
 				time.Sleep(time.Second)
 				gone := map[string]*node{"laptop": laptop, "nas": nas}[who]
-				end, ok := gone.live().Err().(*link.ClosedError)
+				end, ok := errors.AsType[*link.ClosedError](gone.live().Err())
 				if !ok || end.Code != wire.CloseRevoked || !end.Remote {
 					t.Errorf("the link ended with %v", gone.live().Err())
 				}
@@ -726,6 +728,7 @@ func TestDrain(t *testing.T) {
 // is reset; what it does while others move, or alone, is its own business.
 func TestStalledStream(t *testing.T) {
 	stall := func(t *testing.T, streams int) (w *world, laptop *node, stalled *link.Stream, sending *sync.WaitGroup) {
+		t.Helper()
 		w = newWorld(t, relay.Limits{}, inTwoWays...)
 		w.server("nas", func(s *link.Stream, m *wire.Incoming) {
 			if inner, _, _ := wire.Parse(m.Inner); inner.(*wire.Open).Target == ":9" {

@@ -28,7 +28,6 @@ type world struct {
 	network *linktest.Network
 	relay   *relay.Relay
 	key     ident.PrivateKey
-	peers   []policy.Peer
 	keys    map[string]ident.PrivateKey
 	log     logBook
 	stop    func() // the relay, and all links with it

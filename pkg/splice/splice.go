@@ -143,7 +143,7 @@ func (j *Join) copy(f *Flow, src Stream, srcSide Side, dst Stream, dstSide Side,
 	release() // before CloseWrite, which may end the context that is watched
 	watches.Wait()
 
-	if readErr == io.EOF && writeErr == nil {
+	if errors.Is(readErr, io.EOF) && writeErr == nil {
 		f.drained.Store(true)
 		if writeErr = dst.CloseWrite(); writeErr == nil {
 			return
