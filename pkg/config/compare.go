@@ -2,7 +2,9 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"ptthqd/pkg/ident"
@@ -110,7 +112,7 @@ func Compare(old, next *Config) Diff {
 	}
 	d.Settings = settings(old, next, []setting{
 		{"log_level", func(c *Config) string { return quoted(strings.ToLower(c.LogLevel.String())) }},
-		{"include", func(c *Config) string { return quoted(c.Include...) }},
+		{"include", includeText},
 		{"resume_timeout", func(c *Config) string { return quoted(formatDuration(c.ResumeTimeout)) }},
 		{"drain_timeout", func(c *Config) string { return quoted(formatDuration(c.DrainTimeout)) }},
 		{"metrics.listen", func(c *Config) string { return quoted(c.Metrics.Listen.String()) }},
@@ -152,10 +154,19 @@ func settings(old, next *Config, list []setting) []Setting {
 }
 
 func quoted(values ...string) string {
+	list := make([]string, len(values))
 	for i, v := range values {
-		values[i] = fmt.Sprintf("%q", v)
+		list[i] = strconv.Quote(v)
 	}
-	return strings.Join(values, ", ")
+	return strings.Join(list, ", ")
+}
+
+// includeText tells no include key, which means the default, from one that names nothing.
+func includeText(c *Config) string {
+	if c.Include == nil {
+		return "(default)"
+	}
+	return "[" + quoted(c.Include...) + "]"
 }
 
 func texts[T fmt.Stringer](values []T) []string {
@@ -261,15 +272,11 @@ func compareMappings(old, next []*Mapping, all []Mapping) []MappingChange {
 		}
 	}
 
-	byName := make(map[string]*Mapping, len(byListen))
+	released := make(map[string]*Mapping, len(byListen)) // whose listeners go away
 	for _, m := range byListen {
-		byName[m.Name] = m
+		released[m.Name] = m
 	}
-	released := byName // before it shrinks: what goes away and what moves
-	gone := make(map[string]*Mapping, len(byName))
-	for name, m := range released {
-		gone[name] = m
-	}
+	gone := maps.Clone(released) // of those, what doesn't move
 	for _, m := range unpaired {
 		c := MappingChange{Change: Change[Mapping]{Effect: Added, Name: m.Name, New: m}}
 		if was := gone[m.Name]; was != nil {

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -27,30 +28,34 @@ const byteOrderMark = "\ufeff"
 func parseDocument(f File) *document {
 	text := strings.TrimPrefix(string(f.Data), byteOrderMark)
 	d := &document{file: f.Path}
-	refuse := func(at position, key, message, hint string) *document {
-		d.faults = Errors{{File: f.Path, Line: at.line, Column: at.column, Key: key, Message: message, Hint: hint}}
+	refuse := func(e Error) *document {
+		e.File, e.Key, e.Message = f.Path, shorten(e.Key), shorten(e.Message)
+		d.faults = Errors{e}
 		return d
 	}
+	at := func(offset int, message, hint string) Error {
+		p := place(text, offset)
+		return Error{Line: p.line, Column: p.column, Message: message, Hint: hint}
+	}
 	if utf16 := bytes.HasPrefix(f.Data, []byte("\xff\xfe")) || bytes.HasPrefix(f.Data, []byte("\xfe\xff")); utf16 {
-		return refuse(position{1, 1}, "", "the file is UTF-16", "save it as UTF-8")
+		return refuse(at(0, "the file is UTF-16", "save it as UTF-8"))
 	}
 	if i := strings.IndexByte(text, 0); i >= 0 {
-		return refuse(place(text, i), "", "there is a NUL byte", "is this a text file, saved as UTF-8?")
+		return refuse(at(i, "there is a NUL byte", "is this a text file, saved as UTF-8?"))
 	}
 	if i := invalidUTF8(text); i >= 0 {
-		return refuse(place(text, i), "", fmt.Sprintf("byte 0x%02x is not UTF-8", text[i]), "save the file as UTF-8")
+		return refuse(at(i, fmt.Sprintf("the byte 0x%02x is not UTF-8", text[i]), "save the file as UTF-8"))
 	}
-	index, at, err := buildIndex(text)
+	index, deep, err := buildIndex(text)
 	if err != nil {
-		return refuse(at, "", fmt.Sprintf("nested more than %d deep", maxDepth), "")
+		return refuse(at(deep, fmt.Sprintf("nested more than %d deep", maxDepth), ""))
 	}
 	tree, err := decodeTOML(text)
 	if parseError := (toml.ParseError{}); errors.As(err, &parseError) {
-		at, message, hint := explainSyntax(text, parseError, index)
-		return refuse(at, "", message, hint)
+		return refuse(explainSyntax(text, parseError, index))
 	}
 	if err != nil {
-		return refuse(position{1, 1}, "", err.Error(), "")
+		return refuse(at(0, err.Error(), ""))
 	}
 	d.tree, d.index = tree, index
 	return d
@@ -71,23 +76,48 @@ func decodeTOML(text string) (tree map[string]any, err error) {
 
 // explainSyntax turns the library's error into a place and words of ours. What stands in the text is not repeated: it
 // may be a key that was pasted without its quotes.
-func explainSyntax(text string, e toml.ParseError, index *entry) (at position, message, hint string) {
-	at = place(text, e.Position.Start)
-	message = strings.TrimSuffix(e.Message, ".")
+func explainSyntax(text string, e toml.ParseError, index *entry) Error {
+	at := place(text, e.Position.Start)
+	fault := Error{Line: at.line, Column: at.column}
+	message := strings.TrimSuffix(e.Message, ".")
+	twice, isTwice := strings.CutSuffix(message, "' has already been defined")
 	switch {
-	case strings.HasPrefix(message, "Key '") && strings.HasSuffix(message, "has already been defined"):
-		name := strings.TrimSuffix(strings.TrimPrefix(message, "Key "), " has already been defined")
-		return at, "key " + name + " is defined twice", "take one of the two out"
-	case strings.HasPrefix(message, "Key '"):
-		return at, strings.ToLower(message[:1]) + message[1:], "a table is [name], one of a list is [[name]]"
+	case isTwice:
+		fault.Key = strings.TrimPrefix(twice, "Key '")
+		fault.Message, fault.Hint = "is there twice", "take one of the two out"
+		if first := index.find(fault.Key, at.line); first != nil && first.name.line < at.line {
+			fault.Hint = fmt.Sprintf("take it out here or in line %d", first.name.line)
+		}
 	case strings.HasPrefix(message, "expected value but found"):
-		return at, "there is no value here", `a string stands in quotes: key = "value"`
+		fault.Message, fault.Hint = "there is no value here", `a string stands in quotes: key = "value"`
 	case strings.Contains(message, "leading zeroes"):
-		return at, "a number may not begin with 0", `permissions are strings: listen_mode = "0660"`
+		fault.Message, fault.Hint = "a number may not begin with 0", `permissions are strings: listen_mode = "0660"`
 	case message == "strings cannot contain newlines":
-		return at, "the string does not end on its line", `close it with the quote that opened it`
+		fault.Message, fault.Hint = "the string does not end on its line", "close it with the quote that opened it"
+	case strings.Contains(message, "control characters"):
+		fault.Message, fault.Hint = "there is a control character", "is this a text file?"
+	default:
+		fault.Message = "not TOML: " + message
+		for _, h := range syntaxHints {
+			if strings.Contains(message, h.words) {
+				fault.Hint = h.hint
+				break
+			}
+		}
 	}
-	return at, strings.ToLower(message[:min(1, len(message))]) + message[min(1, len(message)):], ""
+	return fault
+}
+
+var syntaxHints = []struct{ words, hint string }{
+	{"array terminator", `elements are separated by commas: ["a", "b"]`},
+	{"inline table terminator", `pairs are separated by commas: { a = 1, b = 2 }`},
+	{"table array name", "a table is [name], one of a list is [[name]]"},
+	{"table name", "a table is [name], one of a list is [[name]]"},
+	{"was already created", "a table is [name], one of a list is [[name]]"},
+	{"'.' or '='", `a line is a key and its value: key = "value"`},
+	{"key name appears blank", `a line is a key and its value: key = "value"`},
+	{"top-level item to end", "one key and its value on a line; a string stands in quotes"},
+	{"escape", `a string in '...' takes \ as it is`},
 }
 
 // invalidUTF8 returns the offset of the first byte that isn't, or -1.
@@ -146,10 +176,15 @@ type section struct {
 	role   Role
 	values map[string]any
 	at     *entry
+
+	included bool // the top of a file that another includes
 }
 
 // full returns the name of a key with its table: "peers.id".
 func (s *section) full(key string) string {
+	if !isBare(key) {
+		key = strconv.Quote(key) // so that it is none of ours
+	}
 	if s.table == "" {
 		return key
 	}
@@ -167,7 +202,20 @@ func (s *section) spotOfName(key string) spot {
 
 // missing reports that a key which must be there is not.
 func (s *section) missing(key string) {
-	s.add(spot{s.file, s.at.value, s.full(key)}, "write "+keysByName[s.full(key)].Example, "is missing")
+	k := keysByName[s.full(key)]
+	hint := "write " + k.Example
+	if k.Example == "" {
+		hint = "add " + k.title()
+	}
+	s.add(spot{s.file, s.at.value, k.Name}, hint, "is missing")
+}
+
+// isBare reports whether a key can stand in TOML without quotes.
+func isBare(key string) bool {
+	bad := func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_' && r != '-'
+	}
+	return key != "" && !strings.ContainsFunc(key, bad)
 }
 
 // typeName says what a value is, with its article.
@@ -205,8 +253,8 @@ func (s *section) mistyped(at spot, value any, want string) {
 	case k.Type == typeTable:
 		hint = fmt.Sprintf("write [%s]", k.Name)
 	}
-	if n, ok := value.(int64); ok && k.Type == typeString && want == "a string" {
-		hint = fmt.Sprintf(`write %s = "%d"`, k.Name[strings.LastIndexByte(k.Name, '.')+1:], n)
+	if n, ok := value.(int64); ok && want == "a string" && strings.HasPrefix(hint, "write ") {
+		hint = fmt.Sprintf(`write "%d"`, n)
 	}
 	s.add(at, hint, "is %s, not %s", typeName(value), want)
 }
@@ -363,10 +411,12 @@ func (s *section) checkKeys() {
 	for _, key := range slices.Sorted(maps.Keys(s.values)) {
 		k, known := keysByName[s.full(key)]
 		switch {
-		case strings.Contains(key, ".") || !known: // a quoted key may hold a dot
+		case !known:
 			s.add(s.spotOfName(key), s.suggest(key), "there is no such key")
+		case s.included && !slices.Contains(includable, key):
+			s.add(s.spotOfName(key), "move it to the main file", "an included file has only [[peers]], [[services]] and [[mappings]]")
 		case !k.allows(s.role):
-			s.add(s.spotOfName(key), "", "%s belongs to %s, and this is a %s", k.title(), roles(k.Roles), s.role)
+			s.add(s.spotOfName(key), "", "belongs to %s, and this is a %s", roles(k.Roles), s.role)
 		}
 	}
 }
@@ -374,6 +424,9 @@ func (s *section) checkKeys() {
 // suggest says what an unknown key might have been meant to be.
 func (s *section) suggest(key string) string {
 	here := keysOf(s.table, s.role)
+	if s.included {
+		here = slices.DeleteFunc(here, func(k string) bool { return !slices.Contains(includable, k) })
+	}
 	if key == "private_key" {
 		return "a private key stands in a file of its own, which private_key_file names"
 	}

@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 )
 
 // maxErrors bounds the list that one [Parse] reports; what is beyond it is counted only.
@@ -82,9 +84,21 @@ type faults struct {
 
 func (f *faults) add(at spot, hint, format string, args ...any) {
 	f.list = append(f.list, Error{
-		File: at.file, Line: max(at.line, 1), Column: max(at.column, 1), Key: at.key,
-		Message: fmt.Sprintf(format, args...), Hint: hint,
+		File: at.file, Line: at.line, Column: at.column, Key: shorten(at.key),
+		Message: shorten(fmt.Sprintf(format, args...)), Hint: shorten(hint),
 	})
+}
+
+// shorten keeps what was taken from the text from filling a log, or spoiling one: a quoted key may hold anything.
+func shorten(text string) string {
+	const most = 300
+	if len(text) > most {
+		text = strings.ToValidUTF8(text[:most], "") + "…"
+	}
+	if strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		text = strconv.Quote(text)
+	}
+	return text
 }
 
 // errors returns what was collected, sorted and cut to maxErrors, or nil.

@@ -31,6 +31,8 @@ type entry struct {
 	value position          // of the value; of a table with a header: where the header begins
 	keys  map[string]*entry // of a table
 	elems []*entry          // of an array, also an array of tables
+
+	implied bool // a table that has no header or value of its own (yet), only keys below it
 }
 
 // child returns the entry of a key. On nil, or where there is none, it returns e: the nearest place that is known.
@@ -49,11 +51,27 @@ func (e *entry) elem(i int) *entry {
 	return e
 }
 
+// find returns the entry of a dotted key, as it was where a text was read up to a line.
+func (e *entry) find(key string, line int) *entry {
+	for part := range strings.SplitSeq(key, ".") {
+		for i := len(e.elems) - 1; i >= 0; i-- {
+			if e.elems[i].value.line <= line {
+				e = e.elems[i]
+				break
+			}
+		}
+		if e = e.keys[part]; e == nil {
+			return nil
+		}
+	}
+	return e
+}
+
 // sub returns the table under a key, made when absent: for the last element of an array of tables, that element.
 func (e *entry) sub(key string, at position) *entry {
 	c := e.keys[key]
 	if c == nil {
-		c = &entry{name: at, value: at}
+		c = &entry{name: at, value: at, implied: true}
 		if e.keys == nil {
 			e.keys = make(map[string]*entry)
 		}
@@ -67,15 +85,15 @@ func (e *entry) sub(key string, at position) *entry {
 
 // buildIndex finds the place of each key and element. It reads TOML 1.1, and takes for granted that the text is well
 // formed: where it isn't, the index ends there without an error, since the library says what is wrong. The only error
-// is errTooDeep, with the position.
-func buildIndex(text string) (*entry, position, error) {
+// is errTooDeep, with the offset.
+func buildIndex(text string) (*entry, int, error) {
 	s := &scanner{text: text, last: position{1, 1}}
 	root := &entry{name: position{1, 1}, value: position{1, 1}}
 	err := s.document(root)
 	if errors.Is(err, errTooDeep) {
-		return root, place(text, s.off), err
+		return root, s.off, err
 	}
-	return root, position{}, nil
+	return root, 0, nil
 }
 
 // errMalformed ends the index early: the text isn't TOML.
@@ -186,7 +204,9 @@ func (s *scanner) header(root *entry) (*entry, error) {
 		return table.sub(last, at), nil
 	}
 	opened := table.sub(last, at)
-	opened.name, opened.value = at, start
+	if opened.implied { // else the first of two stands: the library refuses the second
+		opened.name, opened.value, opened.implied = at, start, false
+	}
 	return opened, nil
 }
 

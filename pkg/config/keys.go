@@ -71,8 +71,8 @@ var keys = append([]Key{
 			"A wildcard matches no leading dot. Default: NAME.d/*.toml beside NAME.toml; [] for none.",
 	},
 	{
-		Name: "resume_timeout", Type: typeDuration, Roles: bothEnds, Default: `"10m0s"`, Example: `resume_timeout = "10m"`,
-		Doc: `How long a forwarded connection waits to be resumed after all paths are lost: what a client asks for, and what a server grants at most. "0s" ends it at once.`,
+		Name: "resume_timeout", Type: typeDuration, Roles: bothEnds, Default: `"10m"`, Example: `resume_timeout = "10m"`,
+		Doc: `How long a forwarded connection waits to be resumed after all paths are lost: what a client asks for, and what a server grants at most.`,
 	},
 	{
 		Name: "drain_timeout", Type: typeDuration, Default: `"5s"`, Example: `drain_timeout = "5s"`,

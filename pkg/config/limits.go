@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"ptthqd/pkg/wire"
 )
 
 // Size is a number of bytes. Its text has a unit: "256MiB".
@@ -58,8 +60,7 @@ type Limits struct {
 	Links            int           // of a relay
 	StreamsPerPeer   int           // at once, on one peer's link, opened by that peer
 	Streams          int           // joined at once by a relay, in all
-	OpensPerSecond   int           // sustained, of one peer
-	OpensBurst       int           // at once, of one peer
+	OpensPerSecond   int           // of one peer, sustained; twice as many in a burst
 	PendingTips      int           // streams of one peer whose first tip is not here yet
 	PendingTipsTotal int           // the same of all peers
 	TipTimeout       time.Duration // until a first tip must be here
@@ -111,7 +112,6 @@ const (
 	million = 1_000_000
 	second  = int64(time.Second)
 	hour    = int64(time.Hour)
-	kib     = 1 << 10
 	mib     = 1 << 20
 	gib     = 1 << 30
 )
@@ -161,12 +161,8 @@ var limitKeys = []limitKey{
 		"Forwarded connections at once, in all.",
 	},
 	{
-		"opens_per_second", whoAccepts, func(l *Limits) any { return &l.OpensPerSecond }, 5000, 1, million,
-		"New connections per second from one client, sustained. More are refused with 429.",
-	},
-	{
-		"opens_burst", whoAccepts, func(l *Limits) any { return &l.OpensBurst }, 10000, 1, million,
-		"New connections from one client that may come at once before opens_per_second counts.",
+		"opens_per_second", whoAccepts, func(l *Limits) any { return &l.OpensPerSecond }, 10000, 1, million,
+		"New connections per second from one client, sustained; twice as many may come at once. More are refused with 429.",
 	},
 	{
 		"pending_tips", whoAccepts, func(l *Limits) any { return &l.PendingTips }, 512, 1, million,
@@ -209,15 +205,15 @@ var limitKeys = []limitKey{
 		"Connections that have ended and are remembered for two minutes, so that a client that lost the last message learns how they ended.",
 	},
 	{
-		"session_window", bothEnds, func(l *Limits) any { return &l.SessionWindow }, 16 * mib, 64 * kib, gib,
+		"session_window", bothEnds, func(l *Limits) any { return &l.SessionWindow }, wire.MaxWindow, wire.InitialWindow, wire.MaxWindow,
 		"The most that may be under way in one direction of one connection. Twice the product of bandwidth and round trip fills a path.",
 	},
 	{
-		"session_memory", bothEnds, func(l *Limits) any { return &l.SessionMemory }, 256 * mib, 0, 1024 * gib,
+		"session_memory", bothEnds, func(l *Limits) any { return &l.SessionMemory }, 256 * mib, mib, 1024 * gib,
 		"What all connections together may be promised to send beyond the 64 KiB that each has in each direction.",
 	},
 	{
-		"retained_memory", bothEnds, func(l *Limits) any { return &l.RetainedMemory }, 256 * mib, 0, 1024 * gib,
+		"retained_memory", bothEnds, func(l *Limits) any { return &l.RetainedMemory }, 256 * mib, mib, 1024 * gib,
 		"What all connections together may keep for sending it again beyond the 64 KiB that each has in each direction.",
 	},
 	{

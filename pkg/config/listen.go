@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"ptthqd/pkg/wire"
 )
 
 // Kind says what a [Listen] is made of.
@@ -108,12 +110,12 @@ func parseListen(kind Kind, text string) (Listen, string, error) {
 	if i := strings.LastIndexByte(text, ':'); i >= 0 {
 		host, port, ok = text[:i], text[i+1:], true
 	}
-	example := `for example "127.0.0.1:2200"`
+	example, usual := `for example "127.0.0.1:2200"`, uint16(2200)
 	if kind == UDP {
-		example = `for example "[::]:30380"`
+		example, usual = `for example "[::]:30380"`, wire.DefaultPort
 	}
 	if ip, err := netip.ParseAddr(strings.Trim(text, "[]")); err == nil {
-		return Listen{}, fmt.Sprintf("write %q with the port you want", netip.AddrPortFrom(ip, 2200)), errors.New("has no port")
+		return Listen{}, fmt.Sprintf("add one: %q", netip.AddrPortFrom(ip, usual)), errors.New("has no port")
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	switch {

@@ -89,22 +89,23 @@ func (p *parser) main(top *section, s *Snapshot) {
 	c.PrivateKeyFile = p.privateKeyFile(top, s)
 	c.LogLevel = p.logLevel(top)
 	c.Include = p.include(top)
-	c.ResumeTimeout = top.duration("resume_timeout", DefaultResumeTimeout, 0, maxResume)
+	c.ResumeTimeout = top.duration("resume_timeout", DefaultResumeTimeout, time.Second, maxResume)
 	c.DrainTimeout = top.duration("drain_timeout", DefaultDrainTimeout, 0, time.Hour)
 	if top.mayHave("listen") {
 		c.Listen = p.relayListen(top)
 	}
+	for _, relay := range top.subs("relays") {
+		p.relay(relay)
+	}
+	if _, there := top.values["relays"]; !there && top.mayHave("relays") {
+		top.missing("relays")
+	}
+	p.tables(top)
 	if metrics := top.sub("metrics"); metrics != nil {
 		c.Metrics = p.metrics(metrics)
 	}
 	if limits := top.sub("limits"); limits != nil {
 		p.limits(limits)
-	}
-	p.tables(top)
-	if top.role != "" && top.mayHave("relays") {
-		if _, there := top.values["relays"]; !there {
-			top.missing("relays")
-		}
 	}
 }
 
@@ -113,24 +114,17 @@ const maxResume = 7 * 24 * time.Hour
 // included reads a file that the main one includes.
 func (p *parser) included(top *section) {
 	top.role = p.config.Role
-	for key := range top.values {
-		if k, known := keysByName[key]; known && !slices.Contains(includable, key) && k.Table() == "" {
-			p.add(top.spotOfName(key), "move it to "+p.config.Path, "an included file has only [[peers]], [[services]] and [[mappings]]")
-			delete(top.values, key)
-		}
-	}
+	top.included = true
 	top.checkKeys()
 	p.tables(top)
 }
 
+// includable are the tables that an included file may have.
 var includable = []string{"peers", "services", "mappings"}
 
 func (p *parser) tables(top *section) {
 	for _, s := range top.subs("peers") {
 		p.peer(s)
-	}
-	for _, s := range top.subs("relays") {
-		p.relay(s)
 	}
 	for _, s := range top.subs("services") {
 		p.service(s)
@@ -147,6 +141,14 @@ func (s *section) mayHave(key string) bool {
 }
 
 func (p *parser) role(top *section) Role {
+	if _, there := top.values["role"]; !there {
+		what := "is missing"
+		if len(top.values) == 0 {
+			what = "is missing: there is nothing in this file"
+		}
+		p.add(spot{top.file, position{1, 1}, "role"}, "write role = "+`"relay", "server" or "client"; `+"`ptthqd init` writes a whole file", "%s", what)
+		return ""
+	}
 	text, at, ok := top.required("role")
 	if !ok {
 		return ""
@@ -180,7 +182,7 @@ func (p *parser) judge(at spot, err error) {
 // once reports a second use of what must be unique. It returns false then.
 func (p *parser) once(at spot, what, name string) bool {
 	if first, ok := p.taken[what+" "+name]; ok {
-		p.add(at, "give one of the two another name, or take it out", "%s %q is there already, at %v", what, name, first)
+		p.add(at, "change one of the two, or take it out", "%s %q is there already, at %v", what, name, first)
 		return false
 	}
 	p.taken[what+" "+name] = source(at)
@@ -245,7 +247,7 @@ func (p *parser) relayListen(top *section) []Listen {
 	if !ok {
 		return []Listen{{UDP, fmt.Sprintf("[::]:%d", wire.DefaultPort)}}
 	}
-	if len(items) == 0 {
+	if list, ok := top.values["listen"].([]any); ok && len(list) == 0 {
 		p.add(top.spot("listen"), "write "+keysByName["listen"].Example, "a relay must listen somewhere")
 	}
 	var list []Listen
@@ -266,7 +268,7 @@ func (p *parser) listen(at spot, kind Kind, text, what string) (Listen, bool) {
 	}
 	for _, other := range p.bound {
 		if l.Overlaps(other.listen) {
-			p.add(at, "two listeners cannot have the same address and port", "%v collides with %s at %v", l, other.what, source(other.at))
+			p.add(at, "two listeners cannot have the same address", "%v collides with %s at %v", l, other.what, source(other.at))
 			return l, false
 		}
 	}
@@ -331,8 +333,13 @@ func (k limitKey) read(s *section) (int64, bool) {
 	return int64(size), err == nil
 }
 
+type publicKey struct {
+	key ident.PublicKey
+	at  spot
+}
+
 // publicKeys reads a public_key. Its value is never repeated in an error: it might be a private one.
-func (p *parser) publicKeys(s *section, many bool) []ident.PublicKey {
+func (p *parser) publicKeys(s *section, many bool) []publicKey {
 	if _, there := s.values["public_key"]; !there {
 		s.missing("public_key")
 		return nil
@@ -346,14 +353,14 @@ func (p *parser) publicKeys(s *section, many bool) []ident.PublicKey {
 	} else if text, at, ok := s.text("public_key"); ok {
 		items = []item{{text, at}}
 	}
-	var keys []ident.PublicKey
+	var keys []publicKey
 	for _, it := range items {
 		key, err := ident.ParsePublicKey(it.text)
 		if err != nil {
 			p.add(it.at, "write what `ptthqd pubkey` prints at that node", "is not a public key (44 characters of base64)")
 			continue
 		}
-		keys = append(keys, key)
+		keys = append(keys, publicKey{key, it.at})
 	}
 	return keys
 }
@@ -383,13 +390,9 @@ func (p *parser) peer(s *section) {
 			p.badChoice(at, text, []string{"client", "server"})
 		}
 	}
-	peer.Keys = p.publicKeys(s, true)
-	for i, key := range peer.Keys {
-		at := s.spot("public_key")
-		if list := s.at.child("public_key"); len(list.elems) == len(peer.Keys) {
-			at.position = list.elem(i).value
-		}
-		p.own(at, fmt.Sprintf("peer %q", id), key, "each peer has a key of its own, made with `ptthqd keygen`")
+	for _, k := range p.publicKeys(s, true) {
+		p.own(k.at, fmt.Sprintf("peer %q", id), k.key, "each peer has a key of its own, made with `ptthqd keygen`")
+		peer.Keys = append(peer.Keys, k.key)
 	}
 	items, _ := s.texts("allowed_servers", false)
 	if _, there := s.values["allowed_servers"]; there && peer.Role == policy.RoleServer {
@@ -417,9 +420,9 @@ func (p *parser) relay(s *section) {
 			r.Address = address
 		}
 	}
-	for _, key := range p.publicKeys(s, false) {
-		r.Key = key
-		p.own(s.spot("public_key"), fmt.Sprintf("relay %q", r.Address), key,
+	for _, k := range p.publicKeys(s, false) {
+		r.Key = k.key
+		p.own(k.at, fmt.Sprintf("relay %q", r.Address), k.key,
 			"a relay keeps one link of each node, so list each relay once; each has a key of its own")
 	}
 	p.config.Relays = append(p.config.Relays, r)
@@ -484,7 +487,9 @@ func isHostName(name string) bool {
 func (p *parser) service(s *section) {
 	service := policy.Service{Source: policy.Source{File: s.file, Line: s.at.value.line}}
 	if name, at, ok := s.text("name"); ok {
-		if err := policy.CheckServiceName(name); err != nil {
+		if err := policy.CheckServiceName(name); strings.ContainsAny(name, ":/") {
+			p.add(at, `for example name = "ssh"`, `the name of a service has neither ":" nor "/" in it: %q`, name)
+		} else if err != nil {
 			p.judge(at, err)
 		} else if p.once(at, "service", name) {
 			service.Name = name
@@ -516,7 +521,7 @@ func (p *parser) mapping(s *section) {
 		AllowPublic:   s.flag("allow_public", false),
 		ListenMode:    DefaultListenMode,
 		OnRemove:      OnRemoveKeep,
-		ResumeTimeout: s.duration("resume_timeout", p.config.ResumeTimeout, 0, maxResume),
+		ResumeTimeout: s.duration("resume_timeout", p.config.ResumeTimeout, time.Second, maxResume),
 	}
 	name, nameAt, named := s.text("name")
 	if text, at, ok := s.required("listen"); ok {
@@ -569,11 +574,10 @@ func (p *parser) mappingListen(at spot, text, name string, enabled bool) Listen 
 		}
 		return l
 	}
-	what := "a mapping"
-	if name != "" {
-		what = fmt.Sprintf("mapping %q", name)
+	if name == "" {
+		name = text
 	}
-	l, _ := p.listen(at, TCP, text, what)
+	l, _ := p.listen(at, TCP, text, fmt.Sprintf("mapping %q", name))
 	return l
 }
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -329,6 +330,9 @@ func hostError(op, name string, main bool, err error) error {
 
 // mend returns the commands that let this process read a file or list a directory.
 func mend(name string) string {
+	if runtime.GOOS == "windows" {
+		return "give the user who runs ptthqd the right to read it"
+	}
 	abs, err := filepath.Abs(name)
 	if err != nil {
 		return ""
