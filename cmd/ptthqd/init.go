@@ -186,7 +186,7 @@ func parse(path, text string) (*config.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("check the config: %w", err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // an own file in the temporary directory: nobody can do more about it
 	draft := filepath.Join(dir, filepath.Base(path))
 	if err := os.WriteFile(draft, []byte(text), 0o600); err != nil {
 		return nil, fmt.Errorf("check the config: %w", err)
