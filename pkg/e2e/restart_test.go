@@ -1,0 +1,119 @@
+package e2e
+
+import (
+	"os"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// back is how soon after a process is up again the chain must serve.
+const back = 2 * time.Second
+
+func TestClientBeforeServer(t *testing.T) {
+	w := newWorld(t, endServer)
+	w.start("laptop")
+	w.start("relay")
+	w.start("nas")
+	w.carries(back + time.Second)
+}
+
+// TestRestarts ends each process, in each way, before and after the others have
+// connected; the chain serves again within two seconds.
+func TestRestarts(t *testing.T) {
+	for _, name := range []string{"relay", "nas", "laptop"} {
+		for _, sig := range []os.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+			t.Run(name+" "+sig.String(), func(t *testing.T) {
+				t.Parallel()
+				w := newWorld(t, endServer).all()
+				for range 2 {
+					w.procs[name].signal(sig)
+					<-w.procs[name].exited
+					w.start(name)
+					w.carries(back)
+				}
+			})
+			t.Run(name+" alone first "+sig.String(), func(t *testing.T) {
+				t.Parallel()
+				w := newWorld(t, endServer)
+				w.start(name)
+				w.procs[name].signal(sig)
+				<-w.procs[name].exited
+				w.all()
+			})
+		}
+	}
+}
+
+// TestEndsCloseWhileProxiesStay closes P1 and P5 in turn; P2 and P4 serve on.
+func TestEndsCloseWhileProxiesStay(t *testing.T) {
+	w := newWorld(t, endServer).all()
+	for range 3 {
+		c := w.mustDial()
+		if err := probe(c); err != nil { // P1 ends first
+			t.Fatal(err)
+		}
+		c = w.mustDial()
+		if err := exchange(c, 0, 1<<20, nil); err != nil { // P5 ends first
+			t.Fatal(err)
+		}
+		c = w.mustDial()
+		_, _ = c.Write(request{kind: kindEcho}.bytes())
+		_ = c.SetLinger(0)
+		_ = c.Close() // a reset
+	}
+	w.carries(time.Second)
+}
+
+// TestRelayKilledInTransfers kills the relay twice in the middle of transfers
+// both ways on eight connections: not a byte is lost, no connection breaks, and
+// the pause is short once the relay is back.
+func TestRelayKilledInTransfers(t *testing.T) {
+	size := uint64(8 << 20)
+	if *full {
+		size = 128 << 20
+	}
+	w := newWorld(t, endServer).all()
+	const connections = 8
+	clocks := make([]clock, connections)
+	results := make(chan error, connections)
+	for i := range connections {
+		c := w.mustDial()
+		go func() { results <- exchange(c, size, size, &clocks[i]) }()
+	}
+	total := func() (n uint64) {
+		for i := range clocks {
+			n += clocks[i].bytes.Load()
+		}
+		return n
+	}
+	for i, outage := range []time.Duration{200 * time.Millisecond, 3 * time.Second} {
+		mark := uint64(i+1) * size * connections / 4
+		eventually(t, time.Minute, "data flows", func() error {
+			if total() < mark {
+				return os.ErrNotExist
+			}
+			return nil
+		})
+		w.procs["relay"].kill()
+		<-time.After(outage)
+		w.start("relay")
+		up := time.Now()
+		for i := range clocks {
+			clocks[i].from(up)
+		}
+	}
+	var longest time.Duration
+	for range connections {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+	for i := range clocks {
+		longest = max(longest, clocks[i].pause())
+	}
+	t.Logf("longest pause after the relay was back: %v", longest)
+	if longest > 3*time.Second {
+		t.Errorf("a pause of %v", longest)
+	}
+}
