@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -103,6 +104,295 @@ func TestHalfClose(t *testing.T) {
 		}
 		if b, err := io.ReadAll(s); string(b) != "answer" || err != nil {
 			t.Errorf("read %q, %v", b, err)
+		}
+	})
+}
+
+// sizes counts the packets that a host sends, and tells the smallest.
+type sizes struct {
+	host     string
+	mu       sync.Mutex
+	count    int
+	smallest int
+}
+
+func (s *sizes) see(p linktest.Packet) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.From.Addr().String() == s.host {
+		s.count++
+		if s.smallest == 0 || len(p.Data) < s.smallest {
+			s.smallest = len(p.Data)
+		}
+	}
+	return false
+}
+
+func (s *sizes) reset() { s.mu.Lock(); defer s.mu.Unlock(); s.count, s.smallest = 0, 0 }
+
+func TestHeartbeats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := linktest.New(t, 10*time.Millisecond)
+		dialled, accepted := network.Pair()
+		seen := &sizes{host: linktest.DiallerHost}
+		network.Drop(seen.see)
+		s := open(t, dialled, "")
+		peer := accept(t, accepted)
+
+		// While a stream carries data now and then: every half second, and at most as many bare acknowledgements again.
+		for range 10 {
+			if _, err := s.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(peer, make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(5 * time.Second)
+		}
+		if seen.count < 100 || seen.count > 250 {
+			t.Errorf("%d packets in 50 s of traffic", seen.count)
+		}
+
+		// Ten seconds after the last data: every ten seconds.
+		time.Sleep(10 * time.Second)
+		seen.reset()
+		time.Sleep(10 * time.Minute)
+		if seen.count < 60 || seen.count > 150 {
+			t.Errorf("%d packets in 10 minutes of silence", seen.count)
+		}
+
+		if rtt := dialled.Stats().AppRTT; rtt < 20*time.Millisecond || rtt > 21*time.Millisecond {
+			t.Errorf("the application's round trip is %v", rtt)
+		}
+
+		// An idle link is woken by the first byte.
+		network.Drop(nil)
+		network.Cut(linktest.RelayHost)
+		start := time.Now()
+		if _, err := s.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		<-dialled.Done()
+		if d := time.Since(start); d < 1500*time.Millisecond || d > 1600*time.Millisecond {
+			t.Errorf("the end of the path was noticed after %v", d)
+		}
+	})
+}
+
+func TestHourOfIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := linktest.New(t, 50*time.Millisecond)
+		dialled, accepted := network.Pair()
+		s := open(t, dialled, "")
+		peer := accept(t, accepted)
+		before := network.Packets()
+		time.Sleep(time.Hour)
+		if n := network.Packets() - before; n > 1500 {
+			t.Errorf("%d packets in an idle hour", n)
+		}
+		if dialled.Err() != nil || accepted.Err() != nil {
+			t.Fatal(dialled.Err(), accepted.Err())
+		}
+		if _, err := s.Write([]byte("x")); err != nil {
+			t.Error(err)
+		}
+		if _, err := io.ReadFull(peer, make([]byte, 1)); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestSuspicion(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		latency   time.Duration
+		traffic   bool
+		drop      func(p linktest.Packet) bool
+		atDialler [2]time.Duration // when the dialler gives up, from the last packet on
+		atRelay   [2]time.Duration
+	}{
+		{
+			name:      "all packets are lost, with traffic",
+			latency:   10 * time.Millisecond,
+			traffic:   true,
+			drop:      func(linktest.Packet) bool { return true },
+			atDialler: [2]time.Duration{1400 * time.Millisecond, 2100 * time.Millisecond},
+			atRelay:   [2]time.Duration{1400 * time.Millisecond, 2200 * time.Millisecond},
+		},
+		{
+			name:      "all packets are lost, idle",
+			latency:   10 * time.Millisecond,
+			drop:      func(linktest.Packet) bool { return true },
+			atDialler: [2]time.Duration{1400 * time.Millisecond, 11600 * time.Millisecond},
+			atRelay:   [2]time.Duration{1400 * time.Millisecond, 13700 * time.Millisecond},
+		},
+		{
+			name:      "the dialler's packets are lost",
+			latency:   10 * time.Millisecond,
+			traffic:   true,
+			drop:      func(p linktest.Packet) bool { return p.From.Addr().String() == linktest.DiallerHost },
+			atDialler: [2]time.Duration{1400 * time.Millisecond, 2200 * time.Millisecond}, // the relay tells it
+			atRelay:   [2]time.Duration{1400 * time.Millisecond, 2200 * time.Millisecond},
+		},
+		{
+			name:      "a path of two seconds gets its time",
+			latency:   time.Second,
+			traffic:   true,
+			drop:      func(linktest.Packet) bool { return true },
+			atDialler: [2]time.Duration{8 * time.Second, 20 * time.Second},
+			atRelay:   [2]time.Duration{8 * time.Second, 20 * time.Second},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				network := linktest.New(t, c.latency)
+				dialled, accepted := network.Pair()
+				time.Sleep(30 * time.Second)
+				s := open(t, dialled, "")
+				peer := accept(t, accepted)
+				var wg sync.WaitGroup
+				if c.traffic {
+					wg.Go(func() { _, _ = io.Copy(peer, peer) })
+					wg.Go(func() {
+						for s.Context().Err() == nil {
+							_, _ = s.Write([]byte("x"))
+							time.Sleep(100 * time.Millisecond)
+						}
+					})
+				}
+				time.Sleep(time.Minute)
+				if err := errors.Join(dialled.Err(), accepted.Err()); err != nil {
+					t.Fatal("before the cut:", err)
+				}
+				network.Drop(c.drop)
+				cut := time.Now()
+				for l, limits := range map[*link.Link][2]time.Duration{dialled: c.atDialler, accepted: c.atRelay} {
+					wg.Go(func() {
+						<-l.Done()
+						if d := time.Since(cut); d < limits[0] || d > limits[1] {
+							t.Errorf("%s gave up after %v: %v", l.Peer(), d, l.Err())
+						}
+					})
+				}
+				wg.Wait()
+				<-accepted.Suspect()
+				want(t, "Read", func() error { _, err := s.Read(make([]byte, 1)); return err }(), &wire.ResetError{Code: wire.CodeLost})
+			})
+		})
+	}
+}
+
+func TestSilenceWithoutExpectationIsNotSuspect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := linktest.New(t, 10*time.Millisecond)
+		dialled, accepted := network.Pair()
+		time.Sleep(time.Minute + 5*time.Second)
+		network.Cut(linktest.RelayHost) // between two heartbeats, when nothing is on its way
+		time.Sleep(4 * time.Second)
+		network.Heal(linktest.RelayHost)
+		time.Sleep(time.Minute)
+		if err := errors.Join(dialled.Err(), accepted.Err()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestFullConnectionWindowIsNotSuspect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := linktest.New(t, 10*time.Millisecond)
+		network.Limits = link.Limits{ConnectionWindow: 64 << 10}
+		dialled, accepted := network.Pair()
+		s := open(t, dialled, "")
+		peer := accept(t, accepted)
+		var wg sync.WaitGroup
+		for _, s := range []*link.Stream{s, peer} {
+			wg.Go(func() { _, _ = s.Write(make([]byte, 1<<20)) }) // nobody reads: no heartbeat fits either
+		}
+		time.Sleep(10 * time.Minute)
+		if err := errors.Join(dialled.Err(), accepted.Err()); err != nil {
+			t.Error(err)
+		}
+		s.Reset(wire.CodeLost)
+		peer.Reset(wire.CodeLost)
+		wg.Wait()
+	})
+}
+
+func TestRebinding(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := linktest.New(t, 10*time.Millisecond)
+		dialled, accepted := network.Pair()
+		s := open(t, dialled, "")
+		peer := accept(t, accepted)
+		time.Sleep(time.Second)
+		before := accepted.RemoteAddr()
+		network.Rebind(linktest.DiallerHost)
+		for range 100 {
+			if _, err := s.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(peer, make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := peer.Write([]byte("y")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(s, make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if after := accepted.RemoteAddr(); after == before {
+			t.Errorf("the relay still sends to %v", after)
+		}
+	})
+}
+
+func TestTips(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := linktest.New(t, 10*time.Millisecond)
+		network.Limits = link.Limits{PendingTips: 2}
+		dialled, accepted := network.Pair()
+
+		// A malformed tip is answered with 400.
+		s, err := dialled.Open([]byte{1, 2, 9, 9})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { _, _, _ = accepted.Accept(t.Context()) }() // which gets the good stream below
+		reply, err := wire.Read(s)
+		if r, ok := reply.(*wire.Reply); err != nil || !ok || r.Status != wire.StatusMalformed {
+			t.Errorf("reply %#v, %v", reply, err)
+		}
+
+		// Two streams that say nothing whole take the time that a tip has, and all room; the third waits for them.
+		start := time.Now()
+		silent, err := dialled.Open(tip[:3])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := dialled.Open(tip[:1]); err != nil {
+			t.Fatal(err)
+		}
+		good := open(t, dialled, "")
+		_, err = silent.Read(make([]byte, 1))
+		want(t, "the silent stream", err, &wire.ResetError{Code: wire.CodeLost, Remote: true})
+		if d := time.Since(start); d < 5*time.Second || d > 5100*time.Millisecond {
+			t.Errorf("the silent stream was reset after %v", d)
+		}
+		time.Sleep(time.Second)
+		if err := context.Cause(good.Context()); err != nil {
+			t.Error("the good stream:", err)
+		}
+
+		// A second control stream breaks the protocol.
+		if _, err := dialled.Open(wire.Append(nil, &wire.Control{})); err != nil {
+			t.Fatal(err)
+		}
+		<-dialled.Done()
+		closed, ok := errors.AsType[*link.ClosedError](dialled.Err())
+		if !ok || closed.Code != wire.CloseProtocol || !closed.Remote {
+			t.Error(dialled.Err())
 		}
 	})
 }

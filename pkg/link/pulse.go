@@ -86,17 +86,35 @@ func (p *pulse) tick() {
 		return
 	}
 	now := time.Now()
+	patience := p.lookLocked(now)
+	if now.Sub(p.due) > pausedAfter && !p.awaiting.IsZero() {
+		p.awaiting = now // what has arrived meanwhile is still to be read
+	}
+	if !p.awaiting.IsZero() && now.Sub(p.awaiting) >= patience {
+		p.stopped = true
+		p.link.work.Go(p.link.giveUp)
+		return
+	}
+	if now.Sub(p.sentAt) >= p.intervalLocked(now) {
+		p.sendLocked(now)
+	}
+	p.scheduleLocked(now, patience)
+}
+
+// lookLocked takes note of what has happened since the last time, and returns how long silence may last now.
+func (p *pulse) lookLocked(now time.Time) (patience time.Duration) {
 	stats := p.link.conn.ConnectionStats()
 	if stats.PacketsReceived != p.packets {
 		p.packets = stats.PacketsReceived
 		p.awaiting = time.Time{}
 	}
-	if now.Sub(p.due) > pausedAfter && !p.awaiting.IsZero() {
-		p.awaiting = now // what has arrived meanwhile is still to be read
-	}
 	if p.busy.Swap(false) {
 		p.busyAt = now
 	}
+	return suspicion(stats)
+}
+
+func (p *pulse) intervalLocked(now time.Time) time.Duration {
 	interval := heartbeatIdle
 	if now.Sub(p.busyAt) < busyFor {
 		interval = heartbeatBusy
@@ -105,20 +123,11 @@ func (p *pulse) tick() {
 	if !p.link.dialled {
 		interval += interval / 5
 	}
-	patience := suspicion(stats)
-	if !p.awaiting.IsZero() && now.Sub(p.awaiting) >= patience {
-		p.stopped = true
-		p.link.work.Go(p.link.giveUp)
-		return
-	}
-	if now.Sub(p.sentAt) >= interval {
-		p.sendLocked(now)
-	}
-	p.scheduleLocked(now, interval, patience)
+	return interval
 }
 
-func (p *pulse) scheduleLocked(now time.Time, interval, patience time.Duration) {
-	p.due = p.sentAt.Add(interval)
+func (p *pulse) scheduleLocked(now time.Time, patience time.Duration) {
+	p.due = p.sentAt.Add(p.intervalLocked(now))
 	if !p.awaiting.IsZero() && p.awaiting.Add(patience).Before(p.due) {
 		p.due = p.awaiting.Add(patience)
 	}
@@ -147,13 +156,12 @@ func (p *pulse) heard(m *wire.Heartbeat) {
 	}
 	now := time.Now()
 	p.echo = m.Seq
-	p.awaiting = time.Time{}
+	patience := p.lookLocked(now)
 	if !p.link.dialled {
 		if now.Sub(p.answered) >= answerGap {
 			p.answered = now
 			p.sendLocked(now)
-			p.due = now.Add(suspicion(p.link.conn.ConnectionStats()))
-			p.timer.Reset(p.due.Sub(now))
+			p.scheduleLocked(now, patience)
 		}
 		return
 	}

@@ -53,13 +53,13 @@ func (n *Network) Listener(address string, key ident.PrivateKey, peers Peers, se
 		n.t.Fatal(err)
 	}
 	n.t.Cleanup(func() { _ = socket.Close() })
-	return &link.Listener{Socket: socket, Identity: key, Admit: peers.Admit, Serve: serve, Logger: log}
+	return &link.Listener{Socket: socket, Identity: key, Admit: peers.Admit, Serve: serve, Limits: n.Limits, Logger: log}
 }
 
 // Dialer makes a link.Dialer of a host, ready to Run.
 func (n *Network) Dialer(host, relay string, relayKey ident.PublicKey, key ident.PrivateKey, serve func(context.Context, *link.Link)) *link.Dialer {
 	return &link.Dialer{
-		Address: relay, Key: relayKey, Identity: key, Serve: serve,
+		Address: relay, Key: relayKey, Identity: key, Serve: serve, Limits: n.Limits,
 		Logger:       Logger(n.t).With(slog.String("at", host)),
 		ListenPacket: n.ListenPacket(host),
 		Route:        func(netip.AddrPort) (netip.Addr, error) { return netip.ParseAddr(host) },

@@ -20,11 +20,16 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go/testutils/simnet"
+
+	"ptthqd/pkg/link"
 )
 
 // Network is a network with a router in the middle. Its verbs may be called at any time, from any goroutine, and act on the
 // packets that are sent from then on.
 type Network struct {
+	// Limits are those of the Dialers and Listeners that are made from then on.
+	Limits link.Limits
+
 	t       testing.TB
 	latency time.Duration
 
