@@ -16,6 +16,8 @@ PREFIX     ?= /usr/local
 SYSCONFDIR ?= /etc
 DESTDIR    ?=
 ZSHDIR     ?= $(PREFIX)/share/zsh/site-functions
+BIN        ?= bin
+DIST       ?= dist
 
 # The tools are pinned in a module of their own, so that they do not shape the program's dependencies.
 TOOL := $(GO) tool -modfile=tools/go.mod
@@ -38,11 +40,11 @@ help: ## this list
 
 .PHONY: build
 build: ## bin/ptthqd, static
-	CGO_ENABLED=0 $(GO) build $(BUILDFLAGS) -o bin/ptthqd ./cmd/ptthqd
+	CGO_ENABLED=0 $(GO) build $(BUILDFLAGS) -o $(BIN)/ptthqd ./cmd/ptthqd
 
 .PHONY: demo
 demo: build ## a relay, a client and a server on this machine, with data flowing between them
-	bin/ptthqd demo
+	$(BIN)/ptthqd demo
 
 # --- tests -------------------------------------------------------------------------------------------------------
 
@@ -115,13 +117,13 @@ bench-once:
 
 .PHONY: check-configs
 check-configs: build
-	bin/ptthqd check --no-key configs/*.toml
+	$(BIN)/ptthqd check --no-key configs/*.toml
 
 # systemd-analyze exits 0 on keys that it does not know: any word from it is a failure. It looks at the program that
 # ExecStart= names too, so it is shown the units with the built one.
 .PHONY: check-units
 check-units: build
-	@deploy/systemd/check bin/ptthqd
+	@deploy/systemd/check $(BIN)/ptthqd
 
 .PHONY: check-man
 check-man:
@@ -155,7 +157,7 @@ COMPLETION := env -u GOOS -u GOARCH CGO_ENABLED=0 $(GO) run ./cmd/ptthqd complet
 
 .PHONY: install
 install: build ## install below PREFIX (/usr/local), in DESTDIR; a config that is there is left alone
-	install -D -m 0755 bin/ptthqd $(DESTDIR)$(PREFIX)/bin/ptthqd
+	install -D -m 0755 $(BIN)/ptthqd $(DESTDIR)$(PREFIX)/bin/ptthqd
 	@for kind in system user; do \
 		from=deploy/systemd; [ $$kind = system ] || from=deploy/systemd/user; \
 		for unit in $$from/*.service $$from/*.socket; do \
@@ -193,20 +195,20 @@ uninstall: ## remove what install brought, but not the config and the key
 # that the same commit gives the same package.
 DEBVERSION := $(subst -,+,$(VERSION))
 DEBARCH     = $(shell $(GO) env GOARCH)
-DEB         = dist/ptthqd_$(DEBVERSION)_$(DEBARCH).deb
+DEB         = $(DIST)/ptthqd_$(DEBVERSION)_$(DEBARCH).deb
 
 .PHONY: deb
 deb: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 deb: ## dist/ptthqd_VERSION_ARCH.deb
-	rm -rf dist/root
-	umask 022; $(MAKE) install DESTDIR=dist/root PREFIX=/usr ZSHDIR=/usr/share/zsh/vendor-completions VERSION='$(VERSION)' COMMIT='$(COMMIT)'
-	install -D -m 0644 deploy/debian/copyright dist/root/usr/share/doc/ptthqd/copyright
-	install -D -m 0644 deploy/debian/lintian-overrides dist/root/usr/share/lintian/overrides/ptthqd
+	rm -rf $(DIST)/root
+	umask 022; $(MAKE) install DESTDIR=$(DIST)/root PREFIX=/usr ZSHDIR=/usr/share/zsh/vendor-completions VERSION='$(VERSION)' COMMIT='$(COMMIT)'
+	install -D -m 0644 deploy/debian/copyright $(DIST)/root/usr/share/doc/ptthqd/copyright
+	install -D -m 0644 deploy/debian/lintian-overrides $(DIST)/root/usr/share/lintian/overrides/ptthqd
 	sed -e 's/@VERSION@/$(DEBVERSION)/' -e "s/@DATE@/$$(date -u -R -d @$$SOURCE_DATE_EPOCH)/" deploy/debian/changelog \
-		| gzip -9nc > dist/root/usr/share/doc/ptthqd/changelog.gz
-	chmod -R go=rX dist/root
-	DEBVERSION='$(DEBVERSION)' DEBARCH='$(DEBARCH)' $(TOOL) nfpm package --config deploy/debian/nfpm.yaml --packager deb --target $(DEB)
-	rm -rf dist/root
+		| gzip -9nc > $(DIST)/root/usr/share/doc/ptthqd/changelog.gz
+	chmod -R go=rX $(DIST)/root
+	DEBVERSION='$(DEBVERSION)' DEBARCH='$(DEBARCH)' DIST='$(DIST)' $(TOOL) nfpm package --config deploy/debian/nfpm.yaml --packager deb --target $(DEB)
+	rm -rf $(DIST)/root
 
 .PHONY: check-deb
 check-deb: deb
@@ -215,4 +217,4 @@ check-deb: deb
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf bin dist
+	rm -rf $(BIN) $(DIST)

@@ -1,0 +1,137 @@
+package deploy_test
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestThreeHosts installs the package on three hosts, of which client and server have no network in common but the
+// relay's two, and sets them up as the README says.
+func TestThreeHosts(t *testing.T) {
+	onEach(t, func(t *testing.T, base string) {
+		l := newLab(t, base, []string{"relay", "client", "server"}, "--link", "up:relay,client", "--link", "down:relay,server")
+		relay, client, server := l.host("relay"), l.host("client"), l.host("server")
+		for _, h := range []*host{relay, client, server} {
+			h.run("dpkg -i /debs/1.deb >/dev/null 2>&1")
+		}
+		if _, code := client.try("ping -c 1 -W 1 10.99.1.3 || nc -z -w 1 10.99.1.3 22"); code == 0 {
+			t.Fatal("the client reaches the server without the relay: this tests nothing")
+		}
+
+		// The client comes first: that no relay is there holds up neither it nor a boot.
+		relay.run("ptthqd init relay --address relay")
+		key := relay.run("ptthqd pubkey /etc/ptthq.key")
+		peers := peersBlock(t, client.run("ptthqd init client --id client --relay relay --relay-key "+key+" --mapping 2200=server:22"))
+		peers += peersBlock(t, server.run("ptthqd init server --id server --relay relay --relay-key "+key+" --service ssh=22 --client client"))
+		client.run("systemctl enable --now ptthqd")
+		client.says("relay", "systemctl show -P StatusText ptthqd")
+		relay.run("systemctl enable --now ptthqd")
+		server.run("systemctl enable --now ssh ptthqd")
+		relay.run("cat >> /etc/ptthq.toml <<'END'\n\n" + peers + "END")
+
+		client.run("ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519")
+		server.run("install -d -m 0700 /root/.ssh && echo '" + client.run("cat /root/.ssh/id_ed25519.pub") + "' > /root/.ssh/authorized_keys")
+		client.run("printf 'Host server\nHostName localhost\nPort 2200\nStrictHostKeyChecking accept-new\nServerAliveInterval 0\n' > /root/.ssh/config")
+		serverName := "ssh server hostname | grep -x server"
+		client.soon(serverName)
+
+		l.sub("sessions survive the relay's restart and upgrade", func(t *testing.T) {
+			check := count(t, client)
+			relay.run("systemctl restart ptthqd")
+			time.Sleep(time.Second)
+			relay.run("dpkg -i /debs/2.deb")
+			relay.run("pid=$(systemctl show -P MainPID ptthqd); ! ls -l /proc/$pid/exe | grep deleted")
+			check()
+		})
+		l.sub("the server is upgraded over the tunnel", func(t *testing.T) {
+			pid := server.run("systemctl show -P MainPID ptthqd")
+			said := client.run("ssh server dpkg -i /debs/2.deb 2>&1")
+			if !strings.Contains(said, "systemctl restart ptthqd") {
+				t.Errorf("the upgrade does not say what is left to do:\n%s", said)
+			}
+			server.is(pid, "systemctl show -P MainPID ptthqd")
+			// And again, since the first one may have been the last of the old.
+			client.run("ssh server dpkg -i /debs/2.deb")
+			server.run("systemctl restart ptthqd")
+			client.soon(serverName)
+		})
+		l.sub("nobody is refused while the client restarts", func(t *testing.T) {
+			client.run(`cat > /root/knock <<'END'
+for i in $(seq 400); do
+	if ! exec 3<>/dev/tcp/127.0.0.1/2200; then echo refused; continue; fi
+	read -t 10 -n 4 -u 3 greeting && [ "$greeting" = SSH- ] && echo served || echo unserved
+	exec 3>&- 3<&-
+done 2>/dev/null
+END
+systemd-run --quiet --unit=knock --property=StandardOutput=file:/root/knocked bash /root/knock`)
+			for range 3 {
+				time.Sleep(300 * time.Millisecond)
+				client.run("systemctl restart ptthqd")
+			}
+			client.soon("! systemctl is-active --quiet knock")
+			said := client.run("sort /root/knocked | uniq -c")
+			t.Logf("knocked:\n%s", said)
+			if strings.Contains(said, "refused") || !regexp.MustCompile(`\d served`).MatchString(said) {
+				t.Errorf("of those that knocked during three restarts:\n%s", said)
+			}
+		})
+		l.sub("all of it comes back after a reboot", func(t *testing.T) {
+			if base == "bookworm" {
+				t.Skip("systemd 252 has no soft-reboot, and the hosts no other one")
+			}
+			for _, name := range []string{"relay", "server", "client"} {
+				l.reboot(name)
+				client.soon(serverName)
+			}
+		})
+	})
+}
+
+var peersPattern = regexp.MustCompile(`(?ms)^\[\[peers\]\]\n.*?\n\n`)
+
+// peersBlock finds the block for the relay's config in what init prints.
+func peersBlock(t *testing.T, said string) string {
+	t.Helper()
+	block := peersPattern.FindString(said)
+	if block == "" {
+		t.Fatalf("init prints no [[peers]]:\n%s", said)
+	}
+	return block
+}
+
+func (l *lab) reboot(name string) {
+	l.t.Helper()
+	cmd := l.host(name).command(context.Background(), "")
+	cmd.Args = []string{l.tool, "reboot", name}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		l.t.Fatalf("reboot %s: %v\n%s", name, err, out)
+	}
+}
+
+// count starts an ssh session through the chain that counts until the returned function stops it, which checks that no
+// number is missing.
+func count(t *testing.T, client *host) (check func()) {
+	t.Helper()
+	const unit = "counting"
+	client.run(`rm -f /root/counted; systemd-run --quiet --unit=` + unit + ` --setenv=HOME=/root --property=StandardOutput=file:/root/counted \
+		ssh server 'rm -f stop; i=0; while [ ! -e stop ]; do i=$((i+1)); echo $i; sleep 0.02; done; echo end'`)
+	client.soon("test -s /root/counted")
+	return func() {
+		t.Helper()
+		client.run("ssh server touch stop")
+		client.soon("! systemctl is-active --quiet " + unit)
+		lines := strings.Fields(client.run("cat /root/counted"))
+		for i, line := range lines[:len(lines)-1] {
+			if line != fmt.Sprint(i+1) {
+				t.Fatalf("the session was to say %d, and said %q", i+1, line)
+			}
+		}
+		if last := lines[len(lines)-1]; last != "end" {
+			t.Errorf("the session ended with %q after %d lines", last, len(lines))
+		}
+	}
+}

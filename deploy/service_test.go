@@ -1,0 +1,173 @@
+package deploy_test
+
+import (
+	"encoding/json"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestService tries the service of one host: how it starts, reloads, fails and is started.
+func TestService(t *testing.T) {
+	onEach(t, func(t *testing.T, base string) {
+		examples, err := filepath.Abs(filepath.Join("systemd", "examples"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := newLab(t, base, []string{"host"}, "--ro", examples+":/examples")
+		h := l.host("host")
+		h.run("dpkg -i /debs/1.deb >/dev/null 2>&1 && mv /etc/ptthq.toml /etc/empty.toml && ptthqd keygen -o /etc/ptthq.key")
+		h.run("echo " + h.run("ptthqd keygen | tee /root/other.key | ptthqd pubkey") + " > /root/other.pub")
+		// fresh begins a test with a config, and nothing that runs.
+		fresh := func(t *testing.T, config string) {
+			t.Helper()
+			h.run("systemctl stop 'ptthqd*.socket' 'ptthqd*.service'; systemctl reset-failed; rm -rf /etc/systemd/system/ptthqd*.d; systemctl daemon-reload")
+			h.run("cat > /etc/ptthq.toml <<'END'\n" + config + "\nEND")
+		}
+		other := h.run("cat /root/other.pub")
+		relay := "role = \"relay\"\n[[peers]]\nid = \"laptop\"\nrole = \"client\"\npublic_key = \"" + other + "\"\nallowed_servers = [\"nas\"]"
+		// A relay that nobody is: the name does not even resolve.
+		client := "role = \"client\"\nid = \"laptop\"\n[[relays]]\naddress = \"relay.invalid:30380\"\npublic_key = \"" + other + "\"\n" +
+			"[[mappings]]\nname = \"ssh\"\nlisten = \"127.0.0.1:2200\"\nserver = \"nas\"\ntarget = \"22\""
+
+		l.sub("the sandbox holds", func(t *testing.T) {
+			fresh(t, relay)
+			h.run("systemctl start ptthqd")
+			h.run("systemd-analyze security --no-pager --threshold=12 ptthqd.service")
+			h.is("", "systemd-analyze verify --man=no ptthqd.service ptthqd@x.service ptthqd.socket ptthqd@x.socket 2>&1")
+			h.is("", "systemd-analyze verify --user --man=no /usr/lib/systemd/user/ptthqd.service 2>&1")
+			h.run("pid=$(systemctl show -P MainPID ptthqd); grep -x 'NoNewPrivs:\t1' /proc/$pid/status; grep -x 'CapEff:\t0000000000000000' /proc/$pid/status; grep -x 'Seccomp:\t2' /proc/$pid/status")
+		})
+		l.sub("ready means that the sockets are bound", func(t *testing.T) {
+			fresh(t, relay)
+			h.run("systemctl start ptthqd && ss -Hlun 'sport = 30380' | grep -q . && ptthqd status | grep -q .")
+			h.is("660 ptthqd:ptthqd", "stat -c '%a %U:%G' /run/ptthqd/control.sock")
+			h.run("usermod -aG ptthqd games && setpriv --reuid=games --regid=games --init-groups ptthqd status")
+			if _, code := h.try("setpriv --reuid=nobody --regid=nogroup --clear-groups ptthqd status"); code == 0 {
+				t.Error("a stranger may use the control socket")
+			}
+		})
+		l.sub("an unreachable relay holds nothing up", func(t *testing.T) {
+			fresh(t, client)
+			h.run("timeout 5 systemctl start ptthqd && ss -Hltn 'sport = 2200' | grep -q .")
+			h.says("relay.invalid", "systemctl show -P StatusText ptthqd")
+		})
+		l.sub("a fault in the config's text ends it for good", func(t *testing.T) {
+			fresh(t, relay+"\nallowed_server = 1")
+			if _, code := h.try("systemctl start ptthqd"); code == 0 {
+				t.Error("it started")
+			}
+			h.is("78 failed 0", "sleep 2.5; systemctl show -P ExecMainStatus -P ActiveState -P NRestarts ptthqd | paste -sd ' '")
+			h.says("/etc/ptthq.toml:8:1: ", "journalctl -o cat -u ptthqd -I 2>/dev/null || journalctl -o cat -u ptthqd -n 20")
+		})
+		l.sub("a fault of the host is tried again", func(t *testing.T) {
+			fresh(t, relay)
+			h.run("systemd-run --quiet --unit=squatter --collect nc -u -l -k -p 30380")
+			h.soon("ss -Hlun 'sport = 30380' | grep -q .")
+			h.try("systemctl start ptthqd")
+			h.soon("test $(systemctl show -P NRestarts ptthqd) -ge 2")
+			h.run("systemctl stop squatter")
+			h.soon("systemctl is-active ptthqd")
+		})
+		l.sub("a reload with a bad config fails and changes nothing", func(t *testing.T) {
+			fresh(t, relay)
+			h.run("systemctl start ptthqd")
+			pid := h.run("systemctl show -P MainPID ptthqd")
+			h.run("echo 'nonsense = 1' >> /etc/ptthq.toml")
+			if _, code := h.try("systemctl reload ptthqd"); code == 0 {
+				t.Error("systemctl reload says that all is well")
+			}
+			h.is("active "+pid, "systemctl show -P ActiveState -P MainPID ptthqd | paste -sd ' '")
+			h.says("/etc/ptthq.toml:8:1: ", "journalctl -o cat -u ptthqd -n 20")
+			h.says("/etc/ptthq.toml:8:1", "systemctl show -P StatusText ptthqd")
+			if said, code := h.try("ptthqd reload"); code == 0 || !strings.Contains(said, "/etc/ptthq.toml:8:1: ") {
+				t.Errorf("ptthqd reload: exit code %d\n%s", code, said)
+			}
+			h.run("sed -i '$d' /etc/ptthq.toml && systemctl reload ptthqd && systemctl reload ptthqd")
+			h.is("active "+pid, "systemctl show -P ActiveState -P MainPID ptthqd | paste -sd ' '")
+		})
+		l.sub("the relay's socket is systemd's", func(t *testing.T) {
+			fresh(t, strings.Replace(relay, "\n", "\nlisten = [\"systemd:relay\"]\n", 1))
+			h.run("systemctl start ptthqd.socket")
+			h.is("inactive", "systemctl is-active ptthqd")
+			h.run("ss -Hlunm 'sport = 30380' | grep -q rb33554432") // 16 MiB, as the kernel counts
+			h.run("echo knock | nc -u -w 1 127.0.0.1 30380")
+			h.soon("systemctl is-active ptthqd")
+			h.says("systemd:relay", "ptthqd status --json")
+			h.run("systemctl stop ptthqd")
+			h.is("inactive", "systemctl is-active ptthqd.socket")
+
+			// Enabled, it comes up with the service, also on a restart of a service that runs without it.
+			h.run("systemctl enable ptthqd.socket 2>/dev/null && systemctl restart ptthqd")
+			h.is("active", "systemctl is-active ptthqd.socket")
+			h.run("systemctl restart ptthqd && ss -Hlun 'sport = 30380' | grep -q .")
+			h.is("active active", "systemctl is-active ptthqd ptthqd.socket | paste -sd ' '")
+			h.run("systemctl disable ptthqd.socket 2>/dev/null")
+		})
+		l.sub("a bad config behind the socket ends in a failed socket", func(t *testing.T) {
+			fresh(t, "nonsense")
+			h.run("systemctl start ptthqd.socket")
+			h.soon("echo knock | nc -u -w 0 127.0.0.1 30380; systemctl is-failed ptthqd.socket")
+			h.is("78", "systemctl show -P ExecMainStatus ptthqd")
+			h.run("cat > /etc/ptthq.toml <<'END'\n" + strings.Replace(relay, "\n", "\nlisten = [\"systemd:relay\"]\n", 1) + "\nEND")
+			h.run("systemctl restart ptthqd.socket && systemctl start ptthqd")
+		})
+		l.sub("a mapping's socket is systemd's", func(t *testing.T) {
+			fresh(t, strings.Replace(client, "127.0.0.1:2200", "systemd:ssh", 1))
+			h.run("cp /examples/ptthqd-ssh.socket /etc/systemd/system/ && systemctl daemon-reload && systemctl start ptthqd-ssh.socket")
+			h.run("nc -w 1 127.0.0.1 2200 </dev/null || true")
+			h.soon("systemctl is-active ptthqd")
+			h.says("systemd:ssh", "ptthqd status --json")
+			h.run("rm /etc/systemd/system/ptthqd-ssh.socket")
+		})
+		l.sub("a port below 1024 needs the drop-in", func(t *testing.T) {
+			fresh(t, strings.Replace(client, "127.0.0.1:2200", "127.0.0.1:443", 1))
+			if _, code := h.try("systemctl start ptthqd"); code == 0 {
+				t.Error("a privileged port without a privilege")
+			}
+			h.says("privileged-ports.conf", "journalctl -o cat -u ptthqd -n 20")
+			h.run("install -D -m 0644 /examples/privileged-ports.conf /etc/systemd/system/ptthqd.service.d/privileged-ports.conf && systemctl daemon-reload")
+			h.soon("systemctl is-active ptthqd && ss -Hltn 'sport = 443' | grep -q .")
+		})
+		l.sub("the key can be encrypted", func(t *testing.T) {
+			fresh(t, relay)
+			key := h.run("ptthqd pubkey /etc/ptthq.key")
+			h.run("mkdir -p -m 0700 /etc/credstore.encrypted && systemd-creds encrypt --name=ptthq.key /etc/ptthq.key /etc/credstore.encrypted/ptthq.key && mv /etc/ptthq.key /root/")
+			h.run("install -D -m 0644 /examples/encrypted-credential.conf /etc/systemd/system/ptthqd.service.d/encrypted-credential.conf && systemctl daemon-reload")
+			h.run("systemctl start ptthqd")
+			h.says(key, "ptthqd status --json")
+			h.run("mv /root/ptthq.key /etc/ && rm -r /etc/credstore.encrypted")
+		})
+		l.sub("instances stand beside it", func(t *testing.T) {
+			fresh(t, relay)
+			h.run("ptthqd keygen -o /etc/ptthq/home.key && cat > /etc/ptthq/home.toml <<'END'\n" + client + "\nEND")
+			h.run("systemctl start ptthqd ptthqd@home")
+			h.says(`"relay"`, "ptthqd status --json")
+			h.says(`"client"`, "ptthqd status --json -c /etc/ptthq/home.toml")
+			h.run("systemctl reload ptthqd@home && systemctl stop ptthqd@home")
+			h.is("active", "systemctl is-active ptthqd")
+			h.run("rm /etc/ptthq/home.*")
+		})
+		l.sub("the journal has fields", func(t *testing.T) {
+			fresh(t, client)
+			h.run("systemctl start ptthqd")
+			h.run("nc -w 1 127.0.0.1 2200 </dev/null || true")
+			h.soon("journalctl -u ptthqd PTTHQ_CONNECTION= -n 0 >/dev/null 2>&1; journalctl -o json -u ptthqd | grep -q PTTHQ_CONNECTION")
+			fields := map[string]bool{}
+			for line := range strings.Lines(h.run("journalctl -o json -u ptthqd -n 50")) {
+				var entry map[string]any
+				if err := json.Unmarshal([]byte(line), &entry); err != nil {
+					t.Fatal(err)
+				}
+				for name := range entry {
+					fields[name] = true
+				}
+			}
+			for _, want := range []string{"MESSAGE_ID", "PRIORITY", "PTTHQ_ROLE", "PTTHQ_CONNECTION", "PTTHQ_MAPPING"} {
+				if !fields[want] {
+					t.Errorf("no line of the journal has %s", want)
+				}
+			}
+		})
+	})
+}
