@@ -1,15 +1,19 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
 
 // commands constructs every command below the root.
 var commands = []func() *cobra.Command{
+	newRunCommand,
 	newInitCommand,
 	newKeygenCommand,
 	newPubkeyCommand,
@@ -21,6 +25,7 @@ var commands = []func() *cobra.Command{
 var configPath string
 
 func newRootCommand() *cobra.Command {
+	daemon := new(runFlags)
 	root := &cobra.Command{
 		Use:   "ptthqd",
 		Short: "TCP port forwarder over QUIC",
@@ -30,10 +35,14 @@ client or the server, as its config says; see ptthqd(8) and ptthqd.toml(5).`,
 		Example: `  ptthqd init relay                  on a machine that others can reach
   ptthqd init server                 on the machine whose ports are to be reached
   ptthqd init client                 on the machine that wants to reach them`,
-		SilenceErrors:     true, // execute prints them
-		SilenceUsage:      true,
-		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true}, // ours is in completion.go
+		Args:                       noCommand,
+		RunE:                       daemon.run, // as `ptthqd run`
+		SilenceErrors:              true,       // execute prints them
+		SilenceUsage:               true,
+		SuggestionsMinimumDistance: 2,
+		CompletionOptions:          cobra.CompletionOptions{DisableDefaultCmd: true}, // ours is in completion.go
 	}
+	daemon.add(root)
 	root.PersistentFlags().StringVarP(&configPath, "config", "c", defaultConfig(), "the config `FILE`")
 	_ = root.MarkPersistentFlagFilename("config", "toml")
 	root.Version, _ = buildOf()
@@ -42,6 +51,18 @@ client or the server, as its config says; see ptthqd(8) and ptthqd.toml(5).`,
 		root.AddCommand(newCommand())
 	}
 	return root
+}
+
+// noCommand refuses what looks like a command and is none.
+func noCommand(root *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	text := fmt.Sprintf("unknown command %q for %q", args[0], root.CommandPath())
+	if meant := root.SuggestionsFor(args[0]); len(meant) > 0 {
+		text += "\n\nDid you mean this?\n\t" + strings.Join(meant, "\n\t") + "\n"
+	}
+	return errors.New(text)
 }
 
 // systemConfig is the config of the service, where the system has such a place.

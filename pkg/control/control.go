@@ -214,6 +214,7 @@ type Connection struct {
 	Source    string    `json:"source"`            // the TCP client's address (P1)
 	Server    string    `json:"server,omitempty"`  // the server's ID; absent at the server
 	Target    string    `json:"target"`            // what the client asked for, canonical (P5)
+	Peer      string    `json:"peer,omitempty"`    // at a server: the address that was dialled (P5)
 	BytesUp   uint64    `json:"bytes_up"`          // from P1 towards P5; at a relay with the framing
 	BytesDown uint64    `json:"bytes_down"`        // from P5 towards P1
 	Resumes   int       `json:"resumes"`           // how often it has gone on over a new stream

@@ -1,0 +1,291 @@
+// Package daemon is one process: it turns a config into the role that it asks for, and keeps it in step with its host.
+//
+// The one idea: the roles work and know nothing of the world around them; here, and nowhere else, are systemd, signals, files that
+// change, the control socket and the log. There is one road for every reload (reload.go), whoever asks for it.
+//
+//	err := daemon.Run(ctx, daemon.Options{Config: "/etc/ptthq.toml", Stderr: os.Stderr})
+//
+// What Run starts it ends, in the other order: control socket and watcher outlive the role's drain, so that status can be
+// asked while it drains.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"ptthqd/pkg/config"
+	"ptthqd/pkg/control"
+	"ptthqd/pkg/ident"
+)
+
+// Options are what the command line says. The zero value of a field means its default.
+type Options struct {
+	Config    string    // the config file; there is no default
+	Socket    string    // the control socket; by default it follows from Config, see control.SocketPath
+	LogFormat string    // LogAuto, LogText or LogJSON; default LogAuto
+	Version   string    // for status and log
+	Stderr    io.Writer // where the log goes, unless it goes to the journal; default os.Stderr
+}
+
+// A LoggedError is an error that is in the log already, in its form: a caller need not print it.
+type LoggedError struct{ Err error }
+
+func (e *LoggedError) Error() string { return e.Err.Error() }
+
+// Unwrap gives the error.
+func (e *LoggedError) Unwrap() error { return e.Err }
+
+// Run is the daemon: it returns when ctx is done or a signal has ended it, and everything that it started has ended. An
+// error is config.Errors where the config's text is at fault, a *LoggedError that wraps one where the log is for programs.
+func Run(ctx context.Context, o Options) error {
+	if o.Stderr == nil {
+		o.Stderr = os.Stderr
+	}
+	d := &daemon{
+		options: o,
+		started: time.Now(),
+		service: newService(),
+		level:   new(slog.LevelVar),
+
+		reloaded: make(chan struct{}, 1),
+	}
+	handler, toJournal, err := newLogHandler(o.LogFormat, o.Stderr, d.level)
+	if err != nil {
+		return err
+	}
+	d.log = slog.New(handler)
+	err = d.run(ctx)
+	if err == nil {
+		return nil
+	}
+	d.service.failed(err)
+	if !toJournal && o.LogFormat != LogJSON {
+		return err
+	}
+	if faults, ok := errors.AsType[config.Errors](err); ok {
+		for _, f := range faults {
+			d.log.Error(msgFailed, "error", f.Error(), "file", f.File, "line", f.Line, "column", f.Column, "key", f.Key)
+		}
+	} else {
+		d.log.Error(msgFailed, "error", err)
+	}
+	return &LoggedError{err}
+}
+
+// The states of a daemon.
+const (
+	stateStarting = "starting"
+	stateRunning  = "running"
+	stateDraining = "draining"
+)
+
+// A daemon is what Run works on.
+type daemon struct {
+	options  Options
+	started  time.Time
+	service  *service
+	log      *slog.Logger
+	level    *slog.LevelVar
+	identity ident.PrivateKey
+	role     role
+	files    uint64 // the limit of open files
+
+	background context.Context // done when everything is to end, after the drain
+	state      atomic.Value    // of string
+	loaded     atomic.Pointer[loaded]
+	lastReload atomic.Pointer[control.Reload]
+	reloads    atomic.Uint64 // that came into force
+	badReloads atomic.Uint64
+
+	reloading  sync.Mutex    // one reload at a time
+	considered atomic.Value  // of string: the key of the reading that was last applied or refused
+	reloaded   chan struct{} // of capacity 1: the config has changed
+}
+
+// loaded is the config in force.
+type loaded struct {
+	config   *config.Config
+	snapshot *config.Snapshot
+	files    map[string]os.FileInfo // which files they were
+	at       time.Time
+}
+
+func (d *daemon) run(ctx context.Context) error {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(signals)
+
+	background, end := context.WithCancel(context.WithoutCancel(ctx))
+	var helpers sync.WaitGroup
+	defer helpers.Wait()
+	defer end()
+	d.background = background
+	d.state.Store(stateStarting)
+
+	if err := d.prepare(); err != nil {
+		return err
+	}
+	listener, err := control.Listen(background, control.SocketPath(d.options.Socket, d.options.Config))
+	if err != nil {
+		return err
+	}
+	helpers.Go(func() { d.serveControl(background, listener) })
+
+	working, stop := context.WithCancel(background)
+	defer stop()
+	ended := make(chan error, 1)
+	go func() { ended <- d.role.Run(working) }() // received in supervise, whatever happens
+	return d.supervise(ctx, stop, ended, signals, &helpers)
+}
+
+// prepare does all that must be well before a socket is bound.
+func (d *daemon) prepare() error {
+	snapshot, err := config.ReadFiles(d.options.Config)
+	if err != nil {
+		return err
+	}
+	c, err := config.Parse(snapshot)
+	if err != nil {
+		return err
+	}
+	d.level.Set(c.LogLevel)
+	d.loaded.Store(&loaded{c, snapshot, identify(snapshot), time.Now()})
+	d.considered.Store(snapshot.Hash)
+	d.log.Info("ptthqd begins", "version", d.options.Version, "go", runtime.Version(), "role", string(c.Role), "id", c.ID,
+		"config", c.Path, "hash", shortHash(c.Hash), "pid", os.Getpid())
+	for _, w := range c.Warnings() {
+		d.log.Warn("config: "+w.Message, "file", w.File, "line", w.Line, "key", w.Key, "hint", w.Hint)
+	}
+	d.files = raiseFileLimit()
+	if d.files > 0 && d.files < fewFiles {
+		d.log.Warn("few files may be open at once: each connection takes one", "limit", d.files, "hint", "raise LimitNOFILE= of the service, or ulimit -n")
+	}
+	if d.identity, err = ident.LoadPrivateKey(c.PrivateKeyFile); err != nil {
+		return err
+	}
+	if err := d.checkInherited(c); err != nil {
+		return err
+	}
+	d.role, err = newRole(d, c)
+	return err
+}
+
+// fewFiles is below what a node with some thousand connections needs.
+const fewFiles = 4096
+
+func shortHash(h string) string { return h[:min(12, len(h))] }
+
+// supervise goes with the role from its start to its end.
+func (d *daemon) supervise(ctx context.Context, stop context.CancelFunc, ended <-chan error, signals <-chan os.Signal, helpers *sync.WaitGroup) error {
+	ready := d.role.Ready()
+	stopped := ctx.Done()
+	stopping := false
+	begin := func(why string) {
+		stopping, stopped = true, nil
+		d.state.Store(stateDraining)
+		d.log.Info(msgStopping, "reason", why)
+		helpers.Go(func() { d.reportDrain(d.background) })
+		stop()
+	}
+	for {
+		select {
+		case <-ready:
+			ready = nil
+			if !stopping {
+				d.begun(helpers)
+			}
+		case <-stopped:
+			begin("asked to")
+		case err := <-ended:
+			if err == nil && !stopping {
+				err = errors.New("internal error: the role has ended by itself")
+			}
+			if err == nil {
+				d.log.Info(msgStopped, "uptime", time.Since(d.started).Round(time.Second))
+			}
+			return err
+		case s := <-signals:
+			switch {
+			case s == syscall.SIGHUP:
+				helpers.Go(func() { d.reload(d.background, "signal") })
+			case stopping:
+				d.log.Warn("second signal: connections are cut off", "signal", s.String())
+				d.role.Force()
+			default:
+				begin(s.String())
+			}
+		}
+	}
+}
+
+// begun is called once the role's sockets are bound.
+func (d *daemon) begun(helpers *sync.WaitGroup) {
+	d.state.Store(stateRunning)
+	if err := d.service.keep(d.background, d.role.Sockets()); err != nil {
+		d.log.Warn("sockets will not survive a restart", "error", err)
+	}
+	status := d.Status()
+	d.service.ready(status.Summary)
+	d.log.Info(msgStarted, "uptime", time.Since(d.started).Round(time.Millisecond), "files", d.files)
+	helpers.Go(func() { d.reportStatus(d.background) })
+	helpers.Go(func() { d.feedWatchdog(d.background) })
+	helpers.Go(func() { d.watch(d.background) })
+}
+
+// statusInterval is how often the service manager is told how things stand, if that has changed.
+const statusInterval = 2 * time.Second
+
+// reportStatus keeps STATUS= up to date.
+func (d *daemon) reportStatus(ctx context.Context) {
+	tick := time.NewTicker(statusInterval)
+	defer tick.Stop()
+	last := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if d.state.Load() != stateRunning {
+			return // reportDrain takes over
+		}
+		if now := d.Status().Summary; now != last {
+			d.service.status(now)
+			last = now
+		}
+	}
+}
+
+// drainMargin is what a stop may take beyond drain_timeout: sessions are reset, the resets confirmed, links closed.
+const drainMargin = 10 * time.Second
+
+// reportDrain keeps the service manager patient and informed while the role drains.
+func (d *daemon) reportDrain(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	until := time.Now().Add(d.loaded.Load().config.DrainTimeout + drainMargin)
+	n := len(d.Status().Connections)
+	d.service.stopping(fmt.Sprintf("stopping: waiting for %s to end or move", plural(n, "connection")))
+	for left := time.Until(until); left > 0; left = time.Until(until) {
+		d.service.extend(min(left, 5*time.Second))
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if now := len(d.Status().Connections); now != n {
+			n = now
+			d.service.status(fmt.Sprintf("stopping: waiting for %s to end or move", plural(n, "connection")))
+		}
+	}
+}

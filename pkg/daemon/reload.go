@@ -1,0 +1,155 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"ptthqd/pkg/config"
+	"ptthqd/pkg/control"
+)
+
+// reload reads the config now and brings it into force, or changes nothing.
+func (d *daemon) reload(ctx context.Context, trigger string) *control.Reload {
+	d.reloading.Lock()
+	defer d.reloading.Unlock()
+	begun := time.Now()
+	snapshot, err := config.ReadFiles(d.options.Config)
+	return d.applyLocked(ctx, trigger, begun, snapshot, err)
+}
+
+// applyLocked is the one road of every reload: validate, compare, apply or change nothing, and tell.
+func (d *daemon) applyLocked(ctx context.Context, trigger string, begun time.Time, snapshot *config.Snapshot, err error) *control.Reload {
+	d.service.reloading()
+	read := reading{snapshot: snapshot, err: err}
+	d.considered.Store(read.key())
+	result := &control.Reload{Trigger: trigger}
+	if err == nil {
+		err = d.exchange(ctx, snapshot, result)
+	}
+	result.OK = err == nil
+	result.At, result.Took = time.Now(), control.Seconds(time.Since(begun))
+	if err != nil {
+		blame(result, err)
+	}
+	d.lastReload.Store(result)
+	d.tell(result)
+	d.service.ready(d.Status().Summary)
+	select {
+	case d.reloaded <- struct{}{}: // the watcher looks elsewhere, perhaps
+	default:
+	}
+	return result
+}
+
+// exchange goes over to what was read.
+func (d *daemon) exchange(ctx context.Context, snapshot *config.Snapshot, result *control.Reload) error {
+	next, err := config.Parse(snapshot)
+	if err != nil {
+		return err
+	}
+	for _, w := range next.Warnings() {
+		result.Warnings = append(result.Warnings, w.String())
+	}
+	now := d.loaded.Load().config
+	diff := config.Compare(now, next)
+	if len(diff.Restart) > 0 {
+		return &restartError{diff.Restart}
+	}
+	result.Changes = diff.Lines()
+	if err := d.makeRoom(ctx, diff); err != nil {
+		d.log.Warn("sockets kept for a restart may be in the way", "error", err)
+	}
+	if !diff.Empty() {
+		err = d.role.Apply(ctx, next)
+	}
+	if keepErr := d.service.keep(ctx, d.role.Sockets()); keepErr != nil {
+		d.log.Warn("sockets will not survive a restart", "error", keepErr)
+	}
+	if err != nil {
+		return err
+	}
+	if next.LogLevel != now.LogLevel {
+		d.level.Set(next.LogLevel)
+	}
+	d.loaded.Store(&loaded{next, snapshot, identify(snapshot), time.Now()})
+	return nil
+}
+
+// makeRoom has the service manager let go of the listeners that are released for others that overlap them.
+func (d *daemon) makeRoom(ctx context.Context, diff config.Diff) error {
+	released := make(map[string]bool)
+	for _, m := range diff.Mappings {
+		for _, name := range m.Overlaps {
+			released[name] = true
+		}
+	}
+	var names []string
+	for _, m := range diff.Mappings {
+		if m.Old == nil || !released[m.Old.Name] {
+			continue
+		}
+		for _, addr := range m.Old.Listen.Addrs() {
+			names = append(names, fdName("stream", addr.String()))
+		}
+	}
+	return d.service.drop(ctx, names)
+}
+
+// A restartError says that the config changes what can't be changed in a running process.
+type restartError struct{ settings []config.Setting }
+
+func (e *restartError) Error() string {
+	changes := make([]string, len(e.settings))
+	for i, s := range e.settings {
+		changes[i] = fmt.Sprintf("%s from %s to %s", s.Key, cmp.Or(s.Old, "nothing"), cmp.Or(s.New, "nothing"))
+	}
+	return "only a restart can change " + strings.Join(changes, " and ")
+}
+
+// blame says in the answer why a reload has failed.
+func blame(r *control.Reload, err error) {
+	r.Error = err.Error()
+	r.Cause = control.CauseHost
+	if _, ok := errors.AsType[*restartError](err); ok {
+		r.Cause = control.CauseRestart
+	}
+	faults, ok := errors.AsType[config.Errors](err)
+	if !ok {
+		return
+	}
+	r.Cause = control.CauseConfig
+	if len(faults) > 0 {
+		r.Error = faults[0].Error()
+	}
+	if more := len(faults) - 1; more > 0 {
+		r.Error += fmt.Sprintf(" (and %d more)", more)
+	}
+	for _, f := range faults {
+		r.Faults = append(r.Faults, control.Fault{File: f.File, Line: f.Line, Column: f.Column, Key: f.Key, Message: f.Message, Hint: f.Hint})
+	}
+}
+
+// tell counts a reload and puts it into the log.
+func (d *daemon) tell(r *control.Reload) {
+	if !r.OK {
+		d.badReloads.Add(1)
+		d.log.Error(msgReloadFailed, "error", r.Error, "trigger", r.Trigger, "cause", r.Cause)
+		for _, f := range r.Faults[min(1, len(r.Faults)):] {
+			d.log.Error("another fault in the config", "error", fmt.Sprintf("%s:%d:%d: %s", f.File, f.Line, f.Column, f.Message))
+		}
+		return
+	}
+	d.reloads.Add(1)
+	d.log.Info(msgReloaded, "trigger", r.Trigger, "changes", len(r.Changes), "took", time.Duration(r.Took).Round(time.Microsecond),
+		"hash", shortHash(d.loaded.Load().config.Hash))
+	for _, line := range r.Changes {
+		d.log.Info("config change", "change", line)
+	}
+	for _, w := range r.Warnings {
+		d.log.Warn("config: " + w)
+	}
+}

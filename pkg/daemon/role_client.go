@@ -1,0 +1,214 @@
+package daemon
+
+import (
+	"cmp"
+	"fmt"
+	"strings"
+	"syscall"
+	"time"
+
+	"ptthqd/pkg/account"
+	"ptthqd/pkg/client"
+	"ptthqd/pkg/config"
+	"ptthqd/pkg/control"
+	"ptthqd/pkg/link"
+	"ptthqd/pkg/session"
+	"ptthqd/pkg/uplink"
+)
+
+type clientRole struct{ *client.Client }
+
+func newClientRole(d *daemon, c *config.Config) (role, error) {
+	p2, err := client.New(client.Config{
+		Settings:         c,
+		Identity:         d.identity,
+		Logger:           d.log,
+		RuntimeDirectory: control.RuntimeDir(c.Path),
+		Inherit:          d.inheritStreams,
+		KeepSockets:      d.service.keeps(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return clientRole{p2}, nil
+}
+
+func (r clientRole) Sockets() map[string][]syscall.Conn { return nil }
+
+func (r clientRole) Describe(s *control.Status) {
+	now := r.Snapshot()
+	s.Connections = sessions(now.Sessions)
+	s.Links = links(now.Relays, s.Connections)
+	for _, m := range now.Mappings {
+		s.Mappings = append(s.Mappings, control.Mapping{
+			Name:        m.Name,
+			Listen:      m.Listen.String(),
+			Server:      m.Server,
+			Target:      m.Target.String(),
+			Enabled:     m.Enabled,
+			Connections: m.Connections,
+			Source:      m.Source.String(),
+		})
+	}
+	count(&s.Counters, now.Counts, s.Connections)
+	remember(&s.Process, now.Memory)
+	listening := 0
+	for _, m := range s.Mappings {
+		if m.Enabled {
+			listening++
+		}
+	}
+	s.Summary = fmt.Sprintf("%s; %s, %s", linkSummary(s.Links), plural(listening, "mapping"), connectionSummary(s.Connections))
+}
+
+// links converts the state of a client's or server's links.
+func links(states []uplink.State, connections []control.Connection) []control.Link {
+	over := make(map[string]int)
+	for _, c := range connections {
+		if c.State != session.Detached {
+			over[c.Relay]++
+		}
+	}
+	list := make([]control.Link, len(states))
+	for i, s := range states {
+		l := control.Link{
+			Relay:     s.Address,
+			PublicKey: s.Key.String(),
+			State:     control.LinkConnecting,
+			Since:     s.Since,
+			Attempts:  s.Attempts,
+			LastError: s.LastError,
+		}
+		switch {
+		case s.Up:
+			l.State, l.Address, l.Figures, l.Connections = control.LinkConnected, s.Remote.String(), figures(s.Stats), over[s.Address]
+		case !s.NextDial.IsZero():
+			l.State, l.NextAttempt = control.LinkWaiting, s.NextDial
+		}
+		list[i] = l
+	}
+	return list
+}
+
+func figures(s link.Stats) *control.Figures {
+	f := &control.Figures{
+		RTT:           control.Seconds(s.RTT),
+		PacketsSent:   s.PacketsSent,
+		PacketsLost:   s.PacketsLost,
+		BytesSent:     s.BytesSent,
+		BytesReceived: s.BytesReceived,
+		GSO:           s.GSO,
+	}
+	if s.PacketsSent > 0 {
+		f.Loss = float64(s.PacketsLost) / float64(s.PacketsSent)
+	}
+	return f
+}
+
+// sessions converts the sessions of a client or server.
+func sessions(infos []session.Info) []control.Connection {
+	list := make([]control.Connection, len(infos))
+	for i, s := range infos {
+		list[i] = control.Connection{
+			ID:        s.ID,
+			State:     s.State,
+			Since:     s.Since,
+			Opened:    s.Opened,
+			Age:       control.Seconds(time.Since(s.Opened)),
+			Mapping:   s.Mapping,
+			Client:    s.Client,
+			Source:    s.Source,
+			Server:    s.Server,
+			Target:    s.Target,
+			Peer:      s.Peer,
+			BytesUp:   uint64(max(s.Up, 0)),
+			BytesDown: uint64(max(s.Down, 0)),
+			Resumes:   s.Resumes,
+			Relay:     s.Relay,
+		}
+	}
+	return list
+}
+
+// count converts the counters of a client or server; those of the connections that still run are added.
+func count(c *control.Counters, ended account.Counts, running []control.Connection) {
+	c.BytesUp, c.BytesDown, c.Resumed = ended.Up, ended.Down, ended.Resumes
+	for status, n := range ended.Status {
+		if status < 300 {
+			c.Opened += n
+			continue
+		}
+		if c.Refused == nil {
+			c.Refused = make(map[string]uint64)
+		}
+		c.Refused[fmt.Sprint(uint64(status))] += n
+	}
+	for end, n := range ended.Ends {
+		if c.Ended == nil {
+			c.Ended = make(map[string]uint64)
+		}
+		c.Ended[string(end)] += n
+	}
+	for _, s := range running {
+		if s.State != session.Opening {
+			c.Opened++
+		}
+		c.BytesUp += s.BytesUp
+		c.BytesDown += s.BytesDown
+		c.Resumed += uint64(s.Resumes)
+	}
+}
+
+func remember(p *control.Process, m session.Memory) {
+	p.MemoryUsed, p.MemoryLimit = m.Promised+m.Retained, m.PromisedLimit+m.RetainedLimit
+}
+
+// linkSummary says in a few words how the links stand.
+func linkSummary(links []control.Link) string {
+	var up, down []string
+	for _, l := range links {
+		if l.State == control.LinkConnected {
+			up = append(up, fmt.Sprintf("%s (%s)", l.Relay, roundTrip(l.Figures.RTT)))
+			continue
+		}
+		down = append(down, l.Relay+": "+cmp.Or(l.LastError, "being dialled"))
+	}
+	switch {
+	case len(down) == 0:
+		return "connected to " + strings.Join(up, ", ")
+	case len(up) == 0:
+		return "not connected: " + strings.Join(down, "; ")
+	}
+	return "connected to " + strings.Join(up, ", ") + ", not to " + strings.Join(down, "; ")
+}
+
+func roundTrip(rtt control.Seconds) string {
+	d := time.Duration(rtt)
+	if d < 10*time.Millisecond {
+		return d.Round(100 * time.Microsecond).String()
+	}
+	return d.Round(time.Millisecond).String()
+}
+
+func connectionSummary(connections []control.Connection) string {
+	detached := 0
+	for _, c := range connections {
+		if c.State == session.Detached {
+			detached++
+		}
+	}
+	text := plural(len(connections), "connection")
+	if detached > 0 {
+		text += fmt.Sprintf(" (%d waiting for a link)", detached)
+	}
+	return text
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+var _ role = clientRole{}

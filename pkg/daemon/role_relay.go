@@ -1,0 +1,326 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"ptthqd/pkg/config"
+	"ptthqd/pkg/control"
+	"ptthqd/pkg/link"
+	"ptthqd/pkg/policy"
+	"ptthqd/pkg/relay"
+)
+
+// relayRole is a relay and its UDP sockets: relay itself knows no network.
+type relayRole struct {
+	*relay.Relay
+	daemon *daemon
+	listen []config.Listen
+
+	ready, forced chan struct{}
+	force         sync.Once
+
+	mu       sync.Mutex
+	settings *config.Config
+	sockets  []*relaySocket
+}
+
+type relaySocket struct {
+	*link.Socket
+	place     string // "[::]:30380", "systemd:quic"
+	inherited string // the FDNAME under which it came
+	conn      net.PacketConn
+}
+
+func newRelayRole(d *daemon, c *config.Config) (role, error) {
+	rules, err := policy.NewRelay(c.Peers)
+	if err != nil {
+		return nil, err
+	}
+	return &relayRole{
+		Relay:    relay.New(relay.Config{Policy: rules, Limits: relayLimits(c), Logger: d.log}),
+		daemon:   d,
+		listen:   c.Listen,
+		ready:    make(chan struct{}),
+		forced:   make(chan struct{}),
+		settings: c,
+	}, nil
+}
+
+func relayLimits(c *config.Config) relay.Limits {
+	return relay.Limits{
+		Connections:          c.Limits.Streams,
+		ConnectionsPerClient: c.Limits.StreamsPerPeer,
+		OpensPerSecond:       c.Limits.OpensPerSecond,
+	}
+}
+
+func (r *relayRole) Ready() <-chan struct{} { return r.ready }
+
+func (r *relayRole) Force() { r.force.Do(func() { close(r.forced) }) }
+
+func (r *relayRole) Apply(_ context.Context, next *config.Config) error {
+	rules, err := policy.NewRelay(next.Peers)
+	if err != nil {
+		return err
+	}
+	applied := r.Relay.Apply(rules, relayLimits(next))
+	r.mu.Lock()
+	r.settings = next
+	r.mu.Unlock()
+	if applied != (relay.Applied{}) {
+		r.daemon.log.Info("rights were withdrawn", "links_closed", applied.Links, "connections_ended", applied.Connections)
+	}
+	return nil
+}
+
+func (r *relayRole) Run(ctx context.Context) error {
+	if err := r.bind(ctx); err != nil {
+		r.closeSockets()
+		return err
+	}
+	defer r.closeSockets()
+	close(r.ready)
+
+	listening, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	ended := make(chan error, len(r.sockets))
+	for _, s := range r.sockets {
+		go r.serve(listening, s, ended) // each sends once, and is waited for below
+	}
+	running := len(r.sockets)
+	var failed error
+	select {
+	case <-ctx.Done():
+		r.drain()
+	case failed = <-ended:
+		running--
+	}
+	stop()
+	for range running {
+		<-ended
+	}
+	return failed
+}
+
+func (r *relayRole) serve(ctx context.Context, s *relaySocket, ended chan<- error) {
+	limits := r.current().Limits
+	listener := &link.Listener{
+		Socket:   s.Socket,
+		Identity: r.daemon.identity,
+		Admit:    r.Admit,
+		Serve:    r.Serve,
+		Logger:   r.daemon.log,
+		Limits: link.Limits{
+			Streams:             int64(limits.StreamsPerPeer),
+			PendingTips:         limits.PendingTips,
+			TipTimeout:          limits.TipTimeout,
+			HandshakesPerSecond: limits.RetryRate,
+		},
+	}
+	ended <- listener.Run(ctx)
+}
+
+// drain lets sessions move to other relays, drain_timeout at most.
+func (r *relayRole) drain() {
+	ctx, cancel := context.WithTimeout(context.Background(), r.current().DrainTimeout)
+	defer cancel()
+	stop := make(chan struct{})
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		select {
+		case <-r.forced:
+			cancel()
+		case <-stop:
+		}
+	})
+	if left := r.Drain(ctx); left > 0 {
+		r.daemon.log.Info("connections were cut off that no other relay has taken", "connections", left)
+	}
+	close(stop)
+	watch.Wait()
+}
+
+func (r *relayRole) current() *config.Config {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.settings
+}
+
+// bind makes the sockets, of what was inherited first.
+func (r *relayRole) bind(ctx context.Context) error {
+	for _, l := range r.listen {
+		if l.Kind == config.Systemd {
+			conns := r.daemon.inheritPackets(l.String())
+			if len(conns) == 0 {
+				return fmt.Errorf("listen on %s: systemd has handed over no UDP socket of this name: a socket unit must have FileDescriptorName=%s, ListenDatagram= and Service=, and be started before this service",
+					l, l.Addr)
+			}
+			for _, conn := range conns {
+				if err := r.enter(l.String(), l.Addr, conn); err != nil {
+					return err
+				}
+			}
+			continue
+		}
+		var missing error // a family of the loopback that this host hasn't
+		bound := 0
+		for _, addr := range l.Addrs() {
+			name := addr.String()
+			if conns := r.daemon.inheritPackets(name); len(conns) > 0 {
+				for _, extra := range conns[1:] {
+					_ = extra.Close()
+				}
+				if err := r.enter(name, "", conns[0]); err != nil {
+					return err
+				}
+				bound++
+				continue
+			}
+			network := "udp"
+			if addr.Addr().Is4() {
+				network = "udp4"
+			}
+			conn, err := new(net.ListenConfig).ListenPacket(ctx, network, name)
+			if err != nil {
+				if len(l.Addrs()) > 1 && (errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT)) {
+					missing = err
+					continue
+				}
+				return udpError(name, err)
+			}
+			if err := r.enter(name, "", conn); err != nil {
+				return err
+			}
+			bound++
+		}
+		if bound == 0 {
+			return udpError(l.String(), missing)
+		}
+	}
+	return nil
+}
+
+func (r *relayRole) enter(place, inherited string, conn net.PacketConn) error {
+	socket, err := link.NewSocket(conn, r.daemon.log)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.sockets = append(r.sockets, &relaySocket{Socket: socket, place: place, inherited: inherited, conn: conn})
+	r.mu.Unlock()
+	r.daemon.log.Info("listening", "listener", place, "address", socket.LocalAddr())
+	return nil
+}
+
+// udpError says what to do about a socket that can't be bound.
+func udpError(place string, err error) error {
+	hint := ""
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		hint = ": another process listens there (ss -lunp shows which): stop it, or choose another address"
+	case errors.Is(err, syscall.EACCES):
+		hint = ": ports below 1024 need a right that the service doesn't have: let the socket unit ptthqd.socket bind it, and write listen = \"systemd:NAME\"; or choose another port"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		hint = ": no interface of this host has the address"
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		err = op.Err
+	}
+	return fmt.Errorf("listen on UDP %s: %w%s", place, err, hint)
+}
+
+func (r *relayRole) closeSockets() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.sockets {
+		_ = s.Close()
+	}
+	r.sockets = nil
+}
+
+func (r *relayRole) Sockets() map[string][]syscall.Conn {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	kept := make(map[string][]syscall.Conn)
+	for _, s := range r.sockets {
+		if conn, ok := s.conn.(syscall.Conn); ok && s.inherited == "" {
+			kept[fdName("udp", s.place)] = []syscall.Conn{conn}
+		}
+	}
+	return kept
+}
+
+func (r *relayRole) Describe(s *control.Status) {
+	now := r.Snapshot()
+	r.mu.Lock()
+	for _, socket := range r.sockets {
+		stats := socket.Stats()
+		s.Listeners = append(s.Listeners, control.Listener{
+			Address:       socket.LocalAddr().String(),
+			Inherited:     socket.inherited,
+			GRO:           stats.GRO,
+			ReceiveBuffer: stats.ReceiveBuffer,
+			SendBuffer:    stats.SendBuffer,
+			Packets:       stats.Received,
+			Dropped:       stats.Dropped,
+			SendFailures:  stats.SendFailures,
+		})
+	}
+	r.mu.Unlock()
+	connected := 0
+	for _, p := range now.Peers {
+		peer := control.Peer{ID: p.ID, Role: string(p.Role), Source: p.Source.String(), LastSeen: p.LastSeen}
+		if p.Link != nil {
+			connected++
+			peer.Connected, peer.Since, peer.Address = true, p.Link.Since, p.Link.Address.String()
+			peer.Figures, peer.Connections = figures(p.Link.Stats), p.Link.Connections
+		}
+		s.Peers = append(s.Peers, peer)
+	}
+	for _, c := range now.Connections {
+		s.Connections = append(s.Connections, control.Connection{
+			ID:        c.ID,
+			State:     string(c.State),
+			Since:     c.Since,
+			Opened:    c.Since,
+			Age:       control.Seconds(time.Since(c.Since)),
+			Client:    c.Client,
+			Source:    c.Source,
+			Server:    c.Server,
+			Target:    c.Target,
+			BytesUp:   c.BytesUp,
+			BytesDown: c.BytesDown,
+			Resumes:   int(max(c.Attempt, 1) - 1),
+		})
+	}
+	slices.SortFunc(s.Connections, func(a, b control.Connection) int {
+		return cmp.Or(a.Opened.Compare(b.Opened), strings.Compare(a.ID, b.ID))
+	})
+	c := &s.Counters
+	c.BytesUp, c.BytesDown = now.Counters.BytesUp, now.Counters.BytesDown
+	c.Refused = make(map[string]uint64)
+	for status, n := range now.Counters.Refused {
+		c.Refused[fmt.Sprint(uint64(status))] += n
+	}
+	for status, n := range now.Counters.Replies {
+		if status < 300 {
+			c.Opened += n
+			continue
+		}
+		c.Refused[fmt.Sprint(uint64(status))] += n
+	}
+	var places []string
+	for _, l := range s.Listeners {
+		places = append(places, l.Address)
+	}
+	s.Summary = fmt.Sprintf("listening on %s; %d of %s connected, %s", strings.Join(places, ", "), connected, plural(len(s.Peers), "peer"), plural(len(s.Connections), "connection"))
+}

@@ -1,0 +1,231 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"ptthqd/pkg/control"
+)
+
+// serveControl answers on the control socket until ctx is done, and closes it.
+func (d *daemon) serveControl(ctx context.Context, l net.Listener) {
+	limits := d.loaded.Load().config.Limits
+	mux := http.NewServeMux()
+	mux.Handle("/", control.Handler(d))
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	server := &http.Server{
+		Handler:           d.logRequests(mux),
+		ReadHeaderTimeout: limits.ControlTimeout,
+		ReadTimeout:       limits.ControlTimeout,
+		WriteTimeout:      2 * limits.ControlTimeout, // a profile takes 30 s to make
+		IdleTimeout:       limits.ControlTimeout,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, callerKey{}, caller(unwrap(c)))
+		},
+	}
+	var closing sync.WaitGroup
+	closing.Go(func() {
+		<-ctx.Done()
+		// A request may wait for the end of the daemon: none is worth more than a moment.
+		patience, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if server.Shutdown(patience) != nil {
+			_ = server.Close()
+		}
+	})
+	defer closing.Wait()
+	if err := server.Serve(newBoundedListener(l, limits.ControlRequests)); !errors.Is(err, http.ErrServerClosed) {
+		d.log.Error("the control socket has failed: status and reload can't be asked any more", "error", err)
+	}
+}
+
+type callerKey struct{}
+
+// logRequests tells who changes something.
+func (d *daemon) logRequests(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		level := slog.LevelDebug
+		if r.Method != http.MethodGet {
+			level = slog.LevelInfo
+		}
+		who, _ := r.Context().Value(callerKey{}).(string)
+		d.log.Log(r.Context(), level, "control request", "method", r.Method, "path", r.URL.Path, "caller", cmp.Or(who, "unknown"))
+		next.ServeHTTP(w, r)
+	})
+}
+
+// A boundedListener has at most so many connections open at a time; others wait in its queue.
+type boundedListener struct {
+	net.Listener
+	places chan struct{} // holds one for each connection
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newBoundedListener(l net.Listener, n int) *boundedListener {
+	return &boundedListener{Listener: l, places: make(chan struct{}, max(n, 1)), closed: make(chan struct{})}
+}
+
+func (l *boundedListener) Accept() (net.Conn, error) {
+	select {
+	case l.places <- struct{}{}:
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		<-l.places
+		return nil, err
+	}
+	return &boundedConn{Conn: conn, leave: sync.OnceFunc(func() { <-l.places })}, nil
+}
+
+func (l *boundedListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return l.Listener.Close()
+}
+
+type boundedConn struct {
+	net.Conn
+	leave func()
+}
+
+func (c *boundedConn) Close() error {
+	defer c.leave()
+	return c.Conn.Close()
+}
+
+func unwrap(c net.Conn) net.Conn {
+	if b, ok := c.(*boundedConn); ok {
+		return b.Conn
+	}
+	return c
+}
+
+// Status is what the control socket and the service manager are told.
+func (d *daemon) Status() *control.Status {
+	l := d.loaded.Load()
+	s := &control.Status{
+		Role:      string(l.config.Role),
+		ID:        l.config.ID,
+		PublicKey: d.identity.Public().String(),
+		Version:   d.options.Version,
+		PID:       os.Getpid(),
+		State:     d.state.Load().(string),
+		Started:   d.started,
+		Uptime:    control.Seconds(time.Since(d.started)),
+		Config: control.Config{
+			File:     l.config.Path,
+			Files:    l.config.Files,
+			Hash:     l.config.Hash,
+			Loaded:   l.at,
+			LogLevel: d.LogLevel().Level,
+			Reload:   d.lastReload.Load(),
+		},
+	}
+	var memory runtime.MemStats
+	runtime.ReadMemStats(&memory)
+	s.Process = control.Process{
+		Goroutines: runtime.NumGoroutine(),
+		HeapBytes:  memory.HeapAlloc,
+		Files:      openFiles(),
+		FilesLimit: d.files,
+	}
+	d.role.Describe(s)
+	s.Counters.Reloads, s.Counters.BadReload = d.reloads.Load(), d.badReloads.Load()
+	s.Warnings = d.warnings(s)
+	if r := s.Config.Reload; r != nil && !r.OK {
+		s.Summary += "; the config in the file is not in force: " + r.Error
+	}
+	return s
+}
+
+// warnings are what a person should act on.
+func (d *daemon) warnings(s *control.Status) []control.Warning {
+	var list []control.Warning
+	warn := func(hint, format string, args ...any) {
+		list = append(list, control.Warning{Text: fmt.Sprintf(format, args...), Hint: hint})
+	}
+	if r := s.Config.Reload; r != nil && !r.OK {
+		hint := "mend it, and it is taken over by itself, or by `ptthqd reload`"
+		if r.Cause == control.CauseRestart {
+			hint = "restart the daemon, or undo the change"
+		}
+		warn(hint, "the config in the file is not in force: %s", r.Error)
+	}
+	for _, l := range s.Links {
+		if l.State != control.LinkConnected && l.LastError != "" {
+			warn("", "relay %s is not connected: %s", l.Relay, l.LastError)
+		}
+	}
+	for _, m := range s.Mappings {
+		if m.Problem != "" {
+			warn("", "mapping %s: %s", m.Name, m.Problem)
+		}
+	}
+	for _, p := range s.Peers {
+		if p.Problem != "" {
+			warn("", "peer %s: %s", p.ID, p.Problem)
+		}
+	}
+	for _, l := range s.Listeners {
+		if l.Dropped > 0 {
+			warn("raise net.core.rmem_max, or use the socket unit", "the kernel has dropped %d packets as the receive buffer of %s was full", l.Dropped, l.Address)
+		}
+	}
+	if s.Process.FilesLimit > 0 && uint64(s.Process.Files) > s.Process.FilesLimit/10*9 {
+		warn("raise LimitNOFILE= of the service", "%d of %d files are open", s.Process.Files, s.Process.FilesLimit)
+	}
+	for _, w := range d.loaded.Load().config.Warnings() {
+		warn(w.Hint, "%s:%d: %s: %s", w.File, w.Line, w.Key, w.Message)
+	}
+	return list
+}
+
+// Explain answers by the config in force.
+func (d *daemon) Explain(q control.Question) (*control.Explanation, error) {
+	return Explain(d.loaded.Load().config, q)
+}
+
+// LogLevel is the level in force.
+func (d *daemon) LogLevel() control.LogLevel {
+	return control.LogLevel{Level: strings.ToLower(d.level.Level().String())}
+}
+
+// SetLogLevel changes it.
+func (d *daemon) SetLogLevel(to control.LogLevel) error {
+	var level slog.Level
+	switch to.Level {
+	case "debug", "info", "warn", "error":
+		_ = level.UnmarshalText([]byte(to.Level)) // it is one that slog knows
+	default:
+		return &control.Error{Message: fmt.Sprintf("there is no log level %q", to.Level), Hint: "use debug, info, warn or error"}
+	}
+	d.level.Set(level)
+	d.log.Info("log level changed", "level", to.Level)
+	return nil
+}
+
+// Reload is for the command: it acts at once.
+func (d *daemon) Reload(ctx context.Context) *control.Reload {
+	// Who asked may go away; a reload that has begun is finished all the same.
+	return d.reload(context.WithoutCancel(ctx), "command")
+}

@@ -1,0 +1,225 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"ptthqd/pkg/config"
+)
+
+// The times of watching.
+const (
+	// gatherTime is how long further events are waited for before the files are read: an editor makes several.
+	gatherTime = 30 * time.Millisecond
+	// settleTime is how far apart two equal reads must be: who writes has finished then.
+	settleTime = 300 * time.Millisecond
+	// rewriteTime is the same for a file that is written in place. One that is put in another's place is whole at once; this
+	// one may be half, and half a file must revoke nobody.
+	rewriteTime = time.Second
+	// goneTime is how long a file or directory that has vanished counts as still there.
+	goneTime = 2 * time.Second
+	// pollTime is how often the files are read where the system can't watch them.
+	pollTime = 5 * time.Second
+)
+
+// watch reloads the config when its files change, until ctx is done.
+func (d *daemon) watch(ctx context.Context) {
+	var poll <-chan time.Time
+	watcher, err := fsnotify.NewWatcher()
+	if err != nil {
+		d.log.Warn("the config can't be watched: it is read every few seconds instead", "every", pollTime, "error", err,
+			"hint", "raise fs.inotify.max_user_instances")
+		ticker := time.NewTicker(pollTime)
+		defer ticker.Stop()
+		poll = ticker.C
+		watcher = &fsnotify.Watcher{}
+	} else {
+		defer watcher.Close()
+	}
+	complained := false
+	for {
+		if poll == nil {
+			if err := lookAt(watcher, config.Watches(d.options.Config, d.loaded.Load().snapshot)); err != nil && !complained {
+				complained = true
+				d.log.Warn("a directory of the config can't be watched: changes there need `ptthqd reload`", "error", err,
+					"hint", "raise fs.inotify.max_user_watches, or let the daemon's user read the directory")
+			}
+		}
+		// What changed before it was looked at makes no event.
+		d.checkFiles(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-poll:
+		case <-d.reloaded: // it may include other directories now
+		case <-watcher.Events:
+			gather(ctx, watcher)
+		case <-watcher.Errors: // an overflow of the queue: something has changed
+		}
+	}
+}
+
+// lookAt watches all the paths. One that is watched already is watched again: there may be another directory of that name
+// now. Those that are of no interest any more are let go.
+func lookAt(w *fsnotify.Watcher, paths []string) error {
+	wanted := make(map[string]bool, len(paths))
+	var failed error
+	for _, p := range paths {
+		wanted[p] = true
+		if err := w.Add(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			failed = errors.Join(failed, err)
+		}
+	}
+	for _, p := range w.WatchList() {
+		if !wanted[p] {
+			_ = w.Remove(p) // it has gone by itself, or goes now
+		}
+	}
+	return failed
+}
+
+// gather takes the events of gatherTime together.
+func gather(ctx context.Context, w *fsnotify.Watcher) {
+	timer := time.NewTimer(gatherTime)
+	defer timer.Stop()
+	for {
+		select {
+		case <-w.Events:
+		case <-w.Errors:
+		case <-timer.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// checkFiles reloads the config if its files say something new.
+func (d *daemon) checkFiles(ctx context.Context) {
+	begun := time.Now()
+	now := d.loaded.Load()
+	found := settle(ctx, now, d.readFiles, d.considered.Load().(string))
+	if found == nil {
+		return
+	}
+	d.reloading.Lock()
+	defer d.reloading.Unlock()
+	if d.loaded.Load() != now || d.considered.Load() == found.key() {
+		return // a command was faster; what has changed since then makes an event
+	}
+	d.applyLocked(ctx, "watch", begun, found.snapshot, found.err)
+}
+
+func (d *daemon) readFiles() reading {
+	s, err := config.ReadFiles(d.options.Config)
+	return reading{snapshot: s, err: err, files: identify(s)}
+}
+
+// A reading is what was found when the files were read.
+type reading struct {
+	snapshot *config.Snapshot
+	err      error
+	files    map[string]os.FileInfo // which files these are
+}
+
+// key is the same for readings that say the same.
+func (r *reading) key() string {
+	if r.err != nil {
+		return "error: " + r.err.Error()
+	}
+	return r.snapshot.Hash
+}
+
+// identify tells which files a snapshot was read from.
+func identify(s *config.Snapshot) map[string]os.FileInfo {
+	if s == nil {
+		return nil
+	}
+	files := make(map[string]os.FileInfo, len(s.Files))
+	for _, f := range s.Files {
+		if info, err := os.Stat(f.Path); err == nil {
+			files[f.Path] = info
+		}
+	}
+	return files
+}
+
+// settle reads until whoever writes has finished, and returns what it found then, or nil if that is what was considered
+// last.
+func settle(ctx context.Context, now *loaded, read func() reading, considered string) *reading {
+	found := read()
+	since := time.Now()
+	var goneSince time.Time
+	for {
+		if found.key() == considered {
+			return nil
+		}
+		if goneSince.IsZero() && isGone(found, now) {
+			goneSince = time.Now()
+		}
+		if !pause(ctx, settleTime) {
+			return nil
+		}
+		again := read()
+		switch {
+		case again.key() != found.key():
+			found, since = again, time.Now()
+			if !isGone(found, now) {
+				goneSince = time.Time{}
+			}
+			continue
+		case isGone(again, now) && time.Since(goneSince) < goneTime:
+			continue
+		case rewritten(again, now) && time.Since(since) < rewriteTime:
+			continue
+		}
+		return &again
+	}
+}
+
+// isGone tells whether files have vanished, which may be about to come back.
+func isGone(found reading, now *loaded) bool {
+	if found.err != nil {
+		return errors.Is(found.err, fs.ErrNotExist)
+	}
+	return len(found.snapshot.Gone(now.snapshot)) > 0
+}
+
+// rewritten tells whether a file has another content and is still the same file.
+func rewritten(found reading, now *loaded) bool {
+	if found.snapshot == nil {
+		return false
+	}
+	before := make(map[string]string, len(now.snapshot.Files))
+	for _, f := range now.snapshot.Files {
+		before[f.Path] = string(f.Data)
+	}
+	for _, f := range found.snapshot.Files {
+		content, known := before[f.Path]
+		if !known || content == string(f.Data) {
+			continue
+		}
+		was, is := now.files[f.Path], found.files[f.Path]
+		if was == nil || is == nil || os.SameFile(was, is) {
+			return true
+		}
+	}
+	return false
+}
+
+// pause waits, and tells whether ctx is still not done.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,44 @@
+package daemon
+
+import (
+	"context"
+	"os"
+	"time"
+)
+
+// hangVariable is for tests of the watchdog: once the daemon has run for the duration that it holds, the table of
+// reloads is locked for ever.
+const hangVariable = "PTTHQD_TEST_HANG"
+
+// feedWatchdog feeds the service manager's watchdog for as long as the daemon works: each time every lock has been had and
+// every accept loop has answered. One loop does it all, so that nothing can be fed beside what hangs.
+func (d *daemon) feedWatchdog(ctx context.Context) {
+	if after, err := time.ParseDuration(os.Getenv(hangVariable)); err == nil {
+		time.AfterFunc(after, d.reloading.Lock)
+	}
+	within := d.service.watchdog()
+	if within <= 0 {
+		return
+	}
+	tick := time.NewTicker(within / 3)
+	defer tick.Stop()
+	for {
+		d.prove()
+		if ctx.Err() != nil {
+			return
+		}
+		d.service.feed()
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// prove returns once everything has answered. It hangs where something hangs: that is its purpose.
+func (d *daemon) prove() {
+	d.reloading.Lock()
+	d.reloading.Unlock() //nolint:staticcheck // that it could be had is all
+	d.Status()           // takes the lock of every table
+}
