@@ -30,7 +30,7 @@ func parseDocument(f File) *document {
 	d := &document{file: f.Path}
 	refuse := func(e Error) *document {
 		e.File, e.Key, e.Message = f.Path, shorten(e.Key), shorten(e.Message)
-		d.faults = Errors{e}
+		d.faults = append(d.faults, e)
 		return d
 	}
 	at := func(offset int, message, hint string) Error {
@@ -51,14 +51,32 @@ func parseDocument(f File) *document {
 		return refuse(at(deep, fmt.Sprintf("nested more than %d deep", maxDepth), ""))
 	}
 	tree, err := decodeTOML(text)
-	if parseError := (toml.ParseError{}); errors.As(err, &parseError) {
-		return refuse(explainSyntax(text, parseError, index))
+	for _, r := range index.repeats {
+		d.faults = append(d.faults, r.fault(f.Path))
 	}
-	if err != nil {
+	parseError, isParseError := errors.AsType[toml.ParseError](err)
+	switch {
+	case isParseError && len(index.repeats) > 0 && strings.HasPrefix(parseError.Message, "Key '"): // it is one of them
+	case isParseError:
+		return refuse(explainSyntax(text, parseError))
+	case err != nil:
 		return refuse(at(0, err.Error(), ""))
 	}
-	d.tree, d.index = tree, index
+	if len(d.faults) > 0 {
+		return d
+	}
+	d.tree, d.index = tree, index.root
 	return d
+}
+
+// fault says that a key is defined twice.
+func (r repeat) fault(file string) Error {
+	e := Error{File: file, Line: r.at.line, Column: r.at.column, Key: shorten(r.key), Message: "is there twice"}
+	e.Hint = fmt.Sprintf("take it out here or in line %d", r.first.line)
+	if r.list {
+		e.Hint = fmt.Sprintf("a table is [name], one of a list is [[name]]; line %d has it in the other way", r.first.line)
+	}
+	return e
 }
 
 // decodeTOML asks the library. Where it meets what its authors call a bug it panics instead of returning an error; a
@@ -76,18 +94,11 @@ func decodeTOML(text string) (tree map[string]any, err error) {
 
 // explainSyntax turns the library's error into a place and words of ours. What stands in the text is not repeated: it
 // may be a key that was pasted without its quotes.
-func explainSyntax(text string, e toml.ParseError, index *entry) Error {
+func explainSyntax(text string, e toml.ParseError) Error {
 	at := place(text, e.Position.Start)
 	fault := Error{Line: at.line, Column: at.column}
 	message := strings.TrimSuffix(e.Message, ".")
-	twice, isTwice := strings.CutSuffix(message, "' has already been defined")
 	switch {
-	case isTwice:
-		fault.Key = strings.TrimPrefix(twice, "Key '")
-		fault.Message, fault.Hint = "is there twice", "take one of the two out"
-		if first := index.find(fault.Key, at.line); first != nil && first.name.line < at.line {
-			fault.Hint = fmt.Sprintf("take it out here or in line %d", first.name.line)
-		}
 	case strings.HasPrefix(message, "expected value but found"):
 		fault.Message, fault.Hint = "there is no value here", `a string stands in quotes: key = "value"`
 	case strings.Contains(message, "leading zeroes"):
@@ -111,6 +122,7 @@ func explainSyntax(text string, e toml.ParseError, index *entry) Error {
 var syntaxHints = []struct{ words, hint string }{
 	{"array terminator", `elements are separated by commas: ["a", "b"]`},
 	{"inline table terminator", `pairs are separated by commas: { a = 1, b = 2 }`},
+	{"has already been defined", "take one of the two out"},
 	{"table array name", "a table is [name], one of a list is [[name]]"},
 	{"table name", "a table is [name], one of a list is [[name]]"},
 	{"was already created", "a table is [name], one of a list is [[name]]"},
@@ -182,9 +194,7 @@ type section struct {
 
 // full returns the name of a key with its table: "peers.id".
 func (s *section) full(key string) string {
-	if !isBare(key) {
-		key = strconv.Quote(key) // so that it is none of ours
-	}
+	key = bareOrQuoted(key) // quoted, it is none of ours
 	if s.table == "" {
 		return key
 	}
@@ -210,12 +220,15 @@ func (s *section) missing(key string) {
 	s.add(spot{s.file, s.at.value, k.Name}, hint, "is missing")
 }
 
-// isBare reports whether a key can stand in TOML without quotes.
-func isBare(key string) bool {
+// bareOrQuoted returns a key as it stands in TOML.
+func bareOrQuoted(key string) string {
 	bad := func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_' && r != '-'
 	}
-	return key != "" && !strings.ContainsFunc(key, bad)
+	if key == "" || strings.ContainsFunc(key, bad) {
+		return strconv.Quote(key)
+	}
+	return key
 }
 
 // typeName says what a value is, with its article.

@@ -27,15 +27,23 @@ func place(text string, offset int) position {
 // entry is where one key, table or element of an array stands. The tree of entries has the shape of the tree that the
 // library decodes, which gives no place for unknown keys, nor for anything within an array of tables.
 type entry struct {
+	kind  entryKind
 	name  position          // of the key; of an element: where it begins
 	value position          // of the value; of a table with a header: where the header begins
 	keys  map[string]*entry // of a table
-	elems []*entry          // of an array, also an array of tables
-
-	implied bool // a table that has no header or value of its own (yet), only keys below it
+	elems []*entry          // of an array, also of one of tables
 }
 
-// child returns the entry of a key. On nil, or where there is none, it returns e: the nearest place that is known.
+type entryKind uint8
+
+const (
+	isValue   entryKind = iota // an inline table, too
+	isImplied                  // a table of which there are only keys below it (so far)
+	isTable                    // a table with a header
+	isList                     // an array of tables with headers
+)
+
+// child returns the entry of a key, or e where there is none: the nearest place that is known.
 func (e *entry) child(key string) *entry {
 	if c := e.keys[key]; c != nil {
 		return c
@@ -51,49 +59,38 @@ func (e *entry) elem(i int) *entry {
 	return e
 }
 
-// find returns the entry of a dotted key, as it was where a text was read up to a line.
-func (e *entry) find(key string, line int) *entry {
-	for part := range strings.SplitSeq(key, ".") {
-		for i := len(e.elems) - 1; i >= 0; i-- {
-			if e.elems[i].value.line <= line {
-				e = e.elems[i]
-				break
-			}
-		}
-		if e = e.keys[part]; e == nil {
-			return nil
-		}
+func (e *entry) set(key string, child *entry) {
+	if e.keys == nil {
+		e.keys = make(map[string]*entry)
 	}
-	return e
+	e.keys[key] = child
 }
 
-// sub returns the table under a key, made when absent: for the last element of an array of tables, that element.
-func (e *entry) sub(key string, at position) *entry {
-	c := e.keys[key]
-	if c == nil {
-		c = &entry{name: at, value: at, implied: true}
-		if e.keys == nil {
-			e.keys = make(map[string]*entry)
-		}
-		e.keys[key] = c
-	}
-	if n := len(c.elems); n > 0 {
-		return c.elems[n-1]
-	}
-	return c
+// repeat is a key that is defined twice. The library finds most of them, one at a time, and loses the value of the rest.
+type repeat struct {
+	key       string
+	at, first position
+	list      bool // once as a list of tables, once not
+}
+
+// index says where everything in a text stands.
+type index struct {
+	root    *entry
+	repeats []repeat
 }
 
 // buildIndex finds the place of each key and element. It reads TOML 1.1, and takes for granted that the text is well
 // formed: where it isn't, the index ends there without an error, since the library says what is wrong. The only error
 // is errTooDeep, with the offset.
-func buildIndex(text string) (*entry, int, error) {
-	s := &scanner{text: text, last: position{1, 1}}
-	root := &entry{name: position{1, 1}, value: position{1, 1}}
+func buildIndex(text string) (index, int, error) {
+	start := position{1, 1}
+	s := &scanner{text: text, last: start}
+	root := &entry{kind: isTable, name: start, value: start}
 	err := s.document(root)
 	if errors.Is(err, errTooDeep) {
-		return root, s.off, err
+		return index{root, s.repeats}, s.off, err
 	}
-	return root, 0, nil
+	return index{root, s.repeats}, 0, nil
 }
 
 // errMalformed ends the index early: the text isn't TOML.
@@ -107,6 +104,8 @@ type scanner struct {
 	// cost one pass over the text.
 	asked int
 	last  position
+
+	repeats []repeat
 }
 
 func (s *scanner) here() position {
@@ -167,7 +166,7 @@ func (s *scanner) skipTo(bytes string) {
 }
 
 func (s *scanner) document(root *entry) error {
-	table := root
+	table, name := root, ""
 	for {
 		s.skipBlank()
 		if s.off == len(s.text) {
@@ -175,9 +174,9 @@ func (s *scanner) document(root *entry) error {
 		}
 		var err error
 		if s.peek() == '[' {
-			table, err = s.header(root)
+			table, name, err = s.header(root)
 		} else {
-			err = s.pair(table, 0)
+			err = s.pair(table, name, 0)
 		}
 		if err != nil {
 			return err
@@ -185,34 +184,41 @@ func (s *scanner) document(root *entry) error {
 	}
 }
 
-// header reads [a.b] or [[a.b]], and returns the table that it opens.
-func (s *scanner) header(root *entry) (*entry, error) {
+// header reads [a.b] or [[a.b]], and returns the table that it opens, and its name.
+func (s *scanner) header(root *entry) (*entry, string, error) {
 	start := s.here()
 	s.off++
-	array := s.accept("[")
-	table, last, at, err := s.path(root)
+	list := s.accept("[")
+	k, err := s.path(root, "")
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	if !s.accept("]") || array && !s.accept("]") {
-		return nil, errMalformed
+	if !s.accept("]") || list && !s.accept("]") {
+		return nil, "", errMalformed
 	}
-	if array {
-		table.sub(last, at)
-		list := table.keys[last]
-		list.elems = append(list.elems, &entry{name: at, value: start})
-		return table.sub(last, at), nil
+	opened := &entry{kind: isTable, name: k.at, value: start}
+	e := k.table.keys[k.last]
+	switch {
+	case e == nil && list:
+		e = &entry{kind: isList, name: k.at, value: start}
+		k.table.set(k.last, e)
+	case e == nil:
+		k.table.set(k.last, opened)
+		return opened, k.name, nil
+	case e.kind == isImplied && !list:
+		e.kind, e.name, e.value = isTable, k.at, start
+		return e, k.name, nil
+	case e.kind != isList || !list:
+		s.repeats = append(s.repeats, repeat{k.name, k.at, e.name, list || e.kind == isList})
+		return opened, k.name, nil
 	}
-	opened := table.sub(last, at)
-	if opened.implied { // else the first of two stands: the library refuses the second
-		opened.name, opened.value, opened.implied = at, start, false
-	}
-	return opened, nil
+	e.elems = append(e.elems, opened)
+	return opened, k.name, nil
 }
 
-// pair reads key = value into the table.
-func (s *scanner) pair(table *entry, depth int) error {
-	table, last, at, err := s.path(table)
+// pair reads key = value into the table, which has the given name.
+func (s *scanner) pair(table *entry, name string, depth int) error {
+	k, err := s.path(table, name)
 	if err != nil {
 		return err
 	}
@@ -220,38 +226,62 @@ func (s *scanner) pair(table *entry, depth int) error {
 		return errMalformed
 	}
 	s.skipSpaces()
-	e, err := s.scan(depth)
+	e, err := s.scan(k.name, depth)
 	if err != nil {
 		return err
 	}
-	e.name = at
-	if table.keys == nil {
-		table.keys = make(map[string]*entry)
+	e.name = k.at
+	if first := k.table.keys[k.last]; first != nil {
+		s.repeats = append(s.repeats, repeat{k.name, k.at, first.name, first.kind == isList})
+		return nil
 	}
-	if table.keys[last] == nil { // the first of two stands: the library refuses the second
-		table.keys[last] = e
-	}
+	k.table.set(k.last, e)
 	return nil
 }
 
-// path reads a dotted key, and returns the table that holds its last part, that part, and its place.
-func (s *scanner) path(table *entry) (*entry, string, position, error) {
+// path is a dotted key: the table that holds its last part, that part and its place, and the name of the whole.
+type path struct {
+	table *entry
+	last  string
+	at    position
+	name  string
+}
+
+// path reads a dotted key within the table of the given name.
+func (s *scanner) path(table *entry, name string) (path, error) {
 	for depth := 0; ; depth++ {
 		if depth == maxDepth {
-			return nil, "", position{}, errTooDeep
+			return path{}, errTooDeep
 		}
 		s.skipSpaces()
 		at := s.here()
 		key, err := s.key()
 		if err != nil {
-			return nil, "", position{}, err
+			return path{}, err
 		}
+		name = strings.TrimPrefix(name+"."+bareOrQuoted(key), ".")
 		s.skipSpaces()
 		if !s.accept(".") {
-			return table, key, at, nil
+			return path{table, key, at, name}, nil
 		}
-		table = table.sub(key, at)
+		table = s.sub(table, key, name, at)
 	}
+}
+
+// sub returns the table under a key, made when absent: of an array of tables, the last element.
+func (s *scanner) sub(table *entry, key, name string, at position) *entry {
+	e := table.keys[key]
+	switch {
+	case e == nil:
+		e = &entry{kind: isImplied, name: at, value: at}
+		table.set(key, e)
+	case e.kind == isList:
+		return e.elems[len(e.elems)-1]
+	case e.kind == isValue:
+		s.repeats = append(s.repeats, repeat{name, at, e.name, false})
+		return &entry{kind: isImplied, name: at, value: at} // leads nowhere
+	}
+	return e
 }
 
 // key reads one part of a dotted key, bare or quoted.
@@ -277,8 +307,8 @@ func (s *scanner) key() (string, error) {
 	return s.text[start:s.off], nil
 }
 
-// scan reads a value, and returns its place and those within it.
-func (s *scanner) scan(depth int) (*entry, error) {
+// scan reads the value of the key with the given name, and returns its place and those within it.
+func (s *scanner) scan(name string, depth int) (*entry, error) {
 	if depth == maxDepth {
 		return nil, errTooDeep
 	}
@@ -286,9 +316,9 @@ func (s *scanner) scan(depth int) (*entry, error) {
 	e := &entry{name: at, value: at}
 	switch {
 	case s.accept("["):
-		return e, s.array(e, depth+1)
+		return e, s.array(e, name, depth+1)
 	case s.accept("{"):
-		return e, s.inline(e, depth+1)
+		return e, s.inline(e, name, depth+1)
 	case s.accept(`"""`):
 		return e, s.lines(`"""`)
 	case s.accept(`'''`):
@@ -304,13 +334,13 @@ func (s *scanner) scan(depth int) (*entry, error) {
 	return e, nil
 }
 
-func (s *scanner) array(e *entry, depth int) error {
+func (s *scanner) array(e *entry, name string, depth int) error {
 	for {
 		s.skipBlank()
 		if s.accept("]") {
 			return nil
 		}
-		elem, err := s.scan(depth)
+		elem, err := s.scan(name, depth)
 		if err != nil {
 			return err
 		}
@@ -322,13 +352,13 @@ func (s *scanner) array(e *entry, depth int) error {
 	}
 }
 
-func (s *scanner) inline(e *entry, depth int) error {
+func (s *scanner) inline(e *entry, name string, depth int) error {
 	for {
 		s.skipBlank()
 		if s.accept("}") {
 			return nil
 		}
-		if err := s.pair(e, depth); err != nil {
+		if err := s.pair(e, name, depth); err != nil {
 			return err
 		}
 		s.skipBlank()
