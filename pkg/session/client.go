@@ -225,6 +225,7 @@ type forward struct {
 	tried       map[any]bool    // links that failed in this round
 	rounds      int             // that have failed since the loss
 	lastFailure string
+	elsewhere   bool            // the last stream was lost beyond its link: another relay may still reach the server
 	otherRoutes <-chan struct{} // closed when the routes of the last choice are others
 }
 
@@ -303,6 +304,7 @@ func (f *forward) finished(st Stream, err error) bool {
 		st.Reset(wire.CodeRevoked)
 		return true
 	}
+	f.elsewhere = reset != nil && reset.Remote
 	st.Reset(wire.CodeLost)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -413,7 +415,7 @@ func (f *forward) choose(moving bool, why string) (Route, time.Duration) {
 			if f.excluded[r.Relay] || f.tried[r.Link] {
 				continue
 			}
-			if moving && r.Link == current && (pass == 0 || why != deadPath) {
+			if (moving || f.elsewhere) && r.Link == current && (pass == 0 || moving && why != deadPath) {
 				continue // elsewhere first; here only if the link itself is well
 			}
 			return r, 0

@@ -576,7 +576,11 @@ func (v *Server) resume(client string, m *wire.Resume, st Stream, via Route) {
 			v.complete(st, tomb.granted)
 			return
 		}
-		v.refuse(st, &Refusal{wire.StatusNoSession, "the server doesn't know this session; it may have been restarted"})
+		refusal := &Refusal{wire.StatusNoSession, "the server doesn't know this session; it may have been restarted"}
+		if _, no := v.config.Decide(client, m.Target); no != nil {
+			refusal = no // it ended when the right was withdrawn
+		}
+		v.refuse(st, refusal)
 		return
 	}
 	if m.Unconfirmed {
