@@ -202,6 +202,9 @@ func (d *Dialer) redial(ctx context.Context, old *Link, kicks <-chan string) (*L
 			patience = max(patience, dialAnswered) // a path may be slower than anyone thought
 		}
 		d.dialAt = time.Now()
+		d.mu.Lock()
+		d.state.NextDial = time.Time{}
+		d.mu.Unlock()
 		link, err := d.dial(ctx, old, patience)
 		if err == nil {
 			select {

@@ -178,6 +178,10 @@ func (p *pulse) heard(m *wire.Heartbeat) {
 
 // suspicion is how long a link may be silent while something is expected.
 func suspicion(s quic.ConnectionStats) time.Duration {
+	// Before the first measurement, which a handshake over a slow path may not give, quic-go shows 100 ms.
+	if s.MinRTT == 100*time.Millisecond && s.MeanDeviation == 0 {
+		return dialAnswered
+	}
 	// The probe timeout of RFC 9002, section 6.2.1, with quic-go's max_ack_delay.
 	pto := s.SmoothedRTT + max(4*s.MeanDeviation, time.Millisecond) + 25*time.Millisecond
 	return max(suspectAfter, 4*pto)

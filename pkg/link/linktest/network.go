@@ -42,6 +42,7 @@ type Network struct {
 	delay   func(Packet) time.Duration
 	rebound map[netip.AddrPort]netip.AddrPort // what a NAT makes of a source, and back
 	inside  map[netip.AddrPort]netip.AddrPort
+	aliases map[netip.AddrPort]netip.AddrPort // of a socket's addresses, and what it is
 	packets int
 }
 
@@ -63,6 +64,7 @@ func New(t testing.TB, latency time.Duration) *Network {
 		cut:     map[netip.Addr]bool{},
 		rebound: map[netip.AddrPort]netip.AddrPort{},
 		inside:  map[netip.AddrPort]netip.AddrPort{},
+		aliases: map[netip.AddrPort]netip.AddrPort{},
 	}
 	t.Cleanup(n.close)
 	return n
@@ -109,6 +111,13 @@ func (n *Network) Rebind(host string) {
 		outside := n.portLocked(addr)
 		n.rebound[node], n.inside[outside] = outside, node
 	}
+}
+
+// Alias gives a socket a second address to be reached at. What it sends comes from the first all the same.
+func (n *Network) Alias(alias, address string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.aliases[netip.MustParseAddrPort(alias)] = netip.MustParseAddrPort(address)
 }
 
 // Packets is how many packets the router has seen, also those that it dropped.
@@ -185,6 +194,9 @@ func (n *Network) route(p *simnet.Packet) simnet.PacketReceiver {
 	}
 	if outside, ok := n.rebound[seen.From]; ok {
 		p.From = net.UDPAddrFromAddrPort(outside)
+	}
+	if address, ok := n.aliases[seen.To]; ok {
+		return n.nodes[address]
 	}
 	if inside, ok := n.inside[seen.To]; ok {
 		p.To = net.UDPAddrFromAddrPort(inside)
