@@ -61,10 +61,12 @@ func ListenTLS(k PrivateKey, admit func(PublicKey) error) (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Any certificate will do for crypto/tls, as long as the peer holds its key, because VerifyConnection, which is
-	// asked at resumed handshakes too, lets in no key that admit doesn't know. A ticket is no way around it: it
+	// Any certificate, and none, will do for crypto/tls, as long as the peer holds its key, because VerifyConnection,
+	// which is asked at resumed handshakes too, lets in no key that admit doesn't know. To require a certificate here
+	// would end a handshake without one in another alert than one with an unknown key; strangers are to see no
+	// difference. A ticket is no way around it: it
 	// brings back the certificate of the handshake that it was made in, and admit is asked about that one's key.
-	config.ClientAuth = tls.RequireAnyClientCert
+	config.ClientAuth = tls.RequestClientCert
 	config.VerifyConnection = func(state tls.ConnectionState) error {
 		key, err := PeerKey(state)
 		if err != nil {

@@ -170,6 +170,19 @@ func TestPeerWithoutAKeyOfOursIsRefused(t *testing.T) {
 	})
 }
 
+// A stranger learns nothing from how it is refused: without a key, or with one that isn't known, it gets the same alert.
+func TestStrangersSeeOneAlert(t *testing.T) {
+	_, listen, _, relay := pair(t)
+	unknown := dialTLS(t, generate(t), relay.Public())
+	none := dialTLS(t, generate(t), relay.Public())
+	none.Certificates = nil
+	_, _, first, _ := handshake(t, unknown, listen)
+	_, _, second, _ := handshake(t, none, listen)
+	if first == nil || second == nil || first.Error() != second.Error() {
+		t.Errorf("an unknown key sees %v, no key %v", first, second)
+	}
+}
+
 // A certificate is public, and a thief could present a node's: the handshake fails without the private key.
 func TestSomebodyElsesCertificateIsRefused(t *testing.T) {
 	dial, listen, _, relay := pair(t)
