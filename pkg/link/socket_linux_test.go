@@ -1,0 +1,248 @@
+package link
+
+import (
+	"bytes"
+	"encoding/binary"
+	"log/slog"
+	"net"
+	"testing"
+	"time"
+
+	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
+)
+
+func udpSocket(t *testing.T, log *slog.Logger) (*Socket, *udpConn) {
+	t.Helper()
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0") //nolint:noctx // loopback
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewSocket(pc, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s, s.quic.(*udpConn)
+}
+
+func control(level, kind int32, data ...byte) []byte {
+	b := make([]byte, unix.CmsgSpace(len(data)))
+	h := unix.Cmsghdr{Level: level, Type: kind}
+	h.SetLen(unix.CmsgLen(len(data)))
+	binary.NativeEndian.PutUint64(b, uint64(h.Len))
+	binary.NativeEndian.PutUint32(b[8:], uint32(h.Level))
+	binary.NativeEndian.PutUint32(b[12:], uint32(h.Type))
+	copy(b[unix.CmsgLen(0):], data)
+	return b
+}
+
+func segments(size uint16) []byte {
+	return control(unix.IPPROTO_UDP, unix.UDP_SEGMENT, binary.NativeEndian.AppendUint16(nil, size)...)
+}
+
+// batch is what quic-go asks for: eight packets.
+func batch() []ipv4.Message {
+	ms := make([]ipv4.Message, 8)
+	for i := range ms {
+		ms[i].Buffers = [][]byte{make([]byte, 1452)}
+		ms[i].OOB = make([]byte, 128)
+	}
+	return ms
+}
+
+// readPackets reads so many packets and returns their contents and ECN bits.
+func readPackets(t *testing.T, c *udpConn, count int) (packets [][]byte, marks []byte) {
+	t.Helper()
+	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	for len(packets) < count {
+		ms := batch()
+		n, err := c.ReadBatch(ms, 0)
+		if err != nil {
+			t.Fatalf("after %d of %d packets: %v", len(packets), count, err)
+		}
+		for _, m := range ms[:n] {
+			if m.Addr == nil {
+				t.Error("a packet without an address")
+			}
+			packets = append(packets, m.Buffers[0][:m.N])
+			mark := byte(0)
+			for oob := m.OOB[:m.NN]; len(oob) > 0; {
+				h, body, rest, err := unix.ParseOneSocketControlMessage(oob)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TOS {
+					mark = body[0] & 3
+				} else {
+					t.Errorf("a control message of level %d, type %d", h.Level, h.Type)
+				}
+				oob = rest
+			}
+			marks = append(marks, mark)
+		}
+	}
+	return packets, marks
+}
+
+func TestCoalescedPacketsAreSplit(t *testing.T) {
+	for _, gro := range []bool{true, false} {
+		to, reader := udpSocket(t, nil)
+		_, writer := udpSocket(t, nil)
+		if !to.Stats().GRO {
+			t.Skip("this kernel has no UDP GRO")
+		}
+		to.gro = gro
+		raw, err := reader.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = raw.Control(func(fd uintptr) {
+			if !gro {
+				_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 0)
+			}
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_RECVTOS, 1) // as quic-go does
+		})
+		addr := reader.LocalAddr().(*net.UDPAddr)
+
+		// Trains of all lengths, whose last packet is shorter, with single packets in between.
+		var sent [][]byte
+		var marks []byte
+		for i := range 40 {
+			size := 100 + 33*i
+			train := bytes.Repeat([]byte{byte(i)}, (i+1)*size-i)
+			oob := append(segments(uint16(size)), control(unix.IPPROTO_IP, unix.IP_TOS, byte(i%4))...)
+			if _, _, err := writer.WriteMsgUDP(train, oob, addr); err != nil {
+				t.Fatal(err)
+			}
+			for len(train) > 0 {
+				n := min(size, len(train))
+				sent = append(sent, train[:n])
+				marks = append(marks, byte(i%4))
+				train = train[n:]
+			}
+			if _, _, err := writer.WriteMsgUDP([]byte{byte(i)}, nil, addr); err != nil {
+				t.Fatal(err)
+			}
+			sent, marks = append(sent, []byte{byte(i)}), append(marks, 0)
+		}
+		got, gotMarks := readPackets(t, reader, len(sent))
+		for i := range sent {
+			if !bytes.Equal(got[i], sent[i]) || gotMarks[i] != marks[i] {
+				t.Fatalf("gro=%v: packet %d has %d bytes, mark %d; %d bytes, mark %d were sent", gro, i, len(got[i]), gotMarks[i], len(sent[i]), marks[i])
+			}
+		}
+		stats := to.Stats()
+		if stats.Received != uint64(len(sent)) {
+			t.Errorf("%+v, sent %d", stats, len(sent))
+		}
+		if gro && stats.Reads*4 > stats.Received || !gro && stats.Reads != stats.Received {
+			t.Errorf("gro=%v: %+v", gro, stats)
+		}
+	}
+}
+
+func TestDropsAreCounted(t *testing.T) {
+	to, reader := udpSocket(t, nil)
+	_, writer := udpSocket(t, nil)
+	if err := reader.UDPConn.SetReadBuffer(4096); err != nil {
+		t.Fatal(err)
+	}
+	for range 1000 {
+		if _, _, err := writer.WriteMsgUDP(make([]byte, 1000), nil, reader.LocalAddr().(*net.UDPAddr)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	readPackets(t, reader, 1)
+	for to.Stats().Dropped == 0 { // the count comes with the first packet after the drops
+		if _, _, err := writer.WriteMsgUDP([]byte{1}, nil, reader.LocalAddr().(*net.UDPAddr)); err != nil {
+			t.Fatal(err)
+		}
+		readPackets(t, reader, 1)
+	}
+	if n := to.Stats().Dropped; n < 900 || n > 1000 {
+		t.Errorf("%d drops counted of about 990", n)
+	}
+}
+
+func TestBuffersOnlyGrow(t *testing.T) {
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0") //nolint:noctx // loopback
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := pc.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var before int
+	_ = raw.Control(func(fd uintptr) {
+		// What a socket unit of systemd may have given; without the capability, what the system allows.
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 16<<20)
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20)
+		before, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF)
+	})
+	s, err := NewSocket(pc, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if got := s.Stats().ReceiveBuffer; got < before {
+		t.Errorf("the receive buffer shrank from %d to %d bytes", before, got)
+	}
+	// quic-go tries too.
+	if err := s.quic.(*udpConn).SetReadBuffer(1); err != nil {
+		t.Error(err)
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if got, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF); got < before {
+			t.Errorf("quic-go shrank the receive buffer from %d to %d bytes", before, got)
+		}
+	})
+}
+
+func TestRefusedSends(t *testing.T) {
+	var log bytes.Buffer
+	from, writer := udpSocket(t, slog.New(slog.NewTextHandler(&log, nil)))
+	_, reader := udpSocket(t, nil)
+	to := reader.LocalAddr().(*net.UDPAddr)
+
+	// A mark that the kernel refuses: the packet goes without.
+	badMark := control(unix.IPPROTO_IP, unix.IP_TOS, binary.NativeEndian.AppendUint32(nil, 4711)...)
+	for range 2 {
+		if n, _, err := writer.WriteMsgUDP([]byte("marked"), badMark, to); err != nil || n != 6 {
+			t.Error(n, err)
+		}
+	}
+	if packets, _ := readPackets(t, reader, 2); string(packets[1]) != "marked" {
+		t.Errorf("%q", packets)
+	}
+	if n := bytes.Count(log.Bytes(), []byte("QUIC_GO_DISABLE_ECN")); n != 1 {
+		t.Errorf("the log says it %d times:\n%s", n, &log)
+	}
+
+	// More segments than the kernel takes (EINVAL): quic-go is told EIO, at which it sends one by one.
+	_, _, err := writer.WriteMsgUDP(make([]byte, 60_000), segments(10), to)
+	if op, ok := err.(interface{ Unwrap() error }); !ok || op.Unwrap() != unix.EIO {
+		t.Errorf("%v", err)
+	}
+	if n := bytes.Count(log.Bytes(), []byte("QUIC_GO_DISABLE_GSO")); n != 1 {
+		t.Errorf("the log says it %d times:\n%s", n, &log)
+	}
+
+	// A packet that is too large is told, for path MTU discovery.
+	if _, _, err := writer.WriteMsgUDP(make([]byte, 70_000), nil, to); !tooLarge(err) {
+		t.Error(err)
+	}
+	// What passes counts as lost on the way.
+	if _, _, err := writer.WriteMsgUDP([]byte("x"), nil, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}); err != nil {
+		t.Error(err)
+	}
+	if n := from.Stats().SendFailures; n != 1 || from.sendError() == nil {
+		t.Errorf("%d failures, %v", n, from.sendError())
+	}
+	// A closed socket is told.
+	_ = from.Close()
+	if _, _, err := writer.WriteMsgUDP([]byte("x"), nil, to); err == nil {
+		t.Error("a closed socket sends")
+	}
+}
