@@ -6,6 +6,8 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -17,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"ptthqd/pkg/control"
 	"ptthqd/pkg/ident"
 )
 
@@ -146,6 +149,31 @@ func (w *world) write(node, text string) {
 	if err := os.Rename(name+".new", name); err != nil {
 		w.t.Fatal(err)
 	}
+}
+
+// forward adds a mapping, and a service of the server that covers its target.
+// Call it before the nodes start. It returns the port at which P1 connects.
+func (w *world) forward(target string) int {
+	w.t.Helper()
+	port := freeTCPPort(w.t)
+	name := fmt.Sprintf("m%d", port)
+	w.extra["laptop"] += fmt.Sprintf("[[mappings]]\nname = %q\nlisten = \"127.0.0.1:%d\"\nserver = \"nas\"\ntarget = %q\n", name, port, target)
+	w.extra["nas"] += fmt.Sprintf("[[services]]\ntarget = %q\nclients = [\"laptop\"]\n", target)
+	w.writeConfigs()
+	return port
+}
+
+// status asks a node over its control socket.
+func (w *world) status(name string) *control.Status {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	asked := &control.Client{Socket: filepath.Join(w.path(name, ".run"), "control.sock")}
+	status, err := asked.Status(ctx)
+	if err != nil {
+		w.t.Fatalf("status of %s: %v", name, err)
+	}
+	return status
 }
 
 // all starts every node, relays first, and waits until the chain carries.
@@ -365,22 +393,28 @@ func listen(t *testing.T, serve func(net.Conn)) net.Listener {
 	return l
 }
 
+// freePort finds a port that listen can have, below those that Linux gives to
+// outgoing connections: nobody gets it by chance before its user.
+func freePort(t *testing.T, listen func(address string) (io.Closer, error)) int {
+	t.Helper()
+	for range 1000 {
+		port := 10000 + rand.N(20000)
+		l, err := listen(fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			_ = l.Close()
+			return port
+		}
+	}
+	t.Fatal("no port is free")
+	return 0
+}
+
 func freeTCPPort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
+	return freePort(t, func(address string) (io.Closer, error) { return net.Listen("tcp", address) })
 }
 
 func freeUDPPort(t *testing.T) int {
 	t.Helper()
-	c, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = c.Close() }()
-	return c.LocalAddr().(*net.UDPAddr).Port
+	return freePort(t, func(address string) (io.Closer, error) { return net.ListenPacket("udp", address) })
 }
