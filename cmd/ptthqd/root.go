@@ -15,6 +15,10 @@ import (
 var commands = []func() *cobra.Command{
 	newRunCommand,
 	newInitCommand,
+	newCheckCommand,
+	newReloadCommand,
+	newStatusCommand,
+	newExplainCommand,
 	newKeygenCommand,
 	newPubkeyCommand,
 	newVersionCommand,

@@ -15,6 +15,7 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 	"time"
 )
@@ -123,10 +124,23 @@ type Fault struct {
 	Hint    string `json:"hint,omitempty"`
 }
 
+// String returns "file:line:column: key: message; hint".
+func (f Fault) String() string {
+	text := fmt.Sprintf("%s:%d:%d: ", f.File, f.Line, f.Column)
+	if f.Key != "" {
+		text += f.Key + ": "
+	}
+	text += f.Message
+	if f.Hint != "" {
+		text += "; " + f.Hint
+	}
+	return text
+}
+
 // Listener is a UDP socket of a relay.
 type Listener struct {
+	Listen        string `json:"listen"`          // as in the config, one address of it: [::]:30380, systemd:NAME
 	Address       string `json:"address"`         // where it is bound
-	Inherited     string `json:"inherited"`       // by which name systemd handed it over; empty if it did not
 	GRO           bool   `json:"gro"`             // the kernel coalesces what arrives
 	ReceiveBuffer int    `json:"receive_buffer"`  // bytes, as the kernel counts; 0 if it doesn't say
 	SendBuffer    int    `json:"send_buffer"`     // bytes

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"syscall"
@@ -66,7 +67,7 @@ func explainRelay(e *control.Explanation, c *config.Config) (*control.Explanatio
 	if err != nil {
 		return nil, err
 	}
-	decided(e, rules.Allow(e.Client, e.Server, e.Target))
+	decided(e, c, rules.Allow(e.Client, e.Server, e.Target))
 	if e.Allowed {
 		e.Next = fmt.Sprintf("%s must be connected, and its own [[services]] must let %s reach %s: ask `ptthqd explain` there too", e.Server, e.Client, e.Target)
 	} else {
@@ -87,7 +88,7 @@ func explainServer(e *control.Explanation, c *config.Config, target policy.Targe
 		return nil, err
 	}
 	dial, d := services.Resolve(e.Client, target)
-	decided(e, d)
+	decided(e, c, d)
 	if e.Allowed {
 		e.Dial = dial.String()
 		e.Next = fmt.Sprintf("the relay's [[peers]] must let %s reach %s too: ask `ptthqd explain` there", e.Client, e.Server)
@@ -123,7 +124,8 @@ func explainClient(e *control.Explanation, c *config.Config) (*control.Explanati
 	return e, nil
 }
 
-func decided(e *control.Explanation, d policy.Decision) {
+func decided(e *control.Explanation, c *config.Config, d policy.Decision) {
 	e.Decides, e.Allowed = true, d.Allowed
-	e.Rule, e.Reason, e.Source = d.Rule, d.Reason, d.Source.String()
+	e.Rule, e.Reason = d.Rule, d.Reason
+	e.Source = cmp.Or(d.Source.String(), c.Path)
 }

@@ -35,9 +35,9 @@ type relayRole struct {
 
 type relaySocket struct {
 	*link.Socket
-	place     string // "[::]:30380", "systemd:quic"
-	inherited string // the FDNAME under which it came
-	conn      net.PacketConn
+	place  string // "[::]:30380", "systemd:quic"
+	ofUnit bool   // a socket unit's: systemd has it already
+	conn   net.PacketConn
 }
 
 func newRelayRole(d *daemon, c *config.Config) (role, error) {
@@ -165,7 +165,7 @@ func (r *relayRole) bind(ctx context.Context) error {
 					l, l.Addr)
 			}
 			for _, conn := range conns {
-				if err := r.enter(l.String(), l.Addr, conn); err != nil {
+				if err := r.enter(l.String(), conn, true); err != nil {
 					return err
 				}
 			}
@@ -179,7 +179,7 @@ func (r *relayRole) bind(ctx context.Context) error {
 				for _, extra := range conns[1:] {
 					_ = extra.Close()
 				}
-				if err := r.enter(name, "", conns[0]); err != nil {
+				if err := r.enter(name, conns[0], false); err != nil {
 					return err
 				}
 				bound++
@@ -197,7 +197,7 @@ func (r *relayRole) bind(ctx context.Context) error {
 				}
 				return udpError(name, err)
 			}
-			if err := r.enter(name, "", conn); err != nil {
+			if err := r.enter(name, conn, false); err != nil {
 				return err
 			}
 			bound++
@@ -209,13 +209,13 @@ func (r *relayRole) bind(ctx context.Context) error {
 	return nil
 }
 
-func (r *relayRole) enter(place, inherited string, conn net.PacketConn) error {
+func (r *relayRole) enter(place string, conn net.PacketConn, ofUnit bool) error {
 	socket, err := link.NewSocket(conn, r.daemon.log)
 	if err != nil {
 		return err
 	}
 	r.mu.Lock()
-	r.sockets = append(r.sockets, &relaySocket{Socket: socket, place: place, inherited: inherited, conn: conn})
+	r.sockets = append(r.sockets, &relaySocket{Socket: socket, place: place, ofUnit: ofUnit, conn: conn})
 	r.mu.Unlock()
 	r.daemon.log.Info("listening", "listener", place, "address", socket.LocalAddr())
 	return nil
@@ -252,7 +252,7 @@ func (r *relayRole) Sockets() map[string][]syscall.Conn {
 	defer r.mu.Unlock()
 	kept := make(map[string][]syscall.Conn)
 	for _, s := range r.sockets {
-		if conn, ok := s.conn.(syscall.Conn); ok && s.inherited == "" {
+		if conn, ok := s.conn.(syscall.Conn); ok && !s.ofUnit {
 			kept[fdName("udp", s.place)] = []syscall.Conn{conn}
 		}
 	}
@@ -265,8 +265,8 @@ func (r *relayRole) Describe(s *control.Status) {
 	for _, socket := range r.sockets {
 		stats := socket.Stats()
 		s.Listeners = append(s.Listeners, control.Listener{
+			Listen:        socket.place,
 			Address:       socket.LocalAddr().String(),
-			Inherited:     socket.inherited,
 			GRO:           stats.GRO,
 			ReceiveBuffer: stats.ReceiveBuffer,
 			SendBuffer:    stats.SendBuffer,

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"ptthqd/pkg/control"
+)
+
+func newReloadCommand() *cobra.Command {
+	var socket string
+	cmd := &cobra.Command{
+		Use:   "reload",
+		Short: "Have the daemon read its config again, and wait for it",
+		Long: `Have the running daemon read its config again. It is in force when this returns with 0, and what
+has changed is printed. Otherwise nothing at all has changed, and the reason is printed.
+
+Exit codes: 0 done, 1 a fault of the host, or a change that takes a restart, 78 a fault in
+the config's text.`,
+		Example: `  ptthqd reload
+  ptthqd reload -c /etc/ptthq/office.toml`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			done, err := daemonAt(socket).Reload(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if !done.OK {
+				return notReloaded(cmd, done)
+			}
+			out := cmd.OutOrStdout()
+			for _, warning := range done.Warnings {
+				fmt.Fprintln(out, "warning:", warning)
+			}
+			for _, change := range done.Changes {
+				fmt.Fprintln(out, change)
+			}
+			if len(done.Changes) == 0 {
+				fmt.Fprintln(out, "nothing has changed")
+			}
+			fmt.Fprintf(out, "in force, in %v\n", time.Duration(done.Took).Round(100*time.Microsecond))
+			return nil
+		},
+	}
+	socketFlag(cmd, &socket)
+	return cmd
+}
+
+// notReloaded prints why, each fault of the config on a line of its own.
+func notReloaded(cmd *cobra.Command, done *control.Reload) error {
+	out := cmd.ErrOrStderr()
+	for _, f := range done.Faults {
+		fmt.Fprintln(out, f)
+	}
+	if len(done.Faults) > 0 {
+		fmt.Fprintln(out, "ptthqd: nothing has changed: the daemon goes on with the config that it has")
+		return &exitError{exitConfig, nil}
+	}
+	return fmt.Errorf("%s; nothing has changed: the daemon goes on with the config that it has", done.Error)
+}
+
+// daemonAt is the running daemon, by the flags.
+func daemonAt(socket string) *control.Client {
+	return &control.Client{Socket: control.SocketPath(socket, configPath), Config: configPath}
+}

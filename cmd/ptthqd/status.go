@@ -1,0 +1,283 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"ptthqd/pkg/control"
+)
+
+func newStatusCommand() *cobra.Command {
+	var (
+		socket string
+		asJSON bool
+		watch  bool
+	)
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show how the running daemon stands",
+		Long: `Show how the running daemon stands: its links, mappings or services or peers, and the
+connections that it carries; and above all that, what is wrong and what to do about it.
+
+--json prints the same for programs, in a form that docs/control.md describes and that stays.`,
+		Example: `  ptthqd status
+  ptthqd status --watch
+  ptthqd status --json | jq '.connections | length'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client := daemonAt(socket)
+			show := func(ctx context.Context, w io.Writer) error {
+				if asJSON {
+					body, err := client.RawStatus(ctx)
+					if err == nil {
+						_, err = w.Write(body)
+					}
+					return err
+				}
+				status, err := client.Status(ctx)
+				if err == nil {
+					printStatus(w, status, time.Now())
+				}
+				return err
+			}
+			if watch {
+				return showAgain(cmd, show)
+			}
+			return show(cmd.Context(), cmd.OutOrStdout())
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it again every two seconds, until interrupted")
+	socketFlag(cmd, &socket)
+	return cmd
+}
+
+const watchInterval = 2 * time.Second
+
+// showAgain shows until it is interrupted, on a terminal each time at the top of the screen. A daemon that is
+// away may come back.
+func showAgain(cmd *cobra.Command, show func(context.Context, io.Writer) error) error {
+	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt)
+	defer stop()
+	out := cmd.OutOrStdout()
+	f, ok := out.(*os.File)
+	onTerminal := ok && term.IsTerminal(int(f.Fd()))
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		var page bytes.Buffer
+		if err := show(ctx, &page); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			if !errors.Is(err, control.ErrNotRunning) {
+				return err
+			}
+			fmt.Fprintln(&page, err)
+		}
+		if onTerminal {
+			page.WriteString("\x1b[J") // what is below is of before
+			fmt.Fprint(out, "\x1b[H"+strings.ReplaceAll(page.String(), "\n", "\x1b[K\n"))
+		} else {
+			fmt.Fprintln(out, page.String())
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// printStatus writes a status for people.
+func printStatus(w io.Writer, s *control.Status, now time.Time) {
+	fmt.Fprintf(w, "%s: %s\n", strings.TrimSpace(s.Role+" "+s.ID), s.Summary)
+	fmt.Fprintf(w, "%s for %s, pid %d, version %s\n", s.State, span(time.Duration(s.Uptime)), s.PID, s.Version)
+	fmt.Fprintf(w, "config %s, in force for %s%s\n", s.Config.File, span(now.Sub(s.Config.Loaded)), lastReload(s.Config.Reload, now))
+	if len(s.Warnings) > 0 {
+		fmt.Fprintln(w, "\nWhat to look at:")
+		for _, warning := range s.Warnings {
+			fmt.Fprintf(w, "  ! %s\n", warning.Text)
+			if warning.Hint != "" {
+				fmt.Fprintf(w, "    %s\n", warning.Hint)
+			}
+		}
+	}
+	printLinks(w, s.Links, now)
+	printListeners(w, s.Listeners)
+	printPeers(w, s.Peers, now)
+	printMappings(w, s.Mappings)
+	printServices(w, s.Services)
+	printConnections(w, s, now)
+}
+
+func lastReload(r *control.Reload, now time.Time) string {
+	switch {
+	case r == nil:
+		return ""
+	case r.OK:
+		return fmt.Sprintf("; last reload %s ago, by %s", span(now.Sub(r.At)), r.Trigger)
+	}
+	return fmt.Sprintf("; the last reload, %s ago, FAILED", span(now.Sub(r.At)))
+}
+
+// table writes rows in columns, below a blank line; nothing if there are none.
+func table(w io.Writer, header string, rows [][]string) {
+	if len(rows) == 0 {
+		return
+	}
+	columns := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(columns, "\n%s\n", strings.ReplaceAll(header, " ", "\t"))
+	for _, row := range rows {
+		for i, cell := range row {
+			row[i] = cmp.Or(cell, "-")
+		}
+		fmt.Fprintln(columns, strings.Join(row, "\t"))
+	}
+	_ = columns.Flush() // as any print
+}
+
+func printLinks(w io.Writer, links []control.Link, now time.Time) {
+	var rows [][]string
+	for _, l := range links {
+		state := ""
+		switch l.State {
+		case control.LinkConnected:
+			state = "connected for " + span(now.Sub(l.Since))
+		case control.LinkWaiting:
+			state = fmt.Sprintf("down for %s, next try in %s", span(now.Sub(l.Since)), span(l.NextAttempt.Sub(now)))
+		default:
+			state = fmt.Sprintf("down for %s, trying (%d)", span(now.Sub(l.Since)), l.Attempts)
+		}
+		rows = append(rows, append([]string{l.Relay, state, l.Address}, append(figureCells(l.Figures), fmt.Sprint(l.Connections))...))
+	}
+	table(w, "RELAY STATE ADDRESS RTT LOSS SENT RECEIVED CONNECTIONS", rows)
+}
+
+func figureCells(f *control.Figures) []string {
+	if f == nil {
+		return []string{"", "", "", ""}
+	}
+	return []string{roundTrip(time.Duration(f.RTT)), fmt.Sprintf("%.2g%%", f.Loss*100), size(f.BytesSent), size(f.BytesReceived)}
+}
+
+func printListeners(w io.Writer, listeners []control.Listener) {
+	var rows [][]string
+	for _, l := range listeners {
+		rows = append(rows, []string{l.Listen, l.Address, size(uint64(max(l.ReceiveBuffer, 0))), fmt.Sprint(l.Packets), fmt.Sprint(l.Dropped)})
+	}
+	table(w, "LISTENER ADDRESS BUFFER PACKETS DROPPED", rows)
+}
+
+func printPeers(w io.Writer, peers []control.Peer, now time.Time) {
+	var rows [][]string
+	for _, p := range peers {
+		state := "never seen"
+		switch {
+		case p.Connected:
+			state = "connected for " + span(now.Sub(p.Since))
+		case !p.LastSeen.IsZero():
+			state = fmt.Sprintf("away, seen %s ago", span(now.Sub(p.LastSeen)))
+		}
+		rows = append(rows, append([]string{p.ID, p.Role, state, p.Address}, append(figureCells(p.Figures), fmt.Sprint(p.Connections))...))
+	}
+	table(w, "PEER ROLE STATE ADDRESS RTT LOSS SENT RECEIVED CONNECTIONS", rows)
+}
+
+func printMappings(w io.Writer, mappings []control.Mapping) {
+	var rows [][]string
+	for _, m := range mappings {
+		state := "listening"
+		switch {
+		case !m.Enabled:
+			state = "disabled"
+		case m.Problem != "":
+			state = "PROBLEM"
+		}
+		rows = append(rows, []string{m.Name, state, m.Listen, m.Server, m.Target, fmt.Sprint(m.Connections)})
+	}
+	table(w, "MAPPING STATE LISTEN SERVER TARGET CONNECTIONS", rows)
+}
+
+func printServices(w io.Writer, services []control.Service) {
+	var rows [][]string
+	for _, v := range services {
+		rows = append(rows, []string{v.Name, v.Target, strings.Join(v.Clients, ", "), fmt.Sprint(v.Connections)})
+	}
+	table(w, "SERVICE TARGET CLIENTS CONNECTIONS", rows)
+}
+
+// maxRows is how many connections are shown to people.
+const maxRows = 50
+
+func printConnections(w io.Writer, s *control.Status, now time.Time) {
+	var rows [][]string
+	for _, c := range s.Connections {
+		if len(rows) == maxRows {
+			break
+		}
+		state := c.State
+		if !c.Since.Equal(c.Opened) {
+			state += " for " + span(now.Sub(c.Since))
+		}
+		rows = append(rows, []string{
+			c.ID, state, span(time.Duration(c.Age)), cmp.Or(c.Client, s.ID), c.Source, cmp.Or(c.Server, s.ID), c.Target,
+			size(c.BytesUp), size(c.BytesDown), fmt.Sprint(c.Resumes), c.Relay,
+		})
+	}
+	table(w, "CONNECTION STATE AGE CLIENT FROM SERVER TARGET UP DOWN RESUMES RELAY", rows)
+	if more := len(s.Connections) - len(rows); more > 0 {
+		fmt.Fprintf(w, "and %d more; --json shows all\n", more)
+	}
+}
+
+// span is a duration for people: 3s, 5m, 2h10m, 3d4h.
+func span(d time.Duration) string {
+	const day = 24 * time.Hour
+	d = max(d, 0)
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%ds", int(d.Minutes()), int(d.Seconds())%60)
+	case d < day:
+		return fmt.Sprintf("%dh%dm", int(d.Hours()), int(d.Minutes())%60)
+	}
+	return fmt.Sprintf("%dd%dh", int(d/day), int(d%day/time.Hour))
+}
+
+func roundTrip(d time.Duration) string {
+	if d < 10*time.Millisecond {
+		return d.Round(100 * time.Microsecond).String()
+	}
+	return d.Round(time.Millisecond).String()
+}
+
+// size is a number of bytes for people.
+func size(n uint64) string {
+	const unit = 1024
+	if n < unit {
+		return fmt.Sprintf("%d B", n)
+	}
+	value, prefixes := float64(n)/unit, "KMGTPE"
+	for value >= unit && len(prefixes) > 1 {
+		value /= unit
+		prefixes = prefixes[1:]
+	}
+	if value < 10 {
+		return fmt.Sprintf("%.1f %ciB", value, prefixes[0])
+	}
+	return fmt.Sprintf("%.0f %ciB", value, prefixes[0])
+}
