@@ -13,7 +13,7 @@ import (
 // relay's two, and sets them up as the README says.
 func TestThreeHosts(t *testing.T) {
 	onEach(t, func(t *testing.T, base string) {
-		l := newLab(t, base, []string{"relay", "client", "server"}, "--link", "up:relay,client", "--link", "down:relay,server")
+		l := newLab(t, base, []string{"relay", "client", "server"}, "--link", "west:relay,client", "--link", "east:relay,server")
 		relay, client, server := l.host("relay"), l.host("client"), l.host("server")
 		for _, h := range []*host{relay, client, server} {
 			h.run("dpkg -i /debs/1.deb >/dev/null 2>&1")

@@ -64,7 +64,7 @@ var buildPackages = sync.OnceValues(func() (string, error) {
 	builtPackages = dir
 	for _, version := range []string{"1", "2"} {
 		scratch := filepath.Join(dir, version)
-		cmd := exec.Command("make", "-C", "..", "deb", "VERSION="+version+".0.0", "BIN="+scratch, "DIST="+scratch, "DEB="+scratch+".deb") //nolint:noctx // ends with the test
+		cmd := exec.Command("make", "-C", "..", "deb", "VERSION="+version+".0.0", "BIN="+scratch, "DIST="+scratch, "DEB="+scratch+".deb")
 		cmd.Env = append(os.Environ(), "GOFLAGS=", "MAKEFLAGS=", "MFLAGS=")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return "", fmt.Errorf("make deb: %w\n%s", err, out)
@@ -76,11 +76,10 @@ var buildPackages = sync.OnceValues(func() (string, error) {
 var builtPackages string
 
 func TestMain(m *testing.M) {
-	code := m.Run()
+	m.Run()
 	if builtPackages != "" {
 		os.RemoveAll(builtPackages)
 	}
-	os.Exit(code)
 }
 
 // lab is a set of hosts that lives as long as its test.
@@ -101,7 +100,7 @@ func newLab(t *testing.T, base string, hosts []string, options ...string) *lab {
 	args = append(args, options...)
 	// The driver tells the name of the lab, and holds it until its input ends.
 	args = append(args, "--", "/bin/sh", "-c", `echo "$SYSTEMD_HOST_LAB"; exec cat`)
-	cmd := exec.Command(l.tool, args...) //nolint:noctx // ends with its input
+	cmd := exec.Command(l.tool, args...)
 	var complaint bytes.Buffer
 	cmd.Stderr = &complaint
 	hold, err := cmd.StdinPipe()

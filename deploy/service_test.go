@@ -35,12 +35,12 @@ func TestService(t *testing.T) {
 			h.run("systemctl start ptthqd")
 			h.run("systemd-analyze security --no-pager --threshold=12 ptthqd.service")
 			h.is("", "systemd-analyze verify --man=no ptthqd.service ptthqd@x.service ptthqd.socket ptthqd@x.socket 2>&1")
-			h.is("", "systemd-analyze verify --user --man=no /usr/lib/systemd/user/ptthqd.service 2>&1")
+			h.is("", "XDG_RUNTIME_DIR=/tmp systemd-analyze verify --user --man=no /usr/lib/systemd/user/ptthqd.service 2>&1")
 			h.run("pid=$(systemctl show -P MainPID ptthqd); grep -x 'NoNewPrivs:\t1' /proc/$pid/status; grep -x 'CapEff:\t0000000000000000' /proc/$pid/status; grep -x 'Seccomp:\t2' /proc/$pid/status")
 		})
 		l.sub("ready means that the sockets are bound", func(t *testing.T) {
 			fresh(t, relay)
-			h.run("systemctl start ptthqd && ss -Hlun 'sport = 30380' | grep -q . && ptthqd status | grep -q .")
+			h.run("systemctl start ptthqd && ss -Hlun 'sport = 30380' | grep >/dev/null . && ptthqd status | grep >/dev/null .")
 			h.is("660 ptthqd:ptthqd", "stat -c '%a %U:%G' /run/ptthqd/control.sock")
 			h.run("usermod -aG ptthqd games && setpriv --reuid=games --regid=games --init-groups ptthqd status")
 			if _, code := h.try("setpriv --reuid=nobody --regid=nogroup --clear-groups ptthqd status"); code == 0 {
@@ -49,7 +49,7 @@ func TestService(t *testing.T) {
 		})
 		l.sub("an unreachable relay holds nothing up", func(t *testing.T) {
 			fresh(t, client)
-			h.run("timeout 5 systemctl start ptthqd && ss -Hltn 'sport = 2200' | grep -q .")
+			h.run("timeout 5 systemctl start ptthqd && ss -Hltn 'sport = 2200' | grep >/dev/null .")
 			h.says("relay.invalid", "systemctl show -P StatusText ptthqd")
 		})
 		l.sub("a fault in the config's text ends it for good", func(t *testing.T) {
@@ -57,13 +57,13 @@ func TestService(t *testing.T) {
 			if _, code := h.try("systemctl start ptthqd"); code == 0 {
 				t.Error("it started")
 			}
-			h.is("78 failed 0", "sleep 2.5; systemctl show -P ExecMainStatus -P ActiveState -P NRestarts ptthqd | paste -sd ' '")
-			h.says("/etc/ptthq.toml:8:1: ", "journalctl -o cat -u ptthqd -I 2>/dev/null || journalctl -o cat -u ptthqd -n 20")
+			h.is("0 78 failed", "sleep 2.5; systemctl show -P NRestarts -P ExecMainStatus -P ActiveState ptthqd | paste -sd ' '")
+			h.says("/etc/ptthq.toml:7:1: ", "journalctl -o cat -u ptthqd -n 20")
 		})
 		l.sub("a fault of the host is tried again", func(t *testing.T) {
 			fresh(t, relay)
 			h.run("systemd-run --quiet --unit=squatter --collect nc -u -l -k -p 30380")
-			h.soon("ss -Hlun 'sport = 30380' | grep -q .")
+			h.soon("ss -Hlun 'sport = 30380' | grep >/dev/null .")
 			h.try("systemctl start ptthqd")
 			h.soon("test $(systemctl show -P NRestarts ptthqd) -ge 2")
 			h.run("systemctl stop squatter")
@@ -77,20 +77,20 @@ func TestService(t *testing.T) {
 			if _, code := h.try("systemctl reload ptthqd"); code == 0 {
 				t.Error("systemctl reload says that all is well")
 			}
-			h.is("active "+pid, "systemctl show -P ActiveState -P MainPID ptthqd | paste -sd ' '")
-			h.says("/etc/ptthq.toml:8:1: ", "journalctl -o cat -u ptthqd -n 20")
-			h.says("/etc/ptthq.toml:8:1", "systemctl show -P StatusText ptthqd")
-			if said, code := h.try("ptthqd reload"); code == 0 || !strings.Contains(said, "/etc/ptthq.toml:8:1: ") {
+			h.is(pid+" active", "systemctl show -P MainPID -P ActiveState ptthqd | paste -sd ' '")
+			h.says("/etc/ptthq.toml:7:1: ", "journalctl -o cat -u ptthqd -n 20")
+			h.says("/etc/ptthq.toml:7:1", "systemctl show -P StatusText ptthqd")
+			if said, code := h.try("ptthqd reload"); code == 0 || !strings.Contains(said, "/etc/ptthq.toml:7:1: ") {
 				t.Errorf("ptthqd reload: exit code %d\n%s", code, said)
 			}
 			h.run("sed -i '$d' /etc/ptthq.toml && systemctl reload ptthqd && systemctl reload ptthqd")
-			h.is("active "+pid, "systemctl show -P ActiveState -P MainPID ptthqd | paste -sd ' '")
+			h.is(pid+" active", "systemctl show -P MainPID -P ActiveState ptthqd | paste -sd ' '")
 		})
 		l.sub("the relay's socket is systemd's", func(t *testing.T) {
 			fresh(t, strings.Replace(relay, "\n", "\nlisten = [\"systemd:relay\"]\n", 1))
 			h.run("systemctl start ptthqd.socket")
 			h.is("inactive", "systemctl is-active ptthqd")
-			h.run("ss -Hlunm 'sport = 30380' | grep -q rb33554432") // 16 MiB, as the kernel counts
+			h.run("ss -Hlunm 'sport = 30380' | grep >/dev/null rb33554432") // 16 MiB, as the kernel counts
 			h.run("echo knock | nc -u -w 1 127.0.0.1 30380")
 			h.soon("systemctl is-active ptthqd")
 			h.says("systemd:relay", "ptthqd status --json")
@@ -100,7 +100,7 @@ func TestService(t *testing.T) {
 			// Enabled, it comes up with the service, also on a restart of a service that runs without it.
 			h.run("systemctl enable ptthqd.socket 2>/dev/null && systemctl restart ptthqd")
 			h.is("active", "systemctl is-active ptthqd.socket")
-			h.run("systemctl restart ptthqd && ss -Hlun 'sport = 30380' | grep -q .")
+			h.run("systemctl restart ptthqd && ss -Hlun 'sport = 30380' | grep >/dev/null .")
 			h.is("active active", "systemctl is-active ptthqd ptthqd.socket | paste -sd ' '")
 			h.run("systemctl disable ptthqd.socket 2>/dev/null")
 		})
@@ -127,7 +127,7 @@ func TestService(t *testing.T) {
 			}
 			h.says("privileged-ports.conf", "journalctl -o cat -u ptthqd -n 20")
 			h.run("install -D -m 0644 /examples/privileged-ports.conf /etc/systemd/system/ptthqd.service.d/privileged-ports.conf && systemctl daemon-reload")
-			h.soon("systemctl is-active ptthqd && ss -Hltn 'sport = 443' | grep -q .")
+			h.soon("systemctl is-active ptthqd && ss -Hltn 'sport = 443' | grep >/dev/null .")
 		})
 		l.sub("the key can be encrypted", func(t *testing.T) {
 			fresh(t, relay)
@@ -152,7 +152,7 @@ func TestService(t *testing.T) {
 			fresh(t, client)
 			h.run("systemctl start ptthqd")
 			h.run("nc -w 1 127.0.0.1 2200 </dev/null || true")
-			h.soon("journalctl -u ptthqd PTTHQ_CONNECTION= -n 0 >/dev/null 2>&1; journalctl -o json -u ptthqd | grep -q PTTHQ_CONNECTION")
+			h.soon("journalctl -o json -u ptthqd | grep >/dev/null PTTHQ_CONNECTION")
 			fields := map[string]bool{}
 			for line := range strings.Lines(h.run("journalctl -o json -u ptthqd -n 50")) {
 				var entry map[string]any
