@@ -77,21 +77,24 @@ func (l Listen) Loopback() bool {
 
 // Overlaps reports whether the two cannot be bound at the same moment.
 func (l Listen) Overlaps(other Listen) bool {
-	if l.Kind != other.Kind {
-		return false
-	}
 	if l == other {
 		return true
 	}
+	if l.Kind != other.Kind || l.port() != other.port() {
+		return false
+	}
 	for _, a := range l.Addrs() {
 		for _, b := range other.Addrs() {
-			if a.Port() == b.Port() && (a.Addr() == b.Addr() || covers(a.Addr(), b.Addr()) || covers(b.Addr(), a.Addr())) {
+			if a.Addr() == b.Addr() || covers(a.Addr(), b.Addr()) || covers(b.Addr(), a.Addr()) {
 				return true
 			}
 		}
 	}
 	return false
 }
+
+// port returns the port as text, of Unix and Systemd the name.
+func (l Listen) port() string { return l.Addr[strings.LastIndexByte(l.Addr, ':')+1:] }
 
 // covers reports whether a is an unspecified address that includes b: "::" is bound for both families.
 func covers(a, b netip.Addr) bool {
@@ -114,7 +117,7 @@ func parseListen(kind Kind, text string) (Listen, string, error) {
 	if kind == UDP {
 		example, usual = `for example "[::]:30380"`, wire.DefaultPort
 	}
-	if ip, err := netip.ParseAddr(strings.Trim(text, "[]")); err == nil {
+	if ip, err := netip.ParseAddr(strings.Trim(text, "[]")); err == nil && !strings.Contains(text, "]:") {
 		return Listen{}, fmt.Sprintf("add one: %q", netip.AddrPortFrom(ip, usual)), errors.New("has no port")
 	}
 	n, err := strconv.ParseUint(port, 10, 16)

@@ -24,6 +24,7 @@ func Parse(s *Snapshot) (*Config, error) {
 		config: &Config{Path: s.Path, Hash: s.Hash, Limits: DefaultLimits()},
 		taken:  make(map[string]policy.Source),
 		keys:   make(map[ident.PublicKey]holder),
+		bound:  make(map[string][]listener),
 	}
 	for i, f := range s.Files {
 		p.files = append(p.files, f.Path)
@@ -55,7 +56,7 @@ type parser struct {
 	config *Config
 	taken  map[string]policy.Source // what must be unique, "peer laptop", and where it is
 	keys   map[ident.PublicKey]holder
-	bound  []listener
+	bound  map[string][]listener // by port: only those can collide
 }
 
 // holder is who has a public key already.
@@ -266,13 +267,13 @@ func (p *parser) listen(at spot, kind Kind, text, what string) (Listen, bool) {
 		p.add(at, hint, "%s", err.Error())
 		return l, false
 	}
-	for _, other := range p.bound {
+	for _, other := range p.bound[l.port()] {
 		if l.Overlaps(other.listen) {
 			p.add(at, "two listeners cannot have the same address", "%v collides with %s at %v", l, other.what, source(other.at))
 			return l, false
 		}
 	}
-	p.bound = append(p.bound, listener{l, what, at})
+	p.bound[l.port()] = append(p.bound[l.port()], listener{l, what, at})
 	return l, true
 }
 
