@@ -14,10 +14,6 @@ import (
 
 // A plain user who must not read something is told the command that mends it.
 func TestUnreadable(t *testing.T) {
-	root := t.TempDir()
-	if err := os.Chmod(filepath.Dir(root), 0o755); err != nil { // the others' way to root
-		t.Fatal(err)
-	}
 	for _, test := range []struct {
 		name, deny string
 		mode       fs.FileMode
@@ -28,22 +24,22 @@ func TestUnreadable(t *testing.T) {
 		{"directory above", ".", 0o600, "read ROOT/c/ptthq.toml: permission denied; `chmod a+x ROOT`"},
 		{"included file", "c/ptthq.d/my peers.toml", 0o640, "read ROOT/c/ptthq.d/my peers.toml: permission denied; `chmod a+r 'ROOT/c/ptthq.d/my peers.toml'`"},
 		{"include directory", "c/ptthq.d", 0o711, "list ROOT/c/ptthq.d: permission denied; `chmod a+rx ROOT/c/ptthq.d`"},
-		{"include directory, listed but closed", "c/ptthq.d", 0o744, "read ROOT/c/ptthq.d/my peers.toml: permission denied; `chmod a+x ROOT/c/ptthq.d`"},
+		{"include directory that can only be listed", "c/ptthq.d", 0o744, "read ROOT/c/ptthq.d/my peers.toml: permission denied; `chmod a+x ROOT/c/ptthq.d`"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			dir, err := os.MkdirTemp(root, "")
-			if err != nil {
-				t.Fatal(err)
-			}
+			dir := t.TempDir()
 			write(t, dir, map[string]string{"c/ptthq.toml": "role = \"relay\"\n", "c/ptthq.d/my peers.toml": ""})
-			if err := os.Chmod(dir, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.Chmod(filepath.Join(dir, test.deny), test.mode); err != nil {
-				t.Fatal(err)
+			for path, mode := range map[string]fs.FileMode{
+				filepath.Dir(dir):             0o755, // the others' way here
+				filepath.Join(dir, test.deny): test.mode,
+			} {
+				if err := os.Chmod(path, mode); err != nil {
+					t.Fatal(err)
+				}
 			}
 			t.Cleanup(func() { os.Chmod(filepath.Join(dir, test.deny), 0o755) })
 
+			var err error
 			asPlainUser(t, func() { _, err = ReadFiles(filepath.Join(dir, "c/ptthq.toml")) })
 			if _, ok := errors.AsType[*HostError](err); !ok || !errors.Is(err, fs.ErrPermission) {
 				t.Fatalf("%T: %v", err, err)
