@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
 	"syscall"
 	"time"
@@ -43,15 +44,19 @@ func (c *Client) acceptLoop(ctx context.Context, l *listener, s socket) {
 		conn, err := s.Accept()
 		if err == nil {
 			pause = acceptPauseFirst
-			if !c.admit(ctx, l) {
+			if !c.admit(ctx, l, s) {
 				abort(conn)
 				return
 			}
 			c.conns.Go(func() { c.carry(l, conn) })
 			continue
 		}
-		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+		switch {
+		case ctx.Err() != nil, errors.Is(err, net.ErrClosed):
 			return
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			s.answer()
+			continue
 		}
 		c.acceptFailed(s, err)
 		select {
@@ -60,6 +65,63 @@ func (c *Client) acceptLoop(ctx context.Context, l *listener, s socket) {
 			return
 		}
 		pause = min(2*pause, acceptPauseMost)
+	}
+}
+
+// Alive reports whether every accept loop and every table answers: it waits
+// until they have, or ctx is done. A watchdog asks it now and then.
+func (c *Client) Alive(ctx context.Context) error {
+	_ = c.Snapshot() // takes every lock
+	c.mu.Lock()      // so that no listener is closed meanwhile
+	defer c.mu.Unlock()
+	if c.accepting == nil {
+		return nil
+	}
+	for _, l := range c.listeners {
+		for _, s := range l.sockets {
+			if err := s.ask(ctx, c.accepting.Done()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// ask has the accept loop of a socket come out of its wait and answer, unless
+// it is about to end.
+func (s socket) ask(ctx context.Context, ending <-chan struct{}) error {
+	l, ok := s.Listener.(interface{ SetDeadline(t time.Time) error })
+	if !ok {
+		return nil
+	}
+	answered := make(chan struct{})
+	select {
+	case <-s.probe: // nobody waits for that any more
+	default:
+	}
+	s.probe <- answered
+	if err := l.SetDeadline(time.Now()); err != nil {
+		return fmt.Errorf("wake the accept loop of %s: %w", s.name, err)
+	}
+	select {
+	case <-answered:
+		return nil
+	case <-ending:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("the accept loop of %s does not answer: %w", s.name, context.Cause(ctx))
+	}
+}
+
+// answer is called by the accept loop when ask has woken it.
+func (s socket) answer() {
+	if l, ok := s.Listener.(interface{ SetDeadline(t time.Time) error }); ok {
+		_ = l.SetDeadline(time.Time{})
+	}
+	select {
+	case p := <-s.probe:
+		close(p)
+	default:
 	}
 }
 
@@ -78,18 +140,18 @@ func (c *Client) acceptFailed(s socket, err error) {
 
 // admit counts a connection, or waits until it may be counted: what is beyond
 // the limits stays in the listener's queue, behind this one.
-func (c *Client) admit(ctx context.Context, l *listener) bool {
-	if !c.enter(ctx, &l.gate, l, "sessions_per_mapping") {
+func (c *Client) admit(ctx context.Context, l *listener, s socket) bool {
+	if !c.enter(ctx, &l.gate, l, s, "sessions_per_mapping") {
 		return false
 	}
-	if !c.enter(ctx, &c.gate, l, "sessions") {
+	if !c.enter(ctx, &c.gate, l, s, "sessions") {
 		l.gate.leave()
 		return false
 	}
 	return true
 }
 
-func (c *Client) enter(ctx context.Context, g *gate, l *listener, limit string) bool {
+func (c *Client) enter(ctx context.Context, g *gate, l *listener, s socket, limit string) bool {
 	for {
 		entered, room := g.tryEnter()
 		if entered {
@@ -103,6 +165,8 @@ func (c *Client) enter(ctx context.Context, g *gate, l *listener, limit string) 
 		}
 		select {
 		case <-room:
+		case p := <-s.probe:
+			close(p)
 		case <-ctx.Done():
 			return false
 		}

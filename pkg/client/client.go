@@ -17,6 +17,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"ptthqd/pkg/account"
@@ -40,7 +41,7 @@ type Config struct {
 	// one that the service manager made. The client closes them. Nil, or none: it binds its own.
 	Inherit func(name string) []net.Listener
 	// KeepSockets says that somebody keeps the listeners over a restart (see
-	// Listeners): the files of Unix sockets stay when Run returns.
+	// Sockets): the files of Unix sockets stay when Run returns.
 	KeepSockets bool
 	// AdjustDialer may change how links are dialled, before each Run. Tests set it.
 	AdjustDialer func(*link.Dialer)
@@ -267,6 +268,23 @@ func (r router) Routes() []session.Route {
 		}
 	}
 	return routes
+}
+
+// Sockets are the listening sockets by the names under which Inherit is asked
+// for them, for whoever keeps them over a restart. They are the client's own:
+// use their descriptors within Control alone.
+func (c *Client) Sockets() map[string][]syscall.Conn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	sockets := make(map[string][]syscall.Conn)
+	for _, l := range c.listeners {
+		for _, s := range l.sockets {
+			if conn, ok := s.Listener.(syscall.Conn); ok {
+				sockets[s.name] = append(sockets[s.name], conn)
+			}
+		}
+	}
+	return sockets
 }
 
 // Snapshot is what a client knows at one moment. It shares nothing with the client.

@@ -38,7 +38,12 @@ type listener struct {
 // "127.0.0.1:2200", "unix:NAME", "systemd:NAME".
 type socket struct {
 	net.Listener
-	name string
+	name  string
+	probe chan chan struct{} // what is in it, the accept loop closes; see Client.Alive
+}
+
+func newSocket(l net.Listener, name string) socket {
+	return socket{l, name, make(chan chan struct{}, 1)}
 }
 
 // A binder binds listeners: anew, or from what the process has inherited.
@@ -79,7 +84,7 @@ func (b *binder) take(l *listener, name string) bool {
 	}
 	inherited := b.inherit(name)
 	for _, s := range inherited {
-		l.sockets = append(l.sockets, socket{s, name})
+		l.sockets = append(l.sockets, newSocket(s, name))
 	}
 	return len(inherited) > 0
 }
@@ -94,7 +99,7 @@ func (b *binder) bindTCP(ctx context.Context, l *listener) error {
 		s, err := new(net.ListenConfig).Listen(ctx, network(addr), addr.String())
 		switch {
 		case err == nil:
-			l.sockets = append(l.sockets, socket{s, addr.String()})
+			l.sockets = append(l.sockets, newSocket(s, addr.String()))
 		case len(addrs) > 1 && (errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT)):
 			missing = err
 		default:
@@ -147,7 +152,7 @@ func (b *binder) bindUnix(ctx context.Context, l *listener, mode fs.FileMode) er
 	if u, ok := s.(*net.UnixListener); ok {
 		u.SetUnlinkOnClose(false) // the listener decides
 	}
-	l.sockets = append(l.sockets, socket{s, l.at.String()})
+	l.sockets = append(l.sockets, newSocket(s, l.at.String()))
 	return chmod(l.path, mode)
 }
 

@@ -150,7 +150,7 @@ func (s *Server) Apply(_ context.Context, next *config.Config) error {
 	defer s.applying.Unlock()
 	s.adopt(next, services)
 	s.sessions.End(func(i session.Info) bool {
-		_, decision := resolve(services, i.Client, i.Target)
+		decision := judge(services, i.Client, i.Target)
 		if !decision.Allowed {
 			s.log.Info("a right was withdrawn", slog.String("connection", i.ID), slog.String("client", i.Client), slog.String("target", i.Target), slog.String("reason", decision.Reason))
 		}
@@ -318,19 +318,20 @@ func notAllowed(client, target string) *session.Refusal {
 	return &session.Refusal{Status: wire.StatusNotAllowed, Text: fmt.Sprintf("the services of this server do not let %s reach %s", client, target)}
 }
 
-// resolve is Services.Resolve of a target's text.
-func resolve(services *policy.Services, client, target string) (policy.Target, policy.Decision) {
+// judge is what services decide about a target's text.
+func judge(services *policy.Services, client, target string) policy.Decision {
 	asked, err := policy.ParseTarget(target)
 	if err != nil {
-		return policy.Target{}, policy.Decision{Reason: err.Error()}
+		return policy.Decision{Reason: err.Error()}
 	}
-	return services.Resolve(client, asked)
+	_, decision := services.Resolve(client, asked)
+	return decision
 }
 
 // ended enters a session into the ledger. Its own log says which rule refused.
 func (s *Server) ended(sum session.Summary) {
 	if sum.Status == wire.StatusNotAllowed {
-		if _, decision := resolve(s.services.Load(), sum.Client, sum.Target); !decision.Allowed {
+		if decision := judge(s.services.Load(), sum.Client, sum.Target); !decision.Allowed {
 			sum.Text = decision.Reason
 			if at := decision.Source.String(); at != "" {
 				sum.Text += " (" + at + ")"
