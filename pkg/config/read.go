@@ -41,8 +41,8 @@ type Snapshot struct {
 	Hash       string // SHA-256 over the names and contents, in hexadecimal
 	Credential string // the key file that systemd hands over, when it does; see [Config.PrivateKeyFile]
 
-	main  *document // Files[0], parsed: its include key says what else to read
-	globs []glob
+	main *document // Files[0], parsed: its include key says what else to read
+	dirs []string  // where included files are looked for
 }
 
 // Gone returns the files that an older snapshot has and this one hasn't: they may be about to come back.
@@ -65,13 +65,13 @@ func ReadFiles(path string) (*Snapshot, error) {
 		return nil, err
 	}
 	s.main = parseDocument(s.Files[0])
-	s.globs = s.main.globs(path)
 	seen := map[string]bool{filepath.Clean(path): true}
-	for _, g := range s.globs {
-		found, err := g.expand()
+	for _, g := range s.main.globs(path) {
+		found, dirs, err := g.expand()
 		if err != nil {
 			return nil, err
 		}
+		s.dirs = append(s.dirs, dirs...)
 		for _, name := range found {
 			if seen[name] {
 				continue
@@ -195,23 +195,24 @@ func newGlob(dir, pattern string) glob {
 // literal reports whether the pattern is the name of one file.
 func (g glob) literal() bool { return len(g.parts) == 0 }
 
-// expand returns the files that match, sorted. As in a shell a wildcard matches no leading dot, so the swap and lock files
+// expand returns the files that match, sorted, and the directories in which others could. As in a shell a wildcard matches no leading dot, so the swap and lock files
 // of editors stay out. What can't be listed is an error: it must not look as if the peers in it were withdrawn.
-func (g glob) expand() ([]string, error) {
-	found := []string{g.base}
+func (g glob) expand() (files, dirs []string, err error) {
+	files = []string{g.base}
 	for _, part := range g.parts {
 		var next []string
-		for _, dir := range found {
+		for _, dir := range files {
 			names, err := matches(dir, part)
 			if err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 			next = append(next, names...)
 		}
-		found = next
+		dirs = append(dirs, files...)
+		files = next
 	}
-	slices.Sort(found)
-	return found, nil
+	slices.Sort(files)
+	return files, dirs, nil
 }
 
 // matches returns the paths in dir that one part of a pattern matches; none if there is no such directory.
@@ -244,18 +245,16 @@ func matches(dir, part string) ([]string, error) {
 // it may be a mount of its own). Without a snapshot (nil) the included files are taken to be at their default place.
 // Any event in any of them is a reason to read again, and no more than that.
 func Watches(path string, s *Snapshot) []string {
-	globs := []glob{defaultGlob(path)}
 	names := []string{path}
 	if s != nil {
-		globs = s.globs
+		names = append(names, s.dirs...)
 		for _, f := range s.Files {
 			names = append(names, f.Path)
 		}
+	} else {
+		names = append(names, defaultGlob(path).base)
 	}
 	dirs := make(map[string]bool)
-	for _, g := range globs {
-		names = append(names, g.base)
-	}
 	for _, name := range names {
 		trace(name, dirs)
 	}

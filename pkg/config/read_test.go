@@ -269,6 +269,9 @@ func TestWatches(t *testing.T) {
 		"app/current":            "->" + filepath.Join(root, "app/releases/1"),
 		"deep/later.toml":        `include = ["not/there/yet/*.toml"]` + "\n" + relay,
 		"loop/ptthq.toml":        "->ptthq.toml",
+		"many/p.toml":            `include = ["sites/*/peers.toml"]` + "\n" + relay,
+		"many/sites/a/":          "",
+		"many/sites/b/x.toml":    "",
 		"elsewhere/many/c/x.yml": "",
 	})
 	for _, test := range []struct {
@@ -281,6 +284,7 @@ func TestWatches(t *testing.T) {
 		{"deep/later.toml", at("", "deep", "deep/later.toml")},
 		{"elsewhere/many/none.toml", at("elsewhere", "elsewhere/many")},
 		{"no/such/none.toml", at("")},
+		{"many/p.toml", at("", "many", "many/p.toml", "many/sites", "many/sites/a", "many/sites/b")},
 		{"loop/ptthq.toml", at("", "loop")},
 	} {
 		path := filepath.Join(root, test.path)
