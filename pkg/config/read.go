@@ -199,10 +199,13 @@ func (g glob) literal() bool { return len(g.parts) == 0 }
 // of editors stay out. What can't be listed is an error: it must not look as if the peers in it were withdrawn.
 func (g glob) expand() (files, dirs []string, err error) {
 	files = []string{g.base}
-	for _, part := range g.parts {
+	for i, part := range g.parts {
 		var next []string
 		for _, dir := range files {
 			names, err := matches(dir, part)
+			if i > 0 && errors.Is(err, syscall.ENOTDIR) {
+				continue // a wildcard for directories matches files, too
+			}
 			if err != nil {
 				return nil, nil, err
 			}

@@ -63,6 +63,7 @@ func TestInclude(t *testing.T) {
 		"sites/x/peers.toml":    serverPeer("x", key2),
 		"sites/y/peers.toml":    serverPeer("y", key3),
 		"sites/z/other.toml":    "",
+		"sites/README":          "",
 	}
 	for _, test := range []struct {
 		name, include string
