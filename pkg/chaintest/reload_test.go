@@ -133,8 +133,8 @@ func TestRightWithdrawnAtTheServer(t *testing.T) {
 			w.network.Heal(laptopHost)
 			wantReset(t, seven)
 			exchange(t, eight, "not disturbed")
-			if line := w.one(nas, "connection failed"); line["end"] != "revoked" {
-				t.Errorf("the server logs end=%v", line["end"])
+			if line := w.one(nas, "connection failed"); line["end"] != "revoked" || line["reason"] != "the clients of :7 do not include laptop (server.toml:10)" {
+				t.Errorf("the server logs end=%v reason=%v", line["end"], line["reason"])
 			}
 			if line := w.one(laptop, "connection failed"); line["end"] != "revoked" {
 				t.Errorf("detached %v: the client logs end=%v", detached, line["end"])
@@ -170,6 +170,9 @@ func TestRightWithdrawnAtTheRelay(t *testing.T) {
 			if line := w.one(laptop, "connection failed"); line["end"] != "revoked" {
 				t.Errorf("detached %v: the client logs end=%v", detached, line["end"])
 			}
+			if line := w.one(nas, "connection failed"); line["end"] != "revoked" || line["reason"] != "withdrawn at the relay" {
+				t.Errorf("detached %v: the server logs end=%v reason=%v", detached, line["end"], line["reason"])
+			}
 		})
 	}
 }
@@ -196,6 +199,23 @@ func TestRelayListChanges(t *testing.T) {
 		}
 		if pause := tr.finish(t); pause > 300*time.Millisecond {
 			t.Errorf("a pause of %v, want at most 300 ms: the new link is there before the old one goes", pause)
+		}
+	})
+}
+
+func TestRelayComesBackBeforeItIsGone(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		_, _, c := w.chain()
+		tr := startTransfer(w.connect("echo"), 10*time.Second)
+		time.Sleep(time.Second)
+		c.apply(t, w.clientConfig(w.relays(relay2Host), "echo nas 7")) // nobody is there
+		time.Sleep(2 * time.Second)
+		c.apply(t, w.clientConfig(w.relays(relayHost), "echo nas 7"))
+		if pause := tr.finish(t); pause > 100*time.Millisecond {
+			t.Errorf("a pause of %v: the link that carried the session was closed", pause)
+		}
+		if n := len(w.books[laptop].lines(t, "link up")); n != 1 {
+			t.Errorf("%d links were made, want one", n)
 		}
 	})
 }

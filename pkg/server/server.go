@@ -149,13 +149,7 @@ func (s *Server) Apply(_ context.Context, next *config.Config) error {
 	s.applying.Lock()
 	defer s.applying.Unlock()
 	s.adopt(next, services)
-	s.sessions.End(func(i session.Info) bool {
-		decision := judge(services, i.Client, i.Target)
-		if !decision.Allowed {
-			s.log.Info("a right was withdrawn", slog.String("connection", i.ID), slog.String("client", i.Client), slog.String("target", i.Target), slog.String("reason", decision.Reason))
-		}
-		return !decision.Allowed
-	}, session.EndRevoked)
+	s.sessions.End(func(i session.Info) bool { return !judge(services, i.Client, i.Target).Allowed }, session.EndRevoked)
 	return nil
 }
 
@@ -328,14 +322,19 @@ func judge(services *policy.Services, client, target string) policy.Decision {
 	return decision
 }
 
-// ended enters a session into the ledger. Its own log says which rule refused.
+// ended enters a session into the ledger. Unlike the client, this node's own log
+// hears which rule refused.
 func (s *Server) ended(sum session.Summary) {
-	if sum.Status == wire.StatusNotAllowed {
-		if decision := judge(s.services.Load(), sum.Client, sum.Target); !decision.Allowed {
+	if sum.Status == wire.StatusNotAllowed || sum.End == session.EndRevoked {
+		decision := judge(s.services.Load(), sum.Client, sum.Target)
+		at := decision.Source.String()
+		switch {
+		case decision.Allowed:
+			sum.Text = "withdrawn at the relay"
+		case at != "":
+			sum.Text = decision.Reason + " (" + at + ")"
+		default:
 			sum.Text = decision.Reason
-			if at := decision.Source.String(); at != "" {
-				sum.Text += " (" + at + ")"
-			}
 		}
 	}
 	s.ledger.Enter(sum)

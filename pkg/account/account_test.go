@@ -1,0 +1,185 @@
+package account_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"ptthqd/pkg/account"
+	"ptthqd/pkg/session"
+	"ptthqd/pkg/wire"
+)
+
+// A book keeps log lines.
+type book struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *book) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *book) lines(t *testing.T) []map[string]any {
+	t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var all []map[string]any
+	for line := range strings.Lines(b.text.String()) {
+		var entry map[string]any
+		if err := json.Unmarshal([]byte(line), &entry); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		all = append(all, entry)
+	}
+	return all
+}
+
+func newLedger() (*account.Ledger, *book) {
+	b := new(book)
+	return &account.Ledger{Role: "client", Logger: slog.New(slog.NewJSONHandler(b, nil))}, b
+}
+
+var info = session.Info{
+	ID: "pnz2prfn", Mapping: "nas-ssh", Server: "nas", Source: "127.0.0.1:50000", Target: ":22",
+	Relay: "relay.example.com:30380", Up: 10, Down: 20, Resumes: 1,
+}
+
+func TestLine(t *testing.T) {
+	l, b := newLedger()
+	l.Enter(session.Summary{Info: info, Status: wire.StatusOpen, End: session.EndClosed, Duration: time.Second})
+	lines := b.lines(t)
+	if len(lines) != 1 {
+		t.Fatalf("%d lines, want one: %v", len(lines), lines)
+	}
+	delete(lines[0], "time")
+	want := map[string]any{
+		"level": "INFO", "msg": "connection ended", "role": "client", "connection": "pnz2prfn", "mapping": "nas-ssh",
+		"server": "nas", "source": "127.0.0.1:50000", "target": ":22", "relay": "relay.example.com:30380",
+		"end": "closed", "code": 200.0, "duration": 1e9, "bytes_up": 10.0, "bytes_down": 20.0, "resumes": 1.0,
+	}
+	for key, value := range want {
+		if lines[0][key] != value {
+			t.Errorf("%s=%v, want %v", key, lines[0][key], value)
+		}
+	}
+	if len(lines[0]) != len(want) {
+		t.Errorf("the line has %v, want the keys of %v", lines[0], want)
+	}
+}
+
+func TestLevels(t *testing.T) {
+	for _, test := range []struct {
+		end            session.End
+		level, message string
+	}{
+		{session.EndClosed, "INFO", "connection ended"},
+		{session.EndResetByP1, "INFO", "connection ended"},
+		{session.EndResetByP5, "INFO", "connection ended"},
+		{session.EndStopped, "INFO", "connection ended"},
+		{session.EndRemoved, "INFO", "connection ended"},
+		{session.EndExpired, "WARN", "connection failed"},
+		{session.EndRevoked, "WARN", "connection failed"},
+		{session.EndRestarted, "WARN", "connection failed"},
+		{session.EndProtocol, "WARN", "connection failed"},
+		{session.EndRefused, "WARN", "connection refused"},
+		{session.EndUnattached, "WARN", "connection refused"},
+	} {
+		t.Run(string(test.end), func(t *testing.T) {
+			l, b := newLedger()
+			defer l.Close()
+			l.Enter(session.Summary{Info: info, End: test.end})
+			if lines := b.lines(t); len(lines) != 1 || lines[0]["level"] != test.level || lines[0]["msg"] != test.message {
+				t.Errorf("logged %v, want one line %s %q", lines, test.level, test.message)
+			}
+		})
+	}
+}
+
+func refused(target string) session.Summary {
+	i := info
+	i.Target = target
+	return session.Summary{Info: i, Status: wire.StatusRefused, Text: "connection refused", Node: "nas", End: session.EndRefused}
+}
+
+func TestANightOfRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, b := newLedger()
+		total := 0
+		for end := time.Now().Add(8 * time.Hour); time.Now().Before(end); time.Sleep(3 * time.Second) {
+			l.Enter(refused(":22"))
+			total++
+		}
+		l.Close()
+		lines := b.lines(t)
+		if len(lines) > 20 {
+			t.Errorf("%d lines for a night, want 20 at most", len(lines))
+		}
+		told := 0.0
+		for i, line := range lines {
+			if i == 0 {
+				told++
+				continue
+			}
+			told += line["more"].(float64)
+		}
+		if int(told) != total {
+			t.Errorf("the lines tell of %v refusals, there were %d", told, total)
+		}
+		if got := l.Counts().Status[wire.StatusRefused]; int(got) != total {
+			t.Errorf("%d were counted, want %d", got, total)
+		}
+	})
+}
+
+func TestUnlikeRefusalsAreToldApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, b := newLedger()
+		defer l.Close()
+		l.Enter(refused(":22"))
+		l.Enter(refused(":23"))
+		l.Enter(refused(":22"))
+		if n := len(b.lines(t)); n != 2 {
+			t.Errorf("%d lines, want 2", n)
+		}
+		time.Sleep(2 * time.Hour) // the window of :22 ends with one more, then one without
+		l.Enter(refused(":22"))
+		if n := len(b.lines(t)); n != 4 {
+			t.Errorf("%d lines after two hours, want 4", n)
+		}
+	})
+}
+
+func TestWhatStrangersMakeUpIsBounded(t *testing.T) {
+	l, b := newLedger()
+	for i := range 5000 {
+		l.Enter(refused(":" + strconv.Itoa(i)))
+	}
+	l.Close()
+	if n := len(b.lines(t)); n > 1100 {
+		t.Errorf("%d lines for 5000 made-up targets, want about a thousand at most", n)
+	}
+}
+
+func TestCounts(t *testing.T) {
+	l, _ := newLedger()
+	defer l.Close()
+	l.Enter(session.Summary{Info: info, Status: wire.StatusOpen, End: session.EndClosed})
+	l.Enter(session.Summary{Info: info, Status: wire.StatusOpen, End: session.EndExpired})
+	c := l.Counts()
+	if c.Status[wire.StatusOpen] != 2 || c.Ends[session.EndExpired] != 1 || c.Up != 20 || c.Down != 40 || c.Resumes != 2 {
+		t.Errorf("counted %+v", c)
+	}
+	c.Status[wire.StatusOpen] = 99
+	if l.Counts().Status[wire.StatusOpen] != 2 {
+		t.Error("the counts that were handed out are the ledger's own")
+	}
+}
