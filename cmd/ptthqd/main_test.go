@@ -22,7 +22,10 @@ func TestMain(m *testing.M) {
 // TestScripts runs what a user would type. Beside testscript's commands and conditions there are:
 //
 //	fails CODE PROGRAM ARGS...    like "! exec", and the exit code is this one
+//	ready SOCKET                  wait until the daemon at that control socket runs
+//	eventually PROGRAM ARGS...    like "exec", again and again until it succeeds
 //	$KEY, $KEY2                   two public keys
+//	$PORT1, $PORT2, $PORT3        ports of 127.0.0.1 that were free, for TCP and UDP
 //	[root]                        the tests run as the superuser
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
@@ -32,9 +35,9 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("KEY", "m5ZbHNo2w1bOBuJ5rWBgPSCA4jHW2Xn2iWVvYtDmZzo=")
 			env.Setenv("KEY2", "9tQxVAhV2wH7b3xGqJmC2UzZBDBQsUoaDPRKkhd8nlg=")
-			return nil
+			return setUpNodes(env)
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"fails": fails},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"fails": fails, "ready": ready, "eventually": eventually},
 		Condition: func(condition string) (bool, error) {
 			if condition == "root" {
 				return os.Geteuid() == 0, nil

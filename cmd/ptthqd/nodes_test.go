@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"ptthqd/pkg/control"
+)
+
+// setUpNodes prepares a script for running daemons: ports for them, and nothing of a service around the test.
+func setUpNodes(env *testscript.Env) error {
+	for i := 1; i <= 3; i++ {
+		port, err := freePort()
+		if err != nil {
+			return err
+		}
+		env.Setenv(fmt.Sprintf("PORT%d", i), strconv.Itoa(port))
+	}
+	for _, name := range []string{"RUNTIME_DIRECTORY", "NOTIFY_SOCKET", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY"} {
+		env.Setenv(name, "")
+	}
+	return nil
+}
+
+// freePort finds a port that is free for TCP and UDP.
+func freePort() (int, error) {
+	for {
+		l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it doesn't block
+		if err != nil {
+			return 0, err
+		}
+		port := l.Addr().(*net.TCPAddr).Port
+		conn, err := net.ListenPacket("udp", l.Addr().String()) //nolint:noctx // it doesn't block
+		_ = l.Close()
+		if err != nil {
+			continue
+		}
+		return port, conn.Close()
+	}
+}
+
+// patience is how long a script waits for what comes in milliseconds on an idle machine.
+const patience = 20 * time.Second
+
+func ready(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: ready SOCKET")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	client := &control.Client{Socket: ts.MkAbs(args[0])}
+	for {
+		status, err := client.Status(ctx)
+		if err == nil && status.State == "running" {
+			return
+		}
+		if !again(ctx) {
+			ts.Fatalf("the daemon at %s isn't ready: %v", args[0], err)
+		}
+	}
+}
+
+func eventually(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: eventually PROGRAM ARGS...")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for ts.Exec(args[0], args[1:]...) != nil {
+		if !again(ctx) {
+			ts.Fatalf("%v has not succeeded within %v", args, patience)
+		}
+	}
+}
+
+// again pauses between two tries, and tells whether there is time for another.
+func again(ctx context.Context) bool {
+	select {
+	case <-time.After(20 * time.Millisecond):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
