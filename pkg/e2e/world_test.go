@@ -13,6 +13,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -24,7 +26,7 @@ import (
 )
 
 var (
-	full   = flag.Bool("full", false, "run the long forms of the tests: more data, more rounds")
+	full    = flag.Bool("full", false, "run the long forms of the tests: more data, more rounds")
 	program string // the ptthqd that is tested
 )
 
@@ -64,6 +66,7 @@ type world struct {
 	extra  map[string]string // appended to a node's config
 	prefix map[string][]string
 	hosts  map[string]string // the address at which a relay listens
+	lab    *lab              // where the nodes are; nil for this host
 }
 
 // newWorld prepares a chain without starting anything. P5 is served by serve,
@@ -100,6 +103,13 @@ func newWorld(t *testing.T, serve func(net.Conn), relays ...string) *world {
 	w.writeConfigs()
 	t.Cleanup(func() {
 		for _, p := range w.procs {
+			if t.Failed() && os.Getenv("PTTHQD_DUMP") != "" {
+				p.signal(syscall.SIGQUIT) // prints all goroutines
+				select {
+				case <-p.exited:
+				case <-time.After(2 * time.Second):
+				}
+			}
 			p.kill()
 		}
 		if t.Failed() {
@@ -118,6 +128,7 @@ func (w *world) relays() []string {
 	for name := range w.hosts {
 		names = append(names, name)
 	}
+	slices.Sort(names)
 	return names
 }
 
@@ -205,7 +216,17 @@ func (w *world) carries(within time.Duration) {
 
 // dial is P1.
 func (w *world) dial() (*net.TCPConn, error) {
-	c, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", w.ports["mapping"]), 5*time.Second)
+	var c net.Conn
+	dial := func() (err error) {
+		c, err = net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", w.ports["mapping"]), 5*time.Second)
+		return err
+	}
+	err := error(nil)
+	if w.lab == nil {
+		err = dial()
+	} else {
+		err = w.lab.do("laptop", dial)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -412,6 +433,18 @@ func freePort(t *testing.T, listen func(address string) (io.Closer, error)) int 
 func freeTCPPort(t *testing.T) int {
 	t.Helper()
 	return freePort(t, func(address string) (io.Closer, error) { return net.Listen("tcp", address) })
+}
+
+// cpuTicks is the processor time that a process has used, in clock ticks.
+func cpuTicks(pid int) (int, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	user, _ := strconv.Atoi(fields[11])
+	system, _ := strconv.Atoi(fields[12])
+	return user + system, nil
 }
 
 func freeUDPPort(t *testing.T) int {
