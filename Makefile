@@ -64,8 +64,16 @@ fuzz: ## each fuzz target for FUZZTIME (10s)
 		$(GO) test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) "$$package"; \
 	done
 
+BENCHFLAGS ?=
+
 .PHONY: bench
-bench: ## every benchmark, six times; compare two outputs with `go tool -modfile=tools/go.mod benchstat`
+bench: build ## the chain against direct TCP, plain quic-go, and others: BENCHFLAGS='-quick', '-h' lists the rest
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/plainchain ./cmd/plainchain
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/bench ./cmd/bench
+	$(BIN)/bench -programs $(BIN) $(BENCHFLAGS)
+
+.PHONY: bench-parts
+bench-parts: ## the benchmarks of the parts, six times; compare two outputs with `go tool -modfile=tools/go.mod benchstat`
 	$(GO) test -run='^$$' -bench=. -benchmem -count=6 ./...
 
 .PHONY: soak

@@ -1,0 +1,447 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// The load generator is both ends of a forwarded connection: P1 in front of a tunnel (`bench load`), P5 behind it (`bench
+// serve`). Each is a process of its own, so that it can run on another host, in a network namespace, and so that
+// its memory is nobody else's.
+
+// A connection begins with a request of requestSize bytes: what is to happen, and for how long.
+//
+//	echo      the server returns each byte
+//	upload    the client sends blocks; the server answers the last one with how many bytes it has got
+//	download  the server sends blocks
+//
+// The first byte of a block tells whether it is the last one, so that nothing depends on the tunnel's half-close.
+const (
+	opEcho     = 'E'
+	opUpload   = 'U'
+	opDownload = 'D'
+
+	requestSize = 9
+	receiptSize = 8
+	blockSize   = 64 << 10
+)
+
+func request(op byte, d time.Duration) []byte {
+	return binary.BigEndian.AppendUint64([]byte{op}, uint64(d))
+}
+
+// stall is how long a connection may make no progress.
+const stall = time.Minute
+
+// sendBlocks sends for a time and ends with the last block.
+func sendBlocks(conn net.Conn, d time.Duration) error {
+	block := make([]byte, blockSize)
+	for i := range block {
+		block[i] = byte(i * 7) // nobody checks it; that all bytes arrive right is what the tests are for
+	}
+	for end := time.Now().Add(d); ; {
+		block[0] = 0
+		last := !time.Now().Before(end)
+		if last {
+			block[0] = 1
+		}
+		_ = conn.SetWriteDeadline(time.Now().Add(stall))
+		if _, err := conn.Write(block); err != nil {
+			return fmt.Errorf("send: %w", err)
+		}
+		if last {
+			return nil
+		}
+	}
+}
+
+// receiveBlocks counts bytes up to the last block.
+func receiveBlocks(conn net.Conn) (got uint64, err error) {
+	block := make([]byte, blockSize)
+	for {
+		_ = conn.SetReadDeadline(time.Now().Add(stall))
+		n, err := io.ReadFull(conn, block)
+		got += uint64(n)
+		if err != nil {
+			return got, fmt.Errorf("receive after %d bytes: %w", got, err)
+		}
+		if block[0] == 1 {
+			return got, nil
+		}
+	}
+}
+
+// runServe is `bench serve`: it prints its port and answers until it is ended.
+func runServe(args []string) error {
+	flags := flag.NewFlagSet("bench serve", flag.ExitOnError)
+	listen := flags.String("listen", "127.0.0.1:0", "`ADDRESS` to listen on")
+	_ = flags.Parse(args)
+	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", *listen)
+	if err != nil {
+		return err
+	}
+	fmt.Println(listener.Addr().(*net.TCPAddr).Port)
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			return err
+		}
+		go answer(conn)
+	}
+}
+
+func answer(conn net.Conn) {
+	defer conn.Close()
+	head := make([]byte, requestSize)
+	if _, err := io.ReadFull(conn, head); err != nil {
+		return
+	}
+	switch head[0] {
+	case opEcho:
+		echo(conn)
+	case opUpload:
+		if got, err := receiveBlocks(conn); err == nil {
+			_, _ = conn.Write(binary.BigEndian.AppendUint64(nil, got))
+		}
+	case opDownload:
+		_ = sendBlocks(conn, time.Duration(binary.BigEndian.Uint64(head[1:])))
+	}
+}
+
+func echo(conn net.Conn) {
+	buffer := make([]byte, 2048)
+	for {
+		n, err := conn.Read(buffer)
+		if err != nil {
+			return
+		}
+		if _, err := conn.Write(buffer[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// load is what `bench load` is asked for, as its flags say.
+type load struct {
+	to      string
+	mode    string
+	seconds float64 // how long to measure
+	warmup  float64 // loaded: how long the bulk runs before the first message
+	streams int     // bulk and loaded: at once
+	down    bool    // bulk and loaded: the server sends
+	atOnce  int     // connect and hold: connections being opened at the same time
+	count   int     // hold: connections to hold
+}
+
+func (l *load) flags(set *flag.FlagSet) {
+	set.StringVar(&l.to, "to", "127.0.0.1:9000", "`ADDRESS` of the tunnel's client side, or of `bench serve` itself")
+	set.Float64Var(&l.seconds, "seconds", 2, "how long to measure")
+	set.Float64Var(&l.warmup, "warmup", 0.5, "loaded: how long the bulk runs before the first message, in seconds")
+	set.IntVar(&l.streams, "streams", 1, "bulk, loaded: streams at once")
+	set.BoolVar(&l.down, "down", false, "bulk, loaded: towards this end")
+	set.IntVar(&l.atOnce, "at-once", 16, "connect, hold: connections being opened at the same time")
+	set.IntVar(&l.count, "count", 1000, "hold: connections to hold")
+}
+
+// args are the flags that make another process do the same.
+func (l load) args() []string {
+	return []string{
+		"load", "-to", l.to, "-seconds", fmt.Sprint(l.seconds), "-warmup", fmt.Sprint(l.warmup), "-streams", fmt.Sprint(l.streams),
+		fmt.Sprintf("-down=%t", l.down), "-at-once", fmt.Sprint(l.atOnce), "-count", fmt.Sprint(l.count), l.mode,
+	}
+}
+
+// figures are what `bench load` measured, and prints as JSON. Rates are per second, times in milliseconds.
+type figures struct {
+	MiB        float64 `json:"mib,omitempty"`
+	MiBRate    float64 `json:"mib_rate,omitempty"`
+	Opened     int     `json:"opened,omitempty"`
+	OpenedRate float64 `json:"opened_rate,omitempty"`
+	Alive      int     `json:"alive,omitempty"`
+	P50        float64 `json:"p50_ms,omitempty"` // round trip, or time to the first byte
+	P99        float64 `json:"p99_ms,omitempty"`
+	Failures   int     `json:"failures,omitempty"`
+	Error      string  `json:"error,omitempty"` // the first one
+}
+
+// runLoad is `bench load`: it measures one thing through one tunnel and prints figures.
+func runLoad(args []string) error {
+	var l load
+	flags := flag.NewFlagSet("bench load", flag.ExitOnError)
+	l.flags(flags)
+	_ = flags.Parse(args)
+	l.mode = flags.Arg(0)
+	modes := map[string]func() figures{"probe": l.probe, "bulk": l.bulk, "ping": l.ping, "loaded": l.loaded, "connect": l.connect, "hold": l.hold}
+	measure, known := modes[l.mode]
+	if !known {
+		return fmt.Errorf("there is no mode %q: probe, bulk, ping, loaded, connect or hold", l.mode)
+	}
+	return json.NewEncoder(os.Stdout).Encode(measure())
+}
+
+func (l load) duration() time.Duration { return seconds(l.seconds) }
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+// failed notes an error.
+func (f *figures) failed(err error) {
+	f.Failures++
+	if f.Error == "" {
+		f.Error = err.Error()
+	}
+}
+
+func (l load) dial(patience time.Duration) (net.Conn, error) {
+	return (&net.Dialer{Timeout: patience}).DialContext(context.Background(), "tcp", l.to)
+}
+
+// openEcho opens a connection and waits for the first echoed byte.
+func (l load) openEcho() (net.Conn, error) {
+	conn, err := l.dial(stall)
+	if err != nil {
+		return nil, err
+	}
+	_ = conn.SetDeadline(time.Now().Add(stall))
+	opening := append(request(opEcho, 0), 1)
+	if _, err := conn.Write(opening); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	if _, err := io.ReadFull(conn, opening[:1]); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+func exchange(conn net.Conn, message []byte) error {
+	_ = conn.SetDeadline(time.Now().Add(stall))
+	if _, err := conn.Write(message); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(conn, message)
+	return err
+}
+
+// probe tells whether the tunnel carries anything, and how fast an echo is.
+func (l load) probe() (f figures) {
+	conn, err := l.dial(time.Second)
+	if err == nil {
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
+		message := append(request(opEcho, 0), 1)
+		if _, err = conn.Write(message); err == nil {
+			_, err = io.ReadFull(conn, message[:1])
+		}
+	}
+	if err != nil {
+		f.failed(err)
+		return f
+	}
+	f.Opened = 1
+	return f
+}
+
+// bulk counts only bytes that have reached their receiver: the clock stops at the last one.
+func (l load) bulk() (f figures) {
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	var bytes uint64
+	start := time.Now()
+	for range l.streams {
+		all.Go(func() {
+			got, err := l.transfer()
+			mu.Lock()
+			defer mu.Unlock()
+			bytes += got
+			if err != nil {
+				f.failed(err)
+			}
+		})
+	}
+	all.Wait()
+	f.MiB = float64(bytes) / (1 << 20)
+	f.MiBRate = f.MiB / time.Since(start).Seconds()
+	return f
+}
+
+func (l load) transfer() (uint64, error) {
+	conn, err := l.dial(stall)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	if l.down {
+		if _, err := conn.Write(request(opDownload, l.duration())); err != nil {
+			return 0, err
+		}
+		return receiveBlocks(conn)
+	}
+	if _, err := conn.Write(request(opUpload, l.duration())); err != nil {
+		return 0, err
+	}
+	if err := sendBlocks(conn, l.duration()); err != nil {
+		return 0, err
+	}
+	receipt := make([]byte, receiptSize)
+	_ = conn.SetReadDeadline(time.Now().Add(stall))
+	if _, err := io.ReadFull(conn, receipt); err != nil {
+		return 0, fmt.Errorf("receipt: %w", err)
+	}
+	return binary.BigEndian.Uint64(receipt), nil
+}
+
+// ping exchanges one message of 64 bytes at a time.
+func (l load) ping() (f figures) {
+	conn, err := l.openEcho()
+	if err != nil {
+		f.failed(err)
+		return f
+	}
+	defer conn.Close()
+	message := make([]byte, 64)
+	var samples []time.Duration
+	for end := time.Now().Add(l.duration()); time.Now().Before(end); {
+		start := time.Now()
+		if err := exchange(conn, message); err != nil {
+			f.failed(err)
+			break
+		}
+		samples = append(samples, time.Since(start))
+	}
+	f.distribution(samples)
+	return f
+}
+
+func (f *figures) distribution(samples []time.Duration) {
+	if len(samples) == 0 {
+		return
+	}
+	slices.Sort(samples)
+	at := func(quantile float64) float64 {
+		return samples[int(quantile*float64(len(samples)-1)+0.5)].Seconds() * 1000
+	}
+	f.P50, f.P99 = at(0.50), at(0.99)
+}
+
+// loaded exchanges messages while bulk runs, which begins before and ends behind them.
+func (l load) loaded() figures {
+	background := l
+	background.seconds = l.warmup + l.seconds + 0.2
+	var transferred figures
+	var work sync.WaitGroup
+	work.Go(func() { transferred = background.bulk() })
+	<-time.After(seconds(l.warmup))
+	f := l.ping()
+	work.Wait()
+	f.MiB, f.MiBRate = transferred.MiB, transferred.MiBRate
+	f.Failures += transferred.Failures
+	if f.Error == "" {
+		f.Error = transferred.Error
+	}
+	return f
+}
+
+// connect opens connections, exchanges one byte over each and closes it.
+func (l load) connect() (f figures) {
+	var mu sync.Mutex
+	var samples []time.Duration
+	var all sync.WaitGroup
+	start := time.Now()
+	end := start.Add(l.duration())
+	for range l.atOnce {
+		all.Go(func() {
+			for time.Now().Before(end) {
+				began := time.Now()
+				conn, err := l.openEcho()
+				took := time.Since(began)
+				mu.Lock()
+				if err != nil {
+					f.failed(err)
+				} else {
+					samples = append(samples, took)
+				}
+				mu.Unlock()
+				if err == nil {
+					conn.Close()
+				}
+			}
+		})
+	}
+	all.Wait()
+	f.Opened = len(samples)
+	f.OpenedRate = float64(len(samples)) / time.Since(start).Seconds()
+	f.distribution(samples)
+	return f
+}
+
+// hold opens connections and holds them, silent, from when it has printed a line until it has read one. Then it checks
+// that each still echoes.
+func (l load) hold() (f figures) {
+	conns := l.openMany(&f)
+	f.Opened = len(conns)
+	fmt.Println("holding", len(conns))
+	_, _ = os.Stdin.Read(make([]byte, 1))
+	f.Alive = l.alive(conns)
+	if f.Alive < f.Opened {
+		f.failed(errors.New("some connections that were held have died"))
+	}
+	for _, conn := range conns {
+		conn.Close()
+	}
+	return f
+}
+
+// openMany stops at the first failure: a tunnel that has reached its limit would make each further connection wait.
+func (l load) openMany(f *figures) (conns []net.Conn) {
+	var mu sync.Mutex
+	var begun atomic.Int64
+	var failed atomic.Bool
+	var all sync.WaitGroup
+	for range l.atOnce {
+		all.Go(func() {
+			for begun.Add(1) <= int64(l.count) && !failed.Load() {
+				conn, err := l.openEcho()
+				mu.Lock()
+				if err != nil {
+					failed.Store(true)
+					f.failed(err)
+				} else {
+					conns = append(conns, conn)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	all.Wait()
+	return conns
+}
+
+func (l load) alive(conns []net.Conn) int {
+	var alive, next atomic.Int64
+	var all sync.WaitGroup
+	for range l.atOnce {
+		all.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(conns); i = int(next.Add(1)) - 1 {
+				if exchange(conns[i], []byte{1}) == nil {
+					alive.Add(1)
+				}
+			}
+		})
+	}
+	all.Wait()
+	return int(alive.Load())
+}

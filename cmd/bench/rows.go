@@ -1,0 +1,371 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// A row is one thing that is measured.
+type row struct {
+	name  string
+	about string
+	// through measures it once through a chain that is there already; nil for rows with chains of their own.
+	through func(context.Context, *bench, *chain, recorder) error
+	skip    func(tunnel) bool // which tunnels have no part in it; nil: none
+}
+
+// A recorder takes a figure of the row that is being measured.
+type recorder func(metric, unit string, value float64)
+
+func noProcesses(t tunnel) bool { return t.dir == "" }
+
+// The rows with chains of their own.
+const (
+	rowIdle    = "idle"
+	rowPeers   = "peers"
+	rowCrowded = "crowded"
+	rowWide    = "wide-"
+)
+
+var allRows = []row{
+	{"bulk-1-up", "bulk, 1 stream from P1 to P5", bulkRow(1, false), nil},
+	{"bulk-1-down", "bulk, 1 stream from P5 to P1", bulkRow(1, true), nil},
+	{"bulk-8-up", "bulk, 8 streams up", bulkRow(8, false), nil},
+	{"bulk-8-down", "bulk, 8 streams down", bulkRow(8, true), nil},
+	{"bulk-1000-up", "bulk, 1,000 streams up", bulkRow(1000, false), noProcesses},
+	{"rtt", "round trip of 64 bytes over an idle tunnel", pingRow, nil},
+	{"loaded", "the same beside 4 uploads, and what it leaves of their rate", loadedRow, nil},
+	{"open-1", "new connections with their first byte, one after another", openRow(1), nil},
+	{"open-16", "the same, 16 at once", openRow(16), nil},
+	{"open-64", "the same, 64 at once", openRow(64), nil},
+	{rowIdle, "memory of each process per idle connection", nil, noProcesses},
+	{rowPeers, "memory of ptthqd's relay per idle peer", nil, noProcesses},
+	{rowCrowded, "ptthqd's new connections, 16 at once, with none and with all idle connections and peers there", nil, noProcesses},
+	{rowWide + "40", "wide area: 200 Mbit/s, 40 ms", nil, nil},
+	{rowWide + "40-loss", "the same with 1 % loss on each link", nil, nil},
+	{rowWide + "100-loss", "100 ms with 0.1 % loss", nil, nil},
+}
+
+// chooseRows takes the flag -rows apart.
+func chooseRows(text string) (chosen []row, err error) {
+	patterns := strings.Split(text, ",")
+	used := make([]bool, len(patterns))
+	for _, r := range allRows {
+		for i, p := range patterns {
+			prefix, wild := strings.CutSuffix(p, "*")
+			if p == "all" || p == r.name || wild && strings.HasPrefix(r.name, prefix) {
+				used[i] = true
+				chosen = append(chosen, r)
+				break
+			}
+		}
+	}
+	for i, p := range patterns {
+		if !used[i] {
+			err = errors.Join(err, fmt.Errorf("there is no row %q; bench -h lists them", p))
+		}
+	}
+	return chosen, err
+}
+
+// measure does all rows: the ones that share chains in interleaved rounds, then the others.
+func (b *bench) measure(ctx context.Context, rows []row) error {
+	var shared, own, wide []row
+	for _, r := range rows {
+		switch {
+		case r.through != nil:
+			shared = append(shared, r)
+		case strings.HasPrefix(r.name, rowWide):
+			wide = append(wide, r)
+		default:
+			own = append(own, r)
+		}
+	}
+	if err := b.measureShared(ctx, shared); err != nil {
+		return err
+	}
+	for _, r := range own {
+		var err error
+		switch r.name {
+		case rowIdle:
+			err = b.measureIdle(ctx, r)
+		case rowPeers:
+			err = b.measurePeers(ctx, r)
+		case rowCrowded:
+			err = b.measureCrowded(ctx, r)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return b.measureWide(ctx, wide)
+}
+
+func (b *bench) measureShared(ctx context.Context, rows []row) error {
+	if len(rows) == 0 {
+		return nil
+	}
+	chains, stop := b.launchAll(ctx, loopback)
+	defer stop()
+	return b.interleave(ctx, rows, chains, b.rounds)
+}
+
+// launchAll starts a chain of each tunnel. One that does not start is a failure of its own, and left out.
+func (b *bench) launchAll(ctx context.Context, s *site) (chains []*chain, stop func()) {
+	for _, t := range b.tunnels {
+		c, err := b.launch(ctx, s, t, nil)
+		if err != nil {
+			b.results.fail("start", t, err)
+			continue
+		}
+		chains = append(chains, c)
+	}
+	return chains, func() {
+		for _, c := range chains {
+			c.stop()
+		}
+	}
+}
+
+// interleave measures each row through each chain, round by round. In each round another chain is the first.
+func (b *bench) interleave(ctx context.Context, rows []row, chains []*chain, rounds int) error {
+	for round := range rounds {
+		for _, r := range rows {
+			for i := range chains {
+				c := chains[(i+round)%len(chains)]
+				if r.skip != nil && r.skip(c.tunnel) {
+					continue
+				}
+				b.say("round %d of %d: %s, %s", round+1, rounds, r.name, c.tunnel.name)
+				if err := r.through(ctx, b, c, b.results.recorder(r, c.tunnel)); err != nil {
+					b.results.fail(r.name, c.tunnel, err)
+				}
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// Metrics that more than one row has.
+const (
+	metricRate    = "rate"
+	metricP50     = "p50"
+	metricP99     = "p99"
+	metricCPU     = "CPU, "    // and the role
+	metricMemory  = "memory, " // and the role
+	metricOpens   = "opened"
+	metricFirst50 = "first byte, p50"
+	metricFirst99 = "first byte, p99"
+	metricAlone   = "rate without it"
+	metricBeside  = "rate beside it"
+
+	unitRate = "MiB/s"
+	unitTime = "ms"
+	unitCPU  = "s/GiB"
+	unitKiB  = "KiB"
+	unitOpen = "1/s"
+)
+
+// settleTime lets what is on its way be counted.
+const settleTime = 100 * time.Millisecond
+
+func bulkRow(streams int, down bool) func(context.Context, *bench, *chain, recorder) error {
+	return func(ctx context.Context, b *bench, c *chain, record recorder) error {
+		return b.bulk(ctx, c, load{mode: "bulk", seconds: b.seconds, streams: streams, down: down}, record)
+	}
+}
+
+func (b *bench) bulk(ctx context.Context, c *chain, l load, record recorder) error {
+	before := c.cpu()
+	f, err := b.load(ctx, c, l)
+	if err != nil {
+		return err
+	}
+	if err := pause(ctx, settleTime); err != nil {
+		return err
+	}
+	record(metricRate, unitRate, f.MiBRate)
+	after := c.cpu()
+	total := 0.0
+	for _, role := range []string{clientHost, relayHost, serverHost} {
+		if _, has := after[role]; has {
+			spent := (after[role] - before[role]) / (f.MiB / 1024)
+			total += spent
+			record(metricCPU+role, unitCPU, spent)
+		}
+	}
+	if len(after) > 0 {
+		record(metricCPU+"all", unitCPU, total)
+	}
+	return nil
+}
+
+func pingRow(ctx context.Context, b *bench, c *chain, record recorder) error {
+	f, err := b.load(ctx, c, load{mode: "ping", seconds: b.seconds})
+	if err != nil {
+		return err
+	}
+	record(metricP50, unitTime, f.P50)
+	record(metricP99, unitTime, f.P99)
+	return nil
+}
+
+func loadedRow(ctx context.Context, b *bench, c *chain, record recorder) error {
+	return b.loaded(ctx, c, load{mode: "loaded", seconds: 1.5 * b.seconds, warmup: min(0.5, b.seconds), streams: 4}, record)
+}
+
+// loaded measures the bulk alone, and then with messages beside it.
+func (b *bench) loaded(ctx context.Context, c *chain, l load, record recorder) error {
+	alone := l
+	alone.mode = "bulk"
+	before, err := b.load(ctx, c, alone)
+	if err != nil {
+		return err
+	}
+	f, err := b.load(ctx, c, l)
+	if err != nil {
+		return err
+	}
+	record(metricP50, unitTime, f.P50)
+	record(metricP99, unitTime, f.P99)
+	record(metricAlone, unitRate, before.MiBRate)
+	record(metricBeside, unitRate, f.MiBRate)
+	return nil
+}
+
+func openRow(atOnce int) func(context.Context, *bench, *chain, recorder) error {
+	return func(ctx context.Context, b *bench, c *chain, record recorder) error {
+		f, err := b.load(ctx, c, load{mode: "connect", seconds: b.seconds, atOnce: atOnce})
+		if err != nil {
+			return err
+		}
+		record(metricOpens, unitOpen, f.OpenedRate)
+		record(metricFirst50, unitTime, f.P50)
+		record(metricFirst99, unitTime, f.P99)
+		return nil
+	}
+}
+
+// measureIdle reads what idle connections take of a fresh chain.
+func (b *bench) measureIdle(ctx context.Context, r row) error {
+	for _, t := range b.tunnels {
+		if r.skip(t) {
+			continue
+		}
+		b.say("%s: %d connections through %s", r.name, b.idle, t.name)
+		if err := b.idleOnce(ctx, r, t); err != nil {
+			b.results.fail(r.name, t, err)
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+func (b *bench) idleOnce(ctx context.Context, r row, t tunnel) error {
+	c, err := b.launch(ctx, loopback, t, nil)
+	if err != nil {
+		return err
+	}
+	defer c.stop()
+	if err := pause(ctx, settleTime); err != nil {
+		return err
+	}
+	before := c.memory()
+	release, err := b.hold(ctx, c, b.idle)
+	if err != nil {
+		return err
+	}
+	err = pause(ctx, b.settle)
+	after := c.memory()
+	record := b.results.recorder(r, t)
+	for _, role := range []string{clientHost, relayHost, serverHost} {
+		record(metricMemory+role, unitKiB, (after[role]-before[role])/float64(b.idle))
+	}
+	return errors.Join(err, release())
+}
+
+// measurePeers reads what idle peers take of a fresh relay.
+func (b *bench) measurePeers(ctx context.Context, r row) error {
+	b.say("%s: %d idle peers at the relay", r.name, b.peers)
+	crowd, err := newCrowd(b.peers)
+	if err != nil {
+		return err
+	}
+	c, err := b.launch(ctx, loopback, b.ours, map[string]string{"peers.toml": crowd.config()})
+	if err != nil {
+		b.results.fail(r.name, b.ours, err)
+		return nil
+	}
+	defer c.stop()
+	before := c.memory()
+	release, err := b.connect(ctx, c, crowd)
+	if err != nil {
+		b.results.fail(r.name, b.ours, err)
+		return nil
+	}
+	err = pause(ctx, max(b.settle, busyTime))
+	after := c.memory()
+	b.results.recorder(r, b.ours)(metricMemory+relayHost, unitKiB, (after[relayHost]-before[relayHost])/float64(b.peers))
+	return errors.Join(err, release())
+}
+
+// measureCrowded opens connections by a chain that has nothing else to do, and by one that is full of what is idle.
+func (b *bench) measureCrowded(ctx context.Context, r row) error {
+	b.say("%s: %d idle connections, %d idle peers", r.name, b.idle, b.peers)
+	crowd, err := newCrowd(b.peers)
+	if err != nil {
+		return err
+	}
+	quiet, err := b.launch(ctx, loopback, b.ours, nil)
+	if err != nil {
+		b.results.fail(r.name, b.ours, err)
+		return nil
+	}
+	defer quiet.stop()
+	full, err := b.launch(ctx, loopback, b.ours, map[string]string{"peers.toml": crowd.config()})
+	if err != nil {
+		b.results.fail(r.name, b.ours, err)
+		return nil
+	}
+	defer full.stop()
+	leave, err := b.connect(ctx, full, crowd)
+	if err != nil {
+		b.results.fail(r.name, b.ours, err)
+		return nil
+	}
+	release, err := b.hold(ctx, full, b.idle)
+	if err != nil {
+		b.results.fail(r.name, b.ours, errors.Join(err, leave()))
+		return nil
+	}
+	err = pause(ctx, max(b.settle, busyTime))
+	record := b.results.recorder(r, b.ours)
+	for range b.rounds {
+		if err != nil {
+			break
+		}
+		var alone, beside figures
+		if alone, err = b.load(ctx, quiet, load{mode: "connect", seconds: b.seconds, atOnce: 16}); err != nil {
+			break
+		}
+		if beside, err = b.load(ctx, full, load{mode: "connect", seconds: b.seconds, atOnce: 16}); err != nil {
+			break
+		}
+		record(metricAlone, unitOpen, alone.OpenedRate)
+		record(metricBeside, unitOpen, beside.OpenedRate)
+	}
+	if err = errors.Join(err, release(), leave()); err != nil {
+		b.results.fail(r.name, b.ours, err)
+	}
+	return nil
+}
