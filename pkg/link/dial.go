@@ -123,17 +123,18 @@ func (d *Dialer) Run(ctx context.Context) error {
 	var current *Link
 	for {
 		link, err := d.redial(ctx, current, kicks)
+		if current != nil { // it may still live, after a kick
+			current.Close(wire.CloseClosing, "replaced by a newer link")
+		}
 		if err != nil {
 			return err
 		}
-		if current != nil {
-			current.Close(wire.CloseClosing, "replaced by a newer link")
-		}
 		current = link
-		work.Go(func() { link.run(ctx, d.Serve) })
+		work.Go(func() { link.run(d.Serve) })
 		d.up(link)
 		select {
 		case <-ctx.Done():
+			link.Close(wire.CloseClosing, "stopping")
 			return context.Cause(ctx)
 		case <-link.Done():
 			d.down(link)

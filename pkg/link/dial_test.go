@@ -54,7 +54,7 @@ type world struct {
 	network  *linktest.Network
 	relayKey ident.PrivateKey
 	key      ident.PrivateKey
-	peers    linktest.Peers
+	peers    atomic.Pointer[linktest.Peers] // the relay's config
 	listener *link.Listener
 	stop     func() // stops the relay
 
@@ -73,7 +73,7 @@ func newWorld(t *testing.T) *world {
 		log:   &lines{},
 		links: make(chan *link.Link, 100), accepted: make(chan *link.Link, 100),
 	}
-	w.peers = linktest.Peers{w.key.Public(): "client"}
+	w.peers.Store(&linktest.Peers{w.key.Public(): "client"})
 	w.dialer = w.newDialer(linktest.DiallerHost, w.links)
 	w.dialer.Logger = slog.New(w.log)
 	listen := w.dialer.ListenPacket
@@ -93,10 +93,11 @@ func (w *world) newDialer(host string, links chan<- *link.Link) *link.Dialer {
 
 // start starts the relay.
 func (w *world) start() {
-	w.listener = w.network.Listener(linktest.RelayAddress, w.relayKey, w.peers, func(ctx context.Context, l *link.Link) {
+	w.listener = w.network.Listener(linktest.RelayAddress, w.relayKey, nil, func(ctx context.Context, l *link.Link) {
 		w.accepted <- l
 		<-ctx.Done()
 	})
+	w.listener.Admit = func(key ident.PublicKey) (string, error) { return w.peers.Load().Admit(key) }
 	stop := w.network.Run(w.listener.Run)
 	w.stop = func() {
 		stop()
@@ -335,7 +336,7 @@ func TestWrongKeys(t *testing.T) {
 			"presented the key %[1]v, the config pins %[3]v",
 		},
 		{
-			"the node's", func(w *world) { delete(w.peers, w.key.Public()) },
+			"the node's", func(w *world) { w.peers.Store(&linktest.Peers{}) },
 			"does not know this node's key, %[2]v",
 		},
 	} {
@@ -375,7 +376,7 @@ func TestRevocation(t *testing.T) {
 		if n := w.listener.Recheck(); n != 0 {
 			t.Errorf("Recheck closed %d links", n)
 		}
-		delete(w.peers, w.key.Public())
+		w.peers.Store(&linktest.Peers{})
 		if n := w.listener.Recheck(); n != 1 {
 			t.Errorf("Recheck closed %d links", n)
 		}
@@ -387,7 +388,7 @@ func TestRevocation(t *testing.T) {
 		if s := w.dialer.State(); !strings.Contains(s.LastError, "does not know this node's key") {
 			t.Errorf("state %+v", s)
 		}
-		w.peers[w.key.Public()] = "renamed"
+		w.peers.Store(&linktest.Peers{w.key.Public(): "renamed"})
 		w.took(0, 31*sec)
 		for len(w.accepted) > 1 {
 			<-w.accepted

@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -59,9 +60,10 @@ type Link struct {
 	replaced atomic.Bool
 
 	accept struct {
-		once  sync.Once
-		ready chan accepted
-		tips  chan struct{} // holds one for each stream whose tip is being waited for
+		mu    sync.Mutex
+		late  int        // streams whose tip is being waited for
+		ready []accepted // those of them whose tip has come
+		wake  func()     // makes Accept look again; nil if it would anyway
 	}
 	work sync.WaitGroup // the goroutines of this link; see wait
 }
@@ -70,6 +72,9 @@ type accepted struct {
 	stream *Stream
 	tip    wire.Message
 }
+
+// tipAtOnce is how long Accept itself waits for the tip of a stream that has arrived.
+const tipAtOnce = 2 * time.Millisecond
 
 // Stats are a link's figures, since its beginning.
 type Stats struct {
@@ -105,7 +110,7 @@ func (e *ClosedError) Error() string {
 var ErrStreamLimit = errors.New("open a stream: the other end's limit of streams at once is reached")
 
 func newLink(conn *quic.Conn, peer string, key ident.PublicKey, limits *Limits, log *slog.Logger) *Link {
-	l := &Link{
+	return &Link{
 		conn:        conn,
 		peer:        peer,
 		key:         key,
@@ -116,9 +121,6 @@ func newLink(conn *quic.Conn, peer string, key ident.PublicKey, limits *Limits, 
 		suspect:     make(chan struct{}),
 		peerClosing: make(chan struct{}),
 	}
-	l.accept.ready = make(chan accepted)
-	l.accept.tips = make(chan struct{}, limits.PendingTips)
-	return l
 }
 
 // start begins with the heartbeats, on the control stream, whose tip is through.
@@ -129,14 +131,8 @@ func (l *Link) start(control *quic.Stream) {
 }
 
 // run serves a link until it is over and all that belongs to it has ended.
-func (l *Link) run(ctx context.Context, serve func(context.Context, *Link)) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	stopCancel := context.AfterFunc(l.conn.Context(), func() { cancel(l.Err()) })
-	defer stopCancel()
-	stopClose := context.AfterFunc(ctx, func() { l.Close(wire.CloseClosing, "stopping") })
-	defer stopClose()
-	serve(ctx, l)
+func (l *Link) run(serve func(context.Context, *Link)) {
+	serve(l.conn.Context(), l)
 	l.Close(wire.CloseClosing, "no more use for the link")
 	l.wait()
 	if l.release != nil {
@@ -189,64 +185,142 @@ func (l *Link) Open(head []byte) (*Stream, error) {
 	return s, nil
 }
 
-// Accept returns the next stream of the peer with its tip, which is read beside this, so that a stream that says nothing
-// holds up nobody. A stream whose tip does not come in time is reset, a malformed tip is answered with 400. It fails when the
-// link is over (Err tells why) or ctx is done.
+// Accept returns the next stream of the peer with its tip. A stream that says nothing at first holds up nobody; one whose
+// tip does not come in time is reset, and a malformed tip is answered with 400. It fails when the link is over (Err tells
+// why) or ctx is done. It is for one goroutine.
+//
+// A tip comes in a stream's first packet, as a rule, so Accept reads it itself; only for a late one there is a goroutine.
 func (l *Link) Accept(ctx context.Context) (*Stream, wire.Message, error) {
-	l.accept.once.Do(func() { l.work.Go(l.acceptStreams) })
-	select {
-	case a := <-l.accept.ready:
-		return a.stream, a.tip, nil
-	case <-l.Done():
-		return nil, nil, l.Err()
-	case <-ctx.Done():
-		return nil, nil, context.Cause(ctx)
-	}
-}
-
-func (l *Link) acceptStreams() {
 	for {
-		// Bounds what a peer can make grow: beyond it, his streams wait in QUIC.
-		select {
-		case l.accept.tips <- struct{}{}:
-		case <-l.Done():
-			return
+		s, tip, err := l.acceptStream(ctx)
+		switch {
+		case l.Err() != nil:
+			return nil, nil, l.Err()
+		case ctx.Err() != nil:
+			return nil, nil, context.Cause(ctx)
+		case err != nil:
+			continue // a late tip is ready, or has failed
+		case tip != nil:
+			return s, tip, nil
 		}
-		qs, err := l.conn.AcceptStream(l.conn.Context())
-		if err != nil {
-			return
+		if tip, there := s.peekTip(); there {
+			if l.takeTip(s, tip) {
+				return s, tip.message, nil
+			}
+			continue
 		}
-		l.work.Go(func() {
-			defer func() { <-l.accept.tips }()
-			l.readTip(&Stream{stream: qs, link: l})
-		})
+		l.accept.mu.Lock()
+		l.accept.late++
+		l.accept.mu.Unlock()
+		l.work.Go(func() { l.waitForTip(s) })
 	}
 }
 
-func (l *Link) readTip(s *Stream) {
-	_ = s.SetReadDeadline(time.Now().Add(l.limits.TipTimeout))
-	tip, err := wire.Read(s)
-	if errors.Is(err, wire.ErrMalformed) || err == nil && tip == nil {
-		l.log.Debug("malformed tip", slog.Any("error", err))
-		_, _ = s.TryWrite(wire.Append(nil, &wire.Reply{Status: wire.StatusMalformed, Text: "the tip can't be understood"}))
-		_ = s.CloseWrite()
-		s.CancelRead(wire.CodeLost)
-		return
+// acceptStream returns a stream whose late tip is ready, or a new one without its tip. An error means to look again.
+func (l *Link) acceptStream(ctx context.Context) (*Stream, wire.Message, error) {
+	l.accept.mu.Lock()
+	if len(l.accept.ready) > 0 {
+		a := l.accept.ready[0]
+		l.accept.ready = slices.Delete(l.accept.ready, 0, 1)
+		l.accept.mu.Unlock()
+		return a.stream, a.tip, nil
 	}
+	late := l.accept.late
+	if late > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithCancel(ctx)
+		defer cancel()
+		l.accept.wake = cancel
+	}
+	l.accept.mu.Unlock()
+	if late >= l.limits.PendingTips { // beyond this bound the peer's streams wait in QUIC
+		select {
+		case <-ctx.Done():
+		case <-l.Done():
+		}
+		return nil, nil, context.Canceled
+	}
+	qs, err := l.conn.AcceptStream(ctx)
 	if err != nil {
-		l.log.Debug("no tip", slog.Any("error", err))
-		s.Reset(wire.CodeLost)
-		return
+		return nil, nil, err
 	}
-	if _, second := tip.(*wire.Control); second {
+	return &Stream{stream: qs, link: l}, nil, nil
+}
+
+// readTip is what reading a tip gave.
+type readTip struct {
+	message wire.Message
+	err     error
+}
+
+// peekTip takes a tip that is there at once and whole. Otherwise it takes nothing.
+func (s *Stream) peekTip() (tip readTip, there bool) {
+	_ = s.SetReadDeadline(time.Now().Add(tipAtOnce))
+	var head [3]byte // type and length, as anyone but an attacker writes them: one byte, and one or two
+	n := 2
+	if _, err := s.stream.Peek(head[:n]); err != nil {
+		return readTip{}, false
+	}
+	size := int(head[1])
+	switch head[1] >> 6 {
+	case 0:
+	case 1:
+		n = 3
+		if _, err := s.stream.Peek(head[:n]); err != nil {
+			return readTip{}, false
+		}
+		size = int(head[1]&0x3f)<<8 | int(head[2])
+	default:
+		return readTip{}, false
+	}
+	if head[0]>>6 != 0 || size > wire.MaxBody {
+		return readTip{}, false
+	}
+	b := make([]byte, n+size)
+	if _, err := s.stream.Peek(b); err != nil {
+		return readTip{}, false
+	}
+	_, _ = s.stream.Read(b)
+	tip.message, _, tip.err = wire.Parse(b)
+	return tip, true
+}
+
+// waitForTip reads a tip that is late.
+func (l *Link) waitForTip(s *Stream) {
+	var tip readTip
+	_ = s.SetReadDeadline(time.Now().Add(l.limits.TipTimeout))
+	tip.message, tip.err = wire.Read(s)
+	good := l.takeTip(s, tip)
+	l.accept.mu.Lock()
+	defer l.accept.mu.Unlock()
+	l.accept.late--
+	if good {
+		l.accept.ready = append(l.accept.ready, accepted{s, tip.message})
+	}
+	if l.accept.wake != nil {
+		l.accept.wake()
+	}
+}
+
+// takeTip tells whether a tip is one. If not, the stream is done with.
+func (l *Link) takeTip(s *Stream, tip readTip) bool {
+	switch tip.message.(type) {
+	case *wire.Control:
 		l.Close(wire.CloseProtocol, "a second control stream")
-		return
+		return false
+	case nil:
+		l.log.Debug("bad tip", slog.String("peer", l.peer), slog.Any("error", tip.err))
+		if tip.err == nil || errors.Is(tip.err, wire.ErrMalformed) {
+			_, _ = s.TryWrite(wire.Append(nil, &wire.Reply{Status: wire.StatusMalformed, Text: "the tip can't be understood"}))
+			_ = s.CloseWrite()
+			s.CancelRead(wire.CodeLost)
+		} else {
+			s.Reset(wire.CodeLost)
+		}
+		return false
 	}
 	_ = s.SetReadDeadline(time.Time{})
-	select {
-	case l.accept.ready <- accepted{s, tip}:
-	case <-l.Done():
-	}
+	return true
 }
 
 // Done is closed when the link is over. By then all its streams are dead.

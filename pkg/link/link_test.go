@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -108,34 +109,17 @@ func TestHalfClose(t *testing.T) {
 	})
 }
 
-// sizes counts the packets that a host sends, and tells the smallest.
-type sizes struct {
-	host     string
-	mu       sync.Mutex
-	count    int
-	smallest int
-}
-
-func (s *sizes) see(p linktest.Packet) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if p.From.Addr().String() == s.host {
-		s.count++
-		if s.smallest == 0 || len(p.Data) < s.smallest {
-			s.smallest = len(p.Data)
-		}
-	}
-	return false
-}
-
-func (s *sizes) reset() { s.mu.Lock(); defer s.mu.Unlock(); s.count, s.smallest = 0, 0 }
-
 func TestHeartbeats(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := linktest.New(t, 10*time.Millisecond)
 		dialled, accepted := network.Pair()
-		seen := &sizes{host: linktest.DiallerHost}
-		network.Drop(seen.see)
+		var seen atomic.Int64
+		network.Drop(func(p linktest.Packet) bool {
+			if p.From.Addr().String() == linktest.DiallerHost {
+				seen.Add(1)
+			}
+			return false
+		})
 		s := open(t, dialled, "")
 		peer := accept(t, accepted)
 
@@ -149,16 +133,16 @@ func TestHeartbeats(t *testing.T) {
 			}
 			time.Sleep(5 * time.Second)
 		}
-		if seen.count < 100 || seen.count > 250 {
-			t.Errorf("%d packets in 50 s of traffic", seen.count)
+		if n := seen.Load(); n < 100 || n > 250 {
+			t.Errorf("%d packets in 50 s of traffic", n)
 		}
 
 		// Ten seconds after the last data: every ten seconds.
 		time.Sleep(10 * time.Second)
-		seen.reset()
+		seen.Store(0)
 		time.Sleep(10 * time.Minute)
-		if seen.count < 60 || seen.count > 150 {
-			t.Errorf("%d packets in 10 minutes of silence", seen.count)
+		if n := seen.Load(); n < 60 || n > 150 {
+			t.Errorf("%d packets in 10 minutes of silence", n)
 		}
 
 		if rtt := dialled.Stats().AppRTT; rtt < 20*time.Millisecond || rtt > 21*time.Millisecond {
@@ -353,13 +337,19 @@ func TestTips(t *testing.T) {
 		network := linktest.New(t, 10*time.Millisecond)
 		network.Limits = link.Limits{PendingTips: 2}
 		dialled, accepted := network.Pair()
+		go func() {
+			for {
+				if _, _, err := accepted.Accept(t.Context()); err != nil {
+					return
+				}
+			}
+		}()
 
 		// A malformed tip is answered with 400.
 		s, err := dialled.Open([]byte{1, 2, 9, 9})
 		if err != nil {
 			t.Fatal(err)
 		}
-		go func() { _, _, _ = accepted.Accept(t.Context()) }() // which gets the good stream below
 		reply, err := wire.Read(s)
 		if r, ok := reply.(*wire.Reply); err != nil || !ok || r.Status != wire.StatusMalformed {
 			t.Errorf("reply %#v, %v", reply, err)

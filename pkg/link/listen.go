@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -41,6 +43,7 @@ type Listener struct {
 	grants *grants
 
 	mu      sync.Mutex
+	stopped bool
 	live    map[string]*Link // the newest of each peer ID
 	waiting map[string]int   // connections that are not links yet, of each peer ID
 }
@@ -93,6 +96,7 @@ func (l *Listener) Run(ctx context.Context) error {
 	// The order matters: no new connections, then an end for those that are there, then what sends it.
 	_ = listener.Close()
 	cancel()
+	l.closeAll()
 	work.Wait()
 	_ = transport.Close()
 	return err
@@ -110,10 +114,9 @@ func (l *Listener) welcome(ctx context.Context, conn *quic.Conn) {
 	l.register(link)
 	defer l.unregister(link)
 	link.start(control)
-	link.log.Info("link up", slog.Any("remote", link.RemoteAddr()))
-
-	link.run(ctx, l.Serve)
-	link.log.Info("link down", slog.Any("reason", link.Err()))
+	l.log.Info("link up", slog.String("peer", link.peer), slog.Any("remote", link.RemoteAddr()))
+	link.run(l.Serve)
+	l.log.Info("link down", slog.String("peer", link.peer), slog.Any("reason", link.Err()))
 }
 
 // admit waits until a connection has become a link: its dialler has opened the control stream.
@@ -147,7 +150,7 @@ func (l *Listener) admit(ctx context.Context, conn *quic.Conn) (*Link, *quic.Str
 		return refuse(wire.CloseProtocol, "the first stream is not a control stream")
 	}
 	_ = control.SetReadDeadline(time.Time{})
-	return newLink(conn, id, key, l.limits, l.log.With(slog.String("peer", id))), control, nil
+	return newLink(conn, id, key, l.limits, l.log), control, nil
 }
 
 // enter counts a connection that is not a link yet; false is one too many.
@@ -174,7 +177,11 @@ func (l *Listener) register(link *Link) {
 	l.mu.Lock()
 	old := l.live[link.peer]
 	l.live[link.peer] = link
+	stopped := l.stopped
 	l.mu.Unlock()
+	if stopped {
+		link.Close(wire.CloseClosing, "the relay is stopping")
+	}
 	if old != nil {
 		old.Close(wire.CloseSuperseded, "a newer link with the same key has come from "+link.RemoteAddr().String())
 	}
@@ -185,6 +192,16 @@ func (l *Listener) unregister(link *Link) {
 	defer l.mu.Unlock()
 	if l.live[link.peer] == link {
 		delete(l.live, link.peer)
+	}
+}
+
+func (l *Listener) closeAll() {
+	l.mu.Lock()
+	l.stopped = true
+	links := slices.Collect(maps.Values(l.live))
+	l.mu.Unlock()
+	for _, link := range links {
+		link.Close(wire.CloseClosing, "the relay is stopping")
 	}
 }
 

@@ -233,7 +233,7 @@ func (l *Link) sendControl(m wire.Message) error {
 	_ = l.control.SetWriteDeadline(time.Now().Add(controlTimeout))
 	if _, err := l.control.Write(wire.Append(nil, m)); err != nil {
 		if l.conn.Context().Err() == nil { // half a message may have left
-			l.log.Warn("the peer does not read its control stream", slog.Any("error", err))
+			l.log.Warn("the peer does not read its control stream", slog.String("peer", l.peer), slog.Any("error", err))
 			l.Close(wire.CloseProtocol, "the control stream is not read")
 		}
 		return streamError(err)
