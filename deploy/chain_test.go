@@ -39,6 +39,12 @@ func TestThreeHosts(t *testing.T) {
 		serverName := "ssh server hostname | grep -x server"
 		client.soon(serverName)
 
+		l.sub("one ID finds a connection in all three journals", func(t *testing.T) {
+			id := client.run("journalctl -o json -u ptthqd MESSAGE_ID=b1222b89133afac84429fd16d7b95172 | sed -n '$s/.*\"PTTHQ_CONNECTION\":\"\\([a-z0-9]*\\)\".*/\\1/p'")
+			for _, h := range []*host{client, relay, server} {
+				h.soon("journalctl -u ptthqd PTTHQ_CONNECTION=" + id + " -o cat | grep " + id)
+			}
+		})
 		l.sub("sessions survive the relay's restart and upgrade", func(t *testing.T) {
 			check := count(t, client)
 			relay.run("systemctl restart ptthqd")
@@ -60,18 +66,40 @@ func TestThreeHosts(t *testing.T) {
 			client.soon(serverName)
 		})
 		l.sub("nobody is refused while the client restarts", func(t *testing.T) {
+			// Not at sshd, which punishes those who leave without a word.
+			server.run(`cat > /etc/systemd/system/greet.socket <<'END'
+[Socket]
+ListenStream=127.0.0.1:7777
+Accept=yes
+MaxConnections=1000
+TriggerLimitIntervalSec=0
+END
+cat > /etc/systemd/system/greet@.service <<'END'
+[Unit]
+CollectMode=inactive-or-failed
+StartLimitIntervalSec=0
+[Service]
+ExecStart=/bin/echo hello
+StandardOutput=socket
+END
+systemctl daemon-reload && systemctl start greet.socket
+printf '\n[[services]]\nname = "greet"\ntarget = "7777"\nclients = ["client"]\n' >> /etc/ptthq.toml && systemctl reload ptthqd`)
+			relay.run(`sed -i 's/"server:22"/"server"/' /etc/ptthq.toml && systemctl reload ptthqd`)
+			client.run(`printf '\n[[mappings]]\nlisten = "127.0.0.1:7700"\nserver = "server"\ntarget = "7777"\n' >> /etc/ptthq.toml && systemctl reload ptthqd`)
 			client.run(`cat > /root/knock <<'END'
-for i in $(seq 400); do
-	if ! exec 3<>/dev/tcp/127.0.0.1/2200; then echo refused; continue; fi
-	read -t 10 -n 4 -u 3 greeting && [ "$greeting" = SSH- ] && echo served || echo unserved
+end=$((SECONDS + 20))
+while [ ! -e /root/enough ] && [ $SECONDS -lt $end ]; do
+	if ! exec 3<>/dev/tcp/127.0.0.1/7700; then echo refused; sleep 0.05; continue; fi
+	read -t 15 -u 3 greeting && [ "$greeting" = hello ] && echo served || echo unserved
 	exec 3>&- 3<&-
 done 2>/dev/null
 END
 systemd-run --quiet --unit=knock --property=StandardOutput=file:/root/knocked bash /root/knock`)
 			for range 3 {
-				time.Sleep(300 * time.Millisecond)
+				time.Sleep(500 * time.Millisecond)
 				client.run("systemctl restart ptthqd")
 			}
+			client.run("touch /root/enough")
 			client.soon("! systemctl is-active --quiet knock")
 			said := client.run("sort /root/knocked | uniq -c")
 			t.Logf("knocked:\n%s", said)
