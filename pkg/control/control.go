@@ -116,12 +116,12 @@ const (
 
 // Fault is one fault in the text of the config.
 type Fault struct {
-	File    string `json:"file"`
-	Line    int    `json:"line"`
-	Column  int    `json:"column"`
-	Key     string `json:"key,omitempty"`
-	Message string `json:"message"`
-	Hint    string `json:"hint,omitempty"`
+	File    string `json:"file"`           // as it was named or found
+	Line    int    `json:"line"`           // from 1
+	Column  int    `json:"column"`         // in characters, from 1
+	Key     string `json:"key,omitempty"`  // which key of the config, as peers.public_key; absent if none is to blame
+	Message string `json:"message"`        // what is wrong
+	Hint    string `json:"hint,omitempty"` // what would be right
 }
 
 // String returns "file:line:column: key: message; hint".
@@ -183,7 +183,7 @@ const (
 
 // Mapping is a listener of a client and where it leads.
 type Mapping struct {
-	Name        string `json:"name"`
+	Name        string `json:"name"`              // as in the config
 	Listen      string `json:"listen"`            // as in the config, canonical
 	Server      string `json:"server"`            // the ID of the server
 	Target      string `json:"target"`            // canonical
@@ -195,16 +195,16 @@ type Mapping struct {
 
 // Service is what a server lets clients reach.
 type Service struct {
-	Name        string   `json:"name,omitempty"`
-	Target      string   `json:"target"`      // an address, a range, or a Unix socket
-	Clients     []string `json:"clients"`     // patterns of the IDs that may use it
-	Connections int      `json:"connections"` // at this moment
-	Source      string   `json:"source"`      // where it is written: file:line
+	Name        string   `json:"name,omitempty"` // as in the config
+	Target      string   `json:"target"`         // an address, a range, or a Unix socket
+	Clients     []string `json:"clients"`        // patterns of the IDs that may use it
+	Connections int      `json:"connections"`    // at this moment
+	Source      string   `json:"source"`         // where it is written: file:line
 }
 
 // Peer is a client or server that a relay's config names.
 type Peer struct {
-	ID          string    `json:"id"`
+	ID          string    `json:"id"`                 // as in the config
 	Role        string    `json:"role"`               // client or server
 	Connected   bool      `json:"connected"`          // it has a link
 	Since       time.Time `json:"since,omitzero"`     // when the link was made, if connected
@@ -213,7 +213,6 @@ type Peer struct {
 	Connections int       `json:"connections"`        // joined over its link
 	LastSeen    time.Time `json:"last_seen,omitzero"` // when its last link ended, if it is not connected and ever was
 	Source      string    `json:"source"`             // where it is written: file:line
-	Problem     string    `json:"problem,omitempty"`  // what is wrong with it, and what to do
 }
 
 // Connection is one forwarded TCP connection.
@@ -255,7 +254,7 @@ type Counters struct {
 
 // Process is what the process takes of its host.
 type Process struct {
-	Goroutines  int    `json:"goroutines"`
+	Goroutines  int    `json:"goroutines"`   // at this moment
 	HeapBytes   uint64 `json:"heap_bytes"`   // in use by objects
 	Files       int    `json:"files"`        // open file descriptors; 0 if the system doesn't say
 	FilesLimit  uint64 `json:"files_limit"`  // of RLIMIT_NOFILE; 0 if there is none
@@ -265,9 +264,9 @@ type Process struct {
 
 // Question asks which rule decides.
 type Question struct {
-	Client string `json:"client"`
-	Server string `json:"server"`
-	Target string `json:"target"` // in any spelling
+	Client string `json:"client"` // its ID
+	Server string `json:"server"` // its ID
+	Target string `json:"target"` // in any spelling; in an answer canonical
 }
 
 // Explanation is what this node's rules say to a Question.
@@ -290,8 +289,8 @@ type LogLevel struct {
 
 // Error is the body of every answer that is not the one asked for.
 type Error struct {
-	Message string `json:"error"`
-	Hint    string `json:"hint,omitempty"`
+	Message string `json:"error"`          // what is wrong
+	Hint    string `json:"hint,omitempty"` // what would be right
 }
 
 // Error returns the message and, after a semicolon, the hint.

@@ -161,8 +161,11 @@ func (d *daemon) prepare() error {
 	d.level.Set(c.LogLevel)
 	d.loaded.Store(&loaded{c, snapshot, identify(snapshot), time.Now()})
 	d.considered.Store(snapshot.Hash)
-	d.log.Info("ptthqd begins", "version", d.options.Version, "go", runtime.Version(), "role", string(c.Role), "id", c.ID,
-		"config", c.Path, "hash", shortHash(c.Hash), "pid", os.Getpid())
+	begins := []any{"version", d.options.Version, "go", runtime.Version(), "role", string(c.Role)}
+	if c.ID != "" {
+		begins = append(begins, "id", c.ID)
+	}
+	d.log.Info("ptthqd begins", append(begins, "config", c.Path, "hash", shortHash(c.Hash), "pid", os.Getpid())...)
 	for _, w := range c.Warnings() {
 		d.log.Warn("config: "+w.Message, "file", w.File, "line", w.Line, "key", w.Key, "hint", w.Hint)
 	}

@@ -3,7 +3,6 @@ package daemon
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -126,6 +125,3 @@ func closeAll(files []*os.File) {
 		_ = f.Close()
 	}
 }
-
-// errTwoSockets says that a name stands for more sockets than it can.
-var errTwoSockets = errors.New("there are several inherited sockets of this name; it can be one")

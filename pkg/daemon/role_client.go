@@ -33,14 +33,27 @@ func newClientRole(d *daemon, c *config.Config) (role, error) {
 	return clientRole{p2}, nil
 }
 
-func (r clientRole) Sockets() map[string][]syscall.Conn { return nil }
+func (r clientRole) Sockets() map[string][]syscall.Conn {
+	kept := make(map[string][]syscall.Conn)
+	for place, sockets := range r.Client.Sockets() {
+		if _, ofUnit := unitName(place); !ofUnit { // those of socket units systemd has already
+			kept[fdName("stream", place)] = sockets
+		}
+	}
+	return kept
+}
 
 func (r clientRole) Describe(s *control.Status) {
 	now := r.Snapshot()
 	s.Connections = sessions(now.Sessions)
 	s.Links = links(now.Relays, s.Connections)
 	for _, m := range now.Mappings {
+		problem := ""
+		if m.Enabled && len(m.Listening) == 0 && s.State == stateRunning {
+			problem = "its listener is lost; `ptthqd reload` binds it again"
+		}
 		s.Mappings = append(s.Mappings, control.Mapping{
+			Problem:     problem,
 			Name:        m.Name,
 			Listen:      m.Listen.String(),
 			Server:      m.Server,

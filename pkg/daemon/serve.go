@@ -181,11 +181,6 @@ func (d *daemon) warnings(s *control.Status) []control.Warning {
 			warn("", "mapping %s: %s", m.Name, m.Problem)
 		}
 	}
-	for _, p := range s.Peers {
-		if p.Problem != "" {
-			warn("", "peer %s: %s", p.ID, p.Problem)
-		}
-	}
 	for _, l := range s.Listeners {
 		if l.Dropped > 0 {
 			warn("raise net.core.rmem_max, or use the socket unit", "the kernel has dropped %d packets as the receive buffer of %s was full", l.Dropped, l.Address)

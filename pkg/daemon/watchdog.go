@@ -14,7 +14,7 @@ const hangVariable = "PTTHQD_TEST_HANG"
 // every accept loop has answered. One loop does it all, so that nothing can be fed beside what hangs.
 func (d *daemon) feedWatchdog(ctx context.Context) {
 	if after, err := time.ParseDuration(os.Getenv(hangVariable)); err == nil {
-		time.AfterFunc(after, d.reloading.Lock)
+		defer time.AfterFunc(after, d.reloading.Lock).Stop()
 	}
 	within := d.service.watchdog()
 	if within <= 0 {
@@ -23,8 +23,8 @@ func (d *daemon) feedWatchdog(ctx context.Context) {
 	tick := time.NewTicker(within / 3)
 	defer tick.Stop()
 	for {
-		d.prove()
-		if ctx.Err() != nil {
+		if err := d.prove(ctx, within); err != nil && ctx.Err() == nil {
+			d.log.Error(msgWatchdog, "error", err) // and let it bite
 			return
 		}
 		d.service.feed()
@@ -36,9 +36,12 @@ func (d *daemon) feedWatchdog(ctx context.Context) {
 	}
 }
 
-// prove returns once everything has answered. It hangs where something hangs: that is its purpose.
-func (d *daemon) prove() {
+// prove returns nil once everything has answered. It hangs where a lock hangs: that is its purpose.
+func (d *daemon) prove(ctx context.Context, within time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
 	d.reloading.Lock()
 	d.reloading.Unlock() //nolint:staticcheck // that it could be had is all
 	d.Status()           // takes the lock of every table
+	return d.role.Alive(ctx)
 }
