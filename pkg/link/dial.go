@@ -260,7 +260,7 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 	}
 	pc, err := d.ListenPacket(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("open a UDP socket: %w", err)
+		return nil, fmt.Errorf("open a UDP socket: %v", err) //nolint:errorlint // explain tells it from an error of sending
 	}
 	socket, err := NewSocket(pc, d.log)
 	if err != nil {
@@ -268,6 +268,8 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 	}
 	transport := &quic.Transport{Conn: socket.quic, ConnectionIDLength: connectionIDLength}
 	grants := newGrants(d.limits.Windows)
+	config := d.limits.quicConfig(grants)
+	config.HandshakeIdleTimeout = dialAnswered // the times below decide
 	release := func() {
 		_ = transport.Close()
 		_ = socket.Close()
@@ -281,17 +283,22 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	silent := func() bool { return socket.received.Load() == 0 }
 	unheard := time.AfterFunc(patience, func() {
-		if socket.received.Load() == 0 {
+		if silent() {
 			cancel(cmp.Or(socket.sendError(), errNoAnswer))
 		}
 	})
 	defer unheard.Stop()
-	unfinished := time.AfterFunc(max(patience, dialAnswered), func() { cancel(errTooSlow) })
+	unfinished := time.AfterFunc(max(patience, dialAnswered), func() {
+		if !silent() {
+			cancel(errTooSlow)
+		}
+	})
 	defer unfinished.Stop()
 
 	conn, err := race(ctx, addresses, func(ctx context.Context, to netip.AddrPort) (*quic.Conn, error) {
-		return transport.Dial(ctx, net.UDPAddrFromAddrPort(to), d.tls, d.limits.quicConfig(grants))
+		return transport.Dial(ctx, net.UDPAddrFromAddrPort(to), d.tls, config)
 	})
 	if err != nil {
 		return nil, err

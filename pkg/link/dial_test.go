@@ -92,12 +92,15 @@ func (w *world) newDialer(host string, links chan<- *link.Link) *link.Dialer {
 }
 
 // start starts the relay.
-func (w *world) start() {
+func (w *world) start(adjust ...func(*link.Listener)) {
 	w.listener = w.network.Listener(linktest.RelayAddress, w.relayKey, nil, func(ctx context.Context, l *link.Link) {
 		w.accepted <- l
 		<-ctx.Done()
 	})
 	w.listener.Admit = func(key ident.PublicKey) (string, error) { return w.peers.Load().Admit(key) }
+	for _, f := range adjust {
+		f(w.listener)
+	}
 	stop := w.network.Run(w.listener.Run)
 	w.stop = func() {
 		stop()

@@ -38,16 +38,17 @@ import (
 
 // Link is one live, authenticated connection to a neighbour. Its methods may be called from any goroutine.
 type Link struct {
-	conn    *quic.Conn
-	control *quic.Stream
-	peer    string
-	key     ident.PublicKey
-	dialled bool // by this end
-	since   time.Time
-	log     *slog.Logger
-	limits  *Limits
-	release func() // what the link leaves behind; nil: nothing
-	revoked func(l *Link, client, target string)
+	conn     *quic.Conn
+	control  *quic.Stream
+	peer     string
+	key      ident.PublicKey
+	dialled  bool      // by this end
+	listener *Listener // if not
+	since    time.Time
+	log      *slog.Logger
+	limits   *Limits
+	release  func() // what the link leaves behind; nil: nothing
+	revoked  func(l *Link, client, target string)
 
 	pulse pulse
 

@@ -1,9 +1,12 @@
 package link_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -383,6 +386,82 @@ func TestTips(t *testing.T) {
 		closed, ok := errors.AsType[*link.ClosedError](dialled.Err())
 		if !ok || closed.Code != wire.CloseProtocol || !closed.Remote {
 			t.Error(dialled.Err())
+		}
+	})
+}
+
+func TestTipsInOddShapes(t *testing.T) {
+	long := wire.Append(nil, &wire.Connect{Server: "nas", Inner: bytes.Repeat([]byte("inner"), 600)})
+	for _, c := range []struct {
+		name string
+		tip  []byte
+	}{
+		{"short", tip},
+		{"of 3,000 bytes", long},
+		{"type as two bytes", append([]byte{0x40, tip[0]}, tip[1:]...)},
+		{"length as four bytes", append([]byte{tip[0], 0x80, 0, 0, tip[1]}, tip[2:]...)},
+	} {
+		for _, piece := range []int{1 << 20, 1000, 3, 2, 1} {
+			t.Run(fmt.Sprintf("%s, in pieces of %d", c.name, piece), func(t *testing.T) {
+				if len(c.tip) > 1000*piece {
+					t.Skip("takes longer than a tip may")
+				}
+				synctest.Test(t, func(t *testing.T) {
+					dialled, accepted := linktest.New(t, ms).Pair()
+					// Two at once, so that the second does not wait for the first.
+					for range 2 {
+						go func() {
+							rest := append(append([]byte(nil), c.tip...), "data"...)
+							n := min(piece, len(rest))
+							s, err := dialled.Open(rest[:n])
+							if err != nil {
+								t.Error(err)
+								return
+							}
+							for rest = rest[n:]; len(rest) > 0; rest = rest[n:] {
+								time.Sleep(5 * ms)
+								n = min(piece, len(rest))
+								if _, err := s.Write(rest[:n]); err != nil {
+									t.Error(err)
+								}
+							}
+							_ = s.CloseWrite()
+						}()
+					}
+					for range 2 {
+						peer := accept(t, accepted)
+						if b, err := io.ReadAll(peer); string(b) != "data" || err != nil {
+							t.Errorf("behind the tip: %q, %v", b, err)
+						}
+						_ = peer.CloseWrite()
+					}
+				})
+			})
+		}
+	}
+}
+
+func TestAcceptEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dialled, accepted := linktest.New(t, ms).Pair()
+		// With a late tip and without one.
+		for range 2 {
+			ctx, cancel := context.WithTimeout(t.Context(), sec)
+			if _, _, err := accepted.Accept(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Error(err)
+			}
+			cancel()
+			if _, err := dialled.Open(tip[:1]); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(100 * ms)
+		}
+		dialled.Close(wire.CloseClosing, "bye")
+		if _, _, err := accepted.Accept(t.Context()); err == nil || !strings.Contains(err.Error(), "bye") {
+			t.Error(err)
+		}
+		if _, err := accepted.Open(tip); err == nil {
+			t.Error("a dead link opens streams")
 		}
 	})
 }

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
-	"slices"
 	"sync"
 	"time"
 
@@ -21,10 +19,12 @@ import (
 // connectionIDLength is fixed, so that a restarted relay can answer the packets of before with a stateless reset.
 const connectionIDLength = 8
 
-// Listener takes the links of a relay's clients and servers. Set the fields, then call Run once.
+// Listener takes the links of a relay's clients and servers on one socket. Set the fields, then call Run once.
 type Listener struct {
 	// Socket is where to listen. Run does not close it.
 	Socket *Socket
+	// Links is shared by the Listeners of a relay that listens on several sockets. Nil: this is the only one.
+	Links *Links
 	// Identity is the relay's key.
 	Identity ident.PrivateKey
 	// Admit returns the ID of the peer that has a key, or an error if it is nobody's. It is called in each handshake and by
@@ -38,14 +38,17 @@ type Listener struct {
 	// Logger gets a line for each link that comes or goes. Nil: none.
 	Logger *slog.Logger
 
-	log    *slog.Logger
-	limits *Limits
-	grants *grants
+	log     *slog.Logger
+	limits  *Limits
+	grants  *grants
+	refused rate.Sometimes // logs handshakes
+}
 
+// Links are the live links of a relay, one for each peer ID: the newest wins. The zero value is ready.
+type Links struct {
 	mu      sync.Mutex
-	stopped bool
-	live    map[string]*Link // the newest of each peer ID
-	waiting map[string]int   // connections that are not links yet, of each peer ID
+	live    map[string]*Link
+	waiting map[string]int // connections that are not links yet, of each peer ID
 }
 
 // Run listens until ctx is done or the socket fails. Then it closes all links as closing, waits until Serve has returned
@@ -57,14 +60,12 @@ func (l *Listener) Run(ctx context.Context) error {
 	}
 	l.limits = l.Limits.withDefaults()
 	l.grants = newGrants(l.limits.Windows)
-	l.mu.Lock()
-	l.live, l.waiting = map[string]*Link{}, map[string]int{}
-	l.mu.Unlock()
+	l.refused = rate.Sometimes{Interval: refusedEvery}
+	if l.Links == nil {
+		l.Links = &Links{}
+	}
 
-	tlsConfig, err := ident.ListenTLS(l.Identity, func(key ident.PublicKey) error {
-		_, err := l.Admit(key)
-		return err
-	})
+	tlsConfig, err := ident.ListenTLS(l.Identity, l.ask)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
@@ -96,11 +97,29 @@ func (l *Listener) Run(ctx context.Context) error {
 	// The order matters: no new connections, then an end for those that are there, then what sends it.
 	_ = listener.Close()
 	cancel()
-	l.closeAll()
+	for _, link := range l.Links.of(l, nil) {
+		link.Close(wire.CloseClosing, "the relay is stopping")
+	}
 	work.Wait()
 	_ = transport.Close()
 	return err
 }
+
+// ask asks Admit in a handshake. Who is refused learns nothing; the log gets a line now and then, so that whoever sets up
+// a node sees at the relay that its key has come. That the node holds it is not proved at this point.
+func (l *Listener) ask(key ident.PublicKey) error {
+	_, err := l.Admit(key)
+	if err != nil {
+		l.refused.Do(func() {
+			l.log.Info("refused a handshake (of such lines there is one a minute at most)",
+				slog.Any("claimed_key", key), slog.Any("reason", err))
+		})
+	}
+	return err
+}
+
+// refusedEvery is the least time between two lines about refused handshakes: anyone can cause them.
+const refusedEvery = time.Minute
 
 // welcome takes one connection from its handshake to its end.
 func (l *Listener) welcome(ctx context.Context, conn *quic.Conn) {
@@ -111,8 +130,14 @@ func (l *Listener) welcome(ctx context.Context, conn *quic.Conn) {
 		l.log.Debug("connection did not become a link", slog.Any("remote", conn.RemoteAddr()), slog.Any("error", err))
 		return
 	}
-	l.register(link)
-	defer l.unregister(link)
+	link.listener = l
+	if old := l.Links.add(link); old != nil {
+		old.Close(wire.CloseSuperseded, "a newer link with the same key has come from "+link.RemoteAddr().String())
+	}
+	defer l.Links.remove(link)
+	if ctx.Err() != nil { // Run may have looked for links to close before
+		link.Close(wire.CloseClosing, "the relay is stopping")
+	}
 	link.start(control)
 	l.log.Info("link up", slog.String("peer", link.peer), slog.Any("remote", link.RemoteAddr()))
 	link.run(l.Serve)
@@ -133,10 +158,10 @@ func (l *Listener) admit(ctx context.Context, conn *quic.Conn) (*Link, *quic.Str
 	if err != nil {
 		return refuse(wire.CloseRevoked, "the key was removed")
 	}
-	if !l.enter(id) {
+	if !l.Links.enter(id, l.limits.LinksPerPeer) {
 		return refuse(wire.CloseProtocol, "too many connections with one key at once")
 	}
-	defer l.leave(id)
+	defer l.Links.leave(id)
 
 	ctx, cancel := context.WithTimeout(ctx, l.limits.TipTimeout)
 	defer cancel()
@@ -153,71 +178,70 @@ func (l *Listener) admit(ctx context.Context, conn *quic.Conn) (*Link, *quic.Str
 	return newLink(conn, id, key, l.limits, l.log), control, nil
 }
 
-// enter counts a connection that is not a link yet; false is one too many.
-func (l *Listener) enter(id string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.waiting[id] >= l.limits.LinksPerPeer {
-		return false
-	}
-	l.waiting[id]++
-	return true
-}
-
-func (l *Listener) leave(id string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.waiting[id]--; l.waiting[id] == 0 {
-		delete(l.waiting, id)
-	}
-}
-
-// register makes a link its peer's one; the newest wins.
-func (l *Listener) register(link *Link) {
-	l.mu.Lock()
-	old := l.live[link.peer]
-	l.live[link.peer] = link
-	stopped := l.stopped
-	l.mu.Unlock()
-	if stopped {
-		link.Close(wire.CloseClosing, "the relay is stopping")
-	}
-	if old != nil {
-		old.Close(wire.CloseSuperseded, "a newer link with the same key has come from "+link.RemoteAddr().String())
-	}
-}
-
-func (l *Listener) unregister(link *Link) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.live[link.peer] == link {
-		delete(l.live, link.peer)
-	}
-}
-
-func (l *Listener) closeAll() {
-	l.mu.Lock()
-	l.stopped = true
-	links := slices.Collect(maps.Values(l.live))
-	l.mu.Unlock()
-	for _, link := range links {
-		link.Close(wire.CloseClosing, "the relay is stopping")
-	}
-}
-
 // Recheck asks Admit again for each live link and closes as revoked those whose key is not admitted any more, or for
 // another ID. Call it after a reload. It returns how many it closed.
 func (l *Listener) Recheck() int {
-	l.mu.Lock()
-	var gone []*Link
-	for id, link := range l.live {
-		if now, err := l.Admit(link.key); err != nil || now != id {
-			gone = append(gone, link)
-		}
-	}
-	l.mu.Unlock()
+	gone := l.Links.of(l, func(link *Link) bool {
+		id, err := l.Admit(link.key)
+		return err != nil || id != link.peer
+	})
 	for _, link := range gone {
 		link.Close(wire.CloseRevoked, "the key was removed from the relay's config, or given to another peer")
 	}
 	return len(gone)
+}
+
+// enter counts a connection that is not a link yet; false is one too many.
+func (t *Links) enter(id string, most int) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.waiting == nil {
+		t.waiting = map[string]int{}
+	}
+	if t.waiting[id] >= most {
+		return false
+	}
+	t.waiting[id]++
+	return true
+}
+
+func (t *Links) leave(id string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.waiting[id]--; t.waiting[id] == 0 {
+		delete(t.waiting, id)
+	}
+}
+
+// add makes a link its peer's one, and returns the one that it replaces, or nil.
+func (t *Links) add(link *Link) (old *Link) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.live == nil {
+		t.live = map[string]*Link{}
+	}
+	old = t.live[link.peer]
+	t.live[link.peer] = link
+	return old
+}
+
+func (t *Links) remove(link *Link) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.live[link.peer] == link {
+		delete(t.live, link.peer)
+	}
+}
+
+// of returns the live links of one Listener of which f says true; nil says so of all.
+func (t *Links) of(l *Listener, f func(*Link) bool) []*Link {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var found []*Link
+	for _, link := range t.live {
+		if link.listener == l && (f == nil || f(link)) {
+			found = append(found, link)
+		}
+	}
+	return found
 }

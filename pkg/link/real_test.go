@@ -12,10 +12,14 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/wire"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // loopback returns both ends of a link over real sockets, and the relay's socket.
 func loopback(tb testing.TB) (dialled, accepted *link.Link, socket *link.Socket) {
@@ -64,7 +68,7 @@ func loopback(tb testing.TB) (dialled, accepted *link.Link, socket *link.Socket)
 
 func TestBulkOverRealSockets(t *testing.T) {
 	dialled, accepted, socket := loopback(t)
-	const size = 32 << 20
+	const size = 16 << 20
 	data := make([]byte, size)
 	var seed [32]byte
 	_, _ = rand.NewChaCha8(seed).Read(data)
