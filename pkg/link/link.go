@@ -23,6 +23,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -281,8 +282,12 @@ func (s *Stream) peekTip() (tip readTip, there bool) {
 	if _, err := s.stream.Peek(b); err != nil {
 		return readTip{}, false
 	}
-	_, _ = s.stream.Read(b)
-	tip.message, _, tip.err = wire.Parse(b)
+	// It is all there: the read waits for nothing, and must not fail because the time for waiting has just run out. What stays
+	// unread would be taken for the first bytes behind the tip.
+	_ = s.SetReadDeadline(time.Time{})
+	if _, tip.err = io.ReadFull(s.stream, b); tip.err == nil {
+		tip.message, _, tip.err = wire.Parse(b)
+	}
 	return tip, true
 }
 
