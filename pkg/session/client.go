@@ -108,6 +108,7 @@ func (c *Client) Forward(ctx context.Context, conn Conn, r Request) Summary {
 		s.mu.Lock()
 		s.closeLocked(Summary{Status: wire.StatusTooMany, Text: text, End: EndRefused})
 		s.mu.Unlock()
+		s.work.Wait()
 		return *s.final
 	}
 	defer c.remove(s)

@@ -20,6 +20,9 @@ type tryWriter interface {
 	TryWrite(p []byte) (int, error)
 }
 
+// closeConn closes c in good order.
+func closeConn(c Conn) { _ = c.Close() }
+
 // abort closes c so that its peer sees a reset, where c can do that.
 func abort(c Conn) {
 	if l, ok := c.(lingerer); ok {

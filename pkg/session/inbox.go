@@ -180,9 +180,7 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 			s.reset = &why
 			s.setState(Closing)
 			s.dropDataLocked()
-			if s.end != nil {
-				abort(s.end.Conn)
-			}
+			s.hangUpLocked(abort)
 		}
 		s.resetDue, s.resetSaid = false, true // the end of our stream confirms it
 		s.wakeLocked()

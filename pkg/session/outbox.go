@@ -187,8 +187,8 @@ func (s *session) resetByTCP() End {
 
 // closeTCPLocked closes the TCP side once both of its directions are done.
 func (s *session) closeTCPLocked() {
-	if s.out.fin && s.in.done() && s.end != nil {
-		_ = s.end.Close()
+	if s.out.fin && s.in.done() {
+		s.hangUpLocked(closeConn)
 	}
 }
 

@@ -148,10 +148,11 @@ type session struct {
 	token  wire.Token
 	log    *slog.Logger
 
-	mu   sync.Mutex
-	cond sync.Cond // broadcast when something that a goroutine of the session waits for may have come
-	info Info
-	end  *end // the TCP side; nil at P4 until it is dialled
+	mu     sync.Mutex
+	cond   sync.Cond // broadcast when something that a goroutine of the session waits for may have come
+	info   Info
+	end    *end // the TCP side; nil at P4 until it is dialled
+	hungUp bool // it is closed, or being closed
 
 	out outbox
 	in  inbox
@@ -326,9 +327,7 @@ func (s *session) resetLocked(why End, code uint64) {
 	s.reset, s.resetCode, s.resetDue = &why, code, true
 	s.setState(Closing)
 	s.dropDataLocked()
-	if s.end != nil {
-		abort(s.end.Conn)
-	}
+	s.hangUpLocked(abort)
 	if s.stream != nil {
 		_ = s.stream.SetReadDeadline(time.Now().Add(stopTimeout))
 	}
@@ -378,14 +377,24 @@ func (s *session) closeLocked(sum Summary) {
 	s.dropDataLocked()
 	s.setState(Closed)
 	s.host.cool(s)
-	if s.end != nil {
-		if sum.End == EndClosed {
-			_ = s.end.Close()
-		} else {
-			abort(s.end.Conn)
-		}
+	if sum.End == EndClosed {
+		s.hangUpLocked(closeConn)
+	} else {
+		s.hangUpLocked(abort)
 	}
 	s.wakeLocked()
+}
+
+// hangUpLocked closes the TCP side by how. Close waits for whoever is reading
+// or writing the socket at that moment, and the reader needs the session's
+// lock; so this isn't done under it.
+func (s *session) hangUpLocked(how func(Conn)) {
+	if s.end == nil || s.hungUp {
+		return
+	}
+	s.hungUp = true
+	conn := s.end.Conn
+	s.work.Go(func() { how(conn) })
 }
 
 // protocolError is what a peer has done wrong.
