@@ -1,0 +1,394 @@
+package daemon_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"ptthqd/pkg/config"
+	"ptthqd/pkg/control"
+	"ptthqd/pkg/daemon"
+	"ptthqd/pkg/ident"
+)
+
+// childVariable has the test binary be a daemon, for tests that need a process of its own.
+const childVariable = "PTTHQD_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(childVariable); path != "" {
+		os.Exit(child(path))
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func child(path string) int {
+	err := daemon.Run(context.Background(), daemon.Options{Config: path, Socket: path + ".sock", LogFormat: daemon.LogText})
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(os.Stderr, err)
+	if _, ok := errors.AsType[config.Errors](err); ok {
+		return 78
+	}
+	return 1
+}
+
+// A site is a directory with configs and keys.
+type site struct {
+	t   *testing.T
+	dir string
+}
+
+func newSite(t *testing.T) *site {
+	for _, name := range []string{"RUNTIME_DIRECTORY", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_USEC", "JOURNAL_STREAM"} {
+		t.Setenv(name, "")
+	}
+	dir := t.TempDir()
+	t.Setenv("XDG_RUNTIME_DIR", dir)
+	return &site{t, dir}
+}
+
+func (s *site) path(name string) string { return filepath.Join(s.dir, name) }
+
+// key makes a private key NAME.key and returns the public one.
+func (s *site) key(name string) string {
+	s.t.Helper()
+	k, err := ident.Generate()
+	if err == nil {
+		err = ident.WritePrivateKey(s.path(name+".key"), k, false)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return k.Public().String()
+}
+
+// write puts a file in place in one step.
+func (s *site) write(name, text string) {
+	s.t.Helper()
+	draft := s.path(name) + "~"
+	err := os.WriteFile(draft, []byte(text), 0o600)
+	if err == nil {
+		err = os.Rename(draft, s.path(name))
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// freePort is a port of 127.0.0.1 that was free for TCP and UDP.
+func freePort(t *testing.T) int {
+	t.Helper()
+	for {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := net.ListenPacket("udp", l.Addr().String())
+		_ = l.Close()
+		if err == nil {
+			_ = c.Close()
+			return l.Addr().(*net.TCPAddr).Port
+		}
+	}
+}
+
+// A syncBuffer may be written while it is read.
+type syncBuffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
+// A process is a daemon in this one.
+type process struct {
+	*control.Client
+	t    *testing.T
+	log  syncBuffer
+	stop context.CancelFunc
+	done chan struct{}
+	err  error
+}
+
+// start runs NAME.toml until the test ends, and waits until it is ready.
+func (s *site) start(name string) *process {
+	s.t.Helper()
+	p := s.begin(name)
+	p.until("it runs", func(now *control.Status) bool { return now.State == "running" })
+	return p
+}
+
+func (s *site) begin(name string) *process {
+	ctx, stop := context.WithCancel(context.Background())
+	p := &process{t: s.t, stop: stop, done: make(chan struct{}), Client: &control.Client{Socket: s.path(name + ".sock")}}
+	go func() {
+		defer close(p.done)
+		p.err = daemon.Run(ctx, daemon.Options{Config: s.path(name + ".toml"), Socket: p.Socket, LogFormat: daemon.LogText, Version: "test", Stderr: &p.log})
+	}()
+	s.t.Cleanup(func() {
+		_ = p.end()
+		if s.t.Failed() {
+			s.t.Logf("%s said:\n%s", name, p.log.String())
+		}
+	})
+	return p
+}
+
+func (p *process) end() error {
+	p.stop()
+	<-p.done
+	return p.err
+}
+
+const patience = 20 * time.Second
+
+// until waits until the status is as it should be.
+func (p *process) until(what string, is func(*control.Status) bool) *control.Status {
+	p.t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		status, err := p.Status(p.t.Context())
+		if err == nil && is(status) {
+			return status
+		}
+		select {
+		case <-p.done:
+			p.t.Fatalf("it has ended: %v", p.err)
+		case <-time.After(10 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			p.t.Fatalf("not seen within %v that %s: %+v, %v", patience, what, status, err)
+		}
+	}
+}
+
+func (p *process) hasPeer(id string) func(*control.Status) bool {
+	return func(s *control.Status) bool {
+		for _, peer := range s.Peers {
+			if peer.ID == id {
+				return true
+			}
+		}
+		return false
+	}
+}
+
+func (p *process) hasNoPeer(id string) func(*control.Status) bool {
+	has := p.hasPeer(id)
+	return func(s *control.Status) bool { return !has(s) }
+}
+
+func relayConfig(port int, more string) string {
+	return fmt.Sprintf("role = \"relay\"\nlisten = [\"127.0.0.1:%d\"]\n%s\n", port, more)
+}
+
+func peer(id, key string) string {
+	return fmt.Sprintf("[[peers]]\nid = %q\nrole = \"server\"\npublic_key = %q\n", id, key)
+}
+
+const (
+	keyA = "m5ZbHNo2w1bOBuJ5rWBgPSCA4jHW2Xn2iWVvYtDmZzo="
+	keyB = "9tQxVAhV2wH7b3xGqJmC2UzZBDBQsUoaDPRKkhd8nlg="
+)
+
+func TestChangedFilesAreTakenOver(t *testing.T) {
+	s := newSite(t)
+	s.key("relay")
+	port := freePort(t)
+	s.write("relay.toml", relayConfig(port, ""))
+	p := s.start("relay")
+
+	s.write("relay.toml", relayConfig(port, peer("a", keyA)))
+	p.until("a peer is added", p.hasPeer("a"))
+
+	// A directory that was not there, with a file in it.
+	if err := os.Mkdir(s.path("relay.d"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s.write("relay.d/b.toml", peer("b", keyB))
+	p.until("an included peer is added", p.hasPeer("b"))
+
+	// A bad file changes nothing, and says so.
+	s.write("relay.toml", "lisen = 1\n"+relayConfig(port, ""))
+	bad := p.until("the reload fails", func(now *control.Status) bool { return now.Config.Reload != nil && !now.Config.Reload.OK })
+	if !p.hasPeer("a")(bad) || bad.Config.Reload.Trigger != "watch" || len(bad.Warnings) == 0 || !strings.Contains(bad.Summary, ":1:1: lisen") {
+		t.Errorf("after a bad reload: %+v", bad)
+	}
+	s.write("relay.toml", relayConfig(port, peer("a", keyA)))
+	p.until("it is mended", func(now *control.Status) bool { return now.Config.Reload.OK })
+
+	// What vanishes counts for two seconds more.
+	begun := time.Now()
+	if err := os.RemoveAll(s.path("relay.d")); err != nil {
+		t.Fatal(err)
+	}
+	p.until("the included peer is gone", p.hasNoPeer("b"))
+	if took := time.Since(begun); took < 1900*time.Millisecond {
+		t.Errorf("a file that vanished revoked its peer after %v", took)
+	}
+
+	// A link that is swapped, as Kubernetes and ln -sfn do.
+	for _, dir := range []string{"one", "two"} {
+		if err := os.Mkdir(s.path(dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.write("one/peer.toml", peer("one", keyB))
+	s.write("two/peer.toml", peer("two", keyB))
+	swap := func(to string) {
+		t.Helper()
+		if err := errors.Join(os.Symlink(s.path(to), s.path("draft")), os.Rename(s.path("draft"), s.path("relay.d"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	swap("one")
+	p.until("the link is followed", p.hasPeer("one"))
+	swap("two")
+	now := p.until("the swapped link is followed", p.hasPeer("two"))
+	if p.hasPeer("one")(now) {
+		t.Error("both are there")
+	}
+	if err := p.end(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestReloadOnDemand(t *testing.T) {
+	s := newSite(t)
+	s.key("relay")
+	port := freePort(t)
+	s.write("relay.toml", relayConfig(port, ""))
+	p := s.start("relay")
+
+	done, err := p.Reload(t.Context())
+	if err != nil || !done.OK || len(done.Changes) != 0 || done.Trigger != "command" {
+		t.Errorf("nothing new: %+v, %v", done, err)
+	}
+	s.write("relay.toml", "log_level = \"debug\"\n"+relayConfig(port, peer("a", keyA)))
+	done, err = p.Reload(t.Context())
+	if err != nil || !done.OK || len(done.Changes) != 2 || len(done.Warnings) == 0 {
+		t.Errorf("a peer and a level: %+v, %v", done, err)
+	}
+	now := p.until("it is in force", p.hasPeer("a"))
+	if now.Config.LogLevel != "debug" {
+		t.Errorf("the level is %s", now.Config.LogLevel)
+	}
+
+	for _, c := range []struct{ text, cause, says string }{
+		{"role = 1", control.CauseConfig, "relay.toml:1:8: role: is an integer, not a string"},
+		{relayConfig(port+1, ""), control.CauseRestart, "only a restart can change listen from"},
+		{"role = \"server\"\nid = \"x\"\n[[relays]]\naddress = \"h\"\npublic_key = \"" + keyA + "\"\n", control.CauseRestart, `only a restart can change role from "relay" to "server"`},
+	} {
+		s.write("relay.toml", c.text)
+		done, err := p.Reload(t.Context())
+		if err != nil || done.OK || done.Cause != c.cause || !strings.Contains(done.Error, c.says) {
+			t.Errorf("%s: %+v, %v; want %s", c.text, done, err, c.says)
+		}
+	}
+	if err := os.Remove(s.path("relay.toml")); err != nil {
+		t.Fatal(err)
+	}
+	done, err = p.Reload(t.Context())
+	if err != nil || done.OK || done.Cause != control.CauseHost {
+		t.Errorf("no file: %+v, %v", done, err)
+	}
+	now = p.until("the old config is in force", p.hasPeer("a"))
+	if now.Counters.Reloads != 2 || now.Counters.BadReload != 4 {
+		t.Errorf("counted %+v", now.Counters)
+	}
+}
+
+// A hundred reloads in a row: the last written file is what runs.
+func TestTheLastFileRuns(t *testing.T) {
+	s := newSite(t)
+	s.key("relay")
+	port := freePort(t)
+	s.write("relay.toml", relayConfig(port, ""))
+	p := s.start("relay")
+	for i := range 100 {
+		s.write("relay.toml", relayConfig(port, peer(fmt.Sprintf("n%d", i), keyA)))
+		if i%10 == 9 {
+			if done, err := p.Reload(t.Context()); err != nil || !done.OK {
+				t.Fatalf("reload %d: %+v, %v", i, done, err)
+			}
+		}
+	}
+	s.write("relay.toml", relayConfig(port, peer("last", keyA)))
+	p.until("the last one runs", p.hasPeer("last"))
+}
+
+func TestLogLevelWhileItRuns(t *testing.T) {
+	s := newSite(t)
+	s.key("relay")
+	s.write("relay.toml", relayConfig(freePort(t), ""))
+	p := s.start("relay")
+	if level, err := p.SetLogLevel(t.Context(), "debug"); err != nil || level.Level != "debug" {
+		t.Errorf("%+v, %v", level, err)
+	}
+	if _, err := p.SetLogLevel(t.Context(), "loud"); err == nil {
+		t.Error("loud is a level")
+	}
+	if _, err := p.Status(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(p.log.String(), "DEBUG control request") {
+		t.Error("nothing is logged at debug")
+	}
+}
+
+func TestWhatKeepsItFromStarting(t *testing.T) {
+	s := newSite(t)
+	s.key("relay")
+	good := relayConfig(freePort(t), "")
+	squatter, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer squatter.Close()
+	for _, c := range []struct {
+		name, config, want string
+		fault              bool // of the config's text
+	}{
+		{"no config", "", "no such file", false},
+		{"a fault", "role = \"relai\"", "role", true},
+		{"no key", good, "ptthqd keygen -o", false},
+		{"taken", relayConfig(squatter.LocalAddr().(*net.UDPAddr).Port, ""), "address already in use: another process listens there", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			name := "relay"
+			if c.name == "no key" {
+				name = "keyless"
+			}
+			if c.config != "" {
+				s.write(name+".toml", c.config)
+			}
+			s.t = t
+			p := s.begin(name)
+			<-p.done
+			_, fault := errors.AsType[config.Errors](p.err)
+			if p.err == nil || !strings.Contains(p.err.Error(), c.want) || fault != c.fault {
+				t.Errorf("%v; want %s", p.err, c.want)
+			}
+		})
+	}
+}

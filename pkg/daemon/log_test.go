@@ -1,0 +1,91 @@
+package daemon
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestTextLog(t *testing.T) {
+	var out bytes.Buffer
+	level := new(slog.LevelVar)
+	h, journal, err := newLogHandler(LogText, &out, level)
+	if err != nil || journal {
+		t.Fatal(journal, err)
+	}
+	log := slog.New(h)
+	log.Debug("not yet")
+	level.Set(slog.LevelDebug)
+	log.Debug("now")
+	derived := log.With("peer", "nas", "a", slog.GroupValue(slog.Int("b", 1), slog.String("c", "x y"))).WithGroup("g").WithGroup("")
+	derived.Warn("link down", "reason", errors.New("no answer"), "took", 1500*time.Millisecond, "empty", "",
+		"when", time.Date(2026, 3, 8, 1, 2, 3, 0, time.UTC), slog.Group("", slog.Bool("inline", true)), slog.Attr{})
+	// What comes from outside forges no line and colours no terminal.
+	log.Error("first\nERROR second", "source", "a\nb\x1b[2J", "bad", "\xff", "equals", "a=b")
+	want := regexp.MustCompile(`^[-0-9]{10} [:0-9]{8}\.[0-9]{3} DEBUG now
+.{24}WARN  link down peer=nas a\.b=1 a\.c="x y" g\.reason="no answer" g\.took=1\.5s g\.empty="" g\.when=2026-03-08T01:02:03Z g\.inline=true
+.{24}ERROR first ERROR second source="a\\nb\\x1b\[2J" bad="\\xff" equals="a=b"
+$`)
+	if !want.Match(out.Bytes()) {
+		t.Errorf("the log is\n%s", out.String())
+	}
+}
+
+func TestJSONLog(t *testing.T) {
+	var out bytes.Buffer
+	h, _, err := newLogHandler(LogJSON, &out, slog.LevelInfo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slog.New(h).Info("link up", "peer", "nas", "took", time.Second, "reason", errors.New("why"))
+	var line map[string]any
+	if err := json.Unmarshal(out.Bytes(), &line); err != nil {
+		t.Fatal(err)
+	}
+	if line["msg"] != "link up" || line["took"] != "1s" || line["reason"] != "why" {
+		t.Errorf("the line is %v", line)
+	}
+	if _, _, err := newLogHandler("xml", &out, slog.LevelInfo); err == nil {
+		t.Error("xml is a log format")
+	}
+}
+
+// The MESSAGE_IDs are for ever: docs/journal.md has them all, and each message is still said somewhere.
+func TestMessageIDs(t *testing.T) {
+	text, err := os.ReadFile("../../docs/journal.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := regexp.MustCompile("(?m)^\\| `([0-9a-f]{32})` \\| ([^|]+) \\|").FindAllStringSubmatch(string(text), -1)
+	documented := make(map[string]string)
+	for _, row := range rows {
+		documented[strings.TrimSpace(row[2])] = row[1]
+	}
+	for message, id := range messageIDs {
+		if documented[message] != id {
+			t.Errorf("docs/journal.md has %q for %q, the code %q", documented[message], message, id)
+		}
+	}
+	if len(documented) != len(messageIDs) {
+		t.Errorf("docs/journal.md has %d messages, the code %d", len(documented), len(messageIDs))
+	}
+	var source strings.Builder
+	for _, dir := range []string{"events.go", "../link/dial.go", "../link/listen.go", "../account/account.go", "../relay/refusal.go", "../relay/change.go"} {
+		code, err := os.ReadFile(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		source.Write(code)
+	}
+	for message := range messageIDs {
+		if strings.Count(source.String(), `"`+message+`"`) < 1 {
+			t.Errorf("nobody says %q any more", message)
+		}
+	}
+}
