@@ -33,6 +33,12 @@ type Ledger struct {
 
 // Counts is what a Ledger has counted since the process began.
 type Counts struct {
+	Tally
+	Mappings map[string]Tally // the same for each mapping, at a client
+}
+
+// A Tally sums up sessions that have ended.
+type Tally struct {
 	Status  map[wire.Status]uint64 // sessions by the outcome of their opening
 	Ends    map[session.End]uint64 // sessions by how they ended
 	Up      uint64                 // bytes from P1 towards P5, of ended sessions
@@ -117,23 +123,43 @@ func (l *Ledger) log(level slog.Level, message string, s session.Summary, more .
 func (l *Ledger) count(s session.Summary) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.counts.Status == nil {
-		l.counts.Status = make(map[wire.Status]uint64)
-		l.counts.Ends = make(map[session.End]uint64)
+	l.counts.add(s)
+	if s.Mapping == "" {
+		return
 	}
-	l.counts.Status[s.Status]++
-	l.counts.Ends[s.End]++
-	l.counts.Up += uint64(max(s.Up, 0))
-	l.counts.Down += uint64(max(s.Down, 0))
-	l.counts.Resumes += uint64(max(s.Resumes, 0))
+	if l.counts.Mappings == nil {
+		l.counts.Mappings = make(map[string]Tally)
+	}
+	of := l.counts.Mappings[s.Mapping]
+	of.add(s)
+	l.counts.Mappings[s.Mapping] = of
+}
+
+func (t *Tally) add(s session.Summary) {
+	if t.Status == nil {
+		t.Status = make(map[wire.Status]uint64)
+		t.Ends = make(map[session.End]uint64)
+	}
+	t.Status[s.Status]++
+	t.Ends[s.End]++
+	t.Up += uint64(max(s.Up, 0))
+	t.Down += uint64(max(s.Down, 0))
+	t.Resumes += uint64(max(s.Resumes, 0))
+}
+
+func (t Tally) clone() Tally {
+	t.Status, t.Ends = maps.Clone(t.Status), maps.Clone(t.Ends)
+	return t
 }
 
 // Counts returns a copy of the counters.
 func (l *Ledger) Counts() Counts {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	c := l.counts
-	c.Status, c.Ends = maps.Clone(c.Status), maps.Clone(c.Ends)
+	c := Counts{Tally: l.counts.Tally.clone(), Mappings: make(map[string]Tally, len(l.counts.Mappings))}
+	for name, of := range l.counts.Mappings {
+		c.Mappings[name] = of.clone()
+	}
 	return c
 }
 

@@ -178,6 +178,9 @@ func TestCounts(t *testing.T) {
 	if c.Status[wire.StatusOpen] != 2 || c.Ends[session.EndExpired] != 1 || c.Up != 20 || c.Down != 40 || c.Resumes != 2 {
 		t.Errorf("counted %+v", c)
 	}
+	if of := c.Mappings["nas-ssh"]; len(c.Mappings) != 1 || of.Status[wire.StatusOpen] != 2 || of.Up != 20 {
+		t.Errorf("counted for the mappings %+v", c.Mappings)
+	}
 	c.Status[wire.StatusOpen] = 99
 	if l.Counts().Status[wire.StatusOpen] != 2 {
 		t.Error("the counts that were handed out are the ledger's own")

@@ -339,23 +339,27 @@ func (l *Link) Err() error {
 	}
 	select {
 	case <-l.suspect:
-		return errSuspect
+		return errSilent
 	default:
 		return linkError(context.Cause(l.conn.Context()))
 	}
 }
 
-var errSuspect = errors.New("nothing arrived from the other end any more, though something was expected")
+var (
+	errSilent    = errors.New("nothing arrived from the other end any more, though something was expected")
+	errIdle      = errors.New("nothing arrived from the other end for too long")
+	errRestarted = errors.New("the other end does not know the link any more: it has restarted")
+)
 
 func linkError(err error) error {
 	if end, ok := errors.AsType[*quic.ApplicationError](err); ok {
 		return &ClosedError{Code: wire.CloseCode(end.ErrorCode), Remote: end.Remote, Reason: end.ErrorMessage}
 	}
 	if _, ok := errors.AsType[*quic.StatelessResetError](err); ok {
-		return errors.New("the other end does not know the link any more: it has restarted")
+		return errRestarted
 	}
 	if _, ok := errors.AsType[*quic.IdleTimeoutError](err); ok {
-		return errors.New("nothing arrived from the other end for too long")
+		return errIdle
 	}
 	return fmt.Errorf("the link failed: %w", err)
 }

@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -29,6 +30,7 @@ type links struct {
 	live    map[string]*neighbour
 	awaited map[string]chan struct{} // closed when a link of that peer arrives
 	left    map[string]departure     // the last link of each peer
+	past    map[string]*LinkTotals   // what the links of each peer have counted that have ended
 }
 
 type departure struct {
@@ -41,6 +43,7 @@ func newLinks() links {
 		live:    make(map[string]*neighbour),
 		awaited: make(map[string]chan struct{}),
 		left:    make(map[string]departure),
+		past:    make(map[string]*LinkTotals),
 	}
 }
 
@@ -59,6 +62,13 @@ func (l *links) remove(n *neighbour) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.left[n.id] = departure{at: time.Now(), key: n.link.Key()}
+	past := l.past[n.id]
+	if past == nil {
+		past = &LinkTotals{Ended: make(map[link.Reason]uint64)}
+		l.past[n.id] = past
+	}
+	past.Ended[n.link.Reason()]++
+	past.add(n.link.Stats())
 	if l.live[n.id] == n {
 		delete(l.live, n.id)
 	}
@@ -129,12 +139,24 @@ func (l *links) lastKey(id string) (ident.PublicKey, bool) {
 	return d.key, known
 }
 
-// look returns a peer's live link, or when it last had one.
-func (l *links) look(id string) (*neighbour, time.Time) {
+// look returns a peer's live link, or when it last had one; and what all its links have counted.
+func (l *links) look(id string) (n *neighbour, left time.Time, totals LinkTotals) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if n := l.live[id]; n != nil {
-		return n, time.Time{}
+	if past := l.past[id]; past != nil {
+		totals = *past
+		totals.Ended = maps.Clone(past.Ended)
 	}
-	return nil, l.left[id].at
+	if n = l.live[id]; n != nil {
+		totals.add(n.link.Stats())
+		return n, time.Time{}, totals
+	}
+	return nil, l.left[id].at, totals
+}
+
+func (t *LinkTotals) add(s link.Stats) {
+	t.PacketsSent += s.PacketsSent
+	t.PacketsLost += s.PacketsLost
+	t.BytesSent += s.BytesSent
+	t.BytesReceived += s.BytesReceived
 }

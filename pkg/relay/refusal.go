@@ -23,6 +23,9 @@ type refusal struct {
 	rule   policy.Source // where to look
 }
 
+// endRefused is how a connection ended that was never open, in the words of its two ends.
+const endRefused = "refused"
+
 const (
 	aboutToStop  = "the relay is about to stop"
 	withdrawnKey = "this key is not in the relay's config any more"
@@ -138,8 +141,9 @@ func refusedAttributes(q request, no refusal, node string) []any {
 		why = no.text
 	}
 	attributes := append(q.attributes(),
-		slog.String("status", no.status.String()),
-		slog.String("refused_by", node),
+		slog.String("end", endRefused),
+		slog.Uint64("code", uint64(no.status)),
+		slog.String("by", node),
 		slog.String("reason", why),
 	)
 	if rule := no.rule.String(); rule != "" {
@@ -193,8 +197,8 @@ func (again *repetition) tell(log *slog.Logger, k kind, now time.Time) {
 	log.Log(context.Background(), k.level(), "connections refused again",
 		slog.Int("times", again.more),
 		slog.Duration("within", now.Sub(again.since)),
-		slog.String("status", k.status.String()),
-		slog.String("refused_by", k.node),
+		slog.Uint64("code", uint64(k.status)),
+		slog.String("by", k.node),
 		slog.String("server", k.server),
 		slog.String("target", k.target),
 	)

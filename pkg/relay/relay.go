@@ -37,6 +37,8 @@ type Config struct {
 	Policy *policy.Relay // who is known, and who may reach what
 	Limits Limits
 	Logger *slog.Logger // default: slog.Default()
+	// Opened is told how long after its request each connection was granted by its server. It must not block. Nil: nobody.
+	Opened func(took time.Duration)
 }
 
 // Limits bound what peers can make grow. Zero fields have their default.
@@ -72,6 +74,7 @@ const (
 type Relay struct {
 	name    string
 	log     *slog.Logger
+	tell    func(took time.Duration) // Config.Opened
 	rules   atomic.Pointer[rules]
 	closing atomic.Bool
 
@@ -89,7 +92,7 @@ type rules struct {
 
 // New makes a relay. It starts nothing.
 func New(cfg Config) *Relay {
-	r := &Relay{name: cfg.Name, log: cfg.Logger, links: newLinks(), table: newTable(), counts: newCounts()}
+	r := &Relay{name: cfg.Name, log: cfg.Logger, tell: cfg.Opened, links: newLinks(), table: newTable(), counts: newCounts()}
 	if r.name == "" {
 		r.name = "relay"
 	}
@@ -207,6 +210,7 @@ func (r *Relay) admit(from *neighbour, q request) (*connection, refusal) {
 		return nil, refusal{status: wire.StatusNotConnected, text: aboutToStop}
 	}
 	if !from.opens.Allow() {
+		r.counts.hit(limitOpens)
 		return nil, refusal{
 			status: wire.StatusTooMany,
 			text:   fmt.Sprintf("more than %d requests a second", rules.limits.OpensPerSecond),
@@ -214,6 +218,7 @@ func (r *Relay) admit(from *neighbour, q request) (*connection, refusal) {
 	}
 	c := newConnection(q, from)
 	if err := r.table.add(c, rules.limits); err != nil {
+		r.counts.hit(err.limit)
 		return nil, refusal{status: wire.StatusTooMany, text: err.Error()}
 	}
 	// A change of the rules has either seen c in the table or is seen here.
@@ -249,6 +254,9 @@ func (r *Relay) openNextHop(c *connection, s *link.Stream, inner []byte) (*link.
 	}
 	onward, err := to.link.Open(wire.Append(nil, &wire.Incoming{Client: c.client, Inner: inner}))
 	if err != nil {
+		if errors.Is(err, link.ErrStreamLimit) {
+			r.counts.hit(limitStreams)
+		}
 		return nil, notOpened(to, err)
 	}
 	r.table.opening(c, to)
@@ -262,14 +270,15 @@ func (r *Relay) account(c *connection, end splice.End) {
 		c.from.refusals.note(c.from.log, time.Now(), c.request, refusal{status: reply.Status, text: reply.Text}, c.server)
 		return
 	}
-	by, reason := explain(end)
-	status := "none"
+	how, by, reason := explain(end)
+	code := wire.Status(0) // nobody has answered
 	if reply != nil {
-		status = reply.Status.String()
+		code = reply.Status
 	}
 	c.from.log.Info("connection ended", append(c.attributes(),
-		slog.String("status", status),
-		slog.String("ended_by", by),
+		slog.String("end", how),
+		slog.Uint64("code", uint64(code)),
+		slog.String("by", by),
 		slog.String("reason", reason),
 		slog.Uint64("bytes_up", c.join.Forth.Bytes()),
 		slog.Uint64("bytes_down", c.join.Back.Bytes()),
@@ -281,10 +290,13 @@ func (r *Relay) account(c *connection, end splice.End) {
 func (r *Relay) replied(c *connection, m *wire.Reply) {
 	// Not the inner part: it is a piece of a pooled buffer.
 	c.reply.Store(&wire.Reply{Status: m.Status, Text: m.Text, Node: m.Node})
-	r.counts.reply(m.Status)
+	r.counts.reply(m.Status, c.resume)
 	if granted(m.Status) {
 		r.table.opened(c)
-		c.from.log.Debug("connection open", append(c.attributes(), slog.String("status", m.Status.String()))...)
+		if !c.resume && r.tell != nil {
+			r.tell(time.Since(c.since))
+		}
+		c.from.log.Debug("connection open", append(c.attributes(), slog.Uint64("code", uint64(m.Status)))...)
 	} else {
 		r.table.enter(c, StateRefused)
 	}
@@ -292,14 +304,21 @@ func (r *Relay) replied(c *connection, m *wire.Reply) {
 
 func granted(s wire.Status) bool { return s == wire.StatusOpen || s == wire.StatusComplete }
 
-// explain says in words who ended a connection, and how.
-func explain(end splice.End) (by, reason string) {
+// The ends of a connection at a relay, beside the names of the codes with which streams are reset. What the ends have
+// agreed on in good order, an end or a reset, looks alike here: a relay doesn't read what it copies.
+const (
+	endComplete = "complete"
+	endFailed   = "failed"
+)
+
+// explain says how a connection ended, who ended it, and why, in words.
+func explain(end splice.End) (how, by, reason string) {
 	reset, isReset := errors.AsType[*wire.ResetError](end.Cause)
 	switch {
 	case end.By == splice.Nobody:
-		return "both", "complete"
+		return endComplete, "both", "both ends have finished"
 	case end.By == splice.Context && isReset:
-		return "relay", reset.Code.String() + ": " + end.Cause.Error()
+		return reset.Code.String(), "relay", end.Cause.Error()
 	}
 	by = "client"
 	if end.By == splice.B {
@@ -307,9 +326,9 @@ func explain(end splice.End) (by, reason string) {
 	}
 	switch {
 	case isReset && reset.Remote:
-		return by, reset.Code.String()
+		return reset.Code.String(), by, "it has reset the stream"
 	case isReset:
-		return by, "its link was lost"
+		return reset.Code.String(), by, "its link was lost"
 	}
-	return by, end.Cause.Error()
+	return endFailed, by, end.Cause.Error()
 }

@@ -27,6 +27,14 @@ type Peer struct {
 	Source   policy.Source
 	Link     *Link     // nil while it isn't connected
 	LastSeen time.Time // when its last link ended; zero if there was none, or if Link is set
+	Totals   LinkTotals
+}
+
+// LinkTotals is what all links of a peer have counted, the live one included, since the relay began.
+type LinkTotals struct {
+	Ended                    map[link.Reason]uint64 // links, by why they ended
+	PacketsSent, PacketsLost uint64
+	BytesSent, BytesReceived uint64 // with all of QUIC's overhead
 }
 
 // Link is the live link of a peer.
@@ -54,7 +62,9 @@ type Connection struct {
 // Counters count since the relay began. Up is from clients to servers.
 type Counters struct {
 	Refused   map[wire.Status]uint64 // by the relay
-	Replies   map[wire.Status]uint64 // of the servers, good and bad
+	Replies   map[wire.Status]uint64 // of the servers, good and bad, but for granted resumes
+	Resumed   uint64                 // resumes that the servers have granted
+	LimitsHit map[string]uint64      // what was kept out by each limit, by its name in the config
 	Parked    uint64                 // resumes that had to wait for their server
 	Stalled   uint64                 // streams reset as they stalled the others of their link
 	BytesUp   uint64
@@ -68,8 +78,8 @@ func (r *Relay) Snapshot() Snapshot {
 	carried := r.table.carried()
 	for _, known := range r.rules.Load().policy.Peers() {
 		p := Peer{ID: known.ID, Role: known.Role, Source: known.Source}
-		n, lastSeen := r.links.look(known.ID)
-		p.LastSeen = lastSeen
+		n, lastSeen, totals := r.links.look(known.ID)
+		p.LastSeen, p.Totals = lastSeen, totals
 		if n != nil {
 			p.Link = &Link{
 				Address:     n.link.RemoteAddr(),
@@ -111,15 +121,16 @@ func (t *table) snapshot() (all []Connection, up, down uint64) {
 
 // counts are the counters of what has happened.
 type counts struct {
-	parked, stalled atomic.Uint64
+	parked, stalled, resumed atomic.Uint64
 
 	mu      sync.Mutex
 	refused map[wire.Status]uint64
 	replies map[wire.Status]uint64
+	limits  map[string]uint64
 }
 
 func newCounts() counts {
-	return counts{refused: make(map[wire.Status]uint64), replies: make(map[wire.Status]uint64)}
+	return counts{refused: make(map[wire.Status]uint64), replies: make(map[wire.Status]uint64), limits: make(map[string]uint64)}
 }
 
 func (c *counts) refuse(s wire.Status) {
@@ -128,19 +139,31 @@ func (c *counts) refuse(s wire.Status) {
 	c.refused[s]++
 }
 
-func (c *counts) reply(s wire.Status) {
+func (c *counts) reply(s wire.Status, resume bool) {
+	if resume && granted(s) {
+		c.resumed.Add(1)
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.replies[s]++
+}
+
+func (c *counts) hit(limit string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.limits[limit]++
 }
 
 func (c *counts) snapshot() Counters {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return Counters{
-		Refused: maps.Clone(c.refused),
-		Replies: maps.Clone(c.replies),
-		Parked:  c.parked.Load(),
-		Stalled: c.stalled.Load(),
+		Refused:   maps.Clone(c.refused),
+		Replies:   maps.Clone(c.replies),
+		Resumed:   c.resumed.Load(),
+		LimitsHit: maps.Clone(c.limits),
+		Parked:    c.parked.Load(),
+		Stalled:   c.stalled.Load(),
 	}
 }

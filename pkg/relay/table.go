@@ -110,8 +110,20 @@ func newTable() table {
 	}
 }
 
+// A limitError says which limit keeps a connection out.
+type limitError struct{ limit, text string }
+
+func (e *limitError) Error() string { return e.text }
+
+// The limits of a relay, as the config names them.
+const (
+	limitConnections = "streams"
+	limitStreams     = "streams_per_peer"
+	limitOpens       = "opens_per_second"
+)
+
 // add enters a connection, or tells which limit is reached.
-func (t *table) add(c *connection, l Limits) error {
+func (t *table) add(c *connection, l Limits) *limitError {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	k := key{c.client, c.token}
@@ -121,9 +133,9 @@ func (t *table) add(c *connection, l Limits) error {
 		attempts[0].reset(wire.CodeLost, "replaced by newer attempts") // it leaves by itself
 	case len(attempts) > 0:
 	case len(t.sessions) >= l.Connections:
-		return fmt.Errorf("the relay has %d connections, its limit", l.Connections)
+		return &limitError{limitConnections, fmt.Sprintf("the relay has %d connections, its limit", l.Connections)}
 	case t.clients[c.client] >= l.ConnectionsPerClient:
-		return fmt.Errorf("client %s has %d connections, its limit", c.client, l.ConnectionsPerClient)
+		return &limitError{limitStreams, fmt.Sprintf("client %s has %d connections, its limit", c.client, l.ConnectionsPerClient)}
 	default:
 		t.clients[c.client]++
 	}

@@ -1,0 +1,71 @@
+package link
+
+import (
+	"errors"
+
+	"ptthqd/pkg/wire"
+)
+
+// A Reason is why a link has ended or a dial has failed, in one word of a fixed set, to be counted by. The words for people
+// are those of errors.
+type Reason string
+
+// Why links end.
+const (
+	EndClosing    Reason = "closing"    // the other end goes, and will be back
+	EndStopped    Reason = "stopped"    // this end goes, or has no more use for the link
+	EndReplaced   Reason = "replaced"   // by a fresh link of this process, after a change of address or a sleep
+	EndSuperseded Reason = "superseded" // by a link of another process with the same key, or of the same one after a restart
+	EndRevoked    Reason = "revoked"    // the key was taken out of the config
+	EndProtocol   Reason = "protocol"   // one end broke the protocol
+	EndSilent     Reason = "silent"     // nothing arrived any more, though something was expected
+	EndIdle       Reason = "idle"       // nothing arrived for QUIC's idle timeout
+	EndRestarted  Reason = "restarted"  // the other end does not know the link any more
+	EndFailed     Reason = "failed"     // QUIC has given it up
+)
+
+// Why dials fail.
+const (
+	DialUnresolved Reason = "unresolved"  // the name has no address, or the name server does not answer
+	DialUnsent     Reason = "unsent"      // this host can't send to the relay: no route, or a firewall of its own
+	DialNoAnswer   Reason = "no_answer"   // nothing at all has come back
+	DialUnfinished Reason = "unfinished"  // something has come back, but no link came about
+	DialWrongKey   Reason = "wrong_key"   // the relay has another key than the config pins
+	DialUnknownKey Reason = "unknown_key" // the relay does not know this node's key
+	DialVersion    Reason = "version"     // the relay speaks another version
+	DialRefused    Reason = "refused"     // the relay takes no connections at the moment
+	DialFailed     Reason = "failed"      // anything else
+)
+
+// Reason tells why the link ended; it is empty before.
+func (l *Link) Reason() Reason {
+	err := l.Err()
+	closed, ok := errors.AsType[*ClosedError](err)
+	switch {
+	case err == nil:
+		return ""
+	case errors.Is(err, errSilent):
+		return EndSilent
+	case errors.Is(err, errIdle):
+		return EndIdle
+	case errors.Is(err, errRestarted):
+		return EndRestarted
+	case !ok:
+		return EndFailed
+	case l.replaced.Load():
+		return EndReplaced
+	}
+	switch closed.Code {
+	case wire.CloseClosing:
+		if !closed.Remote {
+			return EndStopped
+		}
+		return EndClosing
+	case wire.CloseSuperseded:
+		return EndSuperseded
+	case wire.CloseRevoked:
+		return EndRevoked
+	default:
+		return EndProtocol
+	}
+}
