@@ -182,6 +182,9 @@ func (w *world) status(name string) *control.Status {
 	asked := &control.Client{Socket: filepath.Join(w.path(name, ".run"), "control.sock")}
 	status, err := asked.Status(ctx)
 	if err != nil {
+		p := w.procs[name]
+		p.signal(syscall.SIGQUIT) // it says what its goroutines do
+		<-p.exited
 		w.t.Fatalf("status of %s: %v", name, err)
 	}
 	return status
@@ -218,7 +221,7 @@ func (w *world) carries(within time.Duration) {
 func (w *world) dial() (*net.TCPConn, error) {
 	var c net.Conn
 	dial := func() (err error) {
-		c, err = net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", w.ports["mapping"]), 5*time.Second)
+		c, err = net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", w.ports["mapping"]), 30*time.Second)
 		return err
 	}
 	err := error(nil)
