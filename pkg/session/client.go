@@ -29,6 +29,8 @@ type ClientConfig struct {
 	Router Router
 	Limits Limits
 	Logger *slog.Logger // nil for none
+	// LimitHit is told of each session that a limit keeps out, by the limit's name in the config. Nil: nobody.
+	LimitHit func(limit string)
 }
 
 // A Client holds the sessions of a P2.
@@ -89,15 +91,21 @@ type Request struct {
 	Target        string // canonical text
 	Source        string // P1's address
 	ResumeTimeout time.Duration
+	// Opened is called once, when the server has granted the session. It must not wait, nor ask the session. Nil: nobody is told.
+	Opened func()
+}
+
+// NewToken makes a token, from which a connection's ID follows.
+func NewToken() (token wire.Token) {
+	_, _ = crand.Read(token[:]) // never fails
+	return token
 }
 
 // Forward carries conn, an accepted connection of P1, to its end. It owns conn
 // from the call on, and blocks until the session is over. When ctx is done the
 // session is reset.
 func (c *Client) Forward(ctx context.Context, conn Conn, r Request) Summary {
-	var token wire.Token
-	_, _ = crand.Read(token[:]) // never fails
-	s := newSession(c.host, false, token, Info{
+	s := newSession(c.host, false, NewToken(), Info{
 		Mapping: r.Mapping, Server: r.Server, Source: r.Source, Target: r.Target,
 	})
 	s.end = newEnd(conn)
@@ -130,6 +138,9 @@ func (c *Client) add(s *session) (refusal string) {
 	case c.stopped:
 		return "this process is stopping"
 	case len(c.sessions) >= c.config.Limits.Sessions:
+		if c.config.LimitHit != nil {
+			c.config.LimitHit(limitSessions)
+		}
 		return "this process has as many sessions as its limit allows"
 	}
 	c.sessions[s] = struct{}{}
@@ -764,6 +775,9 @@ func (f *forward) accepted(st Stream, r Route, old Stream, opening bool, g *wire
 		_ = st.SetReadDeadline(longAgo)
 	default:
 		_ = st.SetReadDeadline(time.Time{})
+	}
+	if !f.opened && f.request.Opened != nil {
+		f.request.Opened()
 	}
 	resumed := f.opened && s.reset == nil
 	f.opened, f.refusal, f.firstTry = true, nil, time.Time{}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -23,11 +24,23 @@ type half struct {
 	data     []byte
 	capacity int
 	eof      bool
-	err      error // readers and writers get it, once data is... at once
-	readErr  error
+	readErr  error // what the reader gets, at once
+	writeErr error // what the writer gets
 	readBy   deadline
 	writeBy  deadline
-	passed   int // bytes that were written in all
+	silent   bool // nothing arrives any more, and nobody is told
+	peeked   int  // reads that waited without a buffer
+
+	latency  time.Duration // from Write to Read
+	arrivals []arrival
+	written  int // bytes in all
+	taken    int
+}
+
+// An arrival is when the bytes before an offset can be read.
+type arrival struct {
+	before int
+	at     time.Time
 }
 
 type deadline struct {
@@ -41,6 +54,12 @@ func newHalf(capacity int) *half {
 	return h
 }
 
+func (h *half) wake() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.cond.Broadcast()
+}
+
 func (h *half) setDeadline(d *deadline, at time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -50,36 +69,51 @@ func (h *half) setDeadline(d *deadline, at time.Time) {
 	}
 	d.at = at
 	if wait := time.Until(at); !at.IsZero() && wait > 0 {
-		d.timer = time.AfterFunc(wait, func() {
-			h.mu.Lock()
-			defer h.mu.Unlock()
-			h.cond.Broadcast()
-		})
+		d.timer = time.AfterFunc(wait, h.wake)
 	}
 	h.cond.Broadcast()
 }
 
 func (d *deadline) passed() bool { return !d.at.IsZero() && !time.Now().Before(d.at) }
 
+// readyLocked is how much of data has arrived.
+func (h *half) readyLocked() int {
+	if h.silent {
+		return 0
+	}
+	if h.latency == 0 {
+		return len(h.data)
+	}
+	now := time.Now()
+	for len(h.arrivals) > 0 && !now.Before(h.arrivals[0].at) {
+		if len(h.arrivals) > 1 && !now.Before(h.arrivals[1].at) {
+			h.arrivals = h.arrivals[1:]
+			continue
+		}
+		return h.arrivals[0].before - h.taken
+	}
+	return 0
+}
+
 func (h *half) read(p []byte, peek bool) (int, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for {
+		ready := h.readyLocked()
 		switch {
-		case h.err != nil:
-			return 0, h.err
 		case h.readErr != nil:
 			return 0, h.readErr
 		case h.readBy.passed():
 			return 0, os.ErrDeadlineExceeded
-		case len(h.data) > 0:
-			n := copy(p, h.data)
+		case ready > 0:
+			n := copy(p, h.data[:ready])
 			if !peek {
 				h.data = h.data[n:]
+				h.taken += n
 				h.cond.Broadcast()
 			}
 			return n, nil
-		case h.eof:
+		case h.eof && !h.silent && len(h.data) == 0:
 			return 0, io.EOF
 		}
 		h.cond.Wait()
@@ -92,8 +126,8 @@ func (h *half) write(p []byte, wait bool) (n int, err error) {
 	for len(p) > 0 {
 		room := h.capacity - len(h.data)
 		switch {
-		case h.err != nil:
-			return n, h.err
+		case h.writeErr != nil:
+			return n, h.writeErr
 		case h.eof:
 			return n, errors.New("written to after its end")
 		case h.writeBy.passed():
@@ -102,7 +136,11 @@ func (h *half) write(p []byte, wait bool) (n int, err error) {
 			m := min(room, len(p))
 			h.data = append(h.data, p[:m]...)
 			n, p = n+m, p[m:]
-			h.passed += m
+			h.written += m
+			if h.latency > 0 {
+				h.arrivals = append(h.arrivals, arrival{h.written, time.Now().Add(h.latency)})
+				time.AfterFunc(h.latency, h.wake)
+			}
 			h.cond.Broadcast()
 			continue
 		case !wait:
@@ -120,31 +158,55 @@ func (h *half) closeWrite() {
 	h.cond.Broadcast()
 }
 
-func (h *half) fail(err error) {
+// fail ends the half at once, with an error for each side; nil for none. The
+// first one stays.
+func (h *half) fail(readErr, writeErr error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.err == nil {
-		h.err = err
-		h.data = nil
+	if h.readErr == nil {
+		h.readErr = readErr
+	}
+	if h.writeErr == nil {
+		h.writeErr = writeErr
 	}
 	h.cond.Broadcast()
 }
 
-func (h *half) ended() bool {
+// cancel is fail by one side of a stream: the other is told, unless the path is silent.
+func (h *half) cancel(code wire.StreamCode, byReader bool) {
+	h.mu.Lock()
+	silent, over := h.silent, h.eof && len(h.data) == 0
+	h.mu.Unlock()
+	if over {
+		return
+	}
+	var here, there error = &wire.ResetError{Code: code}, &wire.ResetError{Code: code, Remote: true}
+	if silent {
+		there = nil
+	}
+	if byReader {
+		h.fail(here, there)
+	} else {
+		h.fail(there, here)
+	}
+}
+
+func (h *half) setSilent() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.err != nil || h.eof && len(h.data) == 0
+	h.silent = true
 }
 
 // memStream is a session.Stream in memory.
 type memStream struct {
 	in, out *half
 	network *network
+	link    *memLink
 }
 
 func streamPair(capacity int, n *network) (a, b *memStream) {
 	x, y := newHalf(capacity), newHalf(capacity)
-	return &memStream{x, y, n}, &memStream{y, x, n}
+	return &memStream{in: x, out: y, network: n}, &memStream{in: y, out: x, network: n}
 }
 
 func (s *memStream) Read(p []byte) (int, error) { return s.in.read(p, false) }
@@ -170,10 +232,19 @@ func (s *memStream) Write(p []byte) (int, error) {
 			return n, err
 		}
 		if cut {
-			s.network.cut()
-			return n, &wire.ResetError{Code: wire.CodeLost}
+			s.network.atCut(s)
+			if n < len(p) || s.broken() {
+				return n, &wire.ResetError{Code: wire.CodeLost}
+			}
+			return n, nil
 		}
 	}
+}
+
+func (s *memStream) broken() bool {
+	s.out.mu.Lock()
+	defer s.out.mu.Unlock()
+	return s.out.writeErr != nil
 }
 
 func (s *memStream) TryWrite(p []byte) (bool, error) {
@@ -186,25 +257,25 @@ func (s *memStream) TryWrite(p []byte) (bool, error) {
 	_, err := s.Write(p)
 	return err == nil, err
 }
-func (s *memStream) CloseWrite() error { s.out.closeWrite(); return nil }
-func (s *memStream) CancelRead(code wire.StreamCode) {
-	if !s.in.ended() {
-		s.in.fail(&wire.ResetError{Code: code, Remote: true})
-	}
+func (s *memStream) CloseWrite() error               { s.out.closeWrite(); return nil }
+func (s *memStream) CancelRead(code wire.StreamCode) { s.in.cancel(code, true) }
+func (s *memStream) Reset(code wire.StreamCode) {
+	s.in.cancel(code, true)
+	s.out.cancel(code, false)
 }
 
-func (s *memStream) Reset(code wire.StreamCode) {
-	s.in.fail(&wire.ResetError{Code: code, Remote: true})
-	s.out.fail(&wire.ResetError{Code: code, Remote: true})
-}
 func (s *memStream) SetReadDeadline(t time.Time) error { s.in.setDeadline(&s.in.readBy, t); return nil }
+
 func (s *memStream) SetWriteDeadline(t time.Time) error {
 	s.out.setDeadline(&s.out.writeBy, t)
 	return nil
 }
+
+// lose ends the stream as the end of its link does.
 func (s *memStream) lose() {
-	s.in.fail(&wire.ResetError{Code: wire.CodeLost})
-	s.out.fail(&wire.ResetError{Code: wire.CodeLost})
+	lost := &wire.ResetError{Code: wire.CodeLost}
+	s.in.fail(lost, lost)
+	s.out.fail(lost, lost)
 }
 
 // memConn is a TCP connection in memory.
@@ -227,49 +298,57 @@ func (c *memConn) CloseWrite() error              { c.out.closeWrite(); return n
 func (c *memConn) SetLinger(int) error            { c.linger = true; return nil }
 func (c *memConn) Close() error {
 	if c.linger {
-		c.in.fail(errReset)
-		c.out.fail(errReset)
+		c.in.fail(errReset, errReset)
+		c.out.fail(errReset, errReset)
 		return nil
 	}
 	c.out.closeWrite()
-	c.in.mu.Lock()
-	if c.in.readErr == nil {
-		c.in.readErr = os.ErrClosed
-	}
-	c.in.cond.Broadcast()
-	c.in.mu.Unlock()
+	c.in.fail(os.ErrClosed, errReset)
 	return nil
 }
 
 func (c *memConn) reset() { _ = c.SetLinger(0); _ = c.Close() }
 
-// A network joins one client and one server by links that can be cut.
+// A network joins one client and one server by links that can be cut. It plays
+// the relays, too: what they do is join streams.
 type network struct {
 	t        testing.TB
 	client   *session.Client
 	server   *session.Server
-	capacity int
-	dial     func(context.Context) (session.Conn, error)
+	capacity int // of a stream in each direction: bytes on their way
+	conns    int // of P1's and P5's connections
 	ended    []session.Summary
 
+	// strangers are the streams to the server "evil", for the test to play.
+	strangers chan *peer
+
 	mu      sync.Mutex
+	dial    func(context.Context) (session.Conn, error)
+	decide  func(client, target string) *session.Refusal // nil: whoever asks for :22 may
+	relay   func(l *memLink, inner wire.Message) *wire.Reply
 	links   []*memLink
 	changed chan struct{}
 	streams map[*memStream]struct{}
-	budget  int // bytes until the next cut; negative for none
-	open    func(n *network, inner []byte) error
-	serving sync.WaitGroup
+	cuts    []int // bytes until the next cut, and those after it
+	atCut   func(*memStream)
 	delay   func() time.Duration // before each write to a stream
+	serving sync.WaitGroup
 }
 
-type memLink struct{ name string }
+// A memLink is a path from the client to the server through one relay.
+type memLink struct {
+	name    string
+	latency time.Duration // one way
+	hole    bool          // new streams are silent, too; guarded by network.mu
+	opened  int           // streams
+}
 
 func (n *network) Routes() []session.Route {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var rs []session.Route
 	for _, l := range n.links {
-		rs = append(rs, session.Route{Link: l, Relay: l.name, RTT: time.Millisecond, Open: n.opener(l)})
+		rs = append(rs, session.Route{Link: l, Relay: l.name, RTT: 2*l.latency + time.Millisecond, Open: n.opener(l)})
 	}
 	return rs
 }
@@ -281,24 +360,28 @@ func (n *network) Changed() <-chan struct{} {
 }
 
 func (n *network) opener(l *memLink) func(string, []byte, []byte) (session.Stream, error) {
-	return func(_ string, inner, data []byte) (session.Stream, error) {
-		n.mu.Lock()
-		open := n.open
-		n.mu.Unlock()
-		if open != nil {
-			if err := open(n, inner); err != nil {
-				return nil, err
-			}
-		}
-		a, b := streamPair(n.capacity, n)
-		n.mu.Lock()
-		n.streams[a] = struct{}{}
-		n.mu.Unlock()
+	return func(server string, inner, data []byte) (session.Stream, error) {
 		m, _, err := wire.Parse(inner)
 		if err != nil {
 			n.t.Errorf("inner tip: %v", err)
 		}
-		n.serving.Go(func() { n.server.Serve("laptop", m, b, session.Route{Link: l, Relay: l.name}) })
+		a, b := n.stream(l)
+		n.mu.Lock()
+		relay := n.relay
+		l.opened++
+		n.mu.Unlock()
+		var refusal *wire.Reply
+		if relay != nil {
+			refusal = relay(l, m)
+		}
+		switch {
+		case refusal != nil:
+			n.serving.Go(func() { (&peer{n.t, b, m, l, nil}).refuse(refusal) })
+		case server == "evil":
+			n.strangers <- &peer{n.t, b, m, l, nil}
+		default:
+			n.serve(l, m, b)
+		}
 		if len(data) > 0 {
 			if _, err := a.Write(data); err != nil {
 				return nil, err
@@ -308,59 +391,122 @@ func (n *network) opener(l *memLink) func(string, []byte, []byte) (session.Strea
 	}
 }
 
-// allow takes n bytes of what may pass before the next cut.
-func (n *network) allow(want int) (int, bool) {
+// stream makes a stream over a link. The first is the client's end.
+func (n *network) stream(l *memLink) (a, b *memStream) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.budget < 0 || want < n.budget {
-		if n.budget >= 0 {
-			n.budget -= want
+	a, b = streamPair(n.capacity, n)
+	a.link, b.link = l, l
+	for _, h := range []*half{a.in, a.out} {
+		h.latency, h.silent = l.latency, l.hole
+	}
+	n.streams[a] = struct{}{}
+	return a, b
+}
+
+func (n *network) serve(l *memLink, m wire.Message, b *memStream) {
+	n.serving.Go(func() { n.server.Serve("laptop", m, b, session.Route{Link: l, Relay: l.name}) })
+}
+
+// allow takes n bytes of what may pass before the next cut.
+func (n *network) allow(want int) (got int, cut bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.cuts) == 0 || want < n.cuts[0] {
+		if len(n.cuts) > 0 {
+			n.cuts[0] -= want
 		}
 		return want, false
 	}
-	got := n.budget
-	n.budget = -1
+	got, n.cuts = n.cuts[0], n.cuts[1:]
 	return got, true
+}
+
+// take takes the streams of a link, or of all if it is nil.
+func (n *network) take(l *memLink) (taken []*memStream) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for s := range n.streams {
+		if l == nil || s.link == l {
+			taken = append(taken, s)
+			delete(n.streams, s)
+		}
+	}
+	return taken
 }
 
 // cut loses every stream.
 func (n *network) cut() {
-	n.mu.Lock()
-	streams := n.streams
-	n.streams = make(map[*memStream]struct{})
-	n.mu.Unlock()
-	for s := range streams {
+	for _, s := range n.take(nil) {
 		s.lose()
 	}
 }
 
-func (n *network) setLinks(names ...string) {
+// resetByRelay resets every stream, as a relay does whose other hop is gone.
+func (n *network) resetByRelay(code wire.StreamCode) {
+	for _, s := range n.take(nil) {
+		remote := &wire.ResetError{Code: code, Remote: true}
+		s.in.fail(remote, remote)
+		s.out.fail(remote, remote)
+	}
+}
+
+// silence makes a link a black hole: what is on its way is lost, and so is all
+// that follows, while both ends believe in it.
+func (n *network) silence(l *memLink) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.links = nil
-	for _, name := range names {
-		n.links = append(n.links, &memLink{name})
+	l.hole = true
+	for s := range n.streams {
+		if s.link == l {
+			s.in.setSilent()
+			s.out.setSilent()
+		}
 	}
+}
+
+// setLinks makes new links and drops the old ones, but not their streams. The
+// best comes first.
+func (n *network) setLinks(names ...string) {
+	links := make([]*memLink, len(names))
+	for i, name := range names {
+		links[i] = &memLink{name: name}
+	}
+	n.replaceLinks(links...)
+}
+
+func (n *network) replaceLinks(links ...*memLink) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.links = links
 	close(n.changed)
 	n.changed = make(chan struct{})
 }
+
+// patience is the virtual time after which a test has hung.
+const patience = 6 * time.Hour
 
 // start makes a client and a server; they are stopped when the test ends, and
 // all that they had must be gone by then.
 func start(t testing.TB, limits session.Limits) *network {
 	n := &network{
-		t: t, capacity: 256 << 10, budget: -1,
+		t: t, capacity: 256 << 10, conns: 64 << 10, strangers: make(chan *peer, 100),
 		changed: make(chan struct{}), streams: make(map[*memStream]struct{}),
 	}
+	n.atCut = func(*memStream) { n.cut() }
 	n.setLinks("relay")
 	n.server = session.NewServer(session.ServerConfig{
 		Node: "nas",
-		Decide: func(_, target string) (session.Dial, *session.Refusal) {
-			if target != ":22" {
-				return nil, &session.Refusal{Status: wire.StatusNotAllowed, Text: "no service"}
-			}
+		Decide: func(client, target string) (session.Dial, *session.Refusal) {
 			n.mu.Lock()
 			defer n.mu.Unlock()
+			if n.decide != nil {
+				if refusal := n.decide(client, target); refusal != nil {
+					return nil, refusal
+				}
+			} else if target != ":22" {
+				return nil, &session.Refusal{Status: wire.StatusNotAllowed, Text: "no service"}
+			}
 			return n.dial, nil
 		},
 		Ended: func(s session.Summary) {
@@ -371,6 +517,9 @@ func start(t testing.TB, limits session.Limits) *network {
 		Limits: limits,
 	})
 	n.client = session.NewClient(session.ClientConfig{Router: n, Limits: limits})
+	watchdog := time.AfterFunc(patience, func() {
+		panic(fmt.Sprintf("hung in %s\nclient: %+v\nserver: %+v", t.Name(), n.client.Sessions(), n.server.Sessions()))
+	})
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { _ = n.client.Run(ctx) })
@@ -378,7 +527,9 @@ func start(t testing.TB, limits session.Limits) *network {
 	t.Cleanup(func() {
 		stop()
 		running.Wait()
+		n.cut()
 		n.serving.Wait()
+		watchdog.Stop()
 		for _, m := range []session.Memory{n.client.Memory(), n.server.Memory()} {
 			if m.Promised != 0 || m.Retained != 0 {
 				t.Errorf("memory is left: %+v", m)
@@ -388,12 +539,22 @@ func start(t testing.TB, limits session.Limits) *network {
 	return n
 }
 
+// endings are how the server's sessions have ended so far.
+func (n *network) endings() (all []session.End) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, s := range n.ended {
+		all = append(all, s.End)
+	}
+	return all
+}
+
 // forward opens a connection through the network. It returns P1's end and, when
 // P4 has dialled, P5's through the channel.
 func (n *network) forward() (p1 *memConn, p5 <-chan *memConn, done <-chan session.Summary) {
 	accepted := make(chan *memConn, 1)
 	p1, done = n.forwardTo(func(context.Context) (session.Conn, error) {
-		ours, theirs := connPair(64 << 10)
+		ours, theirs := connPair(n.conns)
 		accepted <- theirs
 		return ours, nil
 	})
@@ -405,11 +566,16 @@ func (n *network) forwardTo(dial func(context.Context) (session.Conn, error)) (p
 	n.mu.Lock()
 	n.dial = dial
 	n.mu.Unlock()
-	p1, p2 := connPair(64 << 10)
+	return n.forwardVia("nas")
+}
+
+// forwardVia is forward to a server by its ID.
+func (n *network) forwardVia(server string) (p1 *memConn, done <-chan session.Summary) {
+	p1, p2 := connPair(n.conns)
 	ended := make(chan session.Summary, 1)
 	go func() {
 		ended <- n.client.Forward(context.Background(), p2, session.Request{
-			Mapping: "m", Server: "nas", Target: ":22", Source: "127.0.0.1:5000", ResumeTimeout: time.Minute,
+			Mapping: "m", Server: server, Target: ":22", Source: "127.0.0.1:5000", ResumeTimeout: time.Minute,
 		})
 	}()
 	return p1, ended

@@ -367,7 +367,7 @@ func (s *session) wroteMore(st Stream, held *buffer, p []byte, n int, err error)
 
 // somethingLocked tells whether there is anything to write.
 func (s *session) somethingLocked() bool {
-	if s.lost != nil {
+	if s.lost != nil || s.closed {
 		return false
 	}
 	return s.rest != nil || s.controlLocked() || s.dataLocked() || s.lastWordLocked()

@@ -39,6 +39,21 @@ type ServerConfig struct {
 	Ended  func(Summary)
 	Limits Limits
 	Logger *slog.Logger // nil for none
+	// LimitHit is told of each session that a limit keeps out or ends, by the limit's name in the config. Nil: nobody.
+	LimitHit func(limit string)
+}
+
+// The limits that are counted, as the config names them.
+const (
+	limitSessions  = "sessions"
+	limitPerClient = "sessions_per_client"
+	limitDetached  = "detached_per_client"
+)
+
+func (v *Server) limitHit(limit string) {
+	if v.config.LimitHit != nil {
+		v.config.LimitHit(limit)
+	}
 }
 
 const (
@@ -257,8 +272,10 @@ func (v *Server) admit(key sessionKey, m *wire.Open, info Info) (s *session, mad
 	case m.Attempt > 1 && m.Age > time.Since(v.started):
 		return nil, false, nil, &Refusal{wire.StatusNoSession, "the server has restarted since the first attempt"}
 	case len(v.sessions) >= v.config.Limits.Sessions:
+		v.limitHit(limitSessions)
 		return nil, false, nil, &Refusal{wire.StatusTooMany, "the server has as many sessions as its limit allows"}
 	case of.sessions >= v.config.Limits.SessionsPerPeer:
+		v.limitHit(limitPerClient)
 		return nil, false, nil, &Refusal{wire.StatusTooMany, "the client has as many sessions at the server as the limit allows"}
 	}
 	of.sessions++
@@ -455,6 +472,7 @@ func (v *Server) detached(s *session, why error) {
 	v.mu.Unlock()
 	s.waiting = true
 	if over {
+		v.limitHit(limitDetached)
 		s.resetLocked(EndExpired, resetByExpiry)
 		return
 	}

@@ -98,7 +98,7 @@ func storm(t *testing.T, seed uint64) {
 				n.cut()
 			case 2:
 				n.mu.Lock()
-				n.budget = w.IntN(20000)
+				n.cuts = []int{w.IntN(20000)}
 				n.mu.Unlock()
 			case 3:
 				n.setLinks()
