@@ -30,12 +30,12 @@ func setUpNodes(env *testscript.Env) error {
 // freePort finds a port that is free for TCP and UDP.
 func freePort() (int, error) {
 	for {
-		l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it doesn't block
+		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			return 0, err
 		}
 		port := l.Addr().(*net.TCPAddr).Port
-		conn, err := net.ListenPacket("udp", l.Addr().String()) //nolint:noctx // it doesn't block
+		conn, err := net.ListenPacket("udp", l.Addr().String())
 		_ = l.Close()
 		if err != nil {
 			continue

@@ -152,14 +152,12 @@ func table(w io.Writer, header string, rows [][]string) {
 func printLinks(w io.Writer, links []control.Link, now time.Time) {
 	var rows [][]string
 	for _, l := range links {
-		state := ""
+		state := fmt.Sprintf("down for %s, trying (%d)", span(now.Sub(l.Since)), l.Attempts)
 		switch l.State {
 		case control.LinkConnected:
 			state = "connected for " + span(now.Sub(l.Since))
 		case control.LinkWaiting:
 			state = fmt.Sprintf("down for %s, next try in %s", span(now.Sub(l.Since)), span(l.NextAttempt.Sub(now)))
-		default:
-			state = fmt.Sprintf("down for %s, trying (%d)", span(now.Sub(l.Since)), l.Attempts)
 		}
 		rows = append(rows, append([]string{l.Relay, state, l.Address}, append(figureCells(l.Figures), fmt.Sprint(l.Connections))...))
 	}

@@ -31,8 +31,7 @@ const maxAnswer = 256 << 20
 // Status asks how the daemon stands.
 func (c *Client) Status(ctx context.Context) (*Status, error) {
 	status := new(Status)
-	_, err := c.ask(ctx, http.MethodGet, PathStatus, nil, status)
-	return status, err
+	return status, c.ask(ctx, http.MethodGet, PathStatus, nil, status)
 }
 
 // RawStatus is the answer that Status decodes, as it came.
@@ -62,30 +61,29 @@ func (c *Client) Reload(ctx context.Context) (*Reload, error) {
 func (c *Client) Explain(ctx context.Context, q Question) (*Explanation, error) {
 	values := url.Values{"client": {q.Client}, "server": {q.Server}, "target": {q.Target}}
 	explanation := new(Explanation)
-	_, err := c.ask(ctx, http.MethodGet, PathExplain+"?"+values.Encode(), nil, explanation)
-	return explanation, err
+	return explanation, c.ask(ctx, http.MethodGet, PathExplain+"?"+values.Encode(), nil, explanation)
 }
 
 // SetLogLevel changes the level in force.
 func (c *Client) SetLogLevel(ctx context.Context, level string) (LogLevel, error) {
 	var now LogLevel
-	_, err := c.ask(ctx, http.MethodPut, PathLogLevel, LogLevel{Level: level}, &now)
+	err := c.ask(ctx, http.MethodPut, PathLogLevel, LogLevel{Level: level}, &now)
 	return now, err
 }
 
 // ask sends a request and decodes a 200's body.
-func (c *Client) ask(ctx context.Context, method, path string, body, into any) (int, error) {
+func (c *Client) ask(ctx context.Context, method, path string, body, into any) error {
 	code, got, err := c.exchange(ctx, method, path, body)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if code != http.StatusOK {
-		return code, unexpected(code, got)
+		return unexpected(code, got)
 	}
 	if err := json.Unmarshal(got, into); err != nil {
-		return code, fmt.Errorf("understand the daemon's answer: %w", err)
+		return fmt.Errorf("understand the daemon's answer: %w", err)
 	}
-	return code, nil
+	return nil
 }
 
 // unexpected makes an error of an answer that isn't the one asked for.

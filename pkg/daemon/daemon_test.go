@@ -25,7 +25,7 @@ const childVariable = "PTTHQD_TEST_CHILD"
 
 func TestMain(m *testing.M) {
 	if path := os.Getenv(childVariable); path != "" {
-		os.Exit(child(path))
+		os.Exit(child(path)) //nolint:forbidigo // it is a main here
 	}
 	goleak.VerifyTestMain(m)
 }

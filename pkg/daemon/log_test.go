@@ -25,11 +25,13 @@ func TestTextLog(t *testing.T) {
 	log.Debug("now")
 	derived := log.With("peer", "nas", "a", slog.GroupValue(slog.Int("b", 1), slog.String("c", "x y"))).WithGroup("g").WithGroup("")
 	derived.Warn("link down", "reason", errors.New("no answer"), "took", 1500*time.Millisecond, "empty", "",
-		"when", time.Date(2026, 3, 8, 1, 2, 3, 0, time.UTC), slog.Group("", slog.Bool("inline", true)), slog.Attr{})
+		"when", time.Date(2026, 3, 8, 1, 2, 3, 0, time.UTC))
+	log.LogAttrs(t.Context(), slog.LevelInfo, "attributes", slog.Group("", slog.Bool("inline", true)), slog.Attr{})
 	// What comes from outside forges no line and colours no terminal.
 	log.Error("first\nERROR second", "source", "a\nb\x1b[2J", "bad", "\xff", "equals", "a=b")
 	want := regexp.MustCompile(`^[-0-9]{10} [:0-9]{8}\.[0-9]{3} DEBUG now
-.{24}WARN  link down peer=nas a\.b=1 a\.c="x y" g\.reason="no answer" g\.took=1\.5s g\.empty="" g\.when=2026-03-08T01:02:03Z g\.inline=true
+.{24}WARN  link down peer=nas a\.b=1 a\.c="x y" g\.reason="no answer" g\.took=1\.5s g\.empty="" g\.when=2026-03-08T01:02:03Z
+.{24}INFO  attributes inline=true
 .{24}ERROR first ERROR second source="a\\nb\\x1b\[2J" bad="\\xff" equals="a=b"
 $`)
 	if !want.Match(out.Bytes()) {

@@ -93,25 +93,22 @@ func (r *relayRole) Run(ctx context.Context) error {
 	listening, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	ended := make(chan error, len(r.sockets))
+	var serving sync.WaitGroup
 	for _, s := range r.sockets {
-		go r.serve(listening, s, ended) // each sends once, and is waited for below
+		serving.Go(func() { ended <- r.serve(listening, s) })
 	}
-	running := len(r.sockets)
 	var failed error
 	select {
 	case <-ctx.Done():
 		r.drain()
 	case failed = <-ended:
-		running--
 	}
 	stop()
-	for range running {
-		<-ended
-	}
+	serving.Wait()
 	return failed
 }
 
-func (r *relayRole) serve(ctx context.Context, s *relaySocket, ended chan<- error) {
+func (r *relayRole) serve(ctx context.Context, s *relaySocket) error {
 	limits := r.current().Limits
 	listener := &link.Listener{
 		Socket:   s.Socket,
@@ -126,7 +123,7 @@ func (r *relayRole) serve(ctx context.Context, s *relaySocket, ended chan<- erro
 			HandshakesPerSecond: limits.RetryRate,
 		},
 	}
-	ended <- listener.Run(ctx)
+	return listener.Run(ctx)
 }
 
 // drain lets sessions move to other relays, drain_timeout at most.

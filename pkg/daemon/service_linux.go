@@ -175,7 +175,7 @@ func (s *service) send(state string, fds ...int) error {
 	if err != nil {
 		return fmt.Errorf("notify the service manager: %w", err)
 	}
-	defer unix.Close(socket)
+	defer func() { _ = unix.Close(socket) }()
 	// An @ in front is the abstract namespace, for x/sys/unix too.
 	to := &unix.SockaddrUnix{Name: s.notifySocket}
 	var rights []byte

@@ -126,7 +126,7 @@ func (m *manager) until(prefix string) string {
 			defer m.mu.Unlock()
 			m.t.Fatalf("not heard within %v: %s; but %q", patience, prefix, m.said)
 		}
-		time.Sleep(5 * time.Millisecond) //nolint:forbidigo // a process of its own has no fake clock
+		time.Sleep(5 * time.Millisecond)
 	}
 }
 
@@ -268,7 +268,7 @@ func TestWatchdog(t *testing.T) {
 	// Once it hangs nothing is heard any more.
 	for quiet := 0; quiet < 2; {
 		before := len(m.heard("WATCHDOG=1"))
-		time.Sleep(300 * time.Millisecond) //nolint:forbidigo // a process of its own has no fake clock
+		time.Sleep(300 * time.Millisecond)
 		if len(m.heard("WATCHDOG=1")) == before {
 			quiet++
 		}

@@ -39,7 +39,7 @@ func (d *daemon) watch(ctx context.Context) {
 		poll = ticker.C
 		watcher = &fsnotify.Watcher{}
 	} else {
-		defer watcher.Close()
+		defer func() { _ = watcher.Close() }()
 	}
 	complained := false
 	for {
@@ -58,8 +58,9 @@ func (d *daemon) watch(ctx context.Context) {
 		case <-poll:
 		case <-d.reloaded: // it may include other directories now
 		case <-watcher.Events:
-			gather(ctx, watcher)
-		case <-watcher.Errors: // an overflow of the queue: something has changed
+			d.gather(ctx, watcher)
+		case err := <-watcher.Errors: // an overflow of the queue: something has changed
+			d.log.Debug("watching the config", "error", err)
 		}
 	}
 }
@@ -84,13 +85,14 @@ func lookAt(w *fsnotify.Watcher, paths []string) error {
 }
 
 // gather takes the events of gatherTime together.
-func gather(ctx context.Context, w *fsnotify.Watcher) {
+func (d *daemon) gather(ctx context.Context, w *fsnotify.Watcher) {
 	timer := time.NewTimer(gatherTime)
 	defer timer.Stop()
 	for {
 		select {
 		case <-w.Events:
-		case <-w.Errors:
+		case err := <-w.Errors:
+			d.log.Debug("watching the config", "error", err)
 		case <-timer.C:
 			return
 		case <-ctx.Done():

@@ -192,7 +192,7 @@ func TestDocumentedFields(t *testing.T) {
 			t.Fatal(err)
 		}
 		known := make(map[byte]bool)
-		for _, f := range strings.Split(row[3], ",") {
+		for f := range strings.SplitSeq(row[3], ",") {
 			var number byte
 			if n, _ := fmt.Sscan(f, &number); n == 1 {
 				known[number] = true
