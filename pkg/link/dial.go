@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
+	"golang.org/x/time/rate"
 
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/wire"
@@ -28,6 +29,7 @@ const (
 	dialAnswered  = 10 * time.Second // what it gets once the relay has sent anything
 	eagerFor      = time.Minute      // after a loss, one dial follows another without pause
 	backoffFirst  = time.Second      // then pauses begin here, and double
+	shortLived    = 5 * time.Second  // a link that lives less than this was none, for the pauses
 	backoffMost   = 30 * time.Second
 	supersededMin = 30 * time.Second // the least pause after another node has come with this one's key
 	supersededMax = 5 * time.Minute
@@ -77,11 +79,15 @@ type Dialer struct {
 	dialAt    time.Time        // when the last dial began
 	penance   time.Duration    // the pause after the last time that another node came with this one's key
 	notBefore time.Time        // the end of that pause
+	short     int              // links in a row that lived a short time
 	outage    outage
+	lines     *rate.Limiter   // of the log, about links that come and go
+	tokens    quic.TokenStore // spare a Retry, also after the relay's restart
 
-	mu    sync.Mutex
-	state State
-	peer  netip.AddrPort // where the last link or dial went, for watch
+	mu     sync.Mutex
+	state  State
+	peer   netip.AddrPort // where the last link or dial went, for watch
+	kicked func()         // ends a dial that a kick must not wait for; nil if there is none
 }
 
 // State is where a Dialer stands.
@@ -139,7 +145,7 @@ func (d *Dialer) Run(ctx context.Context) error {
 		case <-link.Done():
 			d.down(link)
 		case why := <-kicks:
-			link.log.Info("making a fresh link", slog.String("reason", why))
+			d.say("making a fresh link", slog.String("reason", why))
 		}
 	}
 }
@@ -151,6 +157,8 @@ func (d *Dialer) prepare() error {
 	}
 	d.log = d.log.With(slog.String("relay", d.Address))
 	d.limits = d.Limits.withDefaults()
+	d.lines = rate.NewLimiter(rate.Every(30*time.Minute), 20)
+	d.tokens = quic.NewLRUTokenStore(maxAddresses, 4)
 	if d.ListenPacket == nil {
 		d.ListenPacket = listenPacket
 	}
@@ -186,14 +194,14 @@ func (d *Dialer) prepare() error {
 func (d *Dialer) redial(ctx context.Context, old *Link, kicks <-chan string) (*Link, error) {
 	eagerUntil := time.Now().Add(eagerFor)
 	pause := backoffFirst
-	next := d.dialAt.Add(dialLeast) // in the past, unless the last link was a short one
+	next := d.dialAt.Add(min(dialLeast<<min(max(d.short-1, 0), 5), backoffMost)) // in the past, if the last link lived
 	for {
 		why, err := d.waitUntil(ctx, next, kicks)
 		if err != nil {
 			return nil, err
 		}
 		if why != "" {
-			d.log.Info("dialling at once", slog.String("reason", why))
+			d.say("dialling at once", slog.String("reason", why))
 			eagerUntil = time.Now().Add(eagerFor)
 			pause = backoffFirst
 		}
@@ -202,11 +210,7 @@ func (d *Dialer) redial(ctx context.Context, old *Link, kicks <-chan string) (*L
 		if !eager {
 			patience = max(patience, dialAnswered) // a path may be slower than anyone thought
 		}
-		d.dialAt = time.Now()
-		d.mu.Lock()
-		d.state.NextDial = time.Time{}
-		d.mu.Unlock()
-		link, err := d.dial(ctx, old, patience)
+		link, err := d.dialFor(ctx, old, patience, !eager)
 		if err == nil {
 			select {
 			case <-kicks: // what it was about is done
@@ -216,6 +220,10 @@ func (d *Dialer) redial(ctx context.Context, old *Link, kicks <-chan string) (*L
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
+		}
+		if errors.Is(err, errKicked) {
+			next = time.Now()
+			continue
 		}
 		failure := d.explain(err)
 		if eager && !failure.final {
@@ -228,11 +236,34 @@ func (d *Dialer) redial(ctx context.Context, old *Link, kicks <-chan string) (*L
 	}
 }
 
+// dialFor dials as dial does; a kick ends it early if it is a patient one, which is not to be waited for.
+func (d *Dialer) dialFor(ctx context.Context, old *Link, patience time.Duration, patient bool) (*Link, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	d.dialAt = time.Now()
+	d.mu.Lock()
+	d.state.NextDial = time.Time{}
+	if patient {
+		d.kicked = func() { cancel(errKicked) }
+	}
+	d.mu.Unlock()
+	link, err := d.dial(ctx, old, patience)
+	d.mu.Lock()
+	d.kicked = nil
+	d.mu.Unlock()
+	return link, err
+}
+
 // waitUntil waits for a time, or less if there is a kick, which it returns. No kick shortens a penance.
 func (d *Dialer) waitUntil(ctx context.Context, next time.Time, kicks <-chan string) (why string, err error) {
 	if next.Before(d.notBefore) {
 		next = d.notBefore
 		kicks = nil
+	}
+	select {
+	case why = <-kicks: // before a time that is over already
+		return why, nil
+	default:
 	}
 	timer := time.NewTimer(time.Until(next))
 	defer timer.Stop()
@@ -249,6 +280,7 @@ func (d *Dialer) waitUntil(ctx context.Context, next time.Time, kicks <-chan str
 var (
 	errNoAnswer = errors.New("no answer")
 	errTooSlow  = errors.New("answered, but not in time")
+	errKicked   = errors.New("a new dial is due")
 )
 
 // dial makes one attempt, from a socket of its own: a NAT or a firewall that is stuck with the last one's port does no harm.
@@ -269,7 +301,8 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 	transport := &quic.Transport{Conn: socket.quic, ConnectionIDLength: connectionIDLength}
 	grants := newGrants(d.limits.Windows)
 	config := d.limits.quicConfig(grants)
-	config.HandshakeIdleTimeout = dialAnswered // the times below decide
+	config.HandshakeIdleTimeout = 2 * dialAnswered // the times below decide
+	config.TokenStore = d.tokens
 	release := func() {
 		_ = transport.Close()
 		_ = socket.Close()
@@ -319,7 +352,7 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 		return nil, err
 	}
 	link := newLink(conn, d.Address, d.Key, d.limits, d.log)
-	link.dialled, link.revoked, link.release = true, d.OnRevoked, release
+	link.dialled, link.revoked, link.socket, link.release = true, d.OnRevoked, socket, release
 	link.start(control)
 	// The handshake is over for the dialler before the relay has looked at its key. Only the relay's first heartbeat says that
 	// it has been let in.
@@ -451,6 +484,11 @@ func (d *Dialer) watch(ctx context.Context, kicks chan<- string) {
 		case kicks <- why:
 		default: // one is waiting
 		}
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.kicked != nil {
+			d.kicked()
+		}
 	}
 	ticker := time.NewTicker(watchEvery)
 	defer ticker.Stop()
@@ -498,7 +536,16 @@ func (d *Dialer) up(link *Link) {
 	if failed := d.outage.end(); failed > 0 {
 		attrs = append(attrs, slog.Int("failed_dials", failed))
 	}
-	d.log.Info("link up", attrs...)
+	d.say("link up", attrs...)
+}
+
+// say logs that a link comes or goes. A link that comes and goes all night is a few lines.
+func (d *Dialer) say(msg string, attrs ...any) {
+	level := slog.LevelInfo
+	if !d.lines.Allow() {
+		level = slog.LevelDebug
+	}
+	d.log.Log(context.Background(), level, msg, attrs...)
 }
 
 // down notes the end of a link that no other has replaced.
@@ -506,12 +553,15 @@ func (d *Dialer) down(link *Link) {
 	err := link.Err()
 	stats := link.Stats()
 	d.roundTrip = max(stats.RTT, stats.AppRTT)
+	if d.short++; time.Since(link.since) >= shortLived {
+		d.short = 0
+	}
 	d.mu.Lock()
 	d.state = State{Address: d.Address, Key: d.Key, Since: time.Now(), LastError: err.Error()}
 	d.mu.Unlock()
 	closed, _ := errors.AsType[*ClosedError](err)
 	if closed == nil || closed.Code != wire.CloseSuperseded || !closed.Remote || link.replaced.Load() {
-		d.log.Info("link down", slog.Any("reason", err))
+		d.say("link down", slog.Any("reason", err))
 		if time.Since(link.since) > supersededMax {
 			d.penance = 0
 		}

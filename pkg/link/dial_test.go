@@ -7,9 +7,11 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -499,6 +501,126 @@ func TestRaceHasOneWinner(t *testing.T) {
 		}
 		if len(w.links) > 0 || strings.Contains(w.log.String(), "link down") {
 			t.Errorf("the log:\n%s", w.log)
+		}
+	})
+}
+
+// faulty is a socket that can't send.
+type faulty struct{ net.PacketConn }
+
+func (faulty) WriteTo([]byte, net.Addr) (int, error) {
+	return 0, &net.OpError{Op: "write", Net: "udp", Err: os.NewSyscallError("sendto", syscall.ENETUNREACH)}
+}
+
+func TestWords(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		spoil func(w *world)
+		words string
+	}{
+		{"no route", func(w *world) {
+			listen := w.dialer.ListenPacket
+			w.dialer.ListenPacket = func(ctx context.Context) (net.PacketConn, error) {
+				pc, err := listen(ctx)
+				return faulty{pc}, err
+			}
+		}, "cannot send to 192.0.2.1:30380: sendto: network is unreachable"},
+		{"no socket", func(w *world) {
+			w.dialer.ListenPacket = func(context.Context) (net.PacketConn, error) {
+				return nil, &net.OpError{Op: "listen", Net: "udp", Err: syscall.EMFILE}
+			}
+		}, "open a UDP socket: listen udp: too many open files"},
+		{"UDP is blocked", func(w *world) { w.network.Cut(linktest.RelayHost) }, "no answer over UDP to 192.0.2.1:30380; UDP may be blocked"},
+		{"only the first packets arrive", func(w *world) {
+			var mu sync.Mutex
+			from := map[netip.AddrPort]int{}
+			w.network.Drop(func(p linktest.Packet) bool {
+				mu.Lock()
+				defer mu.Unlock()
+				from[p.To]++
+				return p.From.Addr().String() == linktest.RelayHost && from[p.To] > 1
+			})
+		}, "answers, but no link comes about within 10s"},
+		{"the relay speaks something else", func(w *world) {
+			w.stop()
+			pc := w.network.Listen(linktest.RelayAddress)
+			w.network.Run(func(ctx context.Context) error {
+				stop := context.AfterFunc(ctx, func() { _ = pc.Close() })
+				defer stop()
+				b := make([]byte, 2000)
+				for {
+					_, from, err := pc.ReadFrom(b)
+					if err != nil {
+						return err
+					}
+					_, _ = pc.WriteTo([]byte("hello, this is a DNS server"), from)
+				}
+			})
+		}, "answers, but no link comes about within 10s"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.start()
+				c.spoil(w)
+				w.dial()
+				time.Sleep(15 * sec)
+				if s := w.dialer.State(); !strings.Contains(s.LastError, c.words) || s.Link != nil {
+					t.Errorf("state %+v", s)
+				}
+				if !strings.Contains(w.log.String(), c.words) {
+					t.Errorf("the log:\n%s", w.log)
+				}
+			})
+		})
+	}
+}
+
+func TestLinkThatComesAndGoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.start(func(l *link.Listener) {
+			l.Serve = func(context.Context, *link.Link) { time.Sleep(100 * ms) }
+		})
+		w.dialer.Serve = func(ctx context.Context, _ *link.Link) { <-ctx.Done() }
+		w.dial()
+		time.Sleep(2 * time.Hour)
+		if n := w.dials.Load(); n < 220 || n > 300 {
+			t.Errorf("%d dials in 2 hours", n)
+		}
+		if n := strings.Count(w.log.String(), "\n"); n > 30 {
+			t.Errorf("%d lines in the log", n)
+		}
+	})
+}
+
+func TestTokensSpareRetry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.network.Limits = link.Limits{HandshakesPerSecond: 1}
+		var retries atomic.Int64
+		w.network.Drop(func(p linktest.Packet) bool {
+			if p.Data[0]&0xf0 == 0xf0 { // a long header of type Retry, RFC 9000, section 17.2.5
+				retries.Add(1)
+			}
+			return false
+		})
+		w.start()
+		w.dial()
+		w.took(40*ms, 40*ms)
+		time.Sleep(5 * sec)
+		w.kill() // the keys of tokens outlive a restart
+		w.start()
+		for range 5 { // use up what the limit allows
+			_, _ = w.raw("10.0.0.2", w.tls(w.key))
+		}
+		before := retries.Load()
+		if before == 0 {
+			t.Error("the relay is under no pressure")
+		}
+		w.took(0, sec)
+		if n := retries.Load(); n != before {
+			t.Errorf("%d Retry packets for a node with a token", n-before)
 		}
 	})
 }

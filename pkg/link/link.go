@@ -48,6 +48,7 @@ type Link struct {
 	since    time.Time
 	log      *slog.Logger
 	limits   *Limits
+	socket   *Socket
 	release  func() // what the link leaves behind; nil: nothing
 	revoked  func(l *Link, client, target string)
 
@@ -160,6 +161,9 @@ func (l *Link) RemoteAddr() netip.AddrPort { return addrPort(l.conn.RemoteAddr()
 
 // Since is when the link was made.
 func (l *Link) Since() time.Time { return l.since }
+
+// Socket is what the link runs over: a listener's links share one, a dialler's has its own.
+func (l *Link) Socket() *Socket { return l.socket }
 
 // Open opens a stream that begins with head: its tips, and perhaps data, 64 KiB at most, which leave in the first packets.
 // It waits for nobody, unless the connection's flow-control window has no room for head, which it waits for TipTimeout at

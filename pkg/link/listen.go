@@ -130,7 +130,7 @@ func (l *Listener) welcome(ctx context.Context, conn *quic.Conn) {
 		l.log.Debug("connection did not become a link", slog.Any("remote", conn.RemoteAddr()), slog.Any("error", err))
 		return
 	}
-	link.listener = l
+	link.listener, link.socket = l, l.Socket
 	if old := l.Links.add(link); old != nil {
 		old.Close(wire.CloseSuperseded, "a newer link with the same key has come from "+link.RemoteAddr().String())
 	}
