@@ -44,14 +44,6 @@ func accept(t *testing.T, l *link.Link) *link.Stream {
 	return s
 }
 
-func wantReset(t *testing.T, what string, err error, want wire.ResetError) {
-	t.Helper()
-	reset, ok := errors.AsType[*wire.ResetError](err)
-	if !ok || *reset != want {
-		t.Errorf("%s: got %v, want %v", what, err, &want)
-	}
-}
-
 func TestOpeningTakesOneRoundTrip(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dialled, accepted := linktest.New(t, 20*time.Millisecond).Pair()

@@ -32,7 +32,7 @@ func loopback(tb testing.TB) (dialled, accepted *link.Link, socket *link.Socket)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0") //nolint:noctx // loopback
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)
 	}

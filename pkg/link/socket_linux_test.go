@@ -3,8 +3,10 @@ package link
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"testing"
 	"time"
 
@@ -14,7 +16,7 @@ import (
 
 func udpSocket(t *testing.T, log *slog.Logger) (*Socket, *udpConn) {
 	t.Helper()
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0") //nolint:noctx // loopback
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +168,7 @@ func TestDropsAreCounted(t *testing.T) {
 }
 
 func TestBuffersOnlyGrow(t *testing.T) {
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0") //nolint:noctx // loopback
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -222,7 +224,7 @@ func TestRefusedSends(t *testing.T) {
 
 	// More segments than the kernel takes (EINVAL): quic-go is told EIO, at which it sends one by one.
 	_, _, err := writer.WriteMsgUDP(make([]byte, 60_000), segments(10), to)
-	if op, ok := err.(interface{ Unwrap() error }); !ok || op.Unwrap() != unix.EIO {
+	if e, ok := errors.AsType[*os.SyscallError](err); !ok || e.Err != unix.EIO { //nolint:errorlint // as quic-go looks at it
 		t.Errorf("%v", err)
 	}
 	if n := bytes.Count(log.Bytes(), []byte("QUIC_GO_DISABLE_GSO")); n != 1 {

@@ -1,0 +1,156 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"ptthqd/pkg/wire"
+)
+
+// addresses resolves the relay's name, again for each dial, and leaves out the addresses that no route leads to, if any other
+// is left. A name server that fails does not matter while the last addresses are known.
+func (d *Dialer) addresses(ctx context.Context) ([]netip.AddrPort, error) {
+	ips := make([]netip.Addr, 1)
+	var err error
+	if ips[0], err = netip.ParseAddr(d.host); err != nil {
+		ctx, cancel := context.WithTimeout(ctx, resolveTime)
+		defer cancel()
+		ips, err = d.Resolve(ctx, d.host)
+	}
+	if err == nil && len(ips) > 0 {
+		d.known = d.known[:0]
+		for _, ip := range alternate(ips) {
+			d.known = append(d.known, netip.AddrPortFrom(ip, d.port))
+		}
+	}
+	if len(d.known) == 0 {
+		return nil, &resolveError{err}
+	}
+	reachable := slices.DeleteFunc(slices.Clone(d.known), func(a netip.AddrPort) bool {
+		_, err := d.Route(a)
+		return err != nil
+	})
+	if len(reachable) == 0 {
+		reachable = slices.Clone(d.known)
+	}
+	d.mu.Lock()
+	d.peer = reachable[0]
+	d.mu.Unlock()
+	return reachable, nil
+}
+
+type resolveError struct{ err error }
+
+func (e *resolveError) Error() string { return "no address" }
+func (e *resolveError) Unwrap() error { return e.err }
+
+// alternate orders addresses so that the families take turns, beginning with the first one's (RFC 8305, section 4), and cuts
+// the list at maxAddresses.
+func alternate(ips []netip.Addr) []netip.Addr {
+	var first, second, all []netip.Addr
+	for _, ip := range ips {
+		ip = ip.Unmap()
+		if ip.Is4() == ips[0].Unmap().Is4() {
+			first = append(first, ip)
+		} else {
+			second = append(second, ip)
+		}
+	}
+	for i := range max(len(first), len(second)) {
+		if i < len(first) {
+			all = append(all, first[i])
+		}
+		if i < len(second) {
+			all = append(all, second[i])
+		}
+	}
+	return all[:min(len(all), maxAddresses)]
+}
+
+// watch kicks when the host has slept or this process stood still, and when packets to the relay leave from another address
+// than before or a route appears. It asks the routing table, without sending anything.
+func (d *Dialer) watch(ctx context.Context, kicks chan<- string) {
+	kick := func(why string) {
+		select {
+		case kicks <- why:
+		default: // one is waiting
+		}
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.kicked != nil {
+			d.kicked()
+		}
+	}
+	ticker := time.NewTicker(watchEvery)
+	defer ticker.Stop()
+	at, boot := time.Now(), d.SinceBoot()
+	var to netip.AddrPort
+	var from netip.Addr
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		late := max(time.Since(at), d.SinceBoot()-boot) - watchEvery
+		at, boot = time.Now(), d.SinceBoot()
+		if late > sleptAfter {
+			kick(fmt.Sprintf("this host or process slept for %v", late.Round(time.Second)))
+		}
+		d.mu.Lock()
+		peer, linked := d.peer, d.state.Link != nil
+		d.mu.Unlock()
+		if !peer.IsValid() {
+			continue
+		}
+		now, _ := d.Route(peer) // without a route: the zero address
+		switch {
+		case peer != to || now == from:
+		case !now.IsValid():
+			continue // what was before counts, for when it comes back
+		case from.IsValid():
+			kick(fmt.Sprintf("the local address changed from %v to %v", from, now))
+		case !linked:
+			kick("a route to the relay appeared")
+		}
+		to, from = peer, now
+	}
+}
+
+// splitAddress takes a relay's address apart; a missing port is the default one.
+func splitAddress(address string) (host string, port uint16, err error) {
+	host, text, err := net.SplitHostPort(address)
+	if err != nil {
+		host, text = strings.Trim(address, "[]"), strconv.Itoa(wire.DefaultPort)
+	}
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || n == 0 {
+		return "", 0, fmt.Errorf("%q is no UDP port", text)
+	}
+	if host == "" {
+		return "", 0, errors.New("the host is missing")
+	}
+	return host, uint16(n), nil
+}
+
+// listenPacket opens a UDP socket for both families, where the host has both.
+func listenPacket(ctx context.Context) (net.PacketConn, error) {
+	return (&net.ListenConfig{}).ListenPacket(ctx, "udp", ":0")
+}
+
+// route is the local address from which packets to an address leave. Connecting a UDP socket sends nothing.
+func route(to netip.AddrPort) (netip.Addr, error) {
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer func() { _ = conn.Close() }()
+	return addrPort(conn.LocalAddr()).Addr(), nil
+}

@@ -1,0 +1,113 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"ptthqd/pkg/wire"
+)
+
+// up notes a new link.
+func (d *Dialer) up(link *Link) {
+	d.mu.Lock()
+	d.peer = link.RemoteAddr()
+	d.state = State{Address: d.Address, Key: d.Key, Link: link, Since: link.since}
+	d.mu.Unlock()
+	attrs := []any{slog.Any("remote", link.RemoteAddr())}
+	if failed := d.outage.end(); failed > 0 {
+		attrs = append(attrs, slog.Int("failed_dials", failed))
+	}
+	d.say("link up", attrs...)
+}
+
+// say logs that a link comes or goes. A link that comes and goes all night is a few lines.
+func (d *Dialer) say(msg string, attrs ...any) {
+	level := slog.LevelInfo
+	if !d.lines.Allow() {
+		level = slog.LevelDebug
+	}
+	d.log.Log(context.Background(), level, msg, attrs...)
+}
+
+// down notes the end of a link that no other has replaced.
+func (d *Dialer) down(link *Link) {
+	err := link.Err()
+	stats := link.Stats()
+	d.roundTrip = max(stats.RTT, stats.AppRTT)
+	if d.short++; time.Since(link.since) >= shortLived {
+		d.short = 0
+	}
+	d.mu.Lock()
+	d.state = State{Address: d.Address, Key: d.Key, Since: time.Now(), LastError: err.Error()}
+	d.mu.Unlock()
+	closed, _ := errors.AsType[*ClosedError](err)
+	if closed == nil || closed.Code != wire.CloseSuperseded || !closed.Remote || link.replaced.Load() {
+		d.say("link down", slog.Any("reason", err))
+		if time.Since(link.since) > supersededMax {
+			d.penance = 0
+		}
+		return
+	}
+	d.penance = min(max(2*d.penance, supersededMin), supersededMax)
+	d.notBefore = time.Now().Add(d.penance + rand.N(d.penance/10))
+	d.log.Error("another node holds this node's key: the relay gave its link preference over ours. "+
+		"Each node needs a key of its own: make one with `ptthqd keygen`, and have the relay's config name it",
+		slog.Any("public_key", d.Identity.Public()), slog.Any("reason", err), slog.Duration("pause", d.penance))
+}
+
+// failed notes a dial that failed. The log gets few of them.
+func (d *Dialer) failed(f failure, next time.Time) {
+	d.mu.Lock()
+	d.state.Attempts++
+	d.state.LastError = f.words
+	d.state.NextDial = next
+	d.mu.Unlock()
+	if n, worth := d.outage.add(f); worth {
+		d.log.Warn("no link to the relay", slog.String("error", f.words), slog.Int("failed_dials", n))
+	}
+}
+
+// outage sums up the failures between two links: the log gets the first, some that are of another kind, and one after 1 and
+// 10 minutes and 1, 2, 4 ... hours.
+type outage struct {
+	since  time.Time
+	count  int
+	logged time.Duration // since then, at the last line
+	words  string
+	others int
+}
+
+// maxOthers is how many lines an outage gets because the failure is not the one before.
+const maxOthers = 5
+
+func (o *outage) add(f failure) (count int, worth bool) {
+	o.count++
+	if o.count == 1 {
+		o.since, o.words = time.Now(), f.words
+		return 1, true
+	}
+	after := time.Since(o.since)
+	for _, step := range []time.Duration{time.Minute, 10 * time.Minute, time.Hour} {
+		worth = worth || o.logged < step && after >= step
+	}
+	worth = worth || o.logged >= time.Hour && after >= 2*o.logged
+	if f.words != o.words && o.others < maxOthers {
+		o.others++
+		worth = true
+	}
+	if worth {
+		o.words = f.words
+		o.logged = after
+	}
+	return o.count, worth
+}
+
+// end returns how many failures there were.
+func (o *outage) end() int {
+	n := o.count
+	*o = outage{}
+	return n
+}
