@@ -42,6 +42,7 @@ type Listener struct {
 	limits  *Limits
 	grants  *grants
 	refused rate.Sometimes // logs handshakes
+	own     Links          // if no Links are given
 }
 
 // Links are the live links of a relay, one for each peer ID: the newest wins. The zero value is ready.
@@ -49,6 +50,13 @@ type Links struct {
 	mu      sync.Mutex
 	live    map[string]*Link
 	waiting map[string]int // connections that are not links yet, of each peer ID
+}
+
+func (l *Listener) links() *Links {
+	if l.Links != nil {
+		return l.Links
+	}
+	return &l.own
 }
 
 // Run listens until ctx is done or the socket fails. Then it closes all links as closing, waits until Serve has returned
@@ -61,9 +69,6 @@ func (l *Listener) Run(ctx context.Context) error {
 	l.limits = l.Limits.withDefaults()
 	l.grants = newGrants(l.limits.Windows)
 	l.refused = rate.Sometimes{Interval: refusedEvery}
-	if l.Links == nil {
-		l.Links = &Links{}
-	}
 
 	tlsConfig, err := ident.ListenTLS(l.Identity, l.ask)
 	if err != nil {
@@ -97,7 +102,7 @@ func (l *Listener) Run(ctx context.Context) error {
 	// The order matters: no new connections, then an end for those that are there, then what sends it.
 	_ = listener.Close()
 	cancel()
-	for _, link := range l.Links.of(l, nil) {
+	for _, link := range l.links().of(l, nil) {
 		link.Close(wire.CloseClosing, "the relay is stopping")
 	}
 	work.Wait()
@@ -131,10 +136,10 @@ func (l *Listener) welcome(ctx context.Context, conn *quic.Conn) {
 		return
 	}
 	link.listener, link.socket = l, l.Socket
-	if old := l.Links.add(link); old != nil {
+	if old := l.links().add(link); old != nil {
 		old.Close(wire.CloseSuperseded, "a newer link with the same key has come from "+link.RemoteAddr().String())
 	}
-	defer l.Links.remove(link)
+	defer l.links().remove(link)
 	if ctx.Err() != nil { // Run may have looked for links to close before
 		link.Close(wire.CloseClosing, "the relay is stopping")
 	}
@@ -158,10 +163,10 @@ func (l *Listener) admit(ctx context.Context, conn *quic.Conn) (*Link, *quic.Str
 	if err != nil {
 		return refuse(wire.CloseRevoked, "the key was removed")
 	}
-	if !l.Links.enter(id, l.limits.LinksPerPeer) {
+	if !l.links().enter(id, l.limits.LinksPerPeer) {
 		return refuse(wire.CloseProtocol, "too many connections with one key at once")
 	}
-	defer l.Links.leave(id)
+	defer l.links().leave(id)
 
 	ctx, cancel := context.WithTimeout(ctx, l.limits.TipTimeout)
 	defer cancel()
@@ -181,7 +186,7 @@ func (l *Listener) admit(ctx context.Context, conn *quic.Conn) (*Link, *quic.Str
 // Recheck asks Admit again for each live link and closes as revoked those whose key is not admitted any more, or for
 // another ID. Call it after a reload. It returns how many it closed.
 func (l *Listener) Recheck() int {
-	gone := l.Links.of(l, func(link *Link) bool {
+	gone := l.links().of(l, func(link *Link) bool {
 		id, err := l.Admit(link.key)
 		return err != nil || id != link.peer
 	})
