@@ -237,8 +237,7 @@ func (d *daemon) begun(helpers *sync.WaitGroup) {
 	if err := d.service.keep(d.background, d.role.Sockets()); err != nil {
 		d.log.Warn("sockets will not survive a restart", "error", err)
 	}
-	status := d.Status()
-	d.service.ready(status.Summary)
+	d.service.ready(d.summary())
 	d.log.Info(msgStarted, "uptime", time.Since(d.started).Round(time.Millisecond), "files", d.files)
 	helpers.Go(func() { d.reportStatus(d.background) })
 	helpers.Go(func() { d.feedWatchdog(d.background) })
@@ -246,10 +245,13 @@ func (d *daemon) begun(helpers *sync.WaitGroup) {
 }
 
 // statusInterval is how often the service manager is told how things stand, if that has changed.
-const statusInterval = 2 * time.Second
+const statusInterval = 3 * time.Second
 
-// reportStatus keeps STATUS= up to date.
+// reportStatus keeps STATUS= up to date, where there is somebody to tell.
 func (d *daemon) reportStatus(ctx context.Context) {
+	if !d.service.listens() {
+		return
+	}
 	tick := time.NewTicker(statusInterval)
 	defer tick.Stop()
 	last := ""
@@ -262,7 +264,7 @@ func (d *daemon) reportStatus(ctx context.Context) {
 		if d.state.Load() != stateRunning {
 			return // reportDrain takes over
 		}
-		if now := d.Status().Summary; now != last {
+		if now := d.summary(); now != last {
 			d.service.status(now)
 			last = now
 		}
@@ -277,7 +279,7 @@ func (d *daemon) reportDrain(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	until := time.Now().Add(d.loaded.Load().config.DrainTimeout + drainMargin)
-	n := len(d.Status().Connections)
+	n := len(d.describe().Connections)
 	d.service.stopping(fmt.Sprintf("stopping: waiting for %s to end or move", plural(n, "connection")))
 	for left := time.Until(until); left > 0; left = time.Until(until) {
 		d.service.extend(min(left, 5*time.Second))
@@ -286,7 +288,7 @@ func (d *daemon) reportDrain(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if now := len(d.Status().Connections); now != n {
+		if now := len(d.describe().Connections); now != n {
 			n = now
 			d.service.status(fmt.Sprintf("stopping: waiting for %s to end or move", plural(n, "connection")))
 		}

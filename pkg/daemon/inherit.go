@@ -117,7 +117,10 @@ func (d *daemon) checkInherited(c *config.Config) error {
 		return fmt.Errorf("systemd hands over the socket %[1]s, which %[2]s doesn't name: write listen = \"systemd:%[1]s\" there, or stop and disable the socket unit",
 			strings.Join(strangers, ", "), c.Path)
 	}
-	return d.service.drop(d.background, gone)
+	if err := d.service.drop(d.background, gone); err != nil {
+		d.log.Warn("sockets of before may be in the way", "error", err)
+	}
+	return nil
 }
 
 func closeAll(files []*os.File) {

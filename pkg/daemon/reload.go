@@ -23,6 +23,9 @@ func (d *daemon) reload(ctx context.Context, trigger string) *control.Reload {
 
 // applyLocked is the one road of every reload: validate, compare, apply or change nothing, and tell.
 func (d *daemon) applyLocked(ctx context.Context, trigger string, begun time.Time, snapshot *config.Snapshot, err error) *control.Reload {
+	if d.state.Load() == stateDraining {
+		return &control.Reload{Trigger: trigger, At: time.Now(), Cause: control.CauseHost, Error: "the daemon is stopping"}
+	}
 	d.service.reloading()
 	read := reading{snapshot: snapshot, err: err}
 	d.considered.Store(read.key())
@@ -37,7 +40,7 @@ func (d *daemon) applyLocked(ctx context.Context, trigger string, begun time.Tim
 	}
 	d.lastReload.Store(result)
 	d.tell(result)
-	d.service.ready(d.Status().Summary)
+	d.service.ready(d.summary())
 	select {
 	case d.reloaded <- struct{}{}: // the watcher looks elsewhere, perhaps
 	default:

@@ -309,7 +309,7 @@ func (r *relayRole) Describe(s *control.Status) {
 		return cmp.Or(a.Opened.Compare(b.Opened), strings.Compare(a.ID, b.ID))
 	})
 	c := &s.Counters
-	c.BytesUp, c.BytesDown = now.Counters.BytesUp, now.Counters.BytesDown
+	c.BytesUp, c.BytesDown, c.Resumed = now.Counters.BytesUp, now.Counters.BytesDown, now.Counters.Resumed
 	c.Refused = make(map[string]uint64)
 	for status, n := range now.Counters.Refused {
 		c.Refused[fmt.Sprint(uint64(status))] += n

@@ -120,8 +120,23 @@ func unwrap(c net.Conn) net.Conn {
 	return c
 }
 
-// Status is what the control socket and the service manager are told.
+// Status is what the control socket is asked for.
 func (d *daemon) Status() *control.Status {
+	s := d.describe()
+	var memory runtime.MemStats
+	runtime.ReadMemStats(&memory)
+	s.Process.Goroutines = runtime.NumGoroutine()
+	s.Process.HeapBytes = memory.HeapAlloc
+	s.Process.Files, s.Process.FilesLimit = openFiles(), d.files
+	s.Warnings = d.warnings(s)
+	return s
+}
+
+// summary is what the service manager is told.
+func (d *daemon) summary() string { return d.describe().Summary }
+
+// describe is the status without what takes time to find out.
+func (d *daemon) describe() *control.Status {
 	l := d.loaded.Load()
 	s := &control.Status{
 		Role:      string(l.config.Role),
@@ -141,17 +156,8 @@ func (d *daemon) Status() *control.Status {
 			Reload:   d.lastReload.Load(),
 		},
 	}
-	var memory runtime.MemStats
-	runtime.ReadMemStats(&memory)
-	s.Process = control.Process{
-		Goroutines: runtime.NumGoroutine(),
-		HeapBytes:  memory.HeapAlloc,
-		Files:      openFiles(),
-		FilesLimit: d.files,
-	}
 	d.role.Describe(s)
 	s.Counters.Reloads, s.Counters.BadReload = d.reloads.Load(), d.badReloads.Load()
-	s.Warnings = d.warnings(s)
 	if r := s.Config.Reload; r != nil && !r.OK {
 		s.Summary += "; the config in the file is not in force: " + r.Error
 	}

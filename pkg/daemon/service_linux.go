@@ -106,7 +106,10 @@ func (s *service) left() []string {
 
 // keeps tells whether sockets may be kept over a restart. A unit without FileDescriptorStoreMax= keeps none, and does not
 // say so before systemd 254.
-func (s *service) keeps() bool { return s.notifySocket != "" }
+func (s *service) keeps() bool { return s.listens() }
+
+// listens tells whether anybody is told.
+func (s *service) listens() bool { return s.notifySocket != "" }
 
 // keep makes what is kept over a restart exactly these sockets, by FDNAME. It returns when the service manager has them.
 func (s *service) keep(ctx context.Context, sockets map[string][]syscall.Conn) error {

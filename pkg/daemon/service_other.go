@@ -15,6 +15,7 @@ type service struct{}
 
 func newService() *service { return &service{} }
 
+func (*service) listens() bool                                         { return false }
 func (*service) ready(string)                                          {}
 func (*service) status(string)                                         {}
 func (*service) reloading()                                            {}

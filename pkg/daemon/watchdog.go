@@ -42,6 +42,6 @@ func (d *daemon) prove(ctx context.Context, within time.Duration) error {
 	defer cancel()
 	d.reloading.Lock()
 	d.reloading.Unlock() //nolint:staticcheck // that it could be had is all
-	d.Status()           // takes the lock of every table
+	d.describe()         // takes the lock of every table
 	return d.role.Alive(ctx)
 }
