@@ -152,10 +152,14 @@ func (c *Client) admit(ctx context.Context, l *listener, s socket) bool {
 }
 
 func (c *Client) enter(ctx context.Context, g *gate, l *listener, s socket, limit string) bool {
-	for {
+	for waited := false; ; {
 		entered, room := g.tryEnter()
 		if entered {
 			return true
+		}
+		if !waited {
+			waited = true
+			c.hits.Hit(limit)
 		}
 		name := l.mapping.Load().Name
 		if c.repeats.Event([2]string{name, limit}, func(more int, in time.Duration) {
@@ -190,10 +194,16 @@ func (c *Client) carry(l *listener, conn net.Conn) {
 		panic(fmt.Sprintf("internal error: a listener gave a %T, which can't be half-closed", conn))
 	}
 	accepted := time.Now()
+	request.Opened = func() {
+		if c.config.Opened != nil {
+			c.config.Opened(request.Mapping, time.Since(accepted))
+		}
+	}
 	if end, reason := c.awaitLink(l); end != "" {
 		abort(conn)
 		c.ledger.Enter(session.Summary{
 			Info: session.Info{
+				ID:      session.NewToken().ConnectionID(),
 				Mapping: request.Mapping, Server: request.Server, Target: request.Target, Source: request.Source,
 				State: session.Closed, Opened: accepted,
 			},
@@ -213,6 +223,7 @@ func (c *Client) awaitLink(l *listener) (end session.End, reason string) {
 	}
 	limits := &c.settings.Load().Limits
 	if entered, _ := c.held.tryEnter(); !entered {
+		c.hits.Hit("held_connections")
 		return session.EndUnattached, fmt.Sprintf("%d connections wait for a relay already: %s", limits.HeldConnections, c.whyNoLink())
 	}
 	defer c.held.leave()

@@ -43,6 +43,8 @@ type Config struct {
 	// KeepSockets says that somebody keeps the listeners over a restart (see
 	// Sockets): the files of Unix sockets stay when Run returns.
 	KeepSockets bool
+	// Opened is told of each connection that its server has granted, how long after it was accepted. It must not wait. Nil: nobody.
+	Opened func(mapping string, took time.Duration)
 	// AdjustDialer may change how links are dialled, before each Run. Tests set it.
 	AdjustDialer func(*link.Dialer)
 }
@@ -56,6 +58,7 @@ type Client struct {
 	relays   *uplink.Set
 	sessions *session.Client
 	ledger   account.Ledger
+	hits     account.Hits
 	repeats  account.Repeats // of what goes wrong with accepting
 
 	settings atomic.Pointer[config.Config]
@@ -98,6 +101,8 @@ func New(c Config) (*Client, error) {
 		Router: router{client.relays},
 		Limits: sessionLimits(c.Settings.Limits),
 		Logger: client.log,
+
+		LimitHit: client.hits.Hit,
 	})
 	client.adopt(c.Settings)
 	return client, nil
@@ -295,6 +300,8 @@ type Snapshot struct {
 	Held     int            // connections that wait for a link
 	Counts   account.Counts // of the connections that have ended
 	Memory   session.Memory
+
+	LimitsHit map[string]uint64 // connections that each limit has kept out or made wait
 }
 
 // Mapping tells how a mapping stands.
@@ -307,11 +314,12 @@ type Mapping struct {
 // Snapshot tells how the client stands.
 func (c *Client) Snapshot() Snapshot {
 	s := Snapshot{
-		Relays:   c.relays.States(),
-		Sessions: c.sessions.Sessions(),
-		Held:     c.held.count(),
-		Counts:   c.ledger.Counts(),
-		Memory:   c.sessions.Memory(),
+		Relays:    c.relays.States(),
+		Counts:    c.ledger.Counts(), // before the sessions, so that none is in both
+		Sessions:  c.sessions.Sessions(),
+		Held:      c.held.count(),
+		Memory:    c.sessions.Memory(),
+		LimitsHit: c.hits.Counts(),
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

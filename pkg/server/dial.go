@@ -22,6 +22,7 @@ import (
 // of the process's sockets. What is beyond a bound waits its turn, within its time.
 type dialer struct {
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
+	hit  func(limit string) // told of each attempt that has had no turn; nil: nobody
 
 	mu        sync.Mutex
 	perTarget int
@@ -54,11 +55,17 @@ func (d *dialer) connect(ctx context.Context, target policy.Target) (session.Con
 	all, own := d.enter(target)
 	defer d.leave(target, own)
 
-	for _, turn := range []chan struct{}{own.under, all} {
+	for _, turn := range []struct {
+		limit string
+		under chan struct{}
+	}{{"dials_per_target", own.under}, {"dials", all}} {
 		select {
-		case turn <- struct{}{}:
-			defer func() { <-turn }()
+		case turn.under <- struct{}{}:
+			defer func() { <-turn.under }()
 		case <-ctx.Done():
+			if d.hit != nil {
+				d.hit(turn.limit)
+			}
 			return nil, &session.Refusal{
 				Status: wire.StatusTooMany,
 				Text:   fmt.Sprintf("%s: no turn to dial it within %v: too many connections are being made at once, or it answers too slowly", place(target), timeout),

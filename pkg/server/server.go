@@ -39,6 +39,8 @@ type Config struct {
 	// Dial connects to P5, as net.Dialer.DialContext, which it is by default.
 	// What it returns must have CloseWrite.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Dialled is told how each dial of a target went and how long it took. It must not wait. Nil: nobody.
+	Dialled func(status wire.Status, took time.Duration)
 	// AdjustDialer may change how links are dialled, before each Run. Tests set it.
 	AdjustDialer func(*link.Dialer)
 }
@@ -53,6 +55,7 @@ type Server struct {
 	relays   *uplink.Set
 	sessions *session.Server
 	ledger   account.Ledger
+	hits     account.Hits
 	rates    rates
 
 	settings atomic.Pointer[config.Config]
@@ -78,6 +81,7 @@ func New(c Config) (*Server, error) {
 	if s.dialer.dial == nil {
 		s.dialer.dial = new(net.Dialer).DialContext
 	}
+	s.dialer.hit = s.hits.Hit
 	s.ledger.Role = string(config.RoleServer)
 	s.ledger.Logger = s.log
 	s.relays = &uplink.Set{Dialer: s.newDialer, Serve: s.serveLink, Logger: s.log}
@@ -88,6 +92,7 @@ func New(c Config) (*Server, error) {
 		Ended:         s.ended,
 		Limits:        sessionLimits(c.Settings.Limits),
 		Logger:        s.log,
+		LimitHit:      s.hits.Hit,
 	})
 	s.adopt(c.Settings, services)
 	return s, nil
@@ -261,6 +266,7 @@ func (s *Server) admit(client string) *session.Refusal {
 		return &session.Refusal{Status: wire.StatusNotConnected, Text: "the server is stopping"}
 	}
 	if !s.rates.allow(client) {
+		s.hits.Hit("opens_per_second")
 		return &session.Refusal{Status: wire.StatusTooMany, Text: "too many new connections a second from this client (limits.opens_per_second of the server)"}
 	}
 	return nil
@@ -302,8 +308,22 @@ func (s *Server) decide(client, target string) (session.Dial, *session.Refusal) 
 				return nil, notAllowed(client, target)
 			}
 		}
-		return s.dialer.connect(ctx, address)
+		return s.dial(ctx, address)
 	}, nil
+}
+
+// dial connects to a target and tells how that went.
+func (s *Server) dial(ctx context.Context, target policy.Target) (session.Conn, error) {
+	began := time.Now()
+	conn, err := s.dialer.connect(ctx, target)
+	status := wire.StatusOpen
+	if refusal, ok := errors.AsType[*session.Refusal](err); ok {
+		status = refusal.Status
+	}
+	if s.config.Dialled != nil {
+		s.config.Dialled(status, time.Since(began))
+	}
+	return conn, err
 }
 
 // notAllowed is the one text of all such refusals: who isn't allowed doesn't
@@ -358,16 +378,19 @@ type Snapshot struct {
 	Dials    int              // under way or waiting for their turn
 	Counts   account.Counts   // of the connections that have ended
 	Memory   session.Memory
+
+	LimitsHit map[string]uint64 // connections that each limit has kept out or ended
 }
 
 // Snapshot tells how the server stands.
 func (s *Server) Snapshot() Snapshot {
 	return Snapshot{
-		Relays:   s.relays.States(),
-		Services: s.services.Load().All(),
-		Sessions: s.sessions.Sessions(),
-		Dials:    s.dialer.count(),
-		Counts:   s.ledger.Counts(),
-		Memory:   s.sessions.Memory(),
+		Relays:    s.relays.States(),
+		Services:  s.services.Load().All(),
+		Counts:    s.ledger.Counts(), // before the sessions, so that none is in both
+		Sessions:  s.sessions.Sessions(),
+		Dials:     s.dialer.count(),
+		Memory:    s.sessions.Memory(),
+		LimitsHit: s.hits.Counts(),
 	}
 }
