@@ -22,11 +22,11 @@ import (
 // serve`). Each is a process of its own, so that it can run on another host, in a network namespace, and so that
 // its memory is nobody else's.
 
-// A connection begins with a request of requestSize bytes: what is to happen, and for how long.
+// A connection begins with a request of requestSize bytes: what is to happen, and for how long or how much.
 //
 //	echo      the server returns each byte
-//	upload    the client sends blocks; the server answers the last one with how many bytes it has got
-//	download  the server sends blocks
+//	upload    the server answers with a byte; the client sends blocks, and gets how many bytes the server has got
+//	download  the server answers with a byte, waits for one, and sends blocks
 //
 // The first byte of a block tells whether it is the last one, so that nothing depends on the tunnel's half-close.
 const (
@@ -34,27 +34,37 @@ const (
 	opUpload   = 'U'
 	opDownload = 'D'
 
-	requestSize = 9
+	requestSize = 17
 	receiptSize = 8
 	blockSize   = 64 << 10
 )
 
-func request(op byte, d time.Duration) []byte {
-	return binary.BigEndian.AppendUint64([]byte{op}, uint64(d))
+// An amount is how much is to be sent: blocks for a time or, if bytes isn't 0, so many bytes, in whole blocks.
+type amount struct {
+	time  time.Duration
+	bytes uint64
+}
+
+func request(op byte, a amount) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64([]byte{op}, uint64(a.time)), a.bytes)
 }
 
 // stall is how long a connection may make no progress.
-const stall = time.Minute
+const stall = 2 * time.Minute
 
-// sendBlocks sends for a time and ends with the last block.
-func sendBlocks(conn net.Conn, d time.Duration) error {
+// sendBlocks sends the amount, and one block at least.
+func sendBlocks(conn net.Conn, a amount) error {
 	block := make([]byte, blockSize)
 	for i := range block {
 		block[i] = byte(i * 7) // nobody checks it; that all bytes arrive right is what the tests are for
 	}
-	for end := time.Now().Add(d); ; {
+	end := time.Now().Add(a.time)
+	for sent := uint64(blockSize); ; sent += blockSize {
 		block[0] = 0
 		last := !time.Now().Before(end)
+		if a.bytes > 0 {
+			last = sent >= a.bytes
+		}
 		if last {
 			block[0] = 1
 		}
@@ -113,11 +123,16 @@ func answer(conn net.Conn) {
 	case opEcho:
 		echo(conn)
 	case opUpload:
+		if _, err := conn.Write(head[:1]); err != nil {
+			return
+		}
 		if got, err := receiveBlocks(conn); err == nil {
 			_, _ = conn.Write(binary.BigEndian.AppendUint64(nil, got))
 		}
 	case opDownload:
-		_ = sendBlocks(conn, time.Duration(binary.BigEndian.Uint64(head[1:])))
+		if exchange(conn, head[:1]) == nil {
+			_ = sendBlocks(conn, amount{time.Duration(binary.BigEndian.Uint64(head[1:])), binary.BigEndian.Uint64(head[9:])})
+		}
 	}
 }
 
@@ -141,6 +156,8 @@ type load struct {
 	seconds float64 // how long to measure
 	warmup  float64 // loaded: how long the bulk runs before the first message
 	streams int     // bulk and loaded: at once
+	kib     int     // bulk: what each stream sends, instead of sending for a time
+	gate    bool    // bulk: when all connections are open, print a line and wait for one
 	down    bool    // bulk and loaded: the server sends
 	atOnce  int     // connect and hold: connections being opened at the same time
 	count   int     // hold: connections to hold
@@ -151,6 +168,8 @@ func (l *load) flags(set *flag.FlagSet) {
 	set.Float64Var(&l.seconds, "seconds", 2, "how long to measure")
 	set.Float64Var(&l.warmup, "warmup", 0.5, "loaded: how long the bulk runs before the first message, in seconds")
 	set.IntVar(&l.streams, "streams", 1, "bulk, loaded: streams at once")
+	set.IntVar(&l.kib, "kib", 0, "bulk: what each stream carries, in KiB, instead of going on for a time")
+	set.BoolVar(&l.gate, "gate", false, "bulk: when all connections are open, print a line, and begin when standard input has one or ends")
 	set.BoolVar(&l.down, "down", false, "bulk, loaded: towards this end")
 	set.IntVar(&l.atOnce, "at-once", 16, "connect, hold: connections being opened at the same time")
 	set.IntVar(&l.count, "count", 1000, "hold: connections to hold")
@@ -160,7 +179,7 @@ func (l *load) flags(set *flag.FlagSet) {
 func (l load) args() []string {
 	return []string{
 		"load", "-to", l.to, "-seconds", fmt.Sprint(l.seconds), "-warmup", fmt.Sprint(l.warmup), "-streams", fmt.Sprint(l.streams),
-		fmt.Sprintf("-down=%t", l.down), "-at-once", fmt.Sprint(l.atOnce), "-count", fmt.Sprint(l.count), l.mode,
+		"-kib", fmt.Sprint(l.kib), fmt.Sprintf("-gate=%t", l.gate), fmt.Sprintf("-down=%t", l.down), "-at-once", fmt.Sprint(l.atOnce), "-count", fmt.Sprint(l.count), l.mode,
 	}
 }
 
@@ -208,24 +227,25 @@ func (l load) dial(patience time.Duration) (net.Conn, error) {
 	return (&net.Dialer{Timeout: patience}).DialContext(context.Background(), "tcp", l.to)
 }
 
-// openEcho opens a connection and waits for the first echoed byte.
-func (l load) openEcho() (net.Conn, error) {
+// open opens a connection with an opening, and waits for the first byte that comes back.
+func (l load) open(opening []byte) (net.Conn, error) {
 	conn, err := l.dial(stall)
 	if err != nil {
 		return nil, err
 	}
 	_ = conn.SetDeadline(time.Now().Add(stall))
-	opening := append(request(opEcho, 0), 1)
-	if _, err := conn.Write(opening); err != nil {
-		conn.Close()
-		return nil, err
+	if _, err = conn.Write(opening); err == nil {
+		_, err = io.ReadFull(conn, opening[:1])
 	}
-	if _, err := io.ReadFull(conn, opening[:1]); err != nil {
+	if err != nil {
 		conn.Close()
 		return nil, err
 	}
 	return conn, nil
 }
+
+// openEcho opens a connection that has echoed a byte.
+func (l load) openEcho() (net.Conn, error) { return l.open(append(request(opEcho, amount{}), 1)) }
 
 func exchange(conn net.Conn, message []byte) error {
 	_ = conn.SetDeadline(time.Now().Add(stall))
@@ -242,7 +262,7 @@ func (l load) probe() (f figures) {
 	if err == nil {
 		defer conn.Close()
 		_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
-		message := append(request(opEcho, 0), 1)
+		message := append(request(opEcho, amount{}), 1)
 		if _, err = conn.Write(message); err == nil {
 			_, err = io.ReadFull(conn, message[:1])
 		}
@@ -255,45 +275,62 @@ func (l load) probe() (f figures) {
 	return f
 }
 
-// bulk counts only bytes that have reached their receiver: the clock stops at the last one.
+// bulk counts only bytes that have reached their receiver: the clock runs from when all connections are open to the last byte.
 func (l load) bulk() (f figures) {
+	conns := make([]net.Conn, l.streams)
+	defer func() {
+		for _, conn := range conns {
+			if conn != nil {
+				conn.Close()
+			}
+		}
+	}()
+	what := amount{l.duration(), uint64(l.kib) << 10}
+	op, transfer := byte(opUpload), upload
+	if l.down {
+		op, transfer = opDownload, download
+	}
+	l.each(&f, func(i int) (err error) {
+		conns[i], err = l.open(request(op, what))
+		return err
+	})
+	if f.Error != "" {
+		return f
+	}
+	if l.gate {
+		fmt.Println("ready")
+		_, _ = os.Stdin.Read(make([]byte, 1))
+	}
+	var bytes atomic.Uint64
+	start := time.Now()
+	l.each(&f, func(i int) error {
+		got, err := transfer(conns[i], what)
+		bytes.Add(got)
+		return err
+	})
+	f.MiB = float64(bytes.Load()) / (1 << 20)
+	f.MiBRate = f.MiB / time.Since(start).Seconds()
+	return f
+}
+
+// each does something for each stream, all at once.
+func (l load) each(f *figures, do func(i int) error) {
 	var mu sync.Mutex
 	var all sync.WaitGroup
-	var bytes uint64
-	start := time.Now()
-	for range l.streams {
+	for i := range l.streams {
 		all.Go(func() {
-			got, err := l.transfer()
-			mu.Lock()
-			defer mu.Unlock()
-			bytes += got
-			if err != nil {
+			if err := do(i); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
 				f.failed(err)
 			}
 		})
 	}
 	all.Wait()
-	f.MiB = float64(bytes) / (1 << 20)
-	f.MiBRate = f.MiB / time.Since(start).Seconds()
-	return f
 }
 
-func (l load) transfer() (uint64, error) {
-	conn, err := l.dial(stall)
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close()
-	if l.down {
-		if _, err := conn.Write(request(opDownload, l.duration())); err != nil {
-			return 0, err
-		}
-		return receiveBlocks(conn)
-	}
-	if _, err := conn.Write(request(opUpload, l.duration())); err != nil {
-		return 0, err
-	}
-	if err := sendBlocks(conn, l.duration()); err != nil {
+func upload(conn net.Conn, a amount) (uint64, error) {
+	if err := sendBlocks(conn, a); err != nil {
 		return 0, err
 	}
 	receipt := make([]byte, receiptSize)
@@ -302,6 +339,13 @@ func (l load) transfer() (uint64, error) {
 		return 0, fmt.Errorf("receipt: %w", err)
 	}
 	return binary.BigEndian.Uint64(receipt), nil
+}
+
+func download(conn net.Conn, _ amount) (uint64, error) {
+	if _, err := conn.Write([]byte{opDownload}); err != nil {
+		return 0, err
+	}
+	return receiveBlocks(conn)
 }
 
 // ping exchanges one message of 64 bytes at a time.

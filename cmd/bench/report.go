@@ -43,8 +43,8 @@ type figure struct {
 func (r *results) begin(tunnels []tunnel, o options) {
 	r.When = time.Now().UTC().Format(time.DateTime)
 	r.Machine = machine()
-	r.Settings = fmt.Sprintf("%d rounds of %g s, wide area %d of %g s, %d idle connections, %d idle peers",
-		o.rounds, o.seconds, o.wideRounds, o.wide, o.idle, o.peers)
+	r.Settings = fmt.Sprintf("%d rounds of %g s, wide area %d of %g s with TCP's %s, %d idle connections, %d idle peers",
+		o.rounds, o.seconds, o.wideRounds, o.wide, congestion(), o.idle, o.peers)
 	r.options = o
 	for _, t := range tunnels {
 		r.Tunnels = append(r.Tunnels, t.name)

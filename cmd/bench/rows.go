@@ -177,15 +177,28 @@ const (
 // settleTime lets what is on its way be counted.
 const settleTime = 100 * time.Millisecond
 
+// fewStreams are those that send for a time. More of them send a fixed amount: what the kernel buffers for each would
+// otherwise take many times as long to drain.
+const fewStreams = 64
+
 func bulkRow(streams int, down bool) func(context.Context, *bench, *chain, recorder) error {
 	return func(ctx context.Context, b *bench, c *chain, record recorder) error {
-		return b.bulk(ctx, c, load{mode: "bulk", seconds: b.seconds, streams: streams, down: down}, record)
+		l := load{mode: "bulk", seconds: b.seconds, streams: streams, down: down}
+		if streams > fewStreams {
+			l.kib = max(64, int(256*b.seconds))
+		}
+		return b.bulk(ctx, c, l, record)
 	}
 }
 
 func (b *bench) bulk(ctx context.Context, c *chain, l load, record recorder) error {
+	l.gate = true
+	finish, err := b.begin(ctx, c, l, "ready")
+	if err != nil {
+		return err
+	}
 	before := c.cpu()
-	f, err := b.load(ctx, c, l)
+	f, err := finish()
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -230,9 +231,10 @@ func readFigures(out []byte, mode, name string) (f figures, err error) {
 	return f, nil
 }
 
-// hold opens connections through the chain and holds them until release, which tells whether they were all alive.
-func (b *bench) hold(ctx context.Context, c *chain, count int) (release func() error, err error) {
-	l := load{mode: "hold", to: c.entry, count: count, atOnce: 16}
+// begin runs the load generator through the chain up to where it prints a line and waits. finish lets it go on and
+// returns what it measured.
+func (b *bench) begin(ctx context.Context, c *chain, l load, want string) (finish func() (figures, error), err error) {
+	l.to = c.entry
 	cmd := c.site.command(ctx, clientHost, append([]string{b.self}, l.args()...)...)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
@@ -247,23 +249,38 @@ func (b *bench) hold(ctx context.Context, c *chain, count int) (release func() e
 		return nil, err
 	}
 	lines := bufio.NewReader(out)
-	release = func() error {
+	line, err := lines.ReadString('\n')
+	finish = func() (figures, error) {
 		_ = in.Close()
-		rest, err := lines.ReadBytes('\n')
+		rest := []byte(line)
+		if line == want+"\n" {
+			rest, err = lines.ReadBytes('\n')
+		}
 		if waited := cmd.Wait(); err == nil {
 			err = waited
 		}
 		if err != nil {
-			return fmt.Errorf("hold connections through %s: %w", c.tunnel.name, err)
+			return figures{}, fmt.Errorf("bench load %s through %s: %w", l.mode, c.tunnel.name, err)
 		}
-		_, err = readFigures(rest, l.mode, c.tunnel.name)
+		return readFigures(rest, l.mode, c.tunnel.name)
+	}
+	if line != want+"\n" {
+		_, err := finish()
+		return nil, cmp.Or(err, fmt.Errorf("bench load %s through %s: it says %q", l.mode, c.tunnel.name, line))
+	}
+	return finish, nil
+}
+
+// hold opens connections through the chain and holds them until release, which tells whether they were all alive.
+func (b *bench) hold(ctx context.Context, c *chain, count int) (release func() error, err error) {
+	finish, err := b.begin(ctx, c, load{mode: "hold", count: count, atOnce: 16}, fmt.Sprintf("holding %d", count))
+	if err != nil {
+		return nil, err
+	}
+	return func() error {
+		_, err := finish()
 		return err
-	}
-	line, err := lines.ReadString('\n')
-	if want := fmt.Sprintf("holding %d\n", count); err != nil || line != want {
-		return nil, errors.Join(fmt.Errorf("hold %d connections through %s: got %q", count, c.tunnel.name, line), release())
-	}
-	return release, nil
+	}, nil
 }
 
 // cpu is the processor time of each role so far, in seconds.

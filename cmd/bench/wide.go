@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -79,7 +80,7 @@ func (b *bench) wideArea(ctx context.Context, emulator string, i int, c conditio
 	cmd := exec.CommandContext(ctx, emulator, "up",
 		"-hosts", strings.Join([]string{clientHost, relayHost, serverHost}, ","),
 		"-prefix", fmt.Sprintf("bench%d-%d-", os.Getpid(), i), "-subnet", fmt.Sprintf("10.%d.%d", 64+os.Getpid()%64, i),
-		"-rate", "200mbit", "-queue", "50ms", "-loss", c.loss,
+		"-congestion", congestion(), "-rate", "200mbit", "-queue", "50ms", "-loss", c.loss,
 		"-delay", (c.roundTrip / 4).String(),
 		"-link", fmt.Sprintf("%s-%s:delay=%v", clientHost, serverHost, c.roundTrip/2),
 		"--", "sh", "-c", tell)
@@ -117,6 +118,15 @@ func (b *bench) wideArea(ctx context.Context, emulator string, i int, c conditio
 		s.address[host] = words[2*i+1]
 	}
 	return s, remove, nil
+}
+
+// congestion is the congestion control of TCP in a wide area: what most hosts have, where namespaces may have it.
+func congestion() string {
+	allowed, _ := os.ReadFile("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
+	if slices.Contains(strings.Fields(string(allowed)), "cubic") {
+		return "cubic"
+	}
+	return "reno"
 }
 
 // Metrics of the wide-area rows.
