@@ -15,7 +15,7 @@ import (
 func TestBadGrantWhileSending(t *testing.T) {
 	n := start(t, session.Limits{})
 	n.capacity = 2000
-	for range 300 {
+	for range 100 {
 		n.setLinks()
 		p1, done := n.forwardVia("evil")
 		for range 40 { // each a piece of its own

@@ -78,7 +78,7 @@ type Server struct {
 	sessions map[sessionKey]*session
 	clients  map[string]*load
 	tombs    map[sessionKey]*tombstone
-	order    []sessionKey // of tombs, the oldest first
+	order    []*tombstone // the same, the oldest first
 	burial   *time.Timer  // runs while there are tombstones
 }
 
@@ -90,8 +90,10 @@ type sessionKey struct {
 // load is what one client takes.
 type load struct{ sessions, detached int }
 
-// A tombstone answers for a session that has ended.
+// A tombstone answers for a session that has ended. While it does, there is no
+// other session under its key.
 type tombstone struct {
+	key     sessionKey
 	granted wire.Granted
 	expires time.Time
 }
@@ -256,7 +258,7 @@ func (v *Server) open(client string, m *wire.Open, st Stream, via Route) {
 func (v *Server) admit(key sessionKey, m *wire.Open, info Info) (s *session, made bool, tomb *wire.Granted, r *Refusal) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if t := v.tombs[key]; t != nil && time.Now().Before(t.expires) {
+	if t := v.tombs[key]; t != nil {
 		return nil, false, &t.granted, nil
 	}
 	if s := v.sessions[key]; s != nil {
@@ -517,20 +519,19 @@ func (v *Server) bury(key sessionKey, s *session) {
 		Reset: s.reset != nil,
 	}
 	s.closeLocked(Summary{Status: wire.StatusOpen, End: end})
-	v.removed(s)
-	if end == EndRevoked || end == EndExpired {
-		return // 403 or 410 will answer
-	}
+	v.reattached(s)
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.stopped {
-		return
+	v.removeLocked(key, s)
+	if end == EndRevoked || end == EndExpired || v.stopped {
+		return // 403 or 410 will answer
 	}
 	if len(v.order) >= v.config.Limits.Tombstones {
 		v.forgetLocked(1)
 	}
-	v.tombs[key] = &tombstone{granted, time.Now().Add(tombstoneTime)}
-	v.order = append(v.order, key)
+	t := &tombstone{key, granted, time.Now().Add(tombstoneTime)}
+	v.tombs[key] = t
+	v.order = append(v.order, t)
 	if v.burial == nil {
 		v.burial = time.AfterFunc(tombstoneTime, v.forget)
 	}
@@ -542,22 +543,23 @@ func (v *Server) forget() {
 	defer v.mu.Unlock()
 	now := time.Now()
 	n := 0
-	for n < len(v.order) && !v.tombs[v.order[n]].expires.After(now) {
+	for n < len(v.order) && !v.order[n].expires.After(now) {
 		n++
 	}
 	v.forgetLocked(n)
 	v.burial = nil
 	if len(v.order) > 0 && !v.stopped {
-		v.burial = time.AfterFunc(v.tombs[v.order[0]].expires.Sub(now), v.forget)
+		v.burial = time.AfterFunc(v.order[0].expires.Sub(now), v.forget)
 	}
 }
 
+// forgetLocked drops the n oldest tombstones.
 func (v *Server) forgetLocked(n int) {
-	for _, key := range v.order[:n] {
-		delete(v.tombs, key)
+	for i, t := range v.order[:n] {
+		delete(v.tombs, t.key)
+		v.order[i] = nil
 	}
-	v.order = append(v.order[:0], v.order[n:]...)
-	if len(v.order) == 0 {
+	if v.order = v.order[n:]; len(v.order) == 0 {
 		v.order = nil
 	}
 }
@@ -565,9 +567,12 @@ func (v *Server) forgetLocked(n int) {
 // removed takes a closed session out of the table. The caller holds its lock.
 func (v *Server) removed(s *session) {
 	v.reattached(s)
-	key := sessionKey{s.info.Client, s.token}
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.removeLocked(sessionKey{s.info.Client, s.token}, s)
+}
+
+func (v *Server) removeLocked(key sessionKey, s *session) {
 	if v.sessions[key] != s {
 		return
 	}
