@@ -31,13 +31,15 @@ type relayRole struct {
 	mu       sync.Mutex
 	settings *config.Config
 	sockets  []*relaySocket
+	links    link.Links // of all sockets together: the newest of a peer wins
 }
 
 type relaySocket struct {
 	*link.Socket
-	place  string // "[::]:30380", "systemd:quic"
-	ofUnit bool   // a socket unit's: systemd has it already
-	conn   net.PacketConn
+	listener *link.Listener
+	place    string // "[::]:30380", "systemd:quic"
+	ofUnit   bool   // a socket unit's: systemd has it already
+	conn     net.PacketConn
 }
 
 func newRelayRole(d *daemon, c *config.Config) (role, error) {
@@ -95,7 +97,7 @@ func (r *relayRole) Run(ctx context.Context) error {
 	ended := make(chan error, len(r.sockets))
 	var serving sync.WaitGroup
 	for _, s := range r.sockets {
-		serving.Go(func() { ended <- r.serve(listening, s) })
+		serving.Go(func() { ended <- s.listener.Run(listening) })
 	}
 	var failed error
 	select {
@@ -108,10 +110,12 @@ func (r *relayRole) Run(ctx context.Context) error {
 	return failed
 }
 
-func (r *relayRole) serve(ctx context.Context, s *relaySocket) error {
-	limits := r.current().Limits
-	listener := &link.Listener{
-		Socket:   s.Socket,
+// newListener makes the listener of a socket.
+func (r *relayRole) newListener(socket *link.Socket) *link.Listener {
+	limits := r.settings.Limits
+	return &link.Listener{
+		Socket:   socket,
+		Links:    &r.links,
 		Identity: r.daemon.identity,
 		Admit:    r.Admit,
 		Serve:    r.Serve,
@@ -123,7 +127,6 @@ func (r *relayRole) serve(ctx context.Context, s *relaySocket) error {
 			HandshakesPerSecond: limits.RetryRate,
 		},
 	}
-	return listener.Run(ctx)
 }
 
 // drain lets sessions move to other relays, drain_timeout at most.
@@ -212,7 +215,7 @@ func (r *relayRole) enter(place string, conn net.PacketConn, ofUnit bool) error 
 		return err
 	}
 	r.mu.Lock()
-	r.sockets = append(r.sockets, &relaySocket{Socket: socket, place: place, ofUnit: ofUnit, conn: conn})
+	r.sockets = append(r.sockets, &relaySocket{Socket: socket, listener: r.newListener(socket), place: place, ofUnit: ofUnit, conn: conn})
 	r.mu.Unlock()
 	r.daemon.log.Info("listening", "listener", place, "address", socket.LocalAddr())
 	return nil
@@ -256,9 +259,15 @@ func (r *relayRole) Sockets() map[string][]syscall.Conn {
 	return kept
 }
 
-// Alive asks for the locks. Of the sockets' reading loops those who dial would know; they are QUIC's own.
-func (r *relayRole) Alive(context.Context) error {
-	r.Snapshot()
+func (r *relayRole) Alive(ctx context.Context) error {
+	r.mu.Lock()
+	sockets := slices.Clone(r.sockets)
+	r.mu.Unlock()
+	for _, s := range sockets {
+		if err := s.listener.Alive(ctx); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

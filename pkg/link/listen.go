@@ -43,6 +43,7 @@ type Listener struct {
 	grants  *grants
 	refused rate.Sometimes // logs handshakes
 	own     Links          // if no Links are given
+	probes  probes
 }
 
 // Links are the live links of a relay, one for each peer ID: the newest wins. The zero value is ready.
@@ -92,7 +93,7 @@ func (l *Listener) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var work sync.WaitGroup
 	for {
-		conn, acceptErr := listener.Accept(ctx)
+		conn, acceptErr := l.probes.accept(ctx, listener)
 		if acceptErr != nil {
 			err = fmt.Errorf("listen on %v: %w", l.Socket.LocalAddr(), acceptErr)
 			break
