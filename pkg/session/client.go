@@ -229,7 +229,9 @@ type forward struct {
 	client  *Client
 	request Request
 
-	opened      bool      // a reply 200 has come
+	opened      bool   // a reply 200 has come
+	saidAcked   uint64 // by the tip of the current attempt
+	saidLimit   uint64
 	firstTry    time.Time // of the attempts whose outcome isn't known
 	detachedAt  time.Time
 	excluded    map[string]bool // relays that refused for good
@@ -588,6 +590,7 @@ func (f *forward) try(r Route, old Stream) Stream {
 // tipLocked makes the inner tip of an attempt.
 func (f *forward) tipLocked(opening bool) []byte {
 	s := f.session
+	f.saidAcked, f.saidLimit = s.in.acked, s.in.limit
 	if opening {
 		var age time.Duration
 		if s.attempt > 1 {
@@ -756,6 +759,9 @@ func (f *forward) accepted(st Stream, r Route, old Stream, opening bool, g *wire
 	if !first {
 		s.waitIdleLocked()
 		s.attachLocked(st, r, g.Received)
+		// P1 has been served on while the reply was on its way.
+		s.in.ackedSaid, s.in.limitSaid = f.saidAcked, f.saidLimit
+		s.ackDue = s.in.acked != f.saidAcked
 		if s.attempt > 1 && f.opened {
 			s.info.Resumes++
 		}

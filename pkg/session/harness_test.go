@@ -610,3 +610,14 @@ func exchange(from, to *memConn, want []byte) error {
 	}
 	return nil
 }
+
+// soon waits for c, but not for ever.
+func soon[T any](t testing.TB, d time.Duration, c <-chan T) (v T) {
+	t.Helper()
+	select {
+	case v = <-c:
+	case <-time.After(d):
+		t.Fatalf("nothing happened for %v", d)
+	}
+	return v
+}
