@@ -1,3 +1,5 @@
+//go:build linux
+
 package e2e
 
 import (
@@ -17,6 +19,9 @@ const (
 	kindExchange = 'x' // sends a pattern of b bytes while it checks one of a bytes; then closes
 	kindSilent   = 's' // reads nothing, sends nothing, until the connection is reset
 )
+
+// A halfCloser is what TCP and Unix connections have in common beyond net.Conn.
+type halfCloser interface{ CloseWrite() error }
 
 type request struct {
 	kind byte
@@ -42,7 +47,7 @@ func endServer(c net.Conn) {
 	switch head[0] {
 	case kindEcho:
 		_, _ = io.Copy(c, struct{ io.Reader }{c})
-		_ = c.(*net.TCPConn).CloseWrite()
+		_ = c.(halfCloser).CloseWrite()
 	case kindExchange:
 		sent := make(chan error, 1)
 		go func() { sent <- send(c, 2, b) }()
@@ -51,10 +56,12 @@ func endServer(c net.Conn) {
 			err = <-sent
 		}
 		if err != nil {
-			_ = c.(*net.TCPConn).SetLinger(0) // the other end is to see that it went wrong
+			if tcp, ok := c.(*net.TCPConn); ok {
+				_ = tcp.SetLinger(0) // the other end is to see that it went wrong
+			}
 			return
 		}
-		_ = c.(*net.TCPConn).CloseWrite()
+		_ = c.(halfCloser).CloseWrite()
 		_, _ = io.Copy(io.Discard, c)
 	case kindSilent:
 		select {}
@@ -161,7 +168,7 @@ func check(c io.Reader, seed, n uint64, k *clock) error {
 }
 
 // exchange is P1 of a kindExchange: up bytes up while down bytes come down.
-func exchange(c *net.TCPConn, up, down uint64, k *clock) error {
+func exchange(c net.Conn, up, down uint64, k *clock) error {
 	if _, err := c.Write(request{kindExchange, up, down}.bytes()); err != nil {
 		return err
 	}
@@ -169,7 +176,7 @@ func exchange(c *net.TCPConn, up, down uint64, k *clock) error {
 	go func() {
 		err := send(c, 1, up)
 		if err == nil {
-			err = c.CloseWrite()
+			err = c.(halfCloser).CloseWrite()
 		}
 		sent <- err
 	}()

@@ -1,7 +1,10 @@
+//go:build linux
+
 package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -57,16 +60,17 @@ func run(m *testing.M) int {
 
 // A world is a chain: one client, one server, one or more relays.
 type world struct {
-	t      *testing.T
-	dir    string
-	keys   map[string]ident.PrivateKey
-	target net.Listener // P5
-	procs  map[string]*process
-	ports  map[string]int
-	extra  map[string]string // appended to a node's config
-	prefix map[string][]string
-	hosts  map[string]string // the address at which a relay listens
-	lab    *lab              // where the nodes are; nil for this host
+	t       *testing.T
+	dir     string
+	keys    map[string]ident.PrivateKey
+	target  net.Listener // P5
+	procs   map[string]*process
+	ports   map[string]int
+	extra   map[string]string // appended to a node's config
+	prefix  map[string][]string
+	hosts   map[string]string // the address at which a relay listens
+	allowed string            // what the relays let the client reach; `"nas"` if empty
+	lab     *lab              // where the nodes are; nil for this host
 }
 
 // newWorld prepares a chain without starting anything. P5 is served by serve,
@@ -138,9 +142,9 @@ func (w *world) writeConfigs() {
 	var relays strings.Builder
 	for _, name := range w.relays() {
 		w.write(name, fmt.Sprintf("role = \"relay\"\nlisten = [\"%s:%d\"]\n%s\n"+
-			"[[peers]]\nid = \"laptop\"\nrole = \"client\"\npublic_key = %q\nallowed_servers = [\"nas\", \"gone\"]\n"+
+			"[[peers]]\nid = \"laptop\"\nrole = \"client\"\npublic_key = %q\nallowed_servers = [%s]\n"+
 			"[[peers]]\nid = \"nas\"\nrole = \"server\"\npublic_key = %q\n",
-			w.hosts[name], w.ports[name], w.extra[name], w.keys["laptop"].Public(), w.keys["nas"].Public()))
+			w.hosts[name], w.ports[name], w.extra[name], w.keys["laptop"].Public(), cmp.Or(w.allowed, `"nas"`), w.keys["nas"].Public()))
 		fmt.Fprintf(&relays, "[[relays]]\naddress = \"%s:%d\"\npublic_key = %q\n",
 			w.hosts[name], w.ports[name], w.keys[name].Public())
 	}
@@ -167,11 +171,15 @@ func (w *world) write(node, text string) {
 func (w *world) forward(target string) int {
 	w.t.Helper()
 	port := freeTCPPort(w.t)
-	name := fmt.Sprintf("m%d", port)
-	w.extra["laptop"] += fmt.Sprintf("[[mappings]]\nname = %q\nlisten = \"127.0.0.1:%d\"\nserver = \"nas\"\ntarget = %q\n", name, port, target)
+	w.mapping(fmt.Sprintf("m%d", port), fmt.Sprintf("127.0.0.1:%d", port), "nas", target)
 	w.extra["nas"] += fmt.Sprintf("[[services]]\ntarget = %q\nclients = [\"laptop\"]\n", target)
 	w.writeConfigs()
 	return port
+}
+
+// mapping adds a mapping, which writeConfigs will write.
+func (w *world) mapping(name, listen, server, target string) {
+	w.extra["laptop"] += fmt.Sprintf("[[mappings]]\nname = %q\nlisten = %q\nserver = %q\ntarget = %q\n", name, listen, server, target)
 }
 
 // status asks a node over its control socket.
