@@ -344,8 +344,7 @@ func startPostgreSQL(t *testing.T) *postgreSQL {
 	t.Helper()
 	p := &postgreSQL{port: freeTCPPort(t), psql: need(t, "psql", "postgresql-client")}
 	initdb, postgres := need(t, "initdb", "postgresql"), need(t, "postgres", "postgresql")
-	// Not t.TempDir: the user postgres can't enter that.
-	dir, err := os.MkdirTemp("", "ptthqd-pg-")
+	dir, err := os.MkdirTemp("", "ptthqd-pg-") //nolint:usetesting // the user postgres can't enter t.TempDir
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -232,13 +232,11 @@ func (w *world) dial() (*net.TCPConn, error) {
 		c, err = net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", w.ports["mapping"]), 30*time.Second)
 		return err
 	}
-	err := error(nil)
-	if w.lab == nil {
-		err = dial()
-	} else {
-		err = w.lab.do("laptop", dial)
+	enter := func(f func() error) error { return f() }
+	if w.lab != nil {
+		enter = func(f func() error) error { return w.lab.do("laptop", f) }
 	}
-	if err != nil {
+	if err := enter(dial); err != nil {
 		return nil, err
 	}
 	return c.(*net.TCPConn), nil
