@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -80,6 +81,7 @@ type Dialer struct {
 	outage    outage
 	lines     *rate.Limiter   // of the log, about links that come and go
 	tokens    quic.TokenStore // spare a Retry, also after the relay's restart
+	tally     tally
 
 	mu     sync.Mutex
 	state  State
@@ -278,6 +280,8 @@ var (
 	errNoAnswer = errors.New("no answer")
 	errTooSlow  = errors.New("answered, but not in time")
 	errKicked   = errors.New("a new dial is due")
+
+	errOnlySmall = errors.New("answered small packets alone")
 )
 
 // dial makes one attempt, from a socket of its own: a NAT or a firewall that is stuck with the last one's port does no harm.
@@ -295,13 +299,16 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 	if err != nil {
 		return nil, err
 	}
+	d.tally.opened(socket)
 	transport := &quic.Transport{Conn: socket.quic, ConnectionIDLength: connectionIDLength}
 	grants := newGrants(d.limits.Windows)
 	config := d.limits.quicConfig(grants)
+	config.Tracer = qlogs(d.log)
 	config.HandshakeIdleTimeout = 2 * dialAnswered // the times below decide
 	config.TokenStore = d.tokens
 	release := func() {
 		_ = transport.Close()
+		d.tally.closed(socket)
 		_ = socket.Close()
 		grants.releaseAll()
 	}
@@ -314,6 +321,14 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	silent := func() bool { return socket.received.Load() == 0 }
+	var knocked atomic.Uint64
+	knock := time.AfterFunc(patience/2, func() {
+		if silent() {
+			knocked.Add(uint64(len(addresses)))
+			knockAt(transport, addresses)
+		}
+	})
+	defer knock.Stop()
 	unheard := time.AfterFunc(patience, func() {
 		if silent() {
 			cancel(cmp.Or(socket.sendError(), errNoAnswer))
@@ -321,7 +336,11 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 	})
 	defer unheard.Stop()
 	unfinished := time.AfterFunc(max(patience, dialAnswered), func() {
-		if !silent() {
+		switch {
+		case silent():
+		case socket.received.Load() <= knocked.Load():
+			cancel(errOnlySmall)
+		default:
 			cancel(errTooSlow)
 		}
 	})
@@ -355,6 +374,7 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 	// it has been let in.
 	select {
 	case <-link.confirmed:
+		d.tally.linked(link)
 		return link, nil
 	case <-conn.Context().Done():
 		link.wait()

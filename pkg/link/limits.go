@@ -65,8 +65,11 @@ func (l *Limits) quicConfig(g *grants) *quic.Config {
 		InitialConnectionReceiveWindow: min(initialConnectionWindow, l.ConnectionWindow),
 		MaxConnectionReceiveWindow:     l.ConnectionWindow,
 		AllowConnectionWindowIncrease:  g.allow,
-		MaxIncomingStreams:             l.Streams,
-		MaxIncomingUniStreams:          -1,
+		// What every path that QUIC can go must carry. Path MTU discovery raises it within a few round trips; quic-go's default
+		// of 1,280 finds no way through a tunnel with IPv6's least MTU.
+		InitialPacketSize:     leastPacket,
+		MaxIncomingStreams:    l.Streams,
+		MaxIncomingUniStreams: -1,
 		// Heartbeats keep a link alive. They wait for the flow-control window, where a link is full of what nobody reads;
 		// QUIC's own pings don't.
 		KeepAlivePeriod: l.IdleTimeout / 2,

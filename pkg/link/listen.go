@@ -85,7 +85,9 @@ func (l *Listener) Run(ctx context.Context) error {
 		TokenGeneratorKey:   &tokenKey,
 		VerifySourceAddress: func(net.Addr) bool { return !calm.Allow() },
 	}
-	listener, err := transport.Listen(tlsConfig, l.limits.quicConfig(l.grants))
+	config := l.limits.quicConfig(l.grants)
+	config.Tracer = qlogs(l.log)
+	listener, err := transport.Listen(tlsConfig, config)
 	if err != nil {
 		return fmt.Errorf("listen on %v: %w", l.Socket.LocalAddr(), err)
 	}

@@ -60,6 +60,7 @@ func (d *Dialer) down(link *Link) {
 
 // failed notes a dial that failed. The log gets few of them.
 func (d *Dialer) failed(f failure, next time.Time) {
+	d.tally.failed(f.reason)
 	d.mu.Lock()
 	d.state.Attempts++
 	d.state.LastError = f.words

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"syscall"
 
 	"github.com/quic-go/quic-go"
 
@@ -14,17 +15,18 @@ import (
 
 // failure is why a dial failed, in words for people.
 type failure struct {
-	words string
-	final bool // the relay has answered and said no: it won't change its mind within a second
+	reason Reason
+	final  bool // the relay has answered and said no: it won't change its mind within a second
+	words  string
 }
 
 func (d *Dialer) explain(err error) failure {
 	if wrong, ok := errors.AsType[*ident.WrongKeyError](err); ok {
-		return failure{fmt.Sprintf("the relay at %s presented the key %v, the config pins %v: ask the relay's administrator for its key "+
-			"(`ptthqd pubkey`), and change the config only if he confirms it", d.Address, wrong.Got, wrong.Want), true}
+		return failure{DialWrongKey, true, fmt.Sprintf("the relay at %s presented the key %v, the config pins %v: ask the relay's administrator for its key "+
+			"(`ptthqd pubkey`), and change the config only if he confirms it", d.Address, wrong.Got, wrong.Want)}
 	}
 	if e, ok := errors.AsType[*resolveError](err); ok {
-		return failure{fmt.Sprintf("cannot resolve %s: %v", d.host, cmp.Or(e.err, errors.New("it has no address"))), false}
+		return failure{DialUnresolved, false, fmt.Sprintf("cannot resolve %s: %v", d.host, cmp.Or(e.err, errors.New("it has no address")))}
 	}
 	if e, ok := errors.AsType[*quic.TransportError](err); ok {
 		return d.explainTransport(e)
@@ -32,44 +34,67 @@ func (d *Dialer) explain(err error) failure {
 	if e, ok := errors.AsType[*quic.ApplicationError](err); ok {
 		switch wire.CloseCode(e.ErrorCode) {
 		case wire.CloseRevoked:
-			return failure{d.unknownKey(), true}
+			return d.unknownKey()
 		case wire.CloseClosing:
-			return failure{fmt.Sprintf("the relay at %s is stopping", d.Address), false}
+			return failure{DialRefused, false, fmt.Sprintf("the relay at %s is stopping", d.Address)}
 		case wire.CloseSuperseded, wire.CloseProtocol:
 		}
-		return failure{fmt.Sprintf("the relay at %s ended the link at once: %v", d.Address, linkError(e)), true}
+		return failure{DialFailed, true, fmt.Sprintf("the relay at %s ended the link at once: %v", d.Address, linkError(e))}
 	}
 	if _, ok := errors.AsType[*quic.VersionNegotiationError](err); ok {
-		return failure{fmt.Sprintf("what answers at %s does not speak QUIC version 1: is it a ptthqd relay?", d.Address), true}
+		return failure{DialVersion, true, fmt.Sprintf("what answers at %s does not speak QUIC version 1: is it a ptthqd relay?", d.Address)}
+	}
+	if errors.Is(err, errOnlySmall) {
+		return failure{DialUnfinished, false, fmt.Sprintf("the relay at %s answers small packets, but not QUIC's handshake: packets of %d bytes are lost on the way. "+
+			"The path's MTU is too small, or a firewall drops fragments and ICMP (a VPN or tunnel on the way? its MTU must be %d or more)", d.target(), leastPacket, leastMTU)}
 	}
 	if errors.Is(err, errNoAnswer) || isTimeout(err) {
-		return failure{fmt.Sprintf("no answer over UDP to %s; UDP may be blocked on the way, or the relay is not running", d.target()), false}
+		return failure{DialNoAnswer, false, fmt.Sprintf("no answer over UDP to %s; UDP may be blocked on the way, or the relay is not running", d.target())}
 	}
 	if errors.Is(err, errTooSlow) {
-		return failure{fmt.Sprintf("the relay at %s answers, but no link comes about within %v; large packets may be lost on the way", d.Address, dialAnswered), false}
+		return failure{DialUnfinished, false, fmt.Sprintf("the relay at %s answers, but no link comes about within %v; large packets may be lost on the way", d.Address, dialAnswered)}
 	}
 	if e, ok := errors.AsType[*net.OpError](err); ok {
-		return failure{fmt.Sprintf("cannot send to %s: %v", d.target(), e.Err), false}
+		return failure{DialUnsent, false, fmt.Sprintf("cannot send to %s: %v%s", d.target(), e.Err, sendHint(e.Err))}
 	}
-	return failure{fmt.Sprintf("dial the relay at %s: %v", d.Address, err), false}
+	return failure{DialFailed, false, fmt.Sprintf("dial the relay at %s: %v", d.Address, err)}
+}
+
+// What QUIC asks of a path (RFC 9000, section 14): packets of 1,200 bytes, and 48 bytes more for the headers of UDP and IPv6.
+const (
+	leastPacket = 1200
+	leastMTU    = leastPacket + 48
+)
+
+// sendHint says what to do where this host itself does not send.
+func sendHint(err error) string {
+	switch {
+	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES):
+		return ": a firewall of this host forbids it: let it send UDP to the relay (`nft list ruleset` shows its rules)"
+	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
+		return ": this host has no route there: is it connected to a network?"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return ": this host has no address to send from: is it connected to a network?"
+	}
+	return ""
 }
 
 func (d *Dialer) explainTransport(e *quic.TransportError) failure {
 	const noApplicationProtocol, protocolVersion = 120, 70 // TLS alerts, RFC 8446, section 6
 	switch {
 	case e.Remote && e.ErrorCode == quic.ConnectionRefused:
-		return failure{fmt.Sprintf("the relay at %s takes no connections at the moment; it may be stopping, or overloaded", d.Address), false}
+		return failure{DialRefused, false, fmt.Sprintf("the relay at %s takes no connections at the moment; it may be stopping, or overloaded", d.Address)}
 	case e.ErrorCode.IsCryptoError() && (e.ErrorCode&0xff == noApplicationProtocol || e.ErrorCode&0xff == protocolVersion):
-		return failure{fmt.Sprintf("the relay at %s speaks another version of the protocol than %s: upgrade the older of the two", d.Address, wire.ALPN), true}
+		return failure{DialVersion, true, fmt.Sprintf("the relay at %s speaks another version of the protocol than %s: upgrade the older of the two", d.Address, wire.ALPN)}
 	case e.Remote && e.ErrorCode.IsCryptoError():
-		return failure{d.unknownKey(), true}
+		return d.unknownKey()
 	}
-	return failure{fmt.Sprintf("the handshake with the relay at %s failed: %v", d.Address, e), true}
+	return failure{DialFailed, true, fmt.Sprintf("the handshake with the relay at %s failed: %v", d.Address, e)}
 }
 
-func (d *Dialer) unknownKey() string {
-	return fmt.Sprintf("the relay at %s does not know this node's key, %v: have its administrator add it as public_key of one of the [[peers]] there",
-		d.Address, d.Identity.Public())
+func (d *Dialer) unknownKey() failure {
+	return failure{DialUnknownKey, true, fmt.Sprintf("the relay at %s does not know this node's key, %v: have its administrator add it as public_key of one of the [[peers]] there",
+		d.Address, d.Identity.Public())}
 }
 
 // target is the relay's address with the IP address that was dialled first.

@@ -1,0 +1,93 @@
+package link
+
+import (
+	"maps"
+	"sync"
+)
+
+// Totals is what a Dialer has counted since it was made, over all its dials and links. No figure ever falls.
+type Totals struct {
+	Failed map[Reason]uint64 // dials, by why they failed
+	Ended  map[Reason]uint64 // links, by why they ended
+
+	PacketsSent, PacketsLost uint64 // of links
+	BytesSent, BytesReceived uint64 // of links, with all of QUIC's overhead
+	Dropped, SendFailures    uint64 // packets, by the sockets of dials and links; see SocketStats
+}
+
+// Totals may be called at any time, from any goroutine.
+func (d *Dialer) Totals() Totals { return d.tally.sum() }
+
+// A tally adds up what sockets and links have counted that are gone, and those that are there.
+type tally struct {
+	mu   sync.Mutex
+	past Totals
+	open map[*Socket]*Link // what is there; no link before it is confirmed
+}
+
+// opened notes a socket, before anything goes over it.
+func (t *tally) opened(s *Socket) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.open == nil {
+		t.open = make(map[*Socket]*Link)
+	}
+	t.open[s] = nil
+}
+
+// linked notes the link that a socket carries.
+func (t *tally) linked(l *Link) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.open[l.socket] = l
+}
+
+// closed notes that a socket is gone, and its link with it.
+func (t *tally) closed(s *Socket) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l := t.open[s]
+	t.past.add(s, l)
+	delete(t.open, s)
+	if l == nil {
+		return
+	}
+	if t.past.Ended == nil {
+		t.past.Ended = make(map[Reason]uint64)
+	}
+	t.past.Ended[l.Reason()]++
+}
+
+func (t *tally) failed(why Reason) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.past.Failed == nil {
+		t.past.Failed = make(map[Reason]uint64)
+	}
+	t.past.Failed[why]++
+}
+
+func (t *tally) sum() Totals {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	sum := t.past
+	sum.Failed, sum.Ended = maps.Clone(sum.Failed), maps.Clone(sum.Ended)
+	for s, l := range t.open {
+		sum.add(s, l)
+	}
+	return sum
+}
+
+func (t *Totals) add(s *Socket, l *Link) {
+	seen := s.Stats()
+	t.Dropped += seen.Dropped
+	t.SendFailures += seen.SendFailures
+	if l == nil {
+		return
+	}
+	stats := l.Stats()
+	t.PacketsSent += stats.PacketsSent
+	t.PacketsLost += stats.PacketsLost
+	t.BytesSent += stats.BytesSent
+	t.BytesReceived += stats.BytesReceived
+}
