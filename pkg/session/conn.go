@@ -10,7 +10,8 @@ type Conn interface {
 	CloseWrite() error
 }
 
-// lingerer is the part of *net.TCPConn that makes its Close a reset.
+// lingerer is the part of *net.TCPConn that makes its Close a reset (0) or not
+// (-1).
 type lingerer interface {
 	SetLinger(seconds int) error
 }
@@ -21,14 +22,21 @@ type tryWriter interface {
 }
 
 // closeConn closes c in good order.
-func closeConn(c Conn) { _ = c.Close() }
+func closeConn(c Conn) {
+	setLinger(c, -1)
+	_ = c.Close()
+}
 
 // abort closes c so that its peer sees a reset, where c can do that.
 func abort(c Conn) {
-	if l, ok := c.(lingerer); ok {
-		_ = l.SetLinger(0)
-	}
+	setLinger(c, 0)
 	_ = c.Close()
+}
+
+func setLinger(c Conn, seconds int) {
+	if l, ok := c.(lingerer); ok {
+		_ = l.SetLinger(seconds)
+	}
 }
 
 // An end is a Conn with what the session needs beyond io: to wait for data
@@ -38,7 +46,13 @@ type end struct {
 	raw *rawEnd // nil where the Conn has no file descriptor that can be used
 }
 
-func newEnd(c Conn) *end { return &end{Conn: c, raw: newRawEnd(c)} }
+// newEnd makes an end of c. From now on c is reset if this process dies: the
+// kernel would close it in good order, and what has been cut off would look
+// complete.
+func newEnd(c Conn) *end {
+	setLinger(c, 0)
+	return &end{Conn: c, raw: newRawEnd(c)}
+}
 
 // read waits for data, calls reserve for the memory to put it in, and reads.
 // Where the Conn allows it, nothing is reserved while it waits: a reservation

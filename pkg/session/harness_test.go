@@ -295,7 +295,7 @@ func (c *memConn) Read(p []byte) (int, error)     { return c.in.read(p, false) }
 func (c *memConn) Write(p []byte) (int, error)    { return c.out.write(p, true) }
 func (c *memConn) TryWrite(p []byte) (int, error) { return c.out.write(p, false) }
 func (c *memConn) CloseWrite() error              { c.out.closeWrite(); return nil }
-func (c *memConn) SetLinger(int) error            { c.linger = true; return nil }
+func (c *memConn) SetLinger(seconds int) error    { c.linger = seconds == 0; return nil }
 func (c *memConn) Close() error {
 	if c.linger {
 		c.in.fail(errReset, errReset)

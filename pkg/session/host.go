@@ -213,15 +213,15 @@ func (s *session) sweep(now time.Time) {
 		s.ackDue = true
 	}
 	idle := now.Sub(s.lastData)
-	waiting := !s.pingSent.IsZero()
+	waiting := !s.pingSince.IsZero()
 	silent := now.Sub(s.lastIn)
 	switch {
 	case s.server || s.info.State == Opening:
-	case waiting && min(silent, now.Sub(s.pingSent)) > max(minPongWait, 4*s.minRTT):
-		s.pingSent = time.Time{}
+	case waiting && min(silent, now.Sub(s.pingSince)) > max(minPongWait, 4*s.minRTT):
+		s.pingDue, s.pingSince, s.pingSent = false, time.Time{}, time.Time{}
 		s.moveLocked(deadPath)
 	case !waiting && idle < busyFor && silent > silenceBeforePing:
-		s.pingDue = true
+		s.pingLocked(now)
 	}
 	if idle > idleBeforeYield && s.out.sent == s.out.read {
 		if credit := s.out.limit - s.out.sent; credit > wire.InitialWindow {

@@ -193,7 +193,7 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 			if s.minRTT == 0 || rtt < s.minRTT {
 				s.minRTT = rtt
 			}
-			s.pingSent = time.Time{}
+			s.pingSince, s.pingSent = time.Time{}, time.Time{}
 		}
 	case wire.FrameYield:
 		in := &s.in
@@ -405,8 +405,15 @@ func (s *session) growLocked() {
 
 // probeLocked asks for a ping, once a second at most.
 func (s *session) probeLocked(now time.Time) {
-	if s.pingSent.IsZero() && !s.pingDue && now.After(s.nextProbe) {
-		s.pingDue = true
+	if s.pingSince.IsZero() && now.After(s.nextProbe) {
+		s.pingLocked(now)
 		s.nextProbe = now.Add(time.Second)
 	}
+}
+
+// pingLocked asks the peer for a sign of life. The time runs from now on, not
+// from when the ping leaves: on a path that is dead, what is to be sent may
+// wait for ever behind what nobody takes.
+func (s *session) pingLocked(now time.Time) {
+	s.pingDue, s.pingSince = true, now
 }

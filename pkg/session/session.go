@@ -192,7 +192,8 @@ type session struct {
 	warm      bool
 	lastIn    time.Time     // something arrived on the stream
 	lastData  time.Time     // data went either way
-	pingSent  time.Time     // zero if none is outstanding
+	pingSince time.Time     // since when an answer to a ping is due; zero if none is
+	pingSent  time.Time     // when that ping was written; zero if it waits for the writer
 	minRTT    time.Duration // of the pings on the current stream; 0 if unknown
 	nextProbe time.Time
 
@@ -277,7 +278,7 @@ func (s *session) attachLocked(st Stream, r Route, sent uint64) {
 	s.ackDue, s.pongDue, s.yield = false, false, 0
 	s.resetSaid, s.resetDue, s.goodbye = false, s.reset != nil, false
 	s.carried, s.left = 0, 0
-	s.pingSent, s.minRTT = time.Time{}, 0
+	s.pingDue, s.pingSince, s.pingSent, s.minRTT = false, time.Time{}, time.Time{}, 0
 	s.lastIn = time.Now()
 	s.warmLocked()
 	s.cond.Broadcast()
