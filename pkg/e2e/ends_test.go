@@ -42,7 +42,7 @@ func (r *recorder) open(t *testing.T, w *world) (p1, p5 net.Conn) {
 			_, _ = io.WriteString(p5, "hello")
 			_ = p5.SetReadDeadline(time.Now().Add(2 * time.Second))
 			err = errors.Join(hears(p5, "hello"), hears(p1, "hello"))
-		case <-time.After(2 * time.Second):
+		case <-time.After(500 * time.Millisecond):
 			err = errors.New("P5 has not heard of it")
 		}
 		if err != nil {
