@@ -26,9 +26,11 @@ func (b *budget) take(n int64) bool {
 
 func (b *budget) give(n int64) { b.used.Add(-n) }
 
-// A quota bounds what is unacknowledged over one link towards one remote peer,
-// so that a stalled peer can't use up the link's flow-control window and stall
-// the others with it.
+// A quota bounds what is on its way over one link to one remote peer, so that a
+// peer that doesn't read its link can't use up the flow-control window of this
+// one, and stall the others with it. What has arrived isn't on its way any
+// more, even if it can't be delivered and so isn't acknowledged: one session
+// whose TCP side doesn't read must not stall those beside it.
 type quota struct {
 	limit int64
 
@@ -70,6 +72,13 @@ func (q *quota) give(n int64) {
 	if waiting != nil {
 		go kickAll(waiting)
 	}
+}
+
+// pressed tells whether sessions wait for the quota.
+func (q *quota) pressed() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.waiting) > 0
 }
 
 func (q *quota) forget(s *session) {

@@ -468,7 +468,7 @@ func (f *forward) timeLeft() time.Duration {
 		return s.granted
 	case s.reset != nil && !f.opened && s.attempt == 0:
 		return 0 // nobody has heard of it
-	case s.reset != nil && *s.reset == EndStopped:
+	case s.reset != nil && (*s.reset == EndStopped || *s.reset == EndRevoked): // nobody is left to be told
 		return 0
 	case !f.opened && s.attempt == 0:
 		return holdTime - time.Since(s.info.Opened)
@@ -766,7 +766,7 @@ func (f *forward) accepted(st Stream, r Route, old Stream, opening bool, g *wire
 			s.info.Resumes++
 		}
 	}
-	s.out.known = max(s.out.known, g.Received)
+	s.arrivedLocked(g.Received)
 	s.out.limit = max(s.out.limit, g.Limit)
 	if err := s.ackLocked(g.Acked - s.out.acked); err != nil {
 		f.closeLocked(EndProtocol)

@@ -215,6 +215,7 @@ func (s *session) sweep(now time.Time) {
 	idle := now.Sub(s.lastData)
 	waiting := !s.pingSince.IsZero()
 	silent := now.Sub(s.lastIn)
+	onLink := s.out.onLink() > 0
 	switch {
 	case s.server || s.info.State == Opening:
 	case waiting && min(silent, now.Sub(s.pingSince)) > max(minPongWait, 4*s.minRTT):
@@ -223,7 +224,10 @@ func (s *session) sweep(now time.Time) {
 	case !waiting && idle < busyFor && silent > silenceBeforePing:
 		s.pingLocked(now)
 	}
-	if idle > idleBeforeYield && s.out.sent == s.out.read {
+	if onLink && s.pingSince.IsZero() && (silent > silenceBeforePing || s.quota.pressed()) {
+		s.pingLocked(now) // has what was sent arrived? It may be far from being acknowledged
+	}
+	if idle > idleBeforeYield && s.out.sent == s.out.read && !onLink {
 		if credit := s.out.limit - s.out.sent; credit > wire.InitialWindow {
 			s.yield += credit - wire.InitialWindow
 			s.out.limit -= credit - wire.InitialWindow

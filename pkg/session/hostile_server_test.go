@@ -15,10 +15,10 @@ import (
 func TestBadGrantWhileSending(t *testing.T) {
 	n := start(t, session.Limits{})
 	n.capacity = 2000
-	for range 100 {
+	for range 50 {
 		n.setLinks()
 		p1, done := n.forwardVia("evil")
-		for range 40 { // each a piece of its own
+		for range 15 { // each a piece of its own
 			_, _ = p1.Write(make([]byte, 1000))
 			time.Sleep(20 * time.Microsecond)
 		}

@@ -194,6 +194,7 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 				s.minRTT = rtt
 			}
 			s.pingSince, s.pingSent = time.Time{}, time.Time{}
+			s.arrivedLocked(s.pingAt) // the peer reads in order
 		}
 	case wire.FrameYield:
 		in := &s.in

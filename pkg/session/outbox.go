@@ -25,8 +25,16 @@ type outbox struct {
 
 	retained int64  // bytes in pieces
 	budgeted int64  // of these taken from the process's budget
-	charged  uint64 // bytes taken from the link's quota
-	paid     uint64 // up to here sending is covered by the quota
+	paid     uint64 // up to here sending is covered by the link's quota
+}
+
+// onLink is how much of the link's quota the outbox holds: what may be sent, or
+// was, and isn't known to have arrived.
+func (o *outbox) onLink() uint64 {
+	if o.paid <= o.known {
+		return 0
+	}
+	return o.paid - o.known
 }
 
 // A piece is data that was read in one go, with headroom in front of it.
@@ -202,8 +210,7 @@ func (s *session) ackLocked(n uint64) error {
 		return violated("%d bytes acknowledged of %d that were sent", n, o.sent-o.acked)
 	}
 	o.acked += n
-	o.known = max(o.known, o.acked)
-	s.refundLocked(n)
+	s.arrivedLocked(o.acked)
 	i := 0
 	for ; i < len(o.pieces); i++ {
 		p := &o.pieces[i]
@@ -230,11 +237,13 @@ func (s *session) ackLocked(n uint64) error {
 	return nil
 }
 
-func (s *session) refundLocked(n uint64) {
-	n = min(n, s.out.charged)
-	s.out.charged -= n
+// arrivedLocked notes that the peer has received everything before an offset,
+// and gives back the quota that was taken for it.
+func (s *session) arrivedLocked(before uint64) {
+	held := s.out.onLink()
+	s.out.known = max(s.out.known, before)
 	if s.quota != nil {
-		s.quota.give(int64(n))
+		s.quota.give(int64(held - s.out.onLink()))
 	}
 }
 
@@ -306,6 +315,8 @@ func (s *session) flush(st Stream) {
 		case s.rest != nil:
 			p, held = s.rest, s.restBuf
 			s.rest, s.restBuf = nil, nil
+		case s.pingDue || s.pongDue: // not behind data, which may never end
+			p = s.composeLocked()
 		case s.dataLocked():
 			p, held = s.nextDataLocked()
 		case s.controlLocked():
@@ -397,7 +408,6 @@ func (s *session) dataLocked() bool {
 	if s.quota != nil && !s.quota.take(int64(n), s) {
 		return false
 	}
-	s.out.charged += n
 	s.out.paid = s.out.sent + n
 	return true
 }
@@ -447,7 +457,7 @@ func (s *session) composeLocked() []byte {
 	}
 	if s.pingDue {
 		s.pingDue = false
-		s.pingSent = time.Now()
+		s.pingSent, s.pingAt = time.Now(), s.out.sent
 		add(wire.Frame{Kind: wire.FramePing})
 	}
 	switch {

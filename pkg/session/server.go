@@ -633,7 +633,6 @@ func (v *Server) resume(client string, m *wire.Resume, st Stream, via Route) {
 		if err := s.checkOffsetsLocked(m.Received, m.Acked, m.Limit); err != nil {
 			return 0, &Refusal{wire.StatusMalformed, err.Error()}
 		}
-		s.out.known = m.Received
 		s.out.limit = max(s.out.limit, m.Limit)
 		s.out.sent = m.Received // what was sent beyond that is lost
 		if err := s.ackLocked(m.Acked - s.out.acked); err != nil {

@@ -194,6 +194,7 @@ type session struct {
 	lastData  time.Time     // data went either way
 	pingSince time.Time     // since when an answer to a ping is due; zero if none is
 	pingSent  time.Time     // when that ping was written; zero if it waits for the writer
+	pingAt    uint64        // what had been sent before it
 	minRTT    time.Duration // of the pings on the current stream; 0 if unknown
 	nextProbe time.Time
 
@@ -273,7 +274,8 @@ func (s *session) attachLocked(st Stream, r Route, sent uint64) {
 	s.quota = s.host.quotas.acquire(r.Link, s.peerName())
 	s.frozen, s.moving, s.lost = false, "", nil
 	s.dropRestLocked()
-	s.out.sent, s.out.paid, s.out.charged = sent, sent, 0
+	s.out.known = max(s.out.known, sent)
+	s.out.sent, s.out.paid = sent, sent
 	s.in.ackedSaid, s.in.limitSaid = s.in.acked, s.in.limit
 	s.ackDue, s.pongDue, s.yield = false, false, 0
 	s.resetSaid, s.resetDue, s.goodbye = false, s.reset != nil, false
@@ -298,8 +300,8 @@ func (s *session) dropQuotaLocked() {
 		return
 	}
 	s.quota.forget(s)
-	s.quota.give(int64(s.out.charged))
-	s.out.charged = 0
+	s.quota.give(int64(s.out.onLink()))
+	s.out.paid = 0
 	s.host.quotas.release(s.route.Link, s.peerName(), s.quota)
 	s.quota = nil
 }

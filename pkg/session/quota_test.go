@@ -1,0 +1,133 @@
+package session_test
+
+import (
+	"bytes"
+	"io"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"ptthqd/pkg/session"
+)
+
+// TestStalledSessionsHoldUpNobody stalls more sessions than the link's quota
+// has room for: the peer has taken what they sent, so it isn't the link that is
+// full. Others go on, to the same peer too, in both directions.
+func TestStalledSessionsHoldUpNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := start(t, session.Limits{LinkQuota: 128 << 10})
+		n.conns = 1 << 10
+		var stalled []*memConn
+		for range 5 {
+			p1, accepted, _ := n.forward()
+			p5 := <-accepted
+			go func() { _, _ = p1.Write(make([]byte, 1<<20)) }()
+			go func() { _, _ = p5.Write(make([]byte, 1<<20)) }()
+			stalled = append(stalled, p1, p5)
+		}
+		time.Sleep(5 * time.Second)
+		p1, accepted, done := n.forward()
+		begun := time.Now()
+		both(t, p1, <-accepted, 300<<10, 300<<10)
+		if sum := soon(t, time.Minute, done); sum.End != session.EndClosed {
+			t.Errorf("summary %+v", sum)
+		}
+		if d := time.Since(begun); d > time.Second {
+			t.Errorf("it took %v", d)
+		}
+		for _, c := range stalled {
+			c.reset()
+		}
+		synctest.Wait()
+	})
+}
+
+// TestQuotaOfStalledLink has a peer that takes nothing of its streams: what is on
+// its way to it stays within the quota, and others aren't held up.
+func TestQuotaOfStalledLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const quota = 256 << 10
+		n := start(t, session.Limits{LinkQuota: quota})
+		var stalled []*peer
+		var ends []*memConn
+		for range 20 {
+			p1, _ := n.forwardVia("evil")
+			p := <-n.strangers
+			p.grant(opened())
+			go func() { _, _ = p1.Write(make([]byte, 1<<20)) }()
+			stalled, ends = append(stalled, p), append(ends, p1)
+		}
+		time.Sleep(10 * time.Second) // no ping is answered, either
+		sent := 0
+		for _, p := range stalled {
+			p.st.in.mu.Lock()
+			sent += p.st.in.written
+			p.st.in.mu.Unlock()
+		}
+		if sent < quota || sent > quota+(70<<10) {
+			t.Errorf("%d bytes were sent", sent)
+		}
+		p1, accepted, done := n.forward()
+		both(t, p1, <-accepted, 1<<20, 1<<20)
+		if sum := soon(t, time.Minute, done); sum.End != session.EndClosed {
+			t.Errorf("summary %+v", sum)
+		}
+		for _, c := range ends {
+			c.reset()
+		}
+		for _, p := range stalled {
+			p.st.Reset(2)
+		}
+	})
+}
+
+// TestQuotaReturns passes the quota on from one session to the next, and none of
+// it is lost, or won, in sessions whose streams are cut.
+func TestQuotaReturns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const quota = 100 << 10
+		n := start(t, session.Limits{LinkQuota: quota})
+		n.capacity = 10 << 10
+		var ends []*memConn
+		for range 5 { // as long as there is one session, the quota is the same
+			p1, accepted, _ := n.forward()
+			<-accepted
+			ends = append(ends, p1)
+		}
+		for i := range 60 {
+			p1, accepted, done := n.forward()
+			p5 := <-accepted
+			n.mu.Lock()
+			n.cuts = []int{2000 * i, 1000 * i}
+			n.mu.Unlock()
+			want := pattern(uint64(i), 150<<10)
+			go func() { _, _ = p1.Write(want); _ = p1.CloseWrite() }()
+			got, err := io.ReadAll(p5)
+			if err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("%d bytes, %v", len(got), err)
+			}
+			_ = p5.CloseWrite()
+			soon(t, time.Minute, done)
+		}
+		n.mu.Lock()
+		n.capacity, n.cuts = 1<<20, nil
+		n.mu.Unlock()
+		n.cut()
+		time.Sleep(time.Second)
+		n.silence(n.links[0])
+		for _, c := range ends {
+			_, _ = c.Write(make([]byte, 50<<10))
+		}
+		time.Sleep(500 * time.Millisecond)
+		sent := 0
+		for _, s := range n.take(nil) {
+			sent += len(s.out.data)
+		}
+		if sent < quota || sent > quota+(70<<10) {
+			t.Errorf("%d bytes are on their way", sent)
+		}
+		for _, c := range ends {
+			c.reset()
+		}
+	})
+}
