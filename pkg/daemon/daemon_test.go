@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -315,6 +316,45 @@ func TestReloadOnDemand(t *testing.T) {
 	now = p.until("the old config is in force", p.hasPeer("a"))
 	if now.Counters.Reloads != 2 || now.Counters.BadReload != 4 {
 		t.Errorf("counted %+v", now.Counters)
+	}
+}
+
+// What only moves within the file changes nothing, and is named by its new place.
+func TestMovedLines(t *testing.T) {
+	s := newSite(t)
+	s.key("relay")
+	text := relayConfig(freePort(t), peer("nas", keyA)+
+		fmt.Sprintf("[[peers]]\nid = \"laptop\"\nrole = \"client\"\npublic_key = %q\nallowed_servers = [\"nas\"]\n", keyB))
+	s.write("relay.toml", text)
+	p := s.start("relay")
+	line := func(place string) int {
+		t.Helper()
+		_, number, _ := strings.Cut(place, ".toml:")
+		n, err := strconv.Atoi(number)
+		if err != nil {
+			t.Fatalf("%q is no place", place)
+		}
+		return n
+	}
+	look := func() (peer, rule int) {
+		t.Helper()
+		now, err := p.Status(t.Context())
+		if err != nil || len(now.Peers) != 2 {
+			t.Fatalf("%+v, %v", now, err)
+		}
+		e, err := p.Explain(t.Context(), control.Question{Client: "laptop", Server: "nas", Target: "22"})
+		if err != nil || !e.Allowed {
+			t.Fatalf("%+v, %v", e, err)
+		}
+		return line(now.Peers[0].Source), line(e.Source)
+	}
+	peerWas, ruleWas := look()
+	s.write("relay.toml", "# three\n# lines\n# more\n"+text)
+	if done, err := p.Reload(t.Context()); err != nil || !done.OK || len(done.Changes) != 0 {
+		t.Errorf("moved: %+v, %v", done, err)
+	}
+	if peerIs, ruleIs := look(); peerIs != peerWas+3 || ruleIs != ruleWas+3 {
+		t.Errorf("the peer was at line %d and the rule at %d; now %d and %d", peerWas, ruleWas, peerIs, ruleIs)
 	}
 }
 

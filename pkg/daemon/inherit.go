@@ -39,10 +39,19 @@ func fdName(network, place string) string {
 	return storeName(network, place)
 }
 
+// taken are the inherited sockets of an FDNAME.
+func (d *daemon) taken(name string) []*os.File {
+	files, err := d.service.take(name)
+	if err != nil {
+		d.log.Warn("an inherited socket can't be used", slog.String("name", name), slog.Any("error", err))
+	}
+	return files
+}
+
 // inheritStreams gives the client its listeners of before: see client.Config.Inherit.
 func (d *daemon) inheritStreams(place string) []net.Listener {
 	var listeners []net.Listener
-	for _, f := range d.service.take(fdName("stream", place)) {
+	for _, f := range d.taken(fdName("stream", place)) {
 		l, err := net.FileListener(f)
 		_ = f.Close()
 		if err != nil {
@@ -60,7 +69,7 @@ func (d *daemon) inheritStreams(place string) []net.Listener {
 // inheritPackets gives the relay its UDP sockets of before.
 func (d *daemon) inheritPackets(place string) []net.PacketConn {
 	var conns []net.PacketConn
-	for _, f := range d.service.take(fdName("udp", place)) {
+	for _, f := range d.taken(fdName("udp", place)) {
 		conn, err := net.FilePacketConn(f)
 		_ = f.Close()
 		if err != nil {
@@ -109,7 +118,7 @@ func (d *daemon) checkInherited(c *config.Config) error {
 			strangers = append(strangers, name)
 			continue
 		}
-		closeAll(d.service.take(name))
+		closeAll(d.taken(name))
 		gone = append(gone, name)
 	}
 	if len(strangers) > 0 {

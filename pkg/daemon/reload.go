@@ -66,9 +66,8 @@ func (d *daemon) exchange(ctx context.Context, snapshot *config.Snapshot, result
 	if err := d.makeRoom(ctx, diff); err != nil {
 		d.log.Warn("sockets kept for a restart may be in the way", "error", err)
 	}
-	if !diff.Empty() {
-		err = d.role.Apply(ctx, next)
-	}
+	// Also where nothing differs but the places of things: logs and status name them.
+	err = d.role.Apply(ctx, next)
 	if keepErr := d.service.keep(ctx, d.role.Sockets()); keepErr != nil {
 		d.log.Warn("sockets will not survive a restart", "error", keepErr)
 	}

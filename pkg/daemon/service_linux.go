@@ -21,7 +21,7 @@ type service struct {
 	notifySocket string // empty: nobody listens
 
 	mu        sync.Mutex
-	inherited map[string][]*os.File // by FDNAME: sockets that nobody has taken yet
+	inherited map[string][]*os.File // by FDNAME: sockets of socket units, and of those kept what nobody has taken yet
 	stored    map[string]bool       // FDNAMEs of what systemd keeps for us
 }
 
@@ -84,13 +84,41 @@ func (s *service) watchdog() time.Duration {
 	return d
 }
 
-// take hands over what was inherited under a name.
-func (s *service) take(name string) []*os.File {
+// take hands over what was inherited under a name; the caller closes it. The sockets of a socket unit stay here as well: a
+// mapping that one reload removes, another may add again.
+func (s *service) take(name string) ([]*os.File, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	files := s.inherited[name]
-	delete(s.inherited, name)
-	return files
+	if isStoreName(name) {
+		delete(s.inherited, name)
+		return files, nil
+	}
+	copies := make([]*os.File, 0, len(files))
+	for _, f := range files {
+		c, err := duplicate(f)
+		if err != nil {
+			closeAll(copies)
+			return nil, fmt.Errorf("duplicate the inherited socket %s: %w", name, err)
+		}
+		copies = append(copies, c)
+	}
+	return copies, nil
+}
+
+// duplicate opens a file once more, without a change to its flags, which both share.
+func duplicate(f *os.File) (*os.File, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var fd int
+	var dupErr error
+	err = raw.Control(func(old uintptr) { fd, dupErr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) })
+	if err = errors.Join(err, dupErr); err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // left are the names of what nobody has taken.

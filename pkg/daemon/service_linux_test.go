@@ -433,9 +433,20 @@ func TestSocketActivation(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.forget()
-	m.start(s, "client", nil, inherited{"web", file})
+	v = m.start(s, "client", nil, inherited{"web", file})
 	m.until("READY=1")
 	connects(t, listener.Addr().String())
+
+	// Removed and added again, the socket is there again.
+	for range 2 {
+		for _, listen := range []string{fmt.Sprintf("127.0.0.1:%d", freePort(t)), "systemd:web"} {
+			s.write("client.toml", clientConfig(listen))
+			if done, err := v.Reload(t.Context()); err != nil || !done.OK {
+				t.Fatalf("%s: %+v, %v", listen, done, err)
+			}
+		}
+		connects(t, listener.Addr().String())
+	}
 }
 
 func TestSocketActivationThatDoesNotFit(t *testing.T) {

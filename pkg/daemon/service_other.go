@@ -24,7 +24,7 @@ func (*service) extend(time.Duration)                                  {}
 func (*service) failed(error)                                          {}
 func (*service) feed()                                                 {}
 func (*service) watchdog() time.Duration                               { return 0 }
-func (*service) take(string) []*os.File                                { return nil }
+func (*service) take(string) ([]*os.File, error)                       { return nil, nil }
 func (*service) left() []string                                        { return nil }
 func (*service) keeps() bool                                           { return false }
 func (*service) keep(context.Context, map[string][]syscall.Conn) error { return nil }
