@@ -96,7 +96,7 @@ func New(c Config) (*Client, error) {
 	}
 	client.ledger.Role = string(config.RoleClient)
 	client.ledger.Logger = client.log
-	client.relays = &uplink.Set{Dialer: client.dialer, Serve: client.serveLink, Retire: client.retire, Logger: client.log}
+	client.relays = &uplink.Set{Dialer: client.dialer, Serve: client.serveLink, Retire: client.retire, Refused: client.refused, Logger: client.log}
 	client.sessions = session.NewClient(session.ClientConfig{
 		Router: router{client.relays},
 		Limits: sessionLimits(c.Settings.Limits),
@@ -106,6 +106,12 @@ func New(c Config) (*Client, error) {
 	})
 	client.adopt(c.Settings)
 	return client, nil
+}
+
+// refused ends all sessions: they wait for a relay to come back, and none will
+// take this node again: its key was withdrawn while it was away.
+func (c *Client) refused() {
+	c.sessions.End(func(session.Info) bool { return true }, session.EndRevoked)
 }
 
 // Run binds the listeners, which is when it may fail, and serves until ctx is

@@ -69,6 +69,9 @@ func (d *Dialer) failed(f failure, next time.Time) {
 	if n, worth := d.outage.add(f); worth {
 		d.log.Warn("no link to the relay", slog.String("error", f.words), slog.Int("failed_dials", n))
 	}
+	if f.reason == DialUnknownKey && d.OnRefused != nil {
+		d.OnRefused()
+	}
 }
 
 // outage sums up the failures between two links: the log gets the first, some that are of another kind, and one after 1 and

@@ -84,7 +84,7 @@ func New(c Config) (*Server, error) {
 	s.dialer.hit = s.hits.Hit
 	s.ledger.Role = string(config.RoleServer)
 	s.ledger.Logger = s.log
-	s.relays = &uplink.Set{Dialer: s.newDialer, Serve: s.serveLink, Logger: s.log}
+	s.relays = &uplink.Set{Dialer: s.newDialer, Serve: s.serveLink, Refused: s.refused, Logger: s.log}
 	s.sessions = session.NewServer(session.ServerConfig{
 		Node:          s.node,
 		Decide:        s.decide,
@@ -96,6 +96,12 @@ func New(c Config) (*Server, error) {
 	})
 	s.adopt(c.Settings, services)
 	return s, nil
+}
+
+// refused ends all sessions: they wait for a relay to come back, and none will
+// take this node again: its key was withdrawn while it was away.
+func (s *Server) refused() {
+	s.sessions.End(func(session.Info) bool { return true }, session.EndRevoked)
 }
 
 // Run serves until ctx is done. Then it refuses new connections, gives the

@@ -35,6 +35,10 @@ type Set struct {
 	// Retire empties the live link of a relay that is in the config no more,
 	// before it is closed. It returns early when ctx is done. Nil: links are closed at once.
 	Retire func(ctx context.Context, l *link.Link)
+	// Refused is called when every relay has said that it doesn't know this
+	// node's key, and no link is live: whatever waits for one waits in vain.
+	// It must not block. Nil: ignored.
+	Refused func()
 	// Logger gets a line where a relay can't be dialled at all. Nil: none.
 	Logger *slog.Logger
 
@@ -51,6 +55,8 @@ type Set struct {
 type member struct {
 	relay  Relay
 	dialer *link.Dialer
+	// refused: the relay has not known this node's key when it was dialled last.
+	refused bool
 	stop   context.CancelFunc // ends the dialer; nil until it runs
 	keep   context.CancelFunc // ends the retirement; nil if the relay isn't retiring
 }
@@ -106,6 +112,7 @@ func (s *Set) Apply(relays []Relay) {
 		if m == nil {
 			m = &member{relay: r, dialer: s.Dialer(r)}
 			m.dialer.Serve = func(ctx context.Context, l *link.Link) { s.serve(ctx, m, l) }
+			m.dialer.OnRefused = func() { s.refuse(m) }
 			s.members[r] = m
 			s.startLocked(m)
 		}
@@ -148,6 +155,7 @@ func (s *Set) retireLocked(m *member) {
 // serve has a link counted among the live ones while it is one.
 func (s *Set) serve(ctx context.Context, m *member, l *link.Link) {
 	s.mu.Lock()
+	m.refused = false
 	s.live = append(s.live, liveLink{l, m})
 	s.changedLocked()
 	s.mu.Unlock()
@@ -169,6 +177,20 @@ func (s *Set) serve(ctx context.Context, m *member, l *link.Link) {
 	s.live = slices.DeleteFunc(s.live, func(other liveLink) bool { return other.Link == l })
 	s.changedLocked()
 	s.mu.Unlock()
+}
+
+// refuse notes that a relay doesn't know this node's key.
+func (s *Set) refuse(m *member) {
+	s.mu.Lock()
+	m.refused = true
+	all := len(s.live) == 0
+	for _, other := range s.members {
+		all = all && (other.refused || other.keep != nil)
+	}
+	s.mu.Unlock()
+	if all && s.Refused != nil {
+		s.Refused()
+	}
 }
 
 func (s *Set) changedLocked() {
@@ -232,6 +254,8 @@ type State struct {
 	Remote    netip.AddrPort // where the relay's packets come from; invalid while there is no link
 	Closing   bool           // the relay has said that it is about to go
 	Stats     link.Stats     // of the live link
+	Socket    link.SocketStats
+	Totals    link.Totals // of all links and dials
 }
 
 // States tells how each relay of the config stands, in the config's order.
@@ -245,9 +269,10 @@ func (s *Set) States() []State {
 			continue
 		}
 		d := m.dialer.State()
-		state := State{Relay: r, Since: d.Since, Attempts: d.Attempts, LastError: d.LastError, NextDial: d.NextDial}
+		state := State{Relay: r, Since: d.Since, Attempts: d.Attempts, LastError: d.LastError, NextDial: d.NextDial, Totals: m.dialer.Totals()}
 		if l := d.Link; l != nil {
 			state.Up, state.Remote, state.Closing, state.Stats = true, l.RemoteAddr(), isClosed(l.PeerClosing()), l.Stats()
+			state.Socket = l.Socket().Stats()
 		}
 		states = append(states, state)
 	}
