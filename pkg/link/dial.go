@@ -52,6 +52,11 @@ type Dialer struct {
 	// OnRevoked is called when the relay says that client's right to reach target was withdrawn (all targets if empty). It must
 	// not wait for anything that the link does. Nil: ignored.
 	OnRevoked func(l *Link, client, target string)
+	// LimitHit is told of each time that a limit makes something wait, with the limit's name in the config. It must not
+	// block. Nil: nobody.
+	LimitHit func(limit string)
+	// OnRefused is called each time that the relay says that it does not know this node's key. It must not block. Nil: ignored.
+	OnRefused func()
 	// Limits bound what the relay can make grow.
 	Limits Limits
 	// Logger gets a line for each link that comes or goes, and a few for each outage. Nil: none.
@@ -68,7 +73,9 @@ type Dialer struct {
 
 	// These are Run's alone.
 	log       *slog.Logger
-	limits    *Limits
+	limits    atomic.Pointer[Limits]
+	hits      hits
+	unknown   bool // the relay's last word was that it does not know the key
 	tls       *tls.Config
 	host      string
 	port      uint16
@@ -98,6 +105,12 @@ type State struct {
 	Attempts  int       // failed dials since the last link
 	LastError string    // why the last dial failed or the last link ended, for people; empty if nothing has
 	NextDial  time.Time // when the next dial begins, if it waits; otherwise zero
+}
+
+// SetLimits changes the limits, for links that are made from then on. Windows stays what it is.
+func (d *Dialer) SetLimits(limits Limits) {
+	limits.Windows = d.Limits.Windows
+	d.limits.Store(limits.withDefaults())
 }
 
 // State returns where the Dialer stands.
@@ -155,7 +168,8 @@ func (d *Dialer) prepare() error {
 		d.log = slog.New(slog.DiscardHandler)
 	}
 	d.log = d.log.With(slog.String("relay", d.Address))
-	d.limits = d.Limits.withDefaults()
+	d.limits.CompareAndSwap(nil, d.Limits.withDefaults())
+	d.hits.log, d.hits.tell = d.log, d.LimitHit
 	d.lines = rate.NewLimiter(rate.Every(30*time.Minute), 20)
 	d.tokens = quic.NewLRUTokenStore(maxAddresses, 4)
 	if d.ListenPacket == nil {
@@ -225,6 +239,7 @@ func (d *Dialer) redial(ctx context.Context, old *Link, kicks <-chan string) (*L
 			continue
 		}
 		failure := d.explain(err)
+		d.unknown = failure.reason == DialUnknownKey
 		if eager && !failure.final {
 			next = d.dialAt.Add(patience + rand.N(patience/10))
 		} else {
@@ -301,8 +316,9 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 	}
 	d.tally.opened(socket)
 	transport := &quic.Transport{Conn: socket.quic, ConnectionIDLength: connectionIDLength}
-	grants := newGrants(d.limits.Windows)
-	config := d.limits.quicConfig(grants)
+	limits := d.limits.Load()
+	grants := newGrants(limits.Windows)
+	config := limits.quicConfig(grants)
 	config.Tracer = qlogs(d.log)
 	config.HandshakeIdleTimeout = 2 * dialAnswered // the times below decide
 	config.TokenStore = d.tokens
@@ -367,7 +383,8 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 	if _, err := control.Write(wire.Append(nil, &wire.Control{})); err != nil {
 		return nil, err
 	}
-	link := newLink(conn, d.Address, d.Key, d.limits, d.log)
+	link := newLink(conn, d.Address, d.Key, limits, d.log)
+	link.hits = &d.hits
 	link.dialled, link.revoked, link.socket, link.release = true, d.OnRevoked, socket, release
 	link.start(control)
 	// The handshake is over for the dialler before the relay has looked at its key. Only the relay's first heartbeat says that

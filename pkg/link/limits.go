@@ -8,7 +8,8 @@ import (
 	"github.com/quic-go/quic-go"
 )
 
-// Limits bound what a neighbour, or a stranger, can make grow. The zero value of each field stands for its default.
+// Limits bound what a neighbour, or a stranger, can make grow. The zero value of each field stands for its default, if
+// it has one.
 type Limits struct {
 	// Streams is how many streams a peer may have open at once on one link. Default 16,384.
 	Streams int64
@@ -28,6 +29,23 @@ type Limits struct {
 	HandshakesPerSecond int
 	// LinksPerPeer is how many connections with one key may wait to become its link. Default 8.
 	LinksPerPeer int
+
+	// These are a listener's, and hold for all that share its Links.
+
+	// Links is how many peers may be connected. Default 16,384.
+	Links int
+	// PendingTipsTotal is how many streams of all links may be waiting for their tip. Default 8,192.
+	PendingTipsTotal int
+	// Handshakes and HandshakesPerSource are how many handshakes may be under way, in all and from one IPv4 address or IPv6
+	// /64. Default 512 and 32.
+	Handshakes, HandshakesPerSource int
+	// HandshakeTimeout is how long a handshake may take. Default 10 s.
+	HandshakeTimeout time.Duration
+	// AuthPenalty is for how long a source is refused after a handshake with a key that is not admitted; each further one
+	// adds as much, up to AuthPenaltyMax, whose default is 10 minutes. Zero: it is not.
+	AuthPenalty, AuthPenaltyMax time.Duration
+	// PenaltySources is how many sources with a penalty are remembered. Default 65,536.
+	PenaltySources int
 }
 
 // The windows begin small: they take memory where a peer sends and is not read, and grow with what the path carries.
@@ -45,6 +63,13 @@ func (l Limits) withDefaults() *Limits {
 	orDefault(&l.IdleTimeout, 30*time.Second)
 	orDefault(&l.HandshakesPerSecond, 200)
 	orDefault(&l.LinksPerPeer, 8)
+	orDefault(&l.Links, 16384)
+	orDefault(&l.PendingTipsTotal, 8192)
+	orDefault(&l.Handshakes, 512)
+	orDefault(&l.HandshakesPerSource, 32)
+	orDefault(&l.HandshakeTimeout, 10*time.Second)
+	orDefault(&l.AuthPenaltyMax, 10*time.Minute)
+	orDefault(&l.PenaltySources, 65536)
 	return &l
 }
 
@@ -76,20 +101,33 @@ func (l *Limits) quicConfig(g *grants) *quic.Config {
 	}
 }
 
+// listenConfig is the same for a listener.
+func (l *Limits) listenConfig(g *grants) *quic.Config {
+	config := l.quicConfig(g)
+	config.HandshakeIdleTimeout = l.HandshakeTimeout / 2 // a handshake may take twice as long in all
+	return config
+}
+
 // Budget is what flow-control windows may grow by, of all links that share it.
 type Budget struct {
-	limit int64
-	used  atomic.Int64
+	limit, used atomic.Int64
 }
 
 // NewBudget makes a budget of so many bytes.
-func NewBudget(bytes int64) *Budget { return &Budget{limit: bytes} }
+func NewBudget(bytes int64) *Budget {
+	b := &Budget{}
+	b.limit.Store(bytes)
+	return b
+}
+
+// SetLimit changes the budget. Windows that have grown stay.
+func (b *Budget) SetLimit(bytes int64) { b.limit.Store(bytes) }
 
 // Used is how many bytes of the budget are promised at the moment.
 func (b *Budget) Used() int64 { return b.used.Load() }
 
 func (b *Budget) take(n int64) bool {
-	if b.used.Add(n) <= b.limit {
+	if b.used.Add(n) <= b.limit.Load() {
 		return true
 	}
 	b.used.Add(-n)

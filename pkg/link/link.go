@@ -48,6 +48,7 @@ type Link struct {
 	since    time.Time
 	log      *slog.Logger
 	limits   *Limits
+	hits     *hits
 	socket   *Socket
 	release  func() // what the link leaves behind; nil: nothing
 	revoked  func(l *Link, client, target string)
@@ -215,6 +216,11 @@ func (l *Link) Accept(ctx context.Context) (*Stream, wire.Message, error) {
 			}
 			continue
 		}
+		if !l.mayBeLate() {
+			l.hits.hit(limitAllTips, slog.String("peer", l.peer))
+			s.answer(wire.StatusTooMany, "too many streams have not said yet what they want")
+			continue
+		}
 		l.accept.mu.Lock()
 		l.accept.late++
 		l.accept.mu.Unlock()
@@ -240,6 +246,7 @@ func (l *Link) acceptStream(ctx context.Context) (*Stream, wire.Message, error) 
 	}
 	l.accept.mu.Unlock()
 	if late >= l.limits.PendingTips { // beyond this bound the peer's streams wait in QUIC
+		l.hits.hit(limitTips, slog.String("peer", l.peer))
 		select {
 		case <-ctx.Done():
 		case <-l.Done():
@@ -301,6 +308,9 @@ func (l *Link) waitForTip(s *Stream) {
 	_ = s.SetReadDeadline(time.Now().Add(l.limits.TipTimeout))
 	tip.message, tip.err = wire.Read(s)
 	good := l.takeTip(s, tip)
+	if l.listener != nil {
+		l.listener.links().tips.Add(-1)
+	}
 	l.accept.mu.Lock()
 	defer l.accept.mu.Unlock()
 	l.accept.late--
@@ -312,6 +322,26 @@ func (l *Link) waitForTip(s *Stream) {
 	}
 }
 
+// mayBeLate counts a stream whose tip is late, unless those of all links are too many.
+func (l *Link) mayBeLate() bool {
+	if l.listener == nil {
+		return true
+	}
+	tips := &l.listener.links().tips
+	if tips.Add(1) <= int64(l.limits.PendingTipsTotal) {
+		return true
+	}
+	tips.Add(-1)
+	return false
+}
+
+// answer refuses a stream that has had no tip.
+func (s *Stream) answer(status wire.Status, text string) {
+	_, _ = s.TryWrite(wire.Append(nil, &wire.Reply{Status: status, Text: text}))
+	_ = s.CloseWrite()
+	s.CancelRead(wire.CodeLost)
+}
+
 // takeTip tells whether a tip is one. If not, the stream is done with.
 func (l *Link) takeTip(s *Stream, tip readTip) bool {
 	switch tip.message.(type) {
@@ -321,9 +351,7 @@ func (l *Link) takeTip(s *Stream, tip readTip) bool {
 	case nil:
 		l.log.Debug("bad tip", slog.String("peer", l.peer), slog.Any("error", tip.err))
 		if tip.err == nil || errors.Is(tip.err, wire.ErrMalformed) {
-			_, _ = s.TryWrite(wire.Append(nil, &wire.Reply{Status: wire.StatusMalformed, Text: "the tip can't be understood"}))
-			_ = s.CloseWrite()
-			s.CancelRead(wire.CodeLost)
+			s.answer(wire.StatusMalformed, "the tip can't be understood")
 		} else {
 			s.Reset(wire.CodeLost)
 		}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -33,13 +34,17 @@ type Listener struct {
 	// Serve is called for each live link, in a goroutine of its own, and returns soon after the link is over; then ctx is
 	// done too. It is called for a peer's newer link while it may still be busy with the older one.
 	Serve func(ctx context.Context, l *Link)
-	// Limits bound what peers and strangers can make grow.
+	// Limits bound what peers and strangers can make grow. SetLimits changes them later.
 	Limits Limits
+	// LimitHit is told of each time that a limit keeps something out or slows it, with the limit's name in the config. It must
+	// not block. Nil: nobody.
+	LimitHit func(limit string)
 	// Logger gets a line for each link that comes or goes. Nil: none.
 	Logger *slog.Logger
 
 	log     *slog.Logger
-	limits  *Limits
+	limits  atomic.Pointer[Limits]
+	hits    hits
 	grants  *grants
 	refused rate.Sometimes // logs handshakes
 	own     Links          // if no Links are given
@@ -51,6 +56,8 @@ type Links struct {
 	mu      sync.Mutex
 	live    map[string]*Link
 	waiting map[string]int // connections that are not links yet, of each peer ID
+	door    door
+	tips    atomic.Int64 // streams that wait for their tip
 }
 
 func (l *Listener) links() *Links {
@@ -60,6 +67,20 @@ func (l *Listener) links() *Links {
 	return &l.own
 }
 
+// SetLimits changes the limits, for handshakes and links that are made from then on. Windows stays what it is.
+func (l *Listener) SetLimits(limits Limits) {
+	limits.Windows = l.Limits.Windows
+	l.limits.Store(limits.withDefaults())
+}
+
+func (l *Listener) current() *Limits {
+	if limits := l.limits.Load(); limits != nil {
+		return limits
+	}
+	l.limits.CompareAndSwap(nil, l.Limits.withDefaults())
+	return l.limits.Load()
+}
+
 // Run listens until ctx is done or the socket fails. Then it closes all links as closing, waits until Serve has returned
 // for each, and returns the reason.
 func (l *Listener) Run(ctx context.Context) error {
@@ -67,8 +88,8 @@ func (l *Listener) Run(ctx context.Context) error {
 	if l.log == nil {
 		l.log = slog.New(slog.DiscardHandler)
 	}
-	l.limits = l.Limits.withDefaults()
-	l.grants = newGrants(l.limits.Windows)
+	l.hits.log, l.hits.tell = l.log, l.LimitHit
+	l.grants = newGrants(l.Limits.Windows)
 	l.refused = rate.Sometimes{Interval: refusedEvery}
 
 	tlsConfig, err := ident.ListenTLS(l.Identity, l.ask)
@@ -77,16 +98,23 @@ func (l *Listener) Run(ctx context.Context) error {
 	}
 	resetKey := quic.StatelessResetKey(l.Identity.Derive("quic stateless reset"))
 	tokenKey := quic.TokenGeneratorKey(l.Identity.Derive("quic token"))
-	calm := rate.NewLimiter(rate.Limit(l.limits.HandshakesPerSecond), 2*l.limits.HandshakesPerSecond)
+	calm := rate.NewLimiter(rate.Limit(l.current().HandshakesPerSecond), 2*l.current().HandshakesPerSecond)
 	transport := &quic.Transport{
 		Conn:                l.Socket.quic,
 		ConnectionIDLength:  connectionIDLength,
 		StatelessResetKey:   &resetKey,
 		TokenGeneratorKey:   &tokenKey,
-		VerifySourceAddress: func(net.Addr) bool { return !calm.Allow() },
+		VerifySourceAddress: func(from net.Addr) bool { return l.pressed(calm, from) },
+		ConnContext:         l.enter,
 	}
-	config := l.limits.quicConfig(l.grants)
-	config.Tracer = qlogs(l.log)
+	trace := qlogs(l.log)
+	configure := func(*quic.ClientInfo) (*quic.Config, error) { // by the limits of the moment
+		config := l.current().listenConfig(l.grants)
+		config.Tracer = trace
+		return config, nil
+	}
+	config, _ := configure(nil)
+	config.GetConfigForClient = configure
 	listener, err := transport.Listen(tlsConfig, config)
 	if err != nil {
 		return fmt.Errorf("listen on %v: %w", l.Socket.LocalAddr(), err)
@@ -113,6 +141,18 @@ func (l *Listener) Run(ctx context.Context) error {
 	return err
 }
 
+// pressed tells whether handshakes begin so often that who begins one must prove its address.
+func (l *Listener) pressed(calm *rate.Limiter, from net.Addr) bool {
+	perSecond := l.current().HandshakesPerSecond
+	calm.SetLimit(rate.Limit(perSecond))
+	calm.SetBurst(2 * perSecond)
+	if calm.Allow() {
+		return false
+	}
+	l.hits.hit(limitRetry, slog.Any("remote", from))
+	return true
+}
+
 // ask asks Admit in a handshake. Who is refused learns nothing; the log gets a line now and then, so that whoever sets up
 // a node sees at the relay that its key has come. That the node holds it is not proved at this point.
 func (l *Listener) ask(key ident.PublicKey) error {
@@ -132,14 +172,21 @@ const refusedEvery = time.Minute
 // welcome takes one connection from its handshake to its end.
 func (l *Listener) welcome(ctx context.Context, conn *quic.Conn) {
 	defer l.grants.release(conn)
+	entered(conn)
 	link, control, err := l.admit(ctx, conn)
 	if err != nil {
 		// A loser of the race between two addresses of this relay, at most: its dialler has gone already.
 		l.log.Debug("connection did not become a link", slog.Any("remote", conn.RemoteAddr()), slog.Any("error", err))
 		return
 	}
-	link.listener, link.socket = l, l.Socket
-	if old := l.links().add(link); old != nil {
+	link.listener, link.socket, link.hits = l, l.Socket, &l.hits
+	old, ok := l.links().add(link, l.current().Links)
+	if !ok {
+		l.hits.hit(limitLinks, slog.String("peer", link.peer))
+		link.Close(wire.CloseProtocol, "the relay has as many links as it may")
+		return
+	}
+	if old != nil {
 		old.Close(wire.CloseSuperseded, "a newer link with the same key has come from "+link.RemoteAddr().String())
 	}
 	defer l.links().remove(link)
@@ -158,6 +205,7 @@ func (l *Listener) admit(ctx context.Context, conn *quic.Conn) (*Link, *quic.Str
 		_ = conn.CloseWithError(quic.ApplicationErrorCode(code), reason)
 		return nil, nil, errors.New(reason)
 	}
+	limits := l.current()
 	key, err := ident.PeerKey(conn.ConnectionState().TLS)
 	if err != nil {
 		return refuse(wire.CloseProtocol, "no key")
@@ -166,24 +214,24 @@ func (l *Listener) admit(ctx context.Context, conn *quic.Conn) (*Link, *quic.Str
 	if err != nil {
 		return refuse(wire.CloseRevoked, "the key was removed")
 	}
-	if !l.links().enter(id, l.limits.LinksPerPeer) {
+	if !l.links().enter(id, limits.LinksPerPeer) {
 		return refuse(wire.CloseProtocol, "too many connections with one key at once")
 	}
 	defer l.links().leave(id)
 
-	ctx, cancel := context.WithTimeout(ctx, l.limits.TipTimeout)
+	ctx, cancel := context.WithTimeout(ctx, limits.TipTimeout)
 	defer cancel()
 	control, err := conn.AcceptStream(ctx)
 	if err != nil {
 		return refuse(wire.CloseProtocol, "no control stream")
 	}
-	_ = control.SetReadDeadline(time.Now().Add(l.limits.TipTimeout))
+	_ = control.SetReadDeadline(time.Now().Add(limits.TipTimeout))
 	tip, err := wire.Read(control)
 	if _, ok := tip.(*wire.Control); err != nil || !ok {
 		return refuse(wire.CloseProtocol, "the first stream is not a control stream")
 	}
 	_ = control.SetReadDeadline(time.Time{})
-	return newLink(conn, id, key, l.limits, l.log), control, nil
+	return newLink(conn, id, key, limits, l.log), control, nil
 }
 
 // Recheck asks Admit again for each live link and closes as revoked those whose key is not admitted any more, or for
@@ -221,16 +269,19 @@ func (t *Links) leave(id string) {
 	}
 }
 
-// add makes a link its peer's one, and returns the one that it replaces, or nil.
-func (t *Links) add(link *Link) (old *Link) {
+// add makes a link its peer's one, and returns the one that it replaces, or nil; not ok is one too many.
+func (t *Links) add(link *Link, most int) (old *Link, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.live == nil {
 		t.live = map[string]*Link{}
 	}
 	old = t.live[link.peer]
+	if old == nil && len(t.live) >= most {
+		return nil, false
+	}
 	t.live[link.peer] = link
-	return old
+	return old, true
 }
 
 func (t *Links) remove(link *Link) {

@@ -82,8 +82,10 @@ func sendHint(err error) string {
 func (d *Dialer) explainTransport(e *quic.TransportError) failure {
 	const noApplicationProtocol, protocolVersion = 120, 70 // TLS alerts, RFC 8446, section 6
 	switch {
+	case e.Remote && e.ErrorCode == quic.ConnectionRefused && d.unknown: // it refuses all from here for a while
+		return d.unknownKey()
 	case e.Remote && e.ErrorCode == quic.ConnectionRefused:
-		return failure{DialRefused, false, fmt.Sprintf("the relay at %s takes no connections at the moment; it may be stopping, or overloaded", d.Address)}
+		return failure{DialRefused, false, fmt.Sprintf("the relay at %s takes no connections at the moment; it may be stopping, or overloaded, or refuse this address for a while as somebody there has come with an unknown key", d.Address)}
 	case e.ErrorCode.IsCryptoError() && (e.ErrorCode&0xff == noApplicationProtocol || e.ErrorCode&0xff == protocolVersion):
 		return failure{DialVersion, true, fmt.Sprintf("the relay at %s speaks another version of the protocol than %s: upgrade the older of the two", d.Address, wire.ALPN)}
 	case e.Remote && e.ErrorCode.IsCryptoError():

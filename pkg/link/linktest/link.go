@@ -53,7 +53,7 @@ func (n *Network) Listener(address string, key ident.PrivateKey, peers Peers, se
 		n.t.Fatal(err)
 	}
 	n.t.Cleanup(func() { _ = socket.Close() })
-	return &link.Listener{Socket: socket, Identity: key, Admit: peers.Admit, Serve: serve, Limits: n.Limits, Logger: log}
+	return &link.Listener{Socket: socket, Identity: key, Admit: peers.Admit, Serve: serve, Links: new(link.Links), Limits: n.Limits, Logger: log}
 }
 
 // Dialer makes a link.Dialer of a host, ready to Run.

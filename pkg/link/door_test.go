@@ -1,0 +1,286 @@
+package link_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"ptthqd/pkg/link"
+	"ptthqd/pkg/link/linktest"
+	"ptthqd/pkg/wire"
+)
+
+// A crowd is what knocks at a relay with limits.
+type crowd struct {
+	*world
+	relay string // its address
+
+	mu      sync.Mutex
+	hits    map[string]int
+	stalled map[netip.AddrPort]bool // who hears no answers
+	stall   bool                    // whoever sends a packet now
+	work    sync.WaitGroup
+}
+
+func newCrowd(t *testing.T, limits link.Limits) *crowd {
+	c := &crowd{world: newWorld(t), relay: linktest.RelayAddress, hits: make(map[string]int), stalled: make(map[netip.AddrPort]bool)}
+	c.network.Limits = limits
+	c.start(c.listens)
+	c.network.Drop(func(p linktest.Packet) bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.stall && p.From.String() != c.relay {
+			c.stalled[p.From] = true
+		}
+		return c.stalled[p.To]
+	})
+	t.Cleanup(c.work.Wait)
+	time.Sleep(sec)
+	return c
+}
+
+func (c *crowd) listens(l *link.Listener) {
+	l.Logger = slog.New(c.log)
+	l.LimitHit = func(limit string) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.hits[limit]++
+	}
+}
+
+// wantHit wants one limit to have been hit, and told of once. Each packet that begins a handshake counts.
+func (c *crowd) wantHit(limit string) {
+	c.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.hits) != 1 || c.hits[limit] < 1 {
+		c.Errorf("limits hit: %v, want %s", c.hits, limit)
+	}
+	if n := strings.Count(c.log.String(), "limit="+limit+" "); n != 1 {
+		c.Errorf("%d lines about %s:\n%s", n, limit, c.log)
+	}
+}
+
+// knock makes a handshake.
+func (c *crowd) knock(host string, config *tls.Config) (*quic.Conn, error) {
+	c.Helper()
+	pc, err := c.network.ListenPacket(host)(c.Context())
+	if err != nil {
+		c.Fatal(err)
+	}
+	transport := &quic.Transport{Conn: pc}
+	c.Cleanup(func() { _, _ = transport.Close(), pc.Close() })
+	ctx, cancel := context.WithTimeout(c.Context(), 5*sec)
+	defer cancel()
+	return transport.Dial(ctx, net.UDPAddrFromAddrPort(netip.MustParseAddrPort(c.relay)), config, &quic.Config{HandshakeIdleTimeout: 30 * sec})
+}
+
+// begin begins handshakes that don't go on.
+func (c *crowd) begin(hosts ...string) {
+	c.setStall(true)
+	for _, host := range hosts {
+		c.work.Go(func() {
+			if _, err := c.knock(host, c.tls(c.key)); err == nil {
+				c.Errorf("the handshake of %s did not stall", host)
+			}
+		})
+	}
+	time.Sleep(15 * ms)
+	c.setStall(false)
+}
+
+func (c *crowd) setStall(on bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stall = on
+}
+
+func (c *crowd) wantLetIn(host string, want bool) {
+	c.Helper()
+	conn, err := c.knock(host, c.tls(c.key))
+	if err == nil {
+		_ = conn.CloseWithError(0, "")
+		time.Sleep(100 * ms)
+	}
+	if want && err != nil || !want && !refused(err) {
+		c.Errorf("%s: %v", host, err)
+	}
+}
+
+// refused tells whether a connection was refused before its handshake.
+func refused(err error) bool {
+	e, ok := errors.AsType[*quic.TransportError](err)
+	return ok && e.Remote && e.ErrorCode == quic.ConnectionRefused
+}
+
+func TestHandshakesOfOneSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, link.Limits{HandshakesPerSource: 2, HandshakeTimeout: 6 * sec})
+		c.begin("10.0.0.2", "10.0.0.2")
+		c.wantLetIn("10.0.0.2", false)
+		c.wantLetIn("10.0.0.3", true)
+		c.wantHit("handshakes_per_source")
+		c.network.Cut("10.0.0.2") // nobody says that those handshakes are given up
+		time.Sleep(7 * sec)
+		c.network.Heal("10.0.0.2")
+		for range 5 { // those that are over don't count
+			c.wantLetIn("10.0.0.2", true)
+		}
+	})
+}
+
+func TestHandshakesInAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, link.Limits{Handshakes: 3})
+		c.begin("10.0.0.2", "10.0.0.3", "10.0.0.4")
+		c.wantLetIn("10.0.0.5", false)
+		c.wantHit("handshakes")
+		c.listener.SetLimits(link.Limits{Handshakes: 4})
+		c.wantLetIn("10.0.0.5", true)
+		c.listener.SetLimits(link.Limits{Handshakes: 3})
+		time.Sleep(11 * sec)
+		c.wantLetIn("10.0.0.5", true)
+	})
+}
+
+func TestPenalty(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, link.Limits{AuthPenalty: 5 * sec, AuthPenaltyMax: 8 * sec, PenaltySources: 2})
+		fail := func(hosts ...string) {
+			var work sync.WaitGroup
+			for _, host := range hosts {
+				work.Go(func() {
+					if err := end(c.knock(host, c.tls(linktest.Key(t)))); err == nil || refused(err) {
+						t.Errorf("%s, unknown: %v", host, err)
+					}
+				})
+			}
+			work.Wait()
+			time.Sleep(100 * ms)
+		}
+		fail("10.0.0.2")
+		c.wantLetIn("10.0.0.2", false)
+		c.wantLetIn("10.0.0.3", true)
+		c.wantHit("auth_penalty")
+		time.Sleep(5 * sec)
+		c.wantLetIn("10.0.0.2", true)
+
+		fail("10.0.0.2", "10.0.0.2", "10.0.0.2") // three at once add up, to 8 s
+		time.Sleep(7 * sec)
+		c.wantLetIn("10.0.0.2", false)
+		time.Sleep(sec)
+		c.wantLetIn("10.0.0.2", true)
+
+		fail("10.0.0.2")
+		fail("10.0.0.3")
+		fail("10.0.0.4") // the first is forgotten for it
+		c.wantLetIn("10.0.0.2", true)
+		c.wantLetIn("10.0.0.3", false)
+		c.wantLetIn("10.0.0.4", false)
+		c.listener.Links.Forgive()
+		c.wantLetIn("10.0.0.3", true)
+	})
+}
+
+func TestPenaltyOfAnIPv6Network(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, link.Limits{AuthPenalty: 5 * sec})
+		c.relay = "[2001:db8::1]:30380"
+		six := c.network.Listener(c.relay, c.relayKey, *c.peers.Load(), c.listener.Serve)
+		c.listens(six)
+		c.network.Run(six.Run)
+		_ = end(c.knock("2001:db8:1:1::5", c.tls(linktest.Key(t))))
+		time.Sleep(100 * ms)
+		c.wantLetIn("2001:db8:1:1:ffff::6", false)
+		c.wantLetIn("2001:db8:1:2::5", true)
+	})
+}
+
+// The words of a node that is refused must keep saying why.
+func TestPenaltyKeepsItsReason(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, link.Limits{AuthPenalty: 60 * sec})
+		peers := *c.peers.Load()
+		c.peers.Store(&linktest.Peers{})
+		c.dial()
+		time.Sleep(20 * sec)
+		if s := c.dialer.State(); s.Attempts < 2 || !strings.Contains(s.LastError, "does not know this node's key") {
+			t.Errorf("state %+v", s)
+		}
+		c.peers.Store(&peers)
+		c.listener.Links.Forgive()
+		time.Sleep(31 * sec)
+		c.took(0, 100*sec)
+	})
+}
+
+func TestLinksInAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, link.Limits{Links: 1})
+		c.dial()
+		c.took(0, sec)
+		other := linktest.Key(t)
+		c.peers.Store(&linktest.Peers{c.key.Public(): "client", other.Public(): "other"})
+		conn, err := c.knock("10.0.0.2", c.tls(other))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := conn.OpenStream()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = s.Write(wire.Append(nil, &wire.Control{}))
+		if e, ok := errors.AsType[*quic.ApplicationError](end(conn, nil)); !ok || wire.CloseCode(e.ErrorCode) != wire.CloseProtocol {
+			t.Errorf("the second link ended with %v", e)
+		}
+		c.wantHit("links")
+
+		// A newer link of the same peer is not one more.
+		again := c.newDialer("10.0.0.9", c.links)
+		c.network.Run(again.Run)
+		c.took(0, sec)
+	})
+}
+
+func TestPendingTips(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := linktest.New(t, 10*time.Millisecond)
+		network.Limits = link.Limits{PendingTipsTotal: 2}
+		dialled, accepted := network.Pair()
+		var streams []*link.Stream
+		for range 3 {
+			s, err := dialled.Open([]byte{1}) // the beginning of a tip
+			if err != nil {
+				t.Fatal(err)
+			}
+			streams = append(streams, s)
+		}
+		s := open(t, dialled, "") // a tip that is whole waits for nobody
+		accept(t, accepted)
+		refused := 0
+		for _, s := range streams {
+			_ = s.SetReadDeadline(time.Now().Add(time.Second))
+			if reply, err := wire.Read(s); err == nil {
+				if r, ok := reply.(*wire.Reply); !ok || r.Status != wire.StatusTooMany {
+					t.Errorf("answered with %+v", reply)
+				}
+				refused++
+			}
+			s.Reset(wire.CodeLost)
+		}
+		if refused != 1 {
+			t.Errorf("%d of 3 are refused", refused)
+		}
+		s.Reset(wire.CodeLost)
+	})
+}
