@@ -177,6 +177,18 @@ func (v *Server) End(match func(Info) bool, why End) {
 	}
 }
 
+// withdraw ends a session, if there is one, whose client may not have it any
+// more.
+func (v *Server) withdraw(key sessionKey) {
+	v.mu.Lock()
+	s := v.sessions[key]
+	v.mu.Unlock()
+	if s != nil {
+		s.mu.Lock()
+		v.endLocked(s, EndRevoked)
+	}
+}
+
 // endLocked ends s at once with code revoked, and unlocks it.
 func (v *Server) endLocked(s *session, why End) {
 	st := s.stream
@@ -226,26 +238,21 @@ func (v *Server) open(client string, m *wire.Open, st Stream, via Route) {
 	}
 	dial, refusal := v.config.Decide(client, m.Target)
 	if refusal != nil {
+		v.withdraw(key)
 		reject(refusal)
 		return
 	}
-	s, made, tomb, refusal := v.admit(key, m, info)
+	s, made, tomb, refusal := v.admit(key, m, info, dial, st, via)
 	switch {
 	case refusal != nil:
 		reject(refusal)
 	case tomb != nil:
 		v.complete(st, *tomb)
 	case made:
-		s.mu.Lock()
-		s.attachLocked(st, via, 0)
-		s.frozen = true // nothing goes before the reply
-		s.out.limit = m.Limit
-		s.mu.Unlock()
-		v.all.Go(func() { v.live(s, dial) })
 		v.carry(s, st)
 	default:
 		v.takeOver(s, m.Attempt, st, via, func() (uint64, *Refusal) {
-			if s.out.acked > 0 || s.info.Target != m.Target {
+			if s.out.known > 0 || s.info.Target != m.Target {
 				return 0, &Refusal{wire.StatusMalformed, "a second opening of a session that is open"}
 			}
 			return 0, nil
@@ -254,8 +261,9 @@ func (v *Server) open(client string, m *wire.Open, st Stream, via Route) {
 }
 
 // admit finds the session of an open, its tombstone, or makes one, within the
-// limits.
-func (v *Server) admit(key sessionKey, m *wire.Open, info Info) (s *session, made bool, tomb *wire.Granted, r *Refusal) {
+// limits, and begins its life. Whoever finds a new one in the table, to end it
+// or to take it over, finds it with its stream.
+func (v *Server) admit(key sessionKey, m *wire.Open, info Info, dial Dial, st Stream, via Route) (s *session, made bool, tomb *wire.Granted, r *Refusal) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if t := v.tombs[key]; t != nil {
@@ -286,7 +294,13 @@ func (v *Server) admit(key sessionKey, m *wire.Open, info Info) (s *session, mad
 	s.attempt = m.Attempt
 	s.granted = min(m.ResumeTimeout, v.config.ResumeTimeout)
 	s.settle = func() { v.bury(key, s) }
+	s.mu.Lock() // out of order, but nobody else knows the session yet
+	s.attachLocked(st, via, 0)
+	s.frozen = true // nothing goes before the reply
+	s.out.limit = m.Limit
+	s.mu.Unlock()
 	v.sessions[key] = s
+	v.all.Go(func() { v.live(s, dial) })
 	return s, true, nil, nil
 }
 
@@ -618,8 +632,7 @@ func (v *Server) resume(client string, m *wire.Resume, st Stream, via Route) {
 		return
 	}
 	if _, refusal := v.config.Decide(client, m.Target); refusal != nil {
-		s.mu.Lock() // a right was withdrawn
-		v.endLocked(s, EndRevoked)
+		v.withdraw(key)
 		v.refuse(st, refusal)
 		return
 	}
