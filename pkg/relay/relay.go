@@ -46,6 +46,10 @@ type Limits struct {
 	Connections          int // connections in all; default 65536
 	ConnectionsPerClient int // connections of one client; default 16384
 	OpensPerSecond       int // requests of one client to connect, sustained; twice that in a burst; default 10000
+	Parked               int // resumes that wait for their servers' links; default 16384
+
+	// ParkTime is how long they wait. Zero: 5 seconds. Negative: not at all.
+	ParkTime time.Duration
 }
 
 func (l Limits) withDefaults() Limits {
@@ -58,11 +62,17 @@ func (l Limits) withDefaults() Limits {
 	if l.OpensPerSecond <= 0 {
 		l.OpensPerSecond = 10000
 	}
+	if l.Parked <= 0 {
+		l.Parked = 16384
+	}
+	if l.ParkTime == 0 {
+		l.ParkTime = parkTime
+	}
 	return l
 }
 
 const (
-	// parkTime is how long a resume waits for its server's link (PROTOCOL.md, section 4).
+	// parkTime is how long a resume waits for its server's link, by default (PROTOCOL.md, section 4).
 	parkTime = 5 * time.Second
 	// refusalTime is how long a refused client has to take the reply.
 	refusalTime = 5 * time.Second
@@ -111,6 +121,9 @@ func (r *Relay) Admit(key ident.PublicKey) (string, error) {
 	}
 	return peer.ID, nil
 }
+
+// LimitHit counts what a limit outside of the relay has kept out: [link.Listener]'s LimitHit.
+func (r *Relay) LimitHit(limit string) { r.counts.hit(limit) }
 
 // Serve works for an admitted link until the link ends or ctx is done, and
 // returns when every stream of it is finished: [link.Listener]'s Serve. It is the
@@ -238,10 +251,17 @@ func (r *Relay) admit(from *neighbour, q request) (*connection, refusal) {
 // link; an open doesn't.
 func (r *Relay) openNextHop(c *connection, s *link.Stream, inner []byte) (*link.Stream, refusal) {
 	to := r.links.get(c.server)
-	if to == nil && c.resume {
+	if limits := r.rules.Load().limits; to == nil && c.resume && limits.ParkTime > 0 {
+		if !r.table.park(c, limits.Parked) {
+			r.counts.hit(limitParked)
+			return nil, refusal{
+				status: wire.StatusNotConnected,
+				text:   fmt.Sprintf("server %s is not connected to the relay, and %d connections wait for servers already", c.server, limits.Parked),
+			}
+		}
 		r.counts.parked.Add(1)
-		r.table.parked(c)
-		to = r.links.await(c.ctx, s.Context(), c.server, parkTime)
+		to = r.links.await(c.ctx, s.Context(), c.server, limits.ParkTime)
+		r.table.unpark()
 	}
 	if c.ctx.Err() != nil {
 		return nil, stopped(context.Cause(c.ctx))

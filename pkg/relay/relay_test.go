@@ -339,6 +339,38 @@ func TestParksNotForEver(t *testing.T) {
 	})
 }
 
+func TestParksAFew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, relay.Limits{Parked: 1, ParkTime: 2 * time.Second}, inTwoWays...)
+		laptop := w.client("laptop")
+		for range 2 { // the second time, the first one's place is free again
+			start := time.Now()
+			first := laptop.connect("nas", resume(1, 2, ":22"), "")
+			time.Sleep(time.Second)
+			for n, s := range []*link.Stream{laptop.connect("nas", resume(2, 2, ":22"), ""), first} {
+				if got := w.reply(s); got.Status != wire.StatusNotConnected {
+					t.Errorf("the reply is %v", got.Status)
+				}
+				if took, want := time.Since(start), time.Duration(n+1)*time.Second+2*hop; took != want {
+					t.Errorf("the reply took %v, want %v", took, want)
+				}
+				s.Reset(wire.CodeLost)
+			}
+		}
+		if n := w.relay.Snapshot().Counters.LimitsHit["parked_resumes"]; n != 2 {
+			t.Errorf("counted %d hits", n)
+		}
+		w.relay.Apply(w.policy(inTwoWays...), relay.Limits{ParkTime: -1})
+		start := time.Now()
+		s := laptop.connect("nas", resume(1, 2, ":22"), "")
+		_ = w.reply(s)
+		if took := time.Since(start); took != 2*hop {
+			t.Errorf("the reply took %v", took)
+		}
+		s.Reset(wire.CodeLost)
+	})
+}
+
 func TestNewerAttemptReplacesTheOlder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, relay.Limits{ConnectionsPerClient: 1}, inTwoWays...)

@@ -93,6 +93,7 @@ type table struct {
 	over     map[*neighbour]map[*connection]struct{} // by link, on either side
 	clients  map[string]int                          // sessions of each client
 	streams  int
+	parked   int
 	up, down uint64                    // bytes of the streams that have left
 	rights   map[string]map[right]bool // by server; true: withdrawn, and the server hasn't been told
 	known    map[string]int            // rights of each client
@@ -120,6 +121,7 @@ const (
 	limitConnections = "streams"
 	limitStreams     = "streams_per_peer"
 	limitOpens       = "opens_per_second"
+	limitParked      = "parked_resumes"
 )
 
 // add enters a connection, or tells which limit is reached.
@@ -229,7 +231,23 @@ func (t *table) remove(c *connection) {
 	}
 }
 
-func (t *table) parked(c *connection) { t.enter(c, StateParked) }
+// park counts a resume that begins to wait, unless there are too many.
+func (t *table) park(c *connection, most int) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.parked >= most {
+		return false
+	}
+	t.parked++
+	c.state = StateParked
+	return true
+}
+
+func (t *table) unpark() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.parked--
+}
 
 func (t *table) enter(c *connection, s State) {
 	t.mu.Lock()
