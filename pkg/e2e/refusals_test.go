@@ -218,7 +218,7 @@ func TestNoRelay(t *testing.T) {
 	w := newWorld(t, endServer)
 	w.extra["laptop"] = briefHold
 	w.writeConfigs()
-	w.start("laptop")
+	w.start("laptop").says(t, "no answer over UDP to ") // a dial has failed
 	p1 := w.mustDial()
 	began := time.Now()
 	wantReset(t, "P1", p1, 10*time.Second)

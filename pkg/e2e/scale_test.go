@@ -63,8 +63,9 @@ func TestManyAtOnce(t *testing.T) {
 		}
 		return nil
 	})
-	t.Logf("%d connections: open after %v, done after %v", connections, opened, time.Since(start))
+	done := time.Since(start)
 	w.empties(t, 10*time.Second)
+	t.Logf("%d connections: open after %v, done after %v, resumed %d times", connections, opened, done, w.status("laptop").Counters.Resumed)
 }
 
 // each calls do for every connection, all at the same time.
