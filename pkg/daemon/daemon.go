@@ -99,6 +99,8 @@ type daemon struct {
 	identity ident.PrivateKey
 	role     role
 	files    uint64 // the limit of open files
+	metrics  *metrics
+	scraped  *metricsServer
 
 	background context.Context // done when everything is to end, after the drain
 	state      atomic.Value    // of string
@@ -126,6 +128,8 @@ func (d *daemon) run(ctx context.Context) error {
 	defer signal.Stop(signals)
 
 	background, end := context.WithCancel(context.WithoutCancel(ctx))
+	d.metrics, d.scraped = newMetrics(d), &metricsServer{daemon: d}
+	defer d.scraped.close()
 	var helpers sync.WaitGroup
 	defer helpers.Wait()
 	defer end()
@@ -140,6 +144,9 @@ func (d *daemon) run(ctx context.Context) error {
 		return err
 	}
 	helpers.Go(func() { d.serveControl(background, listener) })
+	if _, err := d.scraped.move(background, d.loaded.Load().config.Metrics.Listen); err != nil {
+		return err
+	}
 
 	working, stop := context.WithCancel(background)
 	defer stop()

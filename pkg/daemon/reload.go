@@ -66,12 +66,17 @@ func (d *daemon) exchange(ctx context.Context, snapshot *config.Snapshot, result
 	if err := d.makeRoom(ctx, diff); err != nil {
 		d.log.Warn("sockets kept for a restart may be in the way", "error", err)
 	}
+	undo, err := d.scraped.move(d.background, next.Metrics.Listen)
+	if err != nil {
+		return err
+	}
 	// Also where nothing differs but the places of things: logs and status name them.
 	err = d.role.Apply(ctx, next)
 	if keepErr := d.service.keep(ctx, d.role.Sockets()); keepErr != nil {
 		d.log.Warn("sockets will not survive a restart", "error", keepErr)
 	}
 	if err != nil {
+		undo()
 		return err
 	}
 	if next.LogLevel != now.LogLevel {

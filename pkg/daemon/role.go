@@ -24,6 +24,8 @@ type role interface {
 	Apply(ctx context.Context, next *config.Config) error
 	// Describe fills in what the role knows.
 	Describe(s *control.Status)
+	// Measure fills in what the role knows, for Prometheus.
+	Measure(s *sample)
 	// Alive returns once every accept loop has answered and every lock was had, with an error if ctx is done first.
 	Alive(ctx context.Context) error
 	// Sockets are those that should survive a restart, by FDNAME.

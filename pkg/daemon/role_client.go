@@ -26,6 +26,7 @@ func newClientRole(d *daemon, c *config.Config) (role, error) {
 		RuntimeDirectory: control.RuntimeDir(c.Path),
 		Inherit:          d.inheritStreams,
 		KeepSockets:      d.service.keeps(),
+		Opened:           d.metrics.opened,
 	})
 	if err != nil {
 		return nil, err

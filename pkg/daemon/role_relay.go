@@ -32,6 +32,7 @@ type relayRole struct {
 	settings *config.Config
 	sockets  []*relaySocket
 	links    link.Links // of all sockets together: the newest of a peer wins
+	windows  *link.Budget
 }
 
 type relaySocket struct {
@@ -48,12 +49,16 @@ func newRelayRole(d *daemon, c *config.Config) (role, error) {
 		return nil, err
 	}
 	return &relayRole{
-		Relay:    relay.New(relay.Config{Policy: rules, Limits: relayLimits(c), Logger: d.log}),
+		Relay: relay.New(relay.Config{
+			Policy: rules, Limits: relayLimits(c), Logger: d.log,
+			Opened: func(took time.Duration) { d.metrics.opened("", took) },
+		}),
 		daemon:   d,
 		listen:   c.Listen,
 		ready:    make(chan struct{}),
 		forced:   make(chan struct{}),
 		settings: c,
+		windows:  link.NewBudget(int64(c.Limits.LinkMemory)),
 	}, nil
 }
 
@@ -62,6 +67,26 @@ func relayLimits(c *config.Config) relay.Limits {
 		Connections:          c.Limits.Streams,
 		ConnectionsPerClient: c.Limits.StreamsPerPeer,
 		OpensPerSecond:       c.Limits.OpensPerSecond,
+		Parked:               c.Limits.ParkedResumes,
+		ParkTime:             cmp.Or(c.Limits.ParkTimeout, -1),
+	}
+}
+
+// listenerLimits are the limits of what comes before relay itself.
+func listenerLimits(l config.Limits) link.Limits {
+	return link.Limits{
+		Streams:             int64(l.StreamsPerPeer),
+		PendingTips:         l.PendingTips,
+		PendingTipsTotal:    l.PendingTipsTotal,
+		TipTimeout:          l.TipTimeout,
+		Links:               l.Links,
+		Handshakes:          l.Handshakes,
+		HandshakesPerSource: l.HandshakesPerSource,
+		HandshakeTimeout:    l.HandshakeTimeout,
+		HandshakesPerSecond: l.RetryRate,
+		AuthPenalty:         l.AuthPenalty,
+		AuthPenaltyMax:      l.AuthPenaltyMax,
+		PenaltySources:      l.PenaltySources,
 	}
 }
 
@@ -77,6 +102,11 @@ func (r *relayRole) Apply(_ context.Context, next *config.Config) error {
 	applied := r.Relay.Apply(rules, relayLimits(next))
 	r.mu.Lock()
 	r.settings = next
+	r.windows.SetLimit(int64(next.Limits.LinkMemory))
+	for _, s := range r.sockets {
+		s.listener.SetLimits(listenerLimits(next.Limits))
+	}
+	r.links.Forgive() // the key that was missing may have come
 	r.mu.Unlock()
 	if applied != (relay.Applied{}) {
 		r.daemon.log.Info("rights were withdrawn", "links_closed", applied.Links, "connections_ended", applied.Connections)
@@ -112,7 +142,8 @@ func (r *relayRole) Run(ctx context.Context) error {
 
 // newListener makes the listener of a socket.
 func (r *relayRole) newListener(socket *link.Socket) *link.Listener {
-	limits := r.settings.Limits
+	limits := listenerLimits(r.settings.Limits)
+	limits.Windows = r.windows
 	return &link.Listener{
 		Socket:   socket,
 		Links:    &r.links,
@@ -120,12 +151,8 @@ func (r *relayRole) newListener(socket *link.Socket) *link.Listener {
 		Admit:    r.Admit,
 		Serve:    r.Serve,
 		Logger:   r.daemon.log,
-		Limits: link.Limits{
-			Streams:             int64(limits.StreamsPerPeer),
-			PendingTips:         limits.PendingTips,
-			TipTimeout:          limits.TipTimeout,
-			HandshakesPerSecond: limits.RetryRate,
-		},
+		Limits:   limits,
+		LimitHit: r.LimitHit,
 	}
 }
 

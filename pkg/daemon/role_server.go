@@ -17,7 +17,7 @@ type serverRole struct {
 }
 
 func newServerRole(d *daemon, c *config.Config) (role, error) {
-	p4, err := server.New(server.Config{Settings: c, Identity: d.identity, Logger: d.log})
+	p4, err := server.New(server.Config{Settings: c, Identity: d.identity, Logger: d.log, Dialled: d.metrics.dialled})
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,215 @@
+package daemon
+
+import (
+	"fmt"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"ptthqd/pkg/wire"
+)
+
+// Metrics are read from the roles when somebody asks, and cost nothing else: a role counts for its status anyway. Only
+// durations are observed as they pass.
+//
+// The labels are few and bounded: they hold what the config names (relays, peers, mappings, listeners) and words and codes
+// of fixed sets; never an address, an ID or a text that a connection brings along. docs/metrics.md is made from the list of
+// families below.
+
+// A family is one metric, with all of its label values.
+type family struct {
+	name, help string
+	kind       string // counter, gauge or histogram
+	labels     []string
+	desc       *prometheus.Desc
+}
+
+// families are all that there are, in the order of the manual.
+var families []*family
+
+func newFamily(kind, name, help string, labels []string) *family {
+	f := &family{name: "ptthqd_" + name, help: help, kind: kind, labels: labels}
+	f.desc = prometheus.NewDesc(f.name, help, labels, nil)
+	families = append(families, f)
+	return f
+}
+
+func gauge(name, help string, labels ...string) *family {
+	return newFamily("gauge", name, help, labels)
+}
+
+func counter(name, help string, labels ...string) *family {
+	return newFamily("counter", name, help, labels)
+}
+
+func histogram(name, help string, labels ...string) *family {
+	return newFamily("histogram", name, help, labels)
+}
+
+var (
+	buildInfo = gauge("build_info", "The program that runs; always 1.", "version", "goversion")
+	nodeInfo  = gauge("node_info", "What the config makes of it; always 1. A relay has no id.", "role", "id")
+	startTime = gauge("start_time_seconds", "When the process began, in Unix time.")
+	readiness = gauge("ready", "Whether the config is valid and all own sockets are bound: 1, or 0 while it starts or stops.")
+
+	configInfo     = gauge("config_info", "The config in force, by the beginning of the hash that the status shows; always 1.", "hash")
+	configTime     = gauge("config_load_time_seconds", "When the config in force was loaded, in Unix time.")
+	configGood     = gauge("config_last_reload_successful", "Whether the config in the files is in force: 0 after a reload that failed.")
+	configDuration = gauge("config_last_reload_duration_seconds", "How long the last reload took, from reading to being in force.")
+	configReloads  = counter("config_reloads_total", "Reloads, by result: success or failure.", "result")
+
+	connections = gauge("connections", "Forwarded connections, by state as in the status. At a relay, where each attempt to resume is one more for a moment, the mapping is empty; at a server too.",
+		"mapping", "state")
+	connectionsOpened  = counter("connections_opened_total", "Connections that their server has granted.", "mapping")
+	connectionsRefused = counter("connections_refused_total", "Connections that were refused, by status code (docs/ends.md). At a relay requests to resume are counted too.",
+		"mapping", "code")
+	connectionsEnded    = counter("connections_ended_total", "Connections that have ended or were refused, by how (docs/ends.md). Not at a relay.", "mapping", "end")
+	connectionsResumed  = counter("connections_resumed_total", "Times that a connection has gone on over another stream.", "mapping")
+	connectionsHeld     = gauge("connections_held", "Connections that a client has accepted and that wait for a link.")
+	connectionsDialling = gauge("connections_dialling", "Targets that a server is dialling, or that wait for their turn.")
+	forwardedBytes      = counter("forwarded_bytes_total", "Bytes forwarded, by direction: up is from the TCP client towards its target. At a relay with the framing of sessions.",
+		"mapping", "direction")
+	openDuration = histogram("open_duration_seconds", "From a connection's arrival until its server has granted it: at a client from accepting it, the wait for a link included; at a relay from its request.",
+		"mapping")
+	dialDuration = histogram("dial_duration_seconds", "How long a server's dials of targets took, by the status code that they came to: 200, 502, 504, or 429 without a turn.", "code")
+	limitsHit    = counter("limits_hit_total", "Connections that a limit has kept out or made wait, by its name in [limits].", "limit")
+	parked       = counter("resumes_parked_total", "Requests to resume that have waited at a relay for their server's link.")
+	stalled      = counter("streams_stalled_total", "Streams that a relay has reset as they held up all others of their link.")
+
+	memory      = gauge("session_memory_bytes", "What connections take of their budgets: promised to be received, or retained until it is acknowledged. Each has 64 KiB in each direction besides.", "kind")
+	memoryLimit = gauge("session_memory_limit_bytes", "The budgets, from [limits]: session_memory for what is promised, retained_memory for what is retained.", "kind")
+
+	linkUp          = gauge("link_up", "Whether there is a link: at a client or server to a relay, at a relay to a peer.", "relay", "peer")
+	linkConnections = gauge("link_connections", "Connections that the link carries.", "relay", "peer")
+	linkRTT         = gauge("link_rtt_seconds", "The link's smoothed round-trip time. Absent while it is down.", "relay", "peer")
+	linkGSO         = gauge("link_gso", "Whether packets leave in segments (UDP GSO), which spares processor time. Absent while the link is down.", "relay", "peer")
+	linkBytes       = counter("link_bytes_total", "Bytes over all links to this neighbour, with QUIC's overhead, by direction: sent or received.", "relay", "peer", "direction")
+	linkPackets     = counter("link_packets_sent_total", "Packets sent over all links to this neighbour.", "relay", "peer")
+	linkLost        = counter("link_packets_lost_total", "Packets of those that were lost.", "relay", "peer")
+	linkEnded       = counter("link_ended_total", "Links that have ended, by reason (docs/metrics.md).", "relay", "peer", "reason")
+	dialsFailed     = counter("link_dials_failed_total", "Dials of a relay that failed, by reason (docs/metrics.md).", "relay", "reason")
+
+	peersKnown     = gauge("peers_known", "Peers that a relay's config names, by role.", "role")
+	peersConnected = gauge("peers_connected", "Peers of those that have a link.", "role")
+
+	udpPackets       = counter("udp_packets_received_total", "Packets received at a relay's listener.", "socket")
+	udpDropped       = counter("udp_packets_dropped_total", "Packets that the kernel dropped because the receive buffer was full.", "socket")
+	udpSendFailures  = counter("udp_send_failures_total", "Packets that the kernel refused to send. QUIC takes them as lost.", "socket")
+	udpReceiveBuffer = gauge("udp_receive_buffer_bytes", "The socket's receive buffer, as the kernel counts.", "socket")
+	udpGRO           = gauge("udp_gro", "Whether the kernel coalesces what arrives (UDP GRO), which spares processor time.", "socket")
+)
+
+// The buckets of latencies: a round trip within a host or a network has 0.1 to 5 ms, one around the world 300 ms, waits for
+// a link end after hold_timeout (5 s), dials after dial_timeout (10 s). Who scrapes native histograms gets those.
+var latencyBuckets = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
+
+const nativeBucketFactor = 1.1
+
+func (f *family) vec() *prometheus.HistogramVec {
+	return prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: f.name, Help: f.help, Buckets: latencyBuckets,
+		NativeHistogramBucketFactor: nativeBucketFactor, NativeHistogramMaxBucketNumber: 100, NativeHistogramMinResetDuration: time.Hour,
+	}, f.labels)
+}
+
+// metrics are what the daemon shows to Prometheus.
+type metrics struct {
+	daemon   *daemon
+	registry *prometheus.Registry
+	opening  *prometheus.HistogramVec
+	dialling *prometheus.HistogramVec
+
+	mu      sync.Mutex
+	highest map[string]float64 // of each counter
+}
+
+func newMetrics(d *daemon) *metrics {
+	m := &metrics{
+		daemon:   d,
+		registry: prometheus.NewPedanticRegistry(),
+		opening:  openDuration.vec(),
+		dialling: dialDuration.vec(),
+		highest:  make(map[string]float64),
+	}
+	m.registry.MustRegister(m, m.opening, m.dialling,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// opened is for the client and the relay; a relay knows no mapping.
+func (m *metrics) opened(mapping string, took time.Duration) {
+	m.opening.WithLabelValues(mapping).Observe(took.Seconds())
+}
+
+// dialled is for the server.
+func (m *metrics) dialled(status wire.Status, took time.Duration) {
+	m.dialling.WithLabelValues(code(status)).Observe(took.Seconds())
+}
+
+func code(s wire.Status) string { return fmt.Sprint(uint64(s)) }
+
+// Describe is a prometheus.Collector's.
+func (m *metrics) Describe(to chan<- *prometheus.Desc) {
+	for _, f := range families {
+		if f.kind != "histogram" { // those describe themselves
+			to <- f.desc
+		}
+	}
+}
+
+// Collect is a prometheus.Collector's.
+func (m *metrics) Collect(to chan<- prometheus.Metric) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := &sample{metrics: m, to: to}
+	d := m.daemon
+	l := d.loaded.Load()
+	s.is(buildInfo, 1, d.options.Version, runtime.Version())
+	s.is(nodeInfo, 1, string(l.config.Role), l.config.ID)
+	s.is(startTime, unixTime(d.started))
+	s.is(readiness, truth(d.state.Load() == stateRunning))
+
+	s.is(configInfo, 1, shortHash(l.config.Hash))
+	s.is(configTime, unixTime(l.at))
+	last := d.lastReload.Load()
+	s.is(configGood, truth(last == nil || last.OK))
+	if last != nil {
+		s.is(configDuration, time.Duration(last.Took).Seconds())
+	}
+	s.counts(configReloads, d.reloads.Load(), "success")
+	s.counts(configReloads, d.badReloads.Load(), "failure")
+	d.role.Measure(s)
+}
+
+// A sample is one scrape. Whoever fills it holds the lock of metrics.
+type sample struct {
+	*metrics
+	to chan<- prometheus.Metric
+}
+
+// is tells the value of a gauge.
+func (s *sample) is(f *family, value float64, labels ...string) {
+	s.to <- prometheus.MustNewConstMetric(f.desc, prometheus.GaugeValue, value, labels...)
+}
+
+// counts tells the value of a counter. Some are sums over what has ended and what runs: something that ends while they
+// are added up is in neither for a moment. No counter falls for that, or Prometheus would believe in a restart.
+func (s *sample) counts(f *family, n uint64, labels ...string) {
+	key := f.name + "\x00" + strings.Join(labels, "\x00")
+	value := max(float64(n), s.highest[key])
+	s.highest[key] = value
+	s.to <- prometheus.MustNewConstMetric(f.desc, prometheus.CounterValue, value, labels...)
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func unixTime(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
