@@ -68,6 +68,7 @@ type Link struct {
 		late  int        // streams whose tip is being waited for
 		ready []accepted // those of them whose tip has come
 		wake  func()     // makes Accept look again; nil if it would anyway
+		over  bool       // no goroutine begins any more
 	}
 	work sync.WaitGroup // the goroutines of this link; see wait
 }
@@ -148,6 +149,9 @@ func (l *Link) run(serve func(context.Context, *Link)) {
 func (l *Link) wait() {
 	<-l.Done()
 	l.pulse.stop()
+	l.accept.mu.Lock()
+	l.accept.over = true
+	l.accept.mu.Unlock()
 	l.work.Wait()
 }
 
@@ -222,9 +226,13 @@ func (l *Link) Accept(ctx context.Context) (*Stream, wire.Message, error) {
 			continue
 		}
 		l.accept.mu.Lock()
+		if l.accept.over {
+			l.accept.mu.Unlock()
+			return nil, nil, l.Err()
+		}
 		l.accept.late++
-		l.accept.mu.Unlock()
 		l.work.Go(func() { l.waitForTip(s) })
+		l.accept.mu.Unlock()
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"testing"
+	"time"
 
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
@@ -58,10 +59,12 @@ func (n *Network) Listener(address string, key ident.PrivateKey, peers Peers, se
 
 // Dialer makes a link.Dialer of a host, ready to Run.
 func (n *Network) Dialer(host, relay string, relayKey ident.PublicKey, key ident.PrivateKey, serve func(context.Context, *link.Link)) *link.Dialer {
+	began := time.Now()
 	return &link.Dialer{
 		Address: relay, Key: relayKey, Identity: key, Serve: serve, Limits: n.Limits,
 		Logger:       Logger(n.t).With(slog.String("at", host)),
 		ListenPacket: n.ListenPacket(host),
+		SinceBoot:    func() time.Duration { return time.Since(began) }, // virtual in a bubble, as the host's is not
 		Route:        func(netip.AddrPort) (netip.Addr, error) { return netip.ParseAddr(host) },
 	}
 }
