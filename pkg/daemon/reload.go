@@ -132,11 +132,17 @@ func blame(r *control.Reload, err error) {
 	if len(faults) > 0 {
 		r.Error = faults[0].Error()
 	}
-	if more := len(faults) - 1; more > 0 {
-		r.Error += fmt.Sprintf(" (and %d more)", more)
-	}
+	more := len(faults) - 1
 	for _, f := range faults {
-		r.Faults = append(r.Faults, control.Fault{File: f.File, Line: f.Line, Column: f.Column, Key: f.Key, Message: f.Message, Hint: f.Hint})
+		fault := control.Fault{File: f.File, Line: f.Line, Column: f.Column, Key: f.Key, Message: f.Message, Hint: f.Hint}
+		if f.Others > 0 {
+			fault.Hint += fmt.Sprintf(" (and %d more)", f.Others)
+			more += f.Others
+		}
+		r.Faults = append(r.Faults, fault)
+	}
+	if more > 0 {
+		r.Error = fmt.Sprintf("%v (and %d more)", faults[0].Error(), more)
 	}
 }
 
