@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/session"
+	"ptthqd/pkg/spare"
 	"ptthqd/pkg/wire"
 )
 
@@ -48,7 +49,11 @@ func (c *Client) acceptLoop(ctx context.Context, l *listener, s socket) {
 				abort(conn)
 				return
 			}
+			last := c.isLast(conn)
 			c.conns.Go(func() { c.carry(l, conn) })
+			if last && !c.awaitDescriptors(ctx, s) {
+				return
+			}
 			continue
 		}
 		switch {
@@ -65,6 +70,50 @@ func (c *Client) acceptLoop(ctx context.Context, l *listener, s socket) {
 			return
 		}
 		pause = min(2*pause, acceptPauseMost)
+	}
+}
+
+// isLast tells whether conn is one of the descriptors that connections are to leave alone.
+func (c *Client) isLast(conn net.Conn) bool {
+	socket, ok := conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := socket.SyscallConn()
+	return err == nil && spare.Reached(raw, c.settings.Load().Limits.SpareDescriptors)
+}
+
+// descriptorsEvery is how often one looks whether descriptors have come back.
+const descriptorsEvery = 250 * time.Millisecond
+
+// awaitDescriptors waits until descriptors have come back. New connections stay in the listener's queue meanwhile.
+func (c *Client) awaitDescriptors(ctx context.Context, s socket) bool {
+	const limit = "spare_descriptors"
+	c.hits.Hit(limit)
+	tell := func(more ...any) {
+		c.log.Warn("connections wait: few file descriptors are left", append([]any{
+			slog.String("listener", s.name), slog.String("limit", limit),
+			slog.String("hint", "raise LimitNOFILE of the service (ulimit -n), or lower limits.sessions"),
+		}, more...)...)
+	}
+	if c.repeats.Event([2]string{s.name, limit}, func(more int, in time.Duration) {
+		tell(slog.Int("more", more), slog.Duration("in", in))
+	}) {
+		tell()
+	}
+	look := time.NewTicker(descriptorsEvery)
+	defer look.Stop()
+	for {
+		select {
+		case <-look.C:
+		case p := <-s.probe:
+			close(p)
+		case <-ctx.Done():
+			return false
+		}
+		if spare.Room(c.settings.Load().Limits.SpareDescriptors) {
+			return true
+		}
 	}
 }
 

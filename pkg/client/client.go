@@ -62,6 +62,7 @@ type Client struct {
 	repeats  account.Repeats // of what goes wrong with accepting
 
 	settings atomic.Pointer[config.Config]
+	windows  *link.Budget   // of all links
 	gate     gate           // all connections
 	held     gate           // those that wait for a link
 	conns    sync.WaitGroup // the goroutines of connections
@@ -90,6 +91,7 @@ func New(c Config) (*Client, error) {
 		over:      make(chan struct{}),
 		forced:    make(chan struct{}),
 		listeners: make(map[config.Listen]*listener),
+		windows:   link.NewBudget(int64(c.Settings.Limits.LinkMemory)),
 	}
 	if client.log == nil {
 		client.log = slog.New(slog.DiscardHandler)
@@ -170,6 +172,7 @@ func (c *Client) adopt(next *config.Config) {
 	c.gate.widen(next.Limits.Sessions)
 	c.held.widen(next.Limits.HeldConnections)
 	c.sessions.SetLimits(sessionLimits(next.Limits))
+	c.windows.SetLimit(int64(next.Limits.LinkMemory))
 	relays := make([]uplink.Relay, len(next.Relays))
 	for i, r := range next.Relays {
 		relays[i] = uplink.Relay{Address: r.Address, Key: r.Key}
@@ -188,7 +191,7 @@ func sessionLimits(l config.Limits) session.Limits {
 
 // dialer makes the dialer of a relay.
 func (c *Client) dialer(r uplink.Relay) *link.Dialer {
-	d := &link.Dialer{Address: r.Address, Key: r.Key, Identity: c.config.Identity, Logger: c.log}
+	d := &link.Dialer{Address: r.Address, Key: r.Key, Identity: c.config.Identity, Logger: c.log, Limits: link.Limits{Windows: c.windows}}
 	if c.config.AdjustDialer != nil {
 		c.config.AdjustDialer(d)
 	}

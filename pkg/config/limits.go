@@ -76,6 +76,7 @@ type Limits struct {
 	SessionWindow      Size // the largest window of a session, for each direction
 	SessionMemory      Size // promised above the floor of 64 KiB for each direction, in all
 	RetainedMemory     Size // sent and not acknowledged above the floor, in all
+	LinkMemory         Size // promised by the links above 1 MiB each, in all
 
 	// Waiting, at the ends.
 	HeldConnections int           // of a client: accepted with no live link
@@ -166,11 +167,11 @@ var limitKeys = []limitKey{
 	},
 	{
 		"pending_tips", whoAccepts, func(l *Limits) any { return &l.PendingTips }, 512, 1, million,
-		"Streams of one peer that have not yet said what they want.",
+		"Streams of one peer that have not yet said what they want. More wait.",
 	},
 	{
-		"pending_tips_total", whoAccepts, func(l *Limits) any { return &l.PendingTipsTotal }, 8192, 1, 16 * million,
-		"Streams of all peers that have not yet said what they want.",
+		"pending_tips_total", relayOnly, func(l *Limits) any { return &l.PendingTipsTotal }, 8192, 1, 16 * million,
+		"Streams of all peers that have not yet said what they want. More are answered with 429.",
 	},
 	{
 		"tip_timeout", whoAccepts, func(l *Limits) any { return &l.TipTimeout }, 5 * second, second, 60 * second,
@@ -217,6 +218,10 @@ var limitKeys = []limitKey{
 		"What all connections together may keep for sending it again beyond the 64 KiB that each has in each direction.",
 	},
 	{
+		"link_memory", nil, func(l *Limits) any { return &l.LinkMemory }, 256 * mib, mib, 1024 * gib,
+		"What all links together may promise to receive beyond the 1 MiB that each has. One grows to 32 MiB at most, as its path needs.",
+	},
+	{
 		"held_connections", clientOnly, func(l *Limits) any { return &l.HeldConnections }, 1024, 0, million,
 		"Accepted connections that wait while no relay is connected. More are reset.",
 	},
@@ -237,8 +242,8 @@ var limitKeys = []limitKey{
 		"How long a target may take to answer, the resolver included.",
 	},
 	{
-		"spare_descriptors", nil, func(l *Limits) any { return &l.SpareDescriptors }, 64, 8, million,
-		"File descriptors that new connections leave alone: when no more than these are free, accepting stops until some come back.",
+		"spare_descriptors", bothEnds, func(l *Limits) any { return &l.SpareDescriptors }, 64, 8, million,
+		"File descriptors that new connections leave alone: when no others are free, a client stops accepting until some come back, and a server refuses with 429.",
 	},
 	{
 		"control_requests", nil, func(l *Limits) any { return &l.ControlRequests }, 16, 1, 1024,

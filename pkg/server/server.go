@@ -17,8 +17,10 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"ptthqd/pkg/account"
@@ -27,6 +29,7 @@ import (
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/policy"
 	"ptthqd/pkg/session"
+	"ptthqd/pkg/spare"
 	"ptthqd/pkg/uplink"
 	"ptthqd/pkg/wire"
 )
@@ -60,7 +63,8 @@ type Server struct {
 
 	settings atomic.Pointer[config.Config]
 	services atomic.Pointer[policy.Services]
-	stopping atomic.Bool // a drain has begun
+	windows  *link.Budget // of all links
+	stopping atomic.Bool  // a drain has begun
 	forced   chan struct{}
 	force    sync.Once
 
@@ -79,9 +83,10 @@ func New(c Config) (*Server, error) {
 	}
 	s.dialer.dial = c.Dial
 	if s.dialer.dial == nil {
-		s.dialer.dial = new(net.Dialer).DialContext
+		s.dialer.dial = (&net.Dialer{Control: s.spareDescriptors}).DialContext
 	}
 	s.dialer.hit = s.hits.Hit
+	s.windows = link.NewBudget(int64(c.Settings.Limits.LinkMemory))
 	s.ledger.Role = string(config.RoleServer)
 	s.ledger.Logger = s.log
 	s.relays = &uplink.Set{Dialer: s.newDialer, Serve: s.serveLink, Refused: s.refused, Logger: s.log}
@@ -102,6 +107,15 @@ func New(c Config) (*Server, error) {
 // take this node again: its key was withdrawn while it was away.
 func (s *Server) refused() {
 	s.sessions.End(func(session.Info) bool { return true }, session.EndRevoked)
+}
+
+// spareDescriptors refuses a socket that is one of those that connections are to leave alone.
+func (s *Server) spareDescriptors(_, _ string, socket syscall.RawConn) error {
+	if !spare.Reached(socket, s.settings.Load().Limits.SpareDescriptors) {
+		return nil
+	}
+	s.hits.Hit("spare_descriptors")
+	return os.NewSyscallError("socket", syscall.EMFILE)
 }
 
 // Run serves until ctx is done. Then it refuses new connections, gives the
@@ -175,6 +189,8 @@ func (s *Server) adopt(next *config.Config, services *policy.Services) {
 	for i, r := range next.Relays {
 		relays[i] = uplink.Relay{Address: r.Address, Key: r.Key}
 	}
+	s.windows.SetLimit(int64(next.Limits.LinkMemory))
+	s.relays.SetLimits(linkLimits(next.Limits))
 	s.relays.Apply(relays)
 }
 
@@ -191,17 +207,23 @@ func sessionLimits(l config.Limits) session.Limits {
 	}
 }
 
+func linkLimits(l config.Limits) link.Limits {
+	return link.Limits{
+		Streams:     int64(l.StreamsPerPeer),
+		PendingTips: l.PendingTips,
+		TipTimeout:  l.TipTimeout,
+	}
+}
+
 // newDialer makes the dialer of a relay.
 func (s *Server) newDialer(r uplink.Relay) *link.Dialer {
-	limits := s.settings.Load().Limits
+	limits := linkLimits(s.settings.Load().Limits)
+	limits.Windows = s.windows
 	d := &link.Dialer{
 		Address: r.Address, Key: r.Key, Identity: s.config.Identity, Logger: s.log,
 		OnRevoked: s.revoked,
-		Limits: link.Limits{
-			Streams:     int64(limits.StreamsPerPeer),
-			PendingTips: limits.PendingTips,
-			TipTimeout:  limits.TipTimeout,
-		},
+		Limits:    limits,
+		LimitHit:  s.hits.Hit,
 	}
 	if s.config.AdjustDialer != nil {
 		s.config.AdjustDialer(d)

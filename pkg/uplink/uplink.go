@@ -130,6 +130,15 @@ func (s *Set) Apply(relays []Relay) {
 	s.changedLocked()
 }
 
+// SetLimits changes the limits of the links that are made from then on.
+func (s *Set) SetLimits(limits link.Limits) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.members {
+		m.dialer.SetLimits(limits)
+	}
+}
+
 // retireLocked lets a relay go.
 func (s *Set) retireLocked(m *member) {
 	if s.running == nil || m.stop == nil {
