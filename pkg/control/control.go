@@ -172,6 +172,7 @@ type Link struct {
 	Attempts    int       `json:"attempts,omitempty"`    // dials since it went down
 	LastError   string    `json:"last_error,omitempty"`  // why the last link ended or the last dial failed
 	NextAttempt time.Time `json:"next_attempt,omitzero"` // if waiting
+	Problem     string    `json:"problem,omitempty"`     // what is wrong beyond that, connected or not: another node holds this node's key
 }
 
 // The states of a Link.
@@ -213,6 +214,7 @@ type Peer struct {
 	Connections int       `json:"connections"`        // joined over its link
 	LastSeen    time.Time `json:"last_seen,omitzero"` // when its last link ended, if it is not connected and ever was
 	Source      string    `json:"source"`             // where it is written: file:line
+	Problem     string    `json:"problem,omitempty"`  // what is wrong with it: several nodes hold its key
 }
 
 // Connection is one forwarded TCP connection.

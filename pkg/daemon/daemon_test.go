@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -316,6 +317,39 @@ func TestReloadOnDemand(t *testing.T) {
 	now = p.until("the old config is in force", p.hasPeer("a"))
 	if now.Counters.Reloads != 2 || now.Counters.BadReload != 4 {
 		t.Errorf("counted %+v", now.Counters)
+	}
+}
+
+// Nodes that share a key are named as such, at the relay and at the nodes.
+func TestNodesThatShareAKey(t *testing.T) {
+	s := newSite(t)
+	relayKey, key := s.key("relay"), s.key("client0")
+	port := freePort(t)
+	s.write("relay.toml", relayConfig(port, fmt.Sprintf("[[peers]]\nid = \"laptop\"\nrole = \"client\"\npublic_key = %q\nallowed_servers = []\n", key)))
+	r := s.start("relay")
+	var nodes []*process
+	for i := range 4 { // each supersedes the one before
+		s.write(fmt.Sprintf("client%d.toml", i), fmt.Sprintf("role = \"client\"\nid = \"laptop\"\nprivate_key_file = %q\n[[relays]]\naddress = \"127.0.0.1:%d\"\npublic_key = %q\n",
+			s.path("client0.key"), port, relayKey))
+		node := s.start(fmt.Sprint("client", i))
+		node.until("it is connected", func(now *control.Status) bool { return now.Links[0].State == control.LinkConnected })
+		nodes = append(nodes, node)
+	}
+	warns := func(parts ...string) func(*control.Status) bool {
+		return func(now *control.Status) bool {
+			return slices.ContainsFunc(now.Warnings, func(w control.Warning) bool {
+				text := w.Text + "; " + w.Hint
+				return !slices.ContainsFunc(parts, func(part string) bool { return !strings.Contains(text, part) })
+			})
+		}
+	}
+	now := nodes[0].until("it warns", warns("another node holds this node's key", "ptthqd keygen"))
+	if l := now.Links[0]; l.State != control.LinkWaiting || !strings.Contains(l.LastError, "another node holds this node's key") {
+		t.Errorf("the link of the first: %+v", l)
+	}
+	now = r.until("it warns", warns("peer laptop", "several nodes hold its key, at 127.0.0.1", "ptthqd keygen"))
+	if p := now.Peers[0]; !p.Connected || p.Problem == "" {
+		t.Errorf("the peer: %+v", p)
 	}
 }
 

@@ -93,6 +93,9 @@ func links(states []uplink.State, connections []control.Connection) []control.Li
 			Attempts:  s.Attempts,
 			LastError: s.LastError,
 		}
+		if at := s.Contested; !at.IsZero() && time.Since(at) < contestedTime {
+			l.Problem = "another node holds this node's key, and has taken its place at " + at.Format(time.TimeOnly)
+		}
 		switch {
 		case s.Up:
 			l.State, l.Address, l.Figures, l.Connections = control.LinkConnected, s.Remote.String(), figures(s.Stats), over[s.Address]
@@ -103,6 +106,13 @@ func links(states []uplink.State, connections []control.Connection) []control.Li
 	}
 	return list
 }
+
+// contestedTime is how long another node with this one's key is told of. It comes back within it: each of the two waits
+// 5 minutes at most.
+const contestedTime = 20 * time.Minute
+
+// ownKeyHint says what to do about nodes that share a key.
+const ownKeyHint = "give each node a key of its own, made with `ptthqd keygen`, and name each in the relay's [[peers]]"
 
 func figures(s link.Stats) *control.Figures {
 	f := &control.Figures{

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -323,6 +324,9 @@ func (r *relayRole) Describe(s *control.Status) {
 			peer.Connected, peer.Since, peer.Address = true, p.Link.Since, p.Link.Address.String()
 			peer.Figures, peer.Connections = figures(p.Link.Stats), p.Link.Connections
 		}
+		if len(p.Rivals) > 0 {
+			peer.Problem = "its links supersede each other again and again: several nodes hold its key, at " + addresses(p.Rivals)
+		}
 		s.Peers = append(s.Peers, peer)
 	}
 	for _, c := range now.Connections {
@@ -362,4 +366,13 @@ func (r *relayRole) Describe(s *control.Status) {
 		places = append(places, l.Address)
 	}
 	s.Summary = fmt.Sprintf("listening on %s; %d of %s connected, %s", strings.Join(places, ", "), connected, plural(len(s.Peers), "peer"), plural(len(s.Connections), "connection"))
+}
+
+// addresses lists them: "10.0.0.1 and 10.0.0.2".
+func addresses(list []netip.Addr) string {
+	texts := make([]string, len(list))
+	for i, a := range list {
+		texts[i] = a.Unmap().String()
+	}
+	return strings.Join(texts, " and ")
 }

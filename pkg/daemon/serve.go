@@ -178,8 +178,17 @@ func (d *daemon) warnings(s *control.Status) []control.Warning {
 		warn(hint, "the config in the file is not in force: %s", r.Error)
 	}
 	for _, l := range s.Links {
+		if l.Problem != "" {
+			warn(ownKeyHint, "relay %s: %s", l.Relay, l.Problem)
+			continue
+		}
 		if l.State != control.LinkConnected && l.LastError != "" {
 			warn("", "relay %s is not connected: %s", l.Relay, l.LastError)
+		}
+	}
+	for _, p := range s.Peers {
+		if p.Problem != "" {
+			warn(ownKeyHint+"; one node that is restarted again and again without a word looks the same", "peer %s: %s", p.ID, p.Problem)
 		}
 	}
 	for _, m := range s.Mappings {

@@ -84,6 +84,7 @@ type Dialer struct {
 	dialAt    time.Time        // when the last dial began
 	penance   time.Duration    // the pause after the last time that another node came with this one's key
 	notBefore time.Time        // the end of that pause
+	contested time.Time        // see State
 	short     int              // links in a row that lived a short time
 	outage    outage
 	lines     *rate.Limiter   // of the log, about links that come and go
@@ -105,6 +106,7 @@ type State struct {
 	Attempts  int       // failed dials since the last link
 	LastError string    // why the last dial failed or the last link ended, for people; empty if nothing has
 	NextDial  time.Time // when the next dial begins, if it waits; otherwise zero
+	Contested time.Time // when another node with this one's key last took its place at the relay; zero if none has
 }
 
 // SetLimits changes the limits, for links that are made from then on. Windows stays what it is.

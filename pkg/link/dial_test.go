@@ -320,8 +320,15 @@ func TestNewestWins(t *testing.T) {
 		if !strings.Contains(w.log.String(), "ERROR another node holds this node's key") {
 			t.Errorf("the log:\n%s", w.log)
 		}
+		lost := w.dialer.State()
+		if !strings.HasPrefix(lost.LastError, "another node holds this node's key") || lost.Contested.IsZero() || time.Until(lost.NextDial) < 28*sec {
+			t.Errorf("the state while it waits: %+v", lost)
+		}
 		// The loser comes back, but not soon, whatever happens.
 		w.took(29*sec, 34*sec)
+		if s := w.dialer.State(); s.Contested != lost.Contested || s.LastError != "" {
+			t.Errorf("the state when it is back: %+v", s)
+		}
 
 		// The next time it waits longer.
 		w.network.Run(w.newDialer("10.0.0.10", others).Run)

@@ -14,7 +14,7 @@ import (
 func (d *Dialer) up(link *Link) {
 	d.mu.Lock()
 	d.peer = link.RemoteAddr()
-	d.state = State{Address: d.Address, Key: d.Key, Link: link, Since: link.since}
+	d.state = State{Address: d.Address, Key: d.Key, Link: link, Since: link.since, Contested: d.contested}
 	d.mu.Unlock()
 	attrs := []any{slog.Any("remote", link.RemoteAddr())}
 	if failed := d.outage.end(); failed > 0 {
@@ -40,9 +40,13 @@ func (d *Dialer) down(link *Link) {
 	if d.short++; time.Since(link.since) >= shortLived {
 		d.short = 0
 	}
-	d.mu.Lock()
-	d.state = State{Address: d.Address, Key: d.Key, Since: time.Now(), LastError: err.Error()}
-	d.mu.Unlock()
+	now := State{Address: d.Address, Key: d.Key, Since: time.Now(), LastError: err.Error()}
+	defer func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		now.Contested = d.contested
+		d.state = now
+	}()
 	closed, _ := errors.AsType[*ClosedError](err)
 	if closed == nil || closed.Code != wire.CloseSuperseded || !closed.Remote || link.replaced.Load() {
 		d.say("link down", slog.Any("reason", err))
@@ -52,11 +56,16 @@ func (d *Dialer) down(link *Link) {
 		return
 	}
 	d.penance = min(max(2*d.penance, supersededMin), supersededMax)
-	d.notBefore = time.Now().Add(d.penance + rand.N(d.penance/10))
-	d.log.Error("another node holds this node's key: the relay gave its link preference over ours. "+
-		"Each node needs a key of its own: make one with `ptthqd keygen`, and have the relay's config name it",
+	d.contested = now.Since
+	d.notBefore = now.Since.Add(d.penance + rand.N(d.penance/10))
+	now.NextDial = d.notBefore
+	now.LastError = contestedWords
+	d.log.Error(contestedWords,
 		slog.Any("public_key", d.Identity.Public()), slog.Any("reason", err), slog.Duration("pause", d.penance))
 }
+
+const contestedWords = "another node holds this node's key: the relay gave its link preference over ours. " +
+	"Each node needs a key of its own: make one with `ptthqd keygen`, and have the relay's config name it"
 
 // failed notes a dial that failed. The log gets few of them.
 func (d *Dialer) failed(f failure, next time.Time) {

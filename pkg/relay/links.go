@@ -4,6 +4,8 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,7 +33,21 @@ type links struct {
 	awaited map[string]chan struct{} // closed when a link of that peer arrives
 	left    map[string]departure     // the last link of each peer
 	past    map[string]*LinkTotals   // what the links of each peer have counted that have ended
+	rivals  map[string][]clash       // of each peer, the last few, the oldest first
 }
+
+// A clash is that a peer's link was superseded by a newer one.
+type clash struct {
+	at   time.Time
+	from netip.Addr // where the older one came from
+}
+
+// So many clashes in this time are no restarts any more: several nodes hold the peer's key. Each of them comes back after
+// half a minute at first, and after 5 minutes in the long run.
+const (
+	manyClashes = 3
+	clashTime   = 20 * time.Minute
+)
 
 type departure struct {
 	at  time.Time
@@ -44,6 +60,7 @@ func newLinks() links {
 		awaited: make(map[string]chan struct{}),
 		left:    make(map[string]departure),
 		past:    make(map[string]*LinkTotals),
+		rivals:  make(map[string][]clash),
 	}
 }
 
@@ -57,10 +74,16 @@ func (l *links) add(n *neighbour) {
 	}
 }
 
-// remove forgets a link that has ended, unless a newer one stands in its place.
-func (l *links) remove(n *neighbour) {
+// remove forgets a link that has ended, unless a newer one stands in its place. It returns the rivals of its peer, if
+// it is with this link that there are any.
+func (l *links) remove(n *neighbour) (rivals []netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	known := len(l.rivalsLocked(n.id)) > 0
+	if n.link.Reason() == link.EndSuperseded {
+		clashes := append(l.rivals[n.id], clash{time.Now(), n.link.RemoteAddr().Addr()})
+		l.rivals[n.id] = clashes[max(0, len(clashes)-manyClashes):]
+	}
 	l.left[n.id] = departure{at: time.Now(), key: n.link.Key()}
 	past := l.past[n.id]
 	if past == nil {
@@ -72,6 +95,27 @@ func (l *links) remove(n *neighbour) {
 	if l.live[n.id] == n {
 		delete(l.live, n.id)
 	}
+	if known {
+		return nil
+	}
+	return l.rivalsLocked(n.id)
+}
+
+// rivalsLocked are the addresses of the nodes that seem to share a peer's key; none if one node has it.
+func (l *links) rivalsLocked(id string) []netip.Addr {
+	clashes := l.rivals[id]
+	if len(clashes) < manyClashes || time.Since(clashes[0].at) > clashTime {
+		return nil
+	}
+	var from []netip.Addr
+	for _, c := range clashes {
+		from = append(from, c.from)
+	}
+	if n := l.live[id]; n != nil {
+		from = append(from, n.link.RemoteAddr().Addr())
+	}
+	slices.SortFunc(from, netip.Addr.Compare)
+	return slices.Compact(from)
 }
 
 // get is the link of a peer on which something can be sent, or nil.
@@ -139,19 +183,20 @@ func (l *links) lastKey(id string) (ident.PublicKey, bool) {
 	return d.key, known
 }
 
-// look returns a peer's live link, or when it last had one; and what all its links have counted.
-func (l *links) look(id string) (n *neighbour, left time.Time, totals LinkTotals) {
+// look returns a peer's live link, or when it last had one; what all its links have counted; and its rivals.
+func (l *links) look(id string) (n *neighbour, left time.Time, totals LinkTotals, rivals []netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	rivals = l.rivalsLocked(id)
 	if past := l.past[id]; past != nil {
 		totals = *past
 		totals.Ended = maps.Clone(past.Ended)
 	}
 	if n = l.live[id]; n != nil {
 		totals.add(n.link.Stats())
-		return n, time.Time{}, totals
+		return n, time.Time{}, totals, rivals
 	}
-	return nil, l.left[id].at, totals
+	return nil, l.left[id].at, totals, rivals
 }
 
 func (t *LinkTotals) add(s link.Stats) {

@@ -134,7 +134,12 @@ func (r *Relay) Serve(ctx context.Context, l *link.Link) {
 		l.Close(wire.CloseRevoked, withdrawnKey)
 		return
 	}
-	defer r.links.remove(n)
+	defer func() {
+		if rivals := r.links.remove(n); len(rivals) > 0 {
+			n.log.Warn("its links supersede each other again and again: several nodes hold this peer's key. "+
+				"Each needs one of its own, made with `ptthqd keygen`", "key", n.link.Key(), "from", rivals)
+		}
+	}()
 
 	// What is joined over the link ends with it, as its streams do.
 	var work sync.WaitGroup

@@ -894,6 +894,44 @@ func TestUnknownKeyIsTold(t *testing.T) {
 	})
 }
 
+// Two nodes with one key are told from one that is restarted now and then.
+func TestTwoNodesWithOneKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, relay.Limits{}, "nas")
+		rivals := func() string { return fmt.Sprint(w.relay.Snapshot().Peers[0].Rivals) }
+		first := w.server("nas", echo)
+		for range 2 { // restarts, without a word
+			w.network.Cut(host("nas"))
+			first.stop()
+			w.network.Heal(host("nas"))
+			first = w.server("nas", echo)
+		}
+		time.Sleep(time.Second)
+		if got := rivals(); got != "[]" {
+			t.Errorf("after two restarts there are rivals: %s", got)
+		}
+		time.Sleep(time.Hour)
+
+		second := w.node("nas", "10.0.3.3", echo)
+		second.dial()
+		want := fmt.Sprintf("[%s 10.0.3.3]", host("nas"))
+		for range 12 {
+			time.Sleep(10 * time.Minute)
+			if got := rivals(); got != want {
+				t.Errorf("the rivals are %s, want %s", got, want)
+			}
+		}
+		w.wantLine("its links supersede each other again and again: several nodes hold this peer's key. "+
+			"Each needs one of its own, made with `ptthqd keygen`", map[string]any{"peer": "nas"})
+
+		second.stop()
+		time.Sleep(30 * time.Minute)
+		if got := rivals(); got != "[]" {
+			t.Errorf("half an hour after the second has gone there are rivals: %s", got)
+		}
+	})
+}
+
 func TestSnapshotNamesEveryPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, relay.Limits{}, "laptop may nas", "nas", "db")

@@ -28,6 +28,9 @@ type Peer struct {
 	Link     *Link     // nil while it isn't connected
 	LastSeen time.Time // when its last link ended; zero if there was none, or if Link is set
 	Totals   LinkTotals
+	// Rivals are the addresses from which links have come of late that superseded each other again and again: several
+	// nodes hold the peer's key. It is nil otherwise.
+	Rivals []netip.Addr
 }
 
 // LinkTotals is what all links of a peer have counted, the live one included, since the relay began.
@@ -78,8 +81,8 @@ func (r *Relay) Snapshot() Snapshot {
 	carried := r.table.carried()
 	for _, known := range r.rules.Load().policy.Peers() {
 		p := Peer{ID: known.ID, Role: known.Role, Source: known.Source}
-		n, lastSeen, totals := r.links.look(known.ID)
-		p.LastSeen, p.Totals = lastSeen, totals
+		n, lastSeen, totals, rivals := r.links.look(known.ID)
+		p.LastSeen, p.Totals, p.Rivals = lastSeen, totals, rivals
 		if n != nil {
 			p.Link = &Link{
 				Address:     n.link.RemoteAddr(),

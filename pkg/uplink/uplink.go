@@ -57,8 +57,8 @@ type member struct {
 	dialer *link.Dialer
 	// refused: the relay has not known this node's key when it was dialled last.
 	refused bool
-	stop   context.CancelFunc // ends the dialer; nil until it runs
-	keep   context.CancelFunc // ends the retirement; nil if the relay isn't retiring
+	stop    context.CancelFunc // ends the dialer; nil until it runs
+	keep    context.CancelFunc // ends the retirement; nil if the relay isn't retiring
 }
 
 type liveLink struct {
@@ -260,6 +260,7 @@ type State struct {
 	Attempts  int            // dials since then, while there is no link
 	LastError string         // why the last dial failed or the last link ended, for people
 	NextDial  time.Time      // when the next dial begins, if it waits; otherwise zero
+	Contested time.Time      // when another node with this one's key last took its place at the relay; zero if none has
 	Remote    netip.AddrPort // where the relay's packets come from; invalid while there is no link
 	Closing   bool           // the relay has said that it is about to go
 	Stats     link.Stats     // of the live link
@@ -278,7 +279,7 @@ func (s *Set) States() []State {
 			continue
 		}
 		d := m.dialer.State()
-		state := State{Relay: r, Since: d.Since, Attempts: d.Attempts, LastError: d.LastError, NextDial: d.NextDial, Totals: m.dialer.Totals()}
+		state := State{Relay: r, Since: d.Since, Attempts: d.Attempts, LastError: d.LastError, NextDial: d.NextDial, Contested: d.Contested, Totals: m.dialer.Totals()}
 		if l := d.Link; l != nil {
 			state.Up, state.Remote, state.Closing, state.Stats = true, l.RemoteAddr(), isClosed(l.PeerClosing()), l.Stats()
 			state.Socket = l.Socket().Stats()
