@@ -88,7 +88,7 @@ soak: ## the long tests, for SOAK (1h)
 check: gates test ## all gates, then all tests
 
 .PHONY: gates
-gates: check-format check-tidy vet lint cross bench-once check-configs check-units check-man check-shell check-deb vulncheck ## all that is checked without running the tests
+gates: check-format check-tidy vet lint cross bench-once check-configs check-units check-man check-shell check-deb reproducible sbom vulncheck ## all that is checked without running the tests
 
 .PHONY: format
 format: ## rewrite the Go files as the gates want them
@@ -143,8 +143,27 @@ check-man:
 
 .PHONY: check-shell
 check-shell:
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run deploy/systemd/check deploy/debian/{postinst,prerm,postrm}; \
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run deploy/sbom deploy/systemd/check deploy/debian/{postinst,prerm,postrm}; \
 	else echo 'make check-shell: skipped, no shellcheck (apt-get install shellcheck)' >&2; fi
+
+# What was compiled before is taken from Go's cache, which knows it by its contents: if a directory had a part in a program,
+# the cache would not give it for another one. The programs are linked anew.
+.PHONY: reproducible
+reproducible: ## the same bytes from two directories
+	@dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	mkdir -p "$$dir/one" "$$dir/another"; \
+	git ls-files -z --cached --others --exclude-standard | tar -c --null --files-from=- --ignore-failed-read 2>/dev/null | tar -x -C "$$dir/one"; \
+	cp -R "$$dir/one" "$$dir/another/elsewhere"; \
+	for copy in one another/elsewhere; do \
+		(cd "$$dir/$$copy" && CGO_ENABLED=0 $(GO) build $(BUILDFLAGS) -o ptthqd ./cmd/ptthqd); \
+	done; \
+	cmp "$$dir/one/ptthqd" "$$dir/another/elsewhere/ptthqd"; \
+	sha256sum < "$$dir/one/ptthqd"
+
+.PHONY: sbom
+sbom: build ## dist/ptthqd_VERSION.cdx.json, what bin/ptthqd is built of (CycloneDX)
+	@mkdir -p $(DIST)
+	GO='$(GO)' deploy/sbom $(BIN)/ptthqd ptthqd '$(VERSION)' > $(DIST)/ptthqd_$(VERSION).cdx.json
 
 # The database is on the network: out of its reach this says so and goes on; a finding fails.
 .PHONY: vulncheck
