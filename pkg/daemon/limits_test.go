@@ -1,0 +1,90 @@
+package daemon_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"ptthqd/pkg/control"
+	"ptthqd/pkg/ident"
+	"ptthqd/pkg/link"
+)
+
+// dialAs dials a relay at a port of this host until the test ends.
+func (s *site) dialAs(key string, port int, relay string) *link.Dialer {
+	s.t.Helper()
+	own, err := ident.LoadPrivateKey(s.path(key + ".key"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	public, err := ident.ParsePublicKey(relay)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	d := &link.Dialer{
+		Address: fmt.Sprintf("127.0.0.1:%d", port), Key: public, Identity: own,
+		Serve: func(ctx context.Context, _ *link.Link) { <-ctx.Done() },
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var work sync.WaitGroup
+	work.Go(func() { _ = d.Run(ctx) })
+	s.t.Cleanup(func() {
+		cancel()
+		work.Wait()
+	})
+	return d
+}
+
+func connected(id string) func(*control.Status) bool {
+	return func(s *control.Status) bool {
+		for _, p := range s.Peers {
+			if p.ID == id {
+				return p.Connected
+			}
+		}
+		return false
+	}
+}
+
+// A limit of the config reaches what stands before the relay, and so does a reload.
+func TestLimitsOfLinks(t *testing.T) {
+	s := newSite(t)
+	public := s.key("relay")
+	port := freePort(t)
+	peers := peer("a", s.key("a")) + peer("b", s.key("b"))
+	s.write("relay.toml", relayConfig(port, "limits.links = 1\n"+peers))
+	p := s.start("relay")
+	s.dialAs("a", port, public)
+	p.until("the first is connected", connected("a"))
+	second := s.dialAs("b", port, public)
+	p.until("the second is not", func(now *control.Status) bool {
+		return !connected("b")(now) && strings.Contains(second.State().LastError, "as many links as it may")
+	})
+	s.write("relay.toml", relayConfig(port, "limits.links = 2\n"+peers))
+	if done, err := p.Reload(t.Context()); err != nil || !done.OK {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	p.until("the second is connected", connected("b"))
+}
+
+// The penalty of those who come with an unknown key ends when their key has come.
+func TestPenaltyEndsWithAReload(t *testing.T) {
+	s := newSite(t)
+	public := s.key("relay")
+	port := freePort(t)
+	limits := "limits.auth_penalty = \"10m\"\n"
+	s.write("relay.toml", relayConfig(port, limits))
+	p := s.start("relay")
+	known := s.key("a")
+	d := s.dialAs("a", port, public)
+	p.until("it is refused, and kept out", func(*control.Status) bool {
+		return d.State().Attempts > 1 && strings.Contains(p.log.String(), "limit=auth_penalty") && strings.Contains(d.State().LastError, "does not know this node's key")
+	})
+	s.write("relay.toml", relayConfig(port, limits+peer("a", known)))
+	if done, err := p.Reload(t.Context()); err != nil || !done.OK {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	p.until("it is connected", connected("a"))
+}
