@@ -310,6 +310,8 @@ type Snapshot struct {
 	Counts   account.Counts // of the connections that have ended
 	Memory   session.Memory
 
+	LinkMemory, LinkMemoryLimit int64 // bytes that the windows of links have grown by
+
 	LimitsHit map[string]uint64 // connections that each limit has kept out or made wait
 }
 
@@ -323,11 +325,13 @@ type Mapping struct {
 // Snapshot tells how the client stands.
 func (c *Client) Snapshot() Snapshot {
 	s := Snapshot{
-		Relays:    c.relays.States(),
-		Counts:    c.ledger.Counts(), // before the sessions, so that none is in both
-		Sessions:  c.sessions.Sessions(),
-		Held:      c.held.count(),
-		Memory:    c.sessions.Memory(),
+		Relays:   c.relays.States(),
+		Counts:   c.ledger.Counts(), // before the sessions, so that none is in both
+		Sessions: c.sessions.Sessions(),
+		Held:     c.held.count(),
+		Memory:   c.sessions.Memory(),
+
+		LinkMemory: c.windows.Used(), LinkMemoryLimit: c.windows.Limit(),
 		LimitsHit: c.hits.Counts(),
 	}
 	c.mu.Lock()

@@ -2,11 +2,13 @@ package daemon
 
 import (
 	"ptthqd/pkg/account"
+	"ptthqd/pkg/config"
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/policy"
 	"ptthqd/pkg/relay"
 	"ptthqd/pkg/session"
 	"ptthqd/pkg/uplink"
+	"ptthqd/pkg/wire"
 )
 
 // Measure fills in what a client knows.
@@ -18,8 +20,9 @@ func (r clientRole) Measure(s *sample) {
 	}
 	s.links(now.Relays, now.Sessions)
 	s.sessions(now.Counts.Mappings, now.Sessions, mappings)
-	s.memory(now.Memory)
-	s.limits(now.LimitsHit)
+	s.sessionMemory(now.Memory)
+	s.budget("link_memory", now.LinkMemory, now.LinkMemoryLimit)
+	s.limits(config.RoleClient, now.LimitsHit)
 	s.is(connectionsHeld, float64(now.Held))
 }
 
@@ -28,13 +31,35 @@ func (r serverRole) Measure(s *sample) {
 	now := r.Snapshot()
 	s.links(now.Relays, now.Sessions)
 	s.sessions(map[string]account.Tally{"": now.Counts.Tally}, now.Sessions, []string{""})
-	s.memory(now.Memory)
-	s.limits(now.LimitsHit)
+	s.sessionMemory(now.Memory)
+	s.budget("link_memory", now.LinkMemory, now.LinkMemoryLimit)
+	s.limits(config.RoleServer, now.LimitsHit)
 	s.is(connectionsDialling, float64(now.Dials))
 }
 
-// sessionStates are shown even while no connection is in them.
-var sessionStates = []string{session.Opening, session.Attached, session.Detached, session.Closing}
+// What can be counted is shown from the beginning, with 0: where a series begins with 1, Prometheus sees no increase.
+var (
+	sessionStates = []string{session.Opening, session.Attached, session.Detached, session.Closing}
+	sessionEnds   = []session.End{
+		session.EndClosed, session.EndRefused, session.EndResetByP1, session.EndResetByP5, session.EndExpired, session.EndRevoked,
+		session.EndStopped, session.EndRestarted, session.EndProtocol, session.EndRemoved, session.EndUnattached,
+	}
+	refusals = []wire.Status{
+		wire.StatusMalformed, wire.StatusNotAllowed, wire.StatusNotNewest, wire.StatusNoSession, wire.StatusTooMany,
+		wire.StatusRefused, wire.StatusNotConnected, wire.StatusTimeout, wire.StatusVersion,
+	}
+	limitsOf = map[config.Role][]string{
+		config.RoleClient: {"held_connections", "pending_tips", "pending_tips_total", "sessions", "sessions_per_mapping", "spare_descriptors"},
+		config.RoleServer: {
+			"detached_per_client", "dials", "dials_per_target", "opens_per_second", "pending_tips", "pending_tips_total", "sessions",
+			"sessions_per_client", "spare_descriptors",
+		},
+		config.RoleRelay: {
+			"auth_penalty", "handshakes", "handshakes_per_source", "links", "opens_per_second", "parked_resumes", "pending_tips",
+			"pending_tips_total", "retry_rate", "streams", "streams_per_peer",
+		},
+	}
+)
 
 // sessions tells of the connections of a client or server, which has no mappings but "".
 func (s *sample) sessions(ended map[string]account.Tally, running []session.Info, mappings []string) {
@@ -71,15 +96,15 @@ func (s *sample) sessions(ended map[string]account.Tally, running []session.Info
 		}
 		tally := ended[mapping]
 		for status, count := range tally.Status {
-			switch {
-			case status >= 300:
-				s.counts(connectionsRefused, count, mapping, code(status))
-			case status >= 200:
+			if granted(status) {
 				n.opened += count
 			}
 		}
-		for end, count := range tally.Ends {
-			s.counts(connectionsEnded, count, mapping, string(end))
+		for _, status := range refusals {
+			s.counts(connectionsRefused, tally.Status[status], mapping, code(status))
+		}
+		for _, end := range sessionEnds {
+			s.counts(connectionsEnded, tally.Ends[end], mapping, string(end))
 		}
 		s.counts(connectionsOpened, n.opened, mapping)
 		s.counts(connectionsResumed, n.resumes+tally.Resumes, mapping)
@@ -88,16 +113,22 @@ func (s *sample) sessions(ended map[string]account.Tally, running []session.Info
 	}
 }
 
-func (s *sample) memory(m session.Memory) {
-	s.is(memory, float64(m.Promised), "promised")
-	s.is(memory, float64(m.Retained), "retained")
-	s.is(memoryLimit, float64(m.PromisedLimit), "promised")
-	s.is(memoryLimit, float64(m.RetainedLimit), "retained")
+func (s *sample) budget(name string, used, limit int64) {
+	s.is(budgetUsed, float64(used), name)
+	s.is(budgetLimit, float64(limit), name)
 }
 
-func (s *sample) limits(hit map[string]uint64) {
-	for limit, n := range hit {
-		s.counts(limitsHit, n, limit)
+func (s *sample) sessionMemory(m session.Memory) {
+	s.budget("session_memory", m.Promised, m.PromisedLimit)
+	s.budget("retained_memory", m.Retained, m.RetainedLimit)
+}
+
+// granted tells whether a server has opened the connection.
+func granted(s wire.Status) bool { return 200 <= s && s < 300 }
+
+func (s *sample) limits(of config.Role, hit map[string]uint64) {
+	for _, limit := range limitsOf[of] {
+		s.counts(limitsHit, hit[limit], limit)
 	}
 }
 
@@ -124,8 +155,8 @@ func (s *sample) links(relays []uplink.State, running []session.Info) {
 			PacketsSent: t.PacketsSent, PacketsLost: t.PacketsLost,
 			BytesSent: t.BytesSent, BytesReceived: t.BytesReceived,
 		}, at, "")
-		for reason, n := range t.Failed {
-			s.counts(dialsFailed, n, at, string(reason))
+		for _, reason := range link.DialReasons {
+			s.counts(dialsFailed, t.Failed[reason], at, string(reason))
 		}
 		s.counts(udpDropped, t.Dropped, at)
 		s.counts(udpSendFailures, t.SendFailures, at)
@@ -144,8 +175,8 @@ func (s *sample) link(t relay.LinkTotals, at, peer string) {
 	s.counts(linkBytes, t.BytesReceived, at, peer, "received")
 	s.counts(linkPackets, t.PacketsSent, at, peer)
 	s.counts(linkLost, t.PacketsLost, at, peer)
-	for reason, n := range t.Ended {
-		s.counts(linkEnded, n, at, peer, string(reason))
+	for _, reason := range link.EndReasons {
+		s.counts(linkEnded, t.Ended[reason], at, peer, string(reason))
 	}
 }
 
@@ -163,20 +194,14 @@ func (r *relayRole) Measure(s *sample) {
 		s.is(connections, float64(states[state]), "", string(state))
 	}
 	c := now.Counters
-	refused := make(map[string]uint64)
 	opened := uint64(0)
-	for status, n := range c.Refused {
-		refused[code(status)] += n
-	}
 	for status, n := range c.Replies {
-		if status < 300 {
+		if granted(status) {
 			opened += n
-			continue
 		}
-		refused[code(status)] += n
 	}
-	for code, n := range refused {
-		s.counts(connectionsRefused, n, "", code)
+	for _, status := range refusals {
+		s.counts(connectionsRefused, c.Refused[status]+c.Replies[status], "", code(status))
 	}
 	s.counts(connectionsOpened, opened, "")
 	s.counts(connectionsResumed, c.Resumed, "")
@@ -184,7 +209,8 @@ func (r *relayRole) Measure(s *sample) {
 	s.counts(forwardedBytes, c.BytesDown, "", "down")
 	s.counts(parked, c.Parked)
 	s.counts(stalled, c.Stalled)
-	s.limits(c.LimitsHit)
+	s.limits(config.RoleRelay, c.LimitsHit)
+	s.budget("link_memory", r.windows.Used(), r.windows.Limit())
 	s.peers(now.Peers)
 	s.listeners(r)
 }

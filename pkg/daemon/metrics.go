@@ -59,7 +59,7 @@ var (
 	configInfo     = gauge("config_info", "The config in force, by the beginning of the hash that the status shows; always 1.", "hash")
 	configTime     = gauge("config_load_time_seconds", "When the config in force was loaded, in Unix time.")
 	configGood     = gauge("config_last_reload_successful", "Whether the config in the files is in force: 0 after a reload that failed.")
-	configDuration = gauge("config_last_reload_duration_seconds", "How long the last reload took, from reading to being in force.")
+	configDuration = gauge("config_last_reload_duration_seconds", "How long the last reload took, from reading to being in force; 0 before the first.")
 	configReloads  = counter("config_reloads_total", "Reloads, by result: success or failure.", "result")
 
 	connections = gauge("connections", "Forwarded connections, by state as in the status. At a relay, where each attempt to resume is one more for a moment, the mapping is empty; at a server too.",
@@ -80,8 +80,9 @@ var (
 	parked       = counter("resumes_parked_total", "Requests to resume that have waited at a relay for their server's link.")
 	stalled      = counter("streams_stalled_total", "Streams that a relay has reset as they held up all others of their link.")
 
-	memory      = gauge("session_memory_bytes", "What connections take of their budgets: promised to be received, or retained until it is acknowledged. Each has 64 KiB in each direction besides.", "kind")
-	memoryLimit = gauge("session_memory_limit_bytes", "The budgets, from [limits]: session_memory for what is promised, retained_memory for what is retained.", "kind")
+	budgetUsed = gauge("budget_used_bytes", "What connections and links take of a budget of [limits]: session_memory is promised to be received, retained_memory is kept until it is acknowledged, link_memory is what the windows of links have grown by. Each connection has 64 KiB in each direction besides.",
+		"budget")
+	budgetLimit = gauge("budget_limit_bytes", "The budgets, from [limits].", "budget")
 
 	linkUp          = gauge("link_up", "Whether there is a link: at a client or server to a relay, at a relay to a peer.", "relay", "peer")
 	linkConnections = gauge("link_connections", "Connections that the link carries.", "relay", "peer")
@@ -177,9 +178,11 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	s.is(configTime, unixTime(l.at))
 	last := d.lastReload.Load()
 	s.is(configGood, truth(last == nil || last.OK))
+	took := time.Duration(0)
 	if last != nil {
-		s.is(configDuration, time.Duration(last.Took).Seconds())
+		took = time.Duration(last.Took)
 	}
+	s.is(configDuration, took.Seconds())
 	s.counts(configReloads, d.reloads.Load(), "success")
 	s.counts(configReloads, d.badReloads.Load(), "failure")
 	d.role.Measure(s)

@@ -128,7 +128,10 @@ func TestMetrics(t *testing.T) {
 		`ptthqd_link_up\{peer="",relay="127.0.0.1:\d+"\} 1`,
 		`ptthqd_link_rtt_seconds\{peer="",relay="127.0.0.1:\d+"\} 0\.\d+`,
 		`ptthqd_link_bytes_total\{direction="sent",peer="",relay="127.0.0.1:\d+"\} [1-9].*`,
-		`ptthqd_session_memory_limit_bytes\{kind="promised"\} 2.68435456e\+08`,
+		`ptthqd_budget_limit_bytes\{budget="session_memory"\} 2.68435456e\+08`,
+		`ptthqd_connections_refused_total\{code="403",mapping="echo"\} 0`,
+		`ptthqd_limits_hit_total\{limit="sessions"\} 0`,
+		`ptthqd_link_dials_failed_total\{reason="no_answer",relay="127.0.0.1:\d+"\} \d+`,
 		`ptthqd_udp_receive_buffer_bytes\{socket="127.0.0.1:\d+"\} [1-9].*`,
 		`go_goroutines \d+`,
 	)

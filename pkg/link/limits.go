@@ -123,6 +123,9 @@ func NewBudget(bytes int64) *Budget {
 // SetLimit changes the budget. Windows that have grown stay.
 func (b *Budget) SetLimit(bytes int64) { b.limit.Store(bytes) }
 
+// Limit is how many bytes it has.
+func (b *Budget) Limit() int64 { return b.limit.Load() }
+
 // Used is how many bytes of the budget are promised at the moment.
 func (b *Budget) Used() int64 { return b.used.Load() }
 

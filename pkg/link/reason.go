@@ -37,6 +37,16 @@ const (
 	DialFailed     Reason = "failed"      // anything else
 )
 
+// EndReasons and DialReasons are all that there are.
+var (
+	EndReasons = []Reason{
+		EndClosing, EndStopped, EndReplaced, EndSuperseded, EndRevoked, EndProtocol, EndSilent, EndIdle, EndRestarted, EndFailed,
+	}
+	DialReasons = []Reason{
+		DialUnresolved, DialUnsent, DialNoAnswer, DialUnfinished, DialWrongKey, DialUnknownKey, DialVersion, DialRefused, DialFailed,
+	}
+)
+
 // Reason tells why the link ended; it is empty before.
 func (l *Link) Reason() Reason {
 	err := l.Err()

@@ -407,18 +407,22 @@ type Snapshot struct {
 	Counts   account.Counts   // of the connections that have ended
 	Memory   session.Memory
 
+	LinkMemory, LinkMemoryLimit int64 // bytes that the windows of links have grown by
+
 	LimitsHit map[string]uint64 // connections that each limit has kept out or ended
 }
 
 // Snapshot tells how the server stands.
 func (s *Server) Snapshot() Snapshot {
 	return Snapshot{
-		Relays:    s.relays.States(),
-		Services:  s.services.Load().All(),
-		Counts:    s.ledger.Counts(), // before the sessions, so that none is in both
-		Sessions:  s.sessions.Sessions(),
-		Dials:     s.dialer.count(),
-		Memory:    s.sessions.Memory(),
+		Relays:   s.relays.States(),
+		Services: s.services.Load().All(),
+		Counts:   s.ledger.Counts(), // before the sessions, so that none is in both
+		Sessions: s.sessions.Sessions(),
+		Dials:    s.dialer.count(),
+		Memory:   s.sessions.Memory(),
+
+		LinkMemory: s.windows.Used(), LinkMemoryLimit: s.windows.Limit(),
 		LimitsHit: s.hits.Counts(),
 	}
 }
