@@ -270,7 +270,7 @@ func (r router) Routes() []session.Route {
 		routes[i] = session.Route{
 			Link:  l,
 			Relay: l.Peer(),
-			RTT:   l.Stats().RTT,
+			RTT:   l.RTT(),
 			Open: func(server string, inner, data []byte) (session.Stream, error) {
 				head := wire.Append(nil, &wire.Connect{Server: server, Inner: inner})
 				stream, err := l.Open(append(head, data...))

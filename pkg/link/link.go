@@ -172,7 +172,7 @@ func (l *Link) Socket() *Socket { return l.socket }
 
 // Open opens a stream that begins with head: its tips, and perhaps data, 64 KiB at most, which leave in the first packets.
 // It waits for nobody, unless the connection's flow-control window has no room for head, which it waits for TipTimeout at
-// most. It fails with ErrStreamLimit, or with a *wire.ResetError if the link is down.
+// most. It fails with ErrStreamLimit, or with a *wire.ResetError if the link is down; then the peer has heard nothing of it.
 func (l *Link) Open(head []byte) (*Stream, error) {
 	l.touch()
 	qs, err := l.conn.OpenStream()
@@ -186,8 +186,13 @@ func (l *Link) Open(head []byte) (*Stream, error) {
 	ok, err := s.TryWrite(head)
 	if err == nil && !ok {
 		_ = s.SetWriteDeadline(time.Now().Add(l.limits.TipTimeout))
-		_, err = s.Write(head)
+		var n int
+		n, err = s.Write(head)
 		_ = s.SetWriteDeadline(time.Time{})
+		if err != nil && n > 0 { // the peer may know of it: the stream's reader is to learn that it is lost
+			s.Reset(wire.CodeLost)
+			return s, nil
+		}
 	}
 	if err != nil {
 		s.Reset(wire.CodeLost)
@@ -424,6 +429,9 @@ func (l *Link) SendRevoked(client, target string) error {
 func (l *Link) Close(code wire.CloseCode, reason string) {
 	_ = l.conn.CloseWithError(quic.ApplicationErrorCode(code), reason)
 }
+
+// RTT is the smoothed round trip of QUIC's packets, for less than Stats costs.
+func (l *Link) RTT() time.Duration { return l.conn.ConnectionStats().SmoothedRTT }
 
 // Stats returns the link's figures.
 func (l *Link) Stats() Stats {

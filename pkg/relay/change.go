@@ -123,7 +123,7 @@ func (r *Relay) Drain(ctx context.Context) (left int) {
 	var sending sync.WaitGroup
 	defer sending.Wait()
 	for _, n := range r.links.all() {
-		quiet = max(quiet, 4*n.link.Stats().RTT)
+		quiet = max(quiet, 4*n.link.RTT())
 		// A link that can't carry it is ending by itself.
 		sending.Go(func() { _ = n.link.SendClosing() })
 	}

@@ -266,7 +266,7 @@ func (s *Server) serveStream(l *link.Link, stream *link.Stream, tip wire.Message
 			return
 		}
 	}
-	s.sessions.Serve(incoming.Client, inner, stream, session.Route{Link: l, Relay: l.Peer(), RTT: l.Stats().RTT})
+	s.sessions.Serve(incoming.Client, inner, stream, session.Route{Link: l, Relay: l.Peer(), RTT: l.RTT()})
 }
 
 // parseIncoming understands a relay's tip and what it carries.

@@ -56,6 +56,13 @@ func (q *quota) take(n int64, s *session) bool {
 	return true
 }
 
+// overdraw reserves n bytes, few enough not to matter.
+func (q *quota) overdraw(n int64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.used += n
+}
+
 // give returns n bytes. The sessions that waited are kicked from a goroutine of
 // their own, since the caller holds the lock of another session.
 func (q *quota) give(n int64) {

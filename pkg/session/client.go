@@ -125,6 +125,7 @@ func (c *Client) Forward(ctx context.Context, conn Conn, r Request) Summary {
 		s.resetLocked(EndStopped, resetByStop)
 		s.sendLocked(false)
 	})()
+	s.prime()
 	s.work.Go(s.pump)
 	f.run()
 	s.work.Wait()
@@ -548,7 +549,12 @@ func (f *forward) try(r Route, old Stream) Stream {
 	}
 	s.mu.Unlock()
 
-	st, err := r.Open(f.request.Server, inner, nil)
+	var data []byte
+	var n int
+	if first {
+		data, n = s.firstFrame()
+	}
+	st, err := r.Open(f.request.Server, inner, data)
 	if err != nil {
 		s.attempt-- // nobody has heard of it
 		f.failed(r, err.Error())
@@ -562,6 +568,7 @@ func (f *forward) try(r Route, old Stream) Stream {
 		// P4 reads while it dials, so P1's first bytes go right behind the tip.
 		s.mu.Lock()
 		s.attachLocked(st, r, 0)
+		s.sentFirstLocked(n)
 		s.sendLocked(false)
 	}
 	reply, granted, err := readReply(st)

@@ -68,6 +68,15 @@ func (e *end) read(reserve func() []byte, cancel func()) (int, error) {
 	return n, err
 }
 
+// tryRead reads what is there, without waiting, which may be nothing. An end or
+// an error is for the next read to find.
+func (e *end) tryRead(reserve func() []byte, cancel func()) int {
+	if e.raw != nil {
+		return e.raw.tryRead(reserve, cancel)
+	}
+	return 0
+}
+
 // tryWrite writes what fits without waiting, which may be nothing.
 func (e *end) tryWrite(p []byte) (int, error) {
 	if e.raw != nil {

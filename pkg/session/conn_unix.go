@@ -57,6 +57,18 @@ func (e *rawEnd) read(reserve func() []byte, cancel func()) (int, error) {
 	return e.readN, nil
 }
 
+func (e *rawEnd) tryRead(reserve func() []byte, cancel func()) int {
+	e.reserve, e.cancel = reserve, cancel
+	waited := e.conn.Read(func(fd uintptr) bool {
+		e.readReady(fd)
+		return true
+	})
+	if waited != nil || e.readErr != nil {
+		return 0
+	}
+	return e.readN
+}
+
 // readReady is called when the socket may be readable; false asks to be called
 // again when it is.
 func (e *rawEnd) readReady(fd uintptr) bool {

@@ -84,6 +84,40 @@ func (s *session) pump() {
 	}
 }
 
+// prime reads what the TCP side has sent already, without waiting for more, so
+// that the first bytes go in the packet that opens the session.
+func (s *session) prime() {
+	if n := s.end.tryRead(s.onRead, s.onCancel); n > 0 {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.appendLocked(n)
+	}
+}
+
+// firstFrame is a frame with the first n bytes, if they are here and short
+// enough to be copied. They count as sent from sentFirstLocked on.
+func (s *session) firstFrame() (frame []byte, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.out.pieces) == 0 {
+		return nil, 0
+	}
+	p := s.out.pieces[0]
+	if n = p.end - p.start; n > smallBuffer {
+		return nil, 0
+	}
+	f := wire.Frame{Kind: wire.FrameData, Value: uint64(n)}
+	return append(f.Append(nil), p.buf.b[p.start:p.end]...), n
+}
+
+// sentFirstLocked notes that the first n bytes went with the opening.
+func (s *session) sentFirstLocked(n int) {
+	s.out.sent, s.out.paid = uint64(n), uint64(n)
+	if s.quota != nil {
+		s.quota.overdraw(int64(n))
+	}
+}
+
 // mayRead waits until more may be read from TCP: there is room in the window
 // and in the budget, and what was read before is on its way, or waits for a
 // stream. It returns false when there will never be.
@@ -276,15 +310,28 @@ func (s *session) sendLocked(mayWait bool) {
 		s.flush(st)
 		return
 	}
-	if s.rest == nil && !s.dataLocked() && s.controlLocked() {
+	if s.rest == nil && !s.dataLocked() {
+		if !s.controlLocked() { // so only the last word is left, which waits for nobody
+			s.goodbye = true
+			s.mu.Unlock()
+			_ = st.CloseWrite()
+			s.wrote(st, nil, nil, 0, nil)
+			return
+		}
 		p := s.composeLocked()
+		last := s.lastWordLocked()
+		s.goodbye = s.goodbye || last
 		s.mu.Unlock()
 		ok, err := st.TryWrite(p)
 		if ok || err != nil {
+			if last && err == nil {
+				_ = st.CloseWrite() // in the same packet
+			}
 			s.wrote(st, nil, p, 0, err)
 			return
 		}
 		s.mu.Lock()
+		s.goodbye = s.goodbye && !last
 		s.rest = p // s.control is not composed anew before this is written
 	}
 	s.work.Add(1)
@@ -390,9 +437,10 @@ func (s *session) controlLocked() bool {
 }
 
 // lastWordLocked tells whether the stream's own end is to be written: P4's is
-// what confirms the end of the session, and either's confirms a reset.
+// what confirms the end of the session, and either's confirms a reset. P2's
+// goes with its last acknowledgement.
 func (s *session) lastWordLocked() bool {
-	return !s.goodbye && (s.resetSaid || s.server && s.ended)
+	return !s.goodbye && (s.resetSaid || s.ended && s.in.ackedSaid == s.in.acked)
 }
 
 // dataLocked tells whether there is data to write.

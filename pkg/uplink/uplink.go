@@ -231,7 +231,7 @@ func (s *Set) Live() []*link.Link {
 	usable := make([]ranked, 0, len(s.live))
 	for _, l := range s.live {
 		if l.member.keep == nil && !isClosed(l.Done()) && !isClosed(l.PeerClosing()) {
-			usable = append(usable, ranked{l.Link, l.Stats().RTT})
+			usable = append(usable, ranked{l.Link, l.RTT()})
 		}
 	}
 	s.mu.Unlock()
