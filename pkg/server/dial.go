@@ -165,7 +165,7 @@ func refuse(err error, target policy.Target, timeout time.Duration) *session.Ref
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return refused("the server has no free local port or no address to reach it from")
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-		return &session.Refusal{Status: wire.StatusTooMany, Text: "the server is out of file descriptors: raise LimitNOFILE of its ptthqd"}
+		return &session.Refusal{Status: wire.StatusTooMany, Text: "the server has no file descriptors to spare: raise LimitNOFILE of its ptthqd"}
 	}
 	// The address is in our text already; a wrapped one would repeat it.
 	if op, ok := errors.AsType[*net.OpError](err); ok {
