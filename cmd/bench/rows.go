@@ -170,6 +170,7 @@ const (
 	unitRate = "MiB/s"
 	unitTime = "ms"
 	unitCPU  = "s/GiB"
+	unitEach = "µs each"
 	unitKiB  = "KiB"
 	unitOpen = "1/s"
 )
@@ -206,19 +207,24 @@ func (b *bench) bulk(ctx context.Context, c *chain, l load, record recorder) err
 		return err
 	}
 	record(metricRate, unitRate, f.MiBRate)
-	after := c.cpu()
+	recordCPU(before, c.cpu(), 1024/f.MiB, unitCPU, record)
+	return nil
+}
+
+// recordCPU records what each process, and all together, have spent between two times, in the unit that the factor makes of
+// seconds.
+func recordCPU(before, after map[string]float64, factor float64, unit string, record recorder) {
 	total := 0.0
 	for _, role := range []string{clientHost, relayHost, serverHost} {
 		if _, has := after[role]; has {
-			spent := (after[role] - before[role]) / (f.MiB / 1024)
+			spent := (after[role] - before[role]) * factor
 			total += spent
-			record(metricCPU+role, unitCPU, spent)
+			record(metricCPU+role, unit, spent)
 		}
 	}
 	if len(after) > 0 {
-		record(metricCPU+"all", unitCPU, total)
+		record(metricCPU+"all", unit, total)
 	}
-	return nil
 }
 
 func pingRow(ctx context.Context, b *bench, c *chain, record recorder) error {
@@ -256,13 +262,18 @@ func (b *bench) loaded(ctx context.Context, c *chain, l load, record recorder) e
 
 func openRow(atOnce int) func(context.Context, *bench, *chain, recorder) error {
 	return func(ctx context.Context, b *bench, c *chain, record recorder) error {
+		before := c.cpu()
 		f, err := b.load(ctx, c, load{mode: "connect", seconds: b.seconds, atOnce: atOnce})
 		if err != nil {
+			return err
+		}
+		if err := pause(ctx, settleTime); err != nil {
 			return err
 		}
 		record(metricOpens, unitOpen, f.OpenedRate)
 		record(metricFirst50, unitTime, f.P50)
 		record(metricFirst99, unitTime, f.P99)
+		recordCPU(before, c.cpu(), 1e6/float64(f.Opened), unitEach, record)
 		return nil
 	}
 }
