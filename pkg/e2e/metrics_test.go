@@ -1,0 +1,283 @@
+//go:build linux
+
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A prometheus is a real one that scrapes the nodes of a world.
+type prometheus struct {
+	t       *testing.T
+	address string
+}
+
+// scrapeEvery is how often it does so.
+const scrapeEvery = 500 * time.Millisecond
+
+// prometheus starts one. The nodes must serve metrics at w.ports["NODE metrics"].
+func (w *world) prometheus(nodes ...string) *prometheus {
+	t := w.t
+	t.Helper()
+	requires(t, has("prometheus"), "apt-get install prometheus")
+	p := &prometheus{t: t, address: fmt.Sprintf("127.0.0.1:%d", freeTCPPort(t))}
+	var text strings.Builder
+	rules, err := filepath.Abs("../../docs/alerts.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(&text, "global: {scrape_interval: %v, evaluation_interval: 1s}\nrule_files: [%q]\nscrape_configs:\n- job_name: ptthqd\n  static_configs:\n", scrapeEvery, rules)
+	for _, node := range nodes {
+		fmt.Fprintf(&text, "  - {targets: [\"127.0.0.1:%d\"], labels: {node: %s}}\n", w.ports[node+" metrics"], node)
+	}
+	config := filepath.Join(w.dir, "prometheus.yml")
+	if err := os.WriteFile(config, []byte(text.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.Create(filepath.Join(w.dir, "prometheus.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("prometheus", "--config.file="+config, "--storage.tsdb.path="+filepath.Join(w.dir, "tsdb"), "--web.listen-address="+p.address)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		_ = log.Close()
+		if said, err := os.ReadFile(log.Name()); err == nil && t.Failed() {
+			t.Logf("prometheus said:\n%s", said)
+		}
+	})
+	for _, node := range nodes {
+		p.eventually(fmt.Sprintf("up{node=%q}", node), 1)
+	}
+	return p
+}
+
+// query evaluates an expression that has one value.
+func (p *prometheus) query(expression string) (float64, error) {
+	answer, err := http.Get("http://" + p.address + "/api/v1/query?query=" + url.QueryEscape(expression))
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = answer.Body.Close() }()
+	var body struct {
+		Status, Error string
+		Data          struct {
+			Result []struct{ Value [2]any }
+		}
+	}
+	if err := json.NewDecoder(answer.Body).Decode(&body); err != nil {
+		return 0, err
+	}
+	if body.Status != "success" || len(body.Data.Result) != 1 {
+		return 0, fmt.Errorf("%s: %+v", expression, body)
+	}
+	text, _ := body.Data.Result[0].Value[1].(string)
+	return strconv.ParseFloat(text, 64)
+}
+
+// eventually waits until an expression has a value; a scrape may be a moment old.
+func (p *prometheus) eventually(expression string, want float64) {
+	p.t.Helper()
+	eventually(p.t, 20*time.Second, expression, func() error {
+		got, err := p.query(expression)
+		if err == nil && got != want {
+			err = fmt.Errorf("it is %v, not %v", got, want)
+		}
+		return err
+	})
+}
+
+// TestPrometheus has a real Prometheus scrape a chain under load, and compares what it knows then with what the load did.
+func TestPrometheus(t *testing.T) {
+	t.Parallel()
+	connections := 1000
+	if *full {
+		connections = 10000
+	}
+	w := newWorld(t, endServer)
+	for _, node := range []string{"relay", "nas", "laptop"} {
+		port := freeTCPPort(t)
+		w.ports[node+" metrics"] = port
+		w.extra[node] = fmt.Sprintf("[metrics]\nlisten = \"127.0.0.1:%d\"\n", port)
+	}
+	refused := w.forward(strconv.Itoa(freeTCPPort(t))) // nobody listens there
+	w.writeConfigs()
+	w.all()
+	p := w.prometheus("relay", "nas", "laptop")
+
+	// The only series that come later are those of histograms, one for each code that a dial comes to: let them come.
+	refuse := func() {
+		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", refused))
+		if errors.Is(err, syscall.ECONNRESET) { // the refusal was faster than Dial
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantReset(t, "P1 of a refused connection", c, 10*time.Second)
+		_ = c.Close()
+	}
+	refuse()
+	eventually(t, 10*time.Second, "all is counted", func() error {
+		if now := w.status("nas"); len(now.Connections) > 0 {
+			return errors.New("a connection is open")
+		}
+		return nil
+	})
+	opened := w.status("laptop").Counters.Opened // by w.all
+	p.eventually(`ptthqd_connections_opened_total{node="laptop",mapping="main"}`, float64(opened))
+	p.eventually(`sum(ptthqd_connections_refused_total{node="laptop",code="502"})`, 1)
+	series := make(map[string]float64)
+	for _, node := range []string{"relay", "nas", "laptop"} {
+		time.Sleep(2 * scrapeEvery)
+		n, err := p.query(seriesOf(node))
+		if err != nil {
+			t.Fatal(err)
+		}
+		series[node] = n
+	}
+	up, err := p.query(`ptthqd_forwarded_bytes_total{node="laptop",mapping="main",direction="up"}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	down, err := p.query(`ptthqd_forwarded_bytes_total{node="laptop",mapping="main",direction="down"}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	// The load: so many connections, eight at a time, 3,000 bytes up behind a head of 17, and 3,000 down.
+	const payload = 3000
+	var load sync.WaitGroup
+	errs := make(chan error, 8)
+	for worker := range 8 {
+		load.Go(func() {
+			for i := worker; i < connections; i += 8 {
+				if err := w.echo(payload); err != nil {
+					errs <- fmt.Errorf("connection %d: %w", i, err)
+					return
+				}
+			}
+		})
+	}
+	load.Wait()
+	close(errs)
+	for err := range errs {
+		t.Error(err)
+	}
+	for range 3 {
+		refuse()
+	}
+
+	n := float64(connections)
+	for _, node := range []string{"relay", "nas", "laptop"} {
+		p.eventually(fmt.Sprintf(`sum(ptthqd_connections_opened_total{node=%q})`, node), n+float64(opened))
+		p.eventually(fmt.Sprintf(`sum(ptthqd_connections{node=%q})`, node), 0)
+		p.eventually(fmt.Sprintf(`sum(ptthqd_connections_refused_total{node=%q})`, node), 4)
+	}
+	for _, node := range []string{"nas", "laptop"} {
+		p.eventually(fmt.Sprintf(`sum(ptthqd_connections_ended_total{node=%q,end="closed"})`, node), n+float64(opened))
+		p.eventually(fmt.Sprintf(`sum(ptthqd_connections_ended_total{node=%q,end!="closed"})`, node), 4)
+		p.eventually(fmt.Sprintf(`sum(ptthqd_forwarded_bytes_total{node=%q,direction="up"})`, node), up+n*(payload+17))
+		p.eventually(fmt.Sprintf(`sum(ptthqd_forwarded_bytes_total{node=%q,direction="down"})`, node), down+n*payload)
+	}
+	p.eventually(`ptthqd_open_duration_seconds_count{node="laptop",mapping="main"}`, n+float64(opened))
+	p.eventually(`ptthqd_open_duration_seconds_count{node="relay"}`, n+float64(opened))
+	p.eventually(`ptthqd_dial_duration_seconds_count{node="nas",code="200"}`, n+float64(opened))
+	p.eventually(`ptthqd_dial_duration_seconds_count{node="nas",code="502"}`, 4)
+	p.eventually(`sum(ptthqd_peers_connected)`, 2)
+	p.eventually(`count(ptthqd_link_up == 1)`, 4)
+	p.eventually(`sum(ptthqd_udp_packets_dropped_total) >= bool 0`, 1)
+
+	// A relay sees the bytes of all of them with the framing; the links carry at least what was forwarded.
+	for _, expression := range []string{
+		fmt.Sprintf(`sum(ptthqd_forwarded_bytes_total{node="relay"}) > bool %v`, n*2*payload),
+		fmt.Sprintf(`sum(ptthqd_link_bytes_total{node="laptop"}) > bool %v`, n*2*payload),
+		fmt.Sprintf(`sum(ptthqd_link_bytes_total{node="relay"}) > bool %v`, n*4*payload),
+		`histogram_quantile(0.5, sum by (le) (ptthqd_open_duration_seconds_bucket{node="laptop"})) < bool 1`,
+	} {
+		p.eventually(expression, 1)
+	}
+
+	// A reload that fails, and its alert.
+	w.write("laptop", "nonsense\n")
+	p.eventually(`ptthqd_config_last_reload_successful{node="laptop"}`, 0)
+	p.eventually(`ptthqd_config_reloads_total{node="laptop",result="failure"}`, 1)
+	p.eventually(`ALERTS{alertname="PtthqdReloadFailed",alertstate="pending"}`, 1)
+	w.writeConfigs()
+	p.eventually(`ptthqd_config_last_reload_successful{node="laptop"}`, 1)
+
+	// After all that there are as many series as before.
+	for node, before := range series {
+		p.eventually(seriesOf(node), before)
+	}
+	t.Logf("%d connections; series: %v", connections, series)
+
+	// A relay that dies.
+	w.procs["relay"].kill()
+	p.eventually(`up{node="relay"}`, 0)
+	p.eventually(`sum(ptthqd_link_up{relay!=""})`, 0)
+	p.eventually(`sum(ptthqd_link_dials_failed_total{node="laptop",reason="no_answer"}) > bool 0`, 1)
+	p.eventually(`count(ALERTS{alertname="PtthqdNoLink"})`, 2)
+	w.start("relay")
+	p.eventually(`sum(ptthqd_link_up{relay!=""})`, 2)
+	p.eventually(`sum(increase(ptthqd_link_ended_total{node="laptop",reason=~"silent|restarted|failed"}[1m])) > bool 0`, 1)
+}
+
+// seriesOf counts the series of a node. The number of buckets of the Go runtime's own histograms is the runtime's business.
+func seriesOf(node string) string { return fmt.Sprintf(`count({node=%q,__name__=~"ptthqd_.+"})`, node) }
+
+// echo opens a connection, and sends and gets back so many bytes, in good order.
+func (w *world) echo(n int) error {
+	c, err := w.dial()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	if _, err := c.Write(append(request{kind: kindEcho}.bytes(), make([]byte, n)...)); err != nil {
+		return err
+	}
+	if err := c.CloseWrite(); err != nil {
+		return err
+	}
+	got, err := io.Copy(io.Discard, c)
+	if err == nil && got != int64(n) {
+		err = fmt.Errorf("%d bytes came back", got)
+	}
+	return err
+}
+
+// TestAlertRules has promtool look at the rules, and try the ones that compare over time.
+func TestAlertRules(t *testing.T) {
+	t.Parallel()
+	requires(t, has("promtool"), "apt-get install prometheus")
+	for _, args := range [][]string{
+		{"check", "rules", "--lint=all", "--lint-fatal", "../../docs/alerts.yml"},
+		{"test", "rules", "testdata/alerts_test.yml"},
+	} {
+		if said, err := exec.Command("promtool", args...).CombinedOutput(); err != nil {
+			t.Errorf("promtool %s: %v\n%s", strings.Join(args, " "), err, said)
+		}
+	}
+}
