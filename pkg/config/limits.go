@@ -139,7 +139,7 @@ var limitKeys = []limitKey{
 	},
 	{
 		"auth_penalty", relayOnly, func(l *Limits) any { return &l.AuthPenalty }, 5 * second, 0, hour,
-		`For how long handshakes from a source are refused after one with an unknown key; each further failure adds as much. "0s" is never.`,
+		`For how long handshakes from a source are refused after one with an unknown key; each further failure adds as much. A reload ends it. Peers behind one NAT share it. "0s" is never.`,
 	},
 	{
 		"auth_penalty_max", relayOnly, func(l *Limits) any { return &l.AuthPenaltyMax }, 600 * second, 0, 24 * hour,
