@@ -65,7 +65,11 @@ func (c *Client) Run(ctx context.Context) error {
 	c.mu.Lock()
 	c.stopped = true
 	c.mu.Unlock()
-	c.reset(func(Info) bool { return true }, EndStopped, resetByStop)
+	for _, s := range c.list() {
+		s.mu.Lock()
+		s.stopLocked()
+		s.sendLocked(false)
+	}
 	c.all.Wait()
 	stop()
 	sweep.Wait()
@@ -122,7 +126,7 @@ func (c *Client) Forward(ctx context.Context, conn Conn, r Request) Summary {
 	defer c.remove(s)
 	defer context.AfterFunc(ctx, func() {
 		s.mu.Lock()
-		s.resetLocked(EndStopped, resetByStop)
+		s.stopLocked()
 		s.sendLocked(false)
 	})()
 	s.prime()
@@ -205,21 +209,22 @@ func (c *Client) Move(link any, why string) {
 		if s.stream != nil && s.route.Link == link {
 			s.moveLocked(why)
 		}
+		if s.pending != nil && s.pendingLink == link && s.reset == nil {
+			_ = s.pending.SetReadDeadline(longAgo)
+		}
 		s.mu.Unlock()
 	}
 }
 
 // End resets the sessions that match, at both ends.
-func (c *Client) End(match func(Info) bool, why End) { c.reset(match, why, resetByRemoval) }
-
-func (c *Client) reset(match func(Info) bool, why End, code uint64) {
+func (c *Client) End(match func(Info) bool, why End) {
 	for _, s := range c.list() {
 		s.mu.Lock()
 		if !match(s.snapshotLocked()) {
 			s.mu.Unlock()
 			continue
 		}
-		s.resetLocked(why, code)
+		s.resetLocked(why, resetByRemoval)
 		s.sendLocked(false)
 	}
 }
@@ -234,6 +239,7 @@ type forward struct {
 	saidAcked   uint64 // by the tip of the current attempt
 	saidLimit   uint64
 	firstTry    time.Time // of the attempts whose outcome isn't known
+	unknown     bool      // the current attempt is that one
 	detachedAt  time.Time
 	excluded    map[string]bool // relays that refused for good
 	refusal     *wire.Reply     // the last refusal
@@ -334,7 +340,7 @@ func (f *forward) lostLocked(why string) {
 	s.detachLocked()
 	f.tried, f.rounds = nil, 0
 	f.detachedAt = time.Now()
-	if f.opened && s.reset == nil {
+	if f.opened && s.reset == nil && !s.ended {
 		s.setState(Detached)
 		s.log.Info("session detached", "server", f.request.Server, "relay", s.info.Relay, "reason", why)
 	}
@@ -400,12 +406,13 @@ func (f *forward) connect() Stream {
 				return st
 			}
 		case old != nil:
-			return f.carryOn(old)
+			if f.carryOn(old) {
+				return old
+			}
 		case wait < 0:
 			s.mu.Lock()
 			f.giveUpLocked()
 			s.mu.Unlock()
-			return nil
 		default:
 			f.pause(wait)
 		}
@@ -444,7 +451,7 @@ func (f *forward) choose(moving bool, why string) (Route, time.Duration) {
 		return Route{}, -1 // all have refused
 	}
 	if len(f.tried) > 0 {
-		if !f.opened && f.refusal != nil {
+		if !f.opened && f.refusal != nil && !f.isReset() {
 			return Route{}, -1
 		}
 		// Every link has failed: once more after a while.
@@ -465,18 +472,28 @@ func (f *forward) timeLeft() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
+	case s.stopping || s.reset != nil && *s.reset == EndRevoked: // nobody is left to be told
+		return 0
 	case s.stream != nil && f.opened:
 		return s.granted
-	case s.reset != nil && !f.opened && s.attempt == 0:
-		return 0 // nobody has heard of it
-	case s.reset != nil && (*s.reset == EndStopped || *s.reset == EndRevoked): // nobody is left to be told
+	case s.reset != nil && s.attempt == 0: // nobody has heard of it
 		return 0
+	case s.reset != nil && !f.opened: // somebody may have
+		return f.client.limits().OpenTimeout - time.Since(s.info.Since)
+	case s.reset != nil:
+		return s.granted - time.Since(s.info.Since)
 	case !f.opened && s.attempt == 0:
 		return holdTime - time.Since(s.info.Opened)
 	case !f.opened:
 		return f.client.limits().OpenTimeout - time.Since(s.info.Opened)
 	}
 	return s.granted - time.Since(f.detachedAt)
+}
+
+func (f *forward) isReset() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.reset != nil
 }
 
 // pause waits for a change of the links or of the session, d at most.
@@ -491,41 +508,54 @@ func (f *forward) pause(d time.Duration) {
 	}
 }
 
-// giveUpLocked ends a session for which no stream was to be had.
+// giveUpLocked ends a session for which no stream was to be had. One that the
+// server may have opened without this end's knowing is reset first, so that the
+// server hears of it if it can.
 func (f *forward) giveUpLocked() {
 	s := f.session
 	switch {
 	case s.reset != nil:
 		f.closeLocked(*s.reset)
+	case s.ended:
+		f.closeLocked(EndClosed)
 	case f.opened && f.refusal == nil:
 		f.closeLocked(EndExpired)
 	case f.opened:
 		f.closeLocked(EndRevoked)
-	case f.refusal != nil:
+	case f.refusal != nil && f.firstTry.IsZero():
 		f.closeLocked(EndRefused)
+	case s.attempt > 0:
+		if f.refusal == nil {
+			f.refusal = &wire.Reply{Status: wire.StatusTimeout, Text: "no answer: " + f.lastFailure}
+		}
+		s.resetLocked(EndRefused, resetByExpiry)
 	default:
 		f.refusal = &wire.Reply{Status: wire.StatusNotConnected, Text: "no link to a relay"}
-		if s.attempt > 0 {
-			f.refusal = &wire.Reply{Status: wire.StatusTimeout, Text: "no answer: " + f.lastFailure}
-			f.closeLocked(EndRefused)
-			return
-		}
 		f.closeLocked(EndUnattached)
 	}
 }
 
 // carryOn goes on with the stream that the session was to leave, since nobody
-// else would take it.
-func (f *forward) carryOn(st Stream) Stream {
+// else would take it. It returns false if that stream is lost.
+func (f *forward) carryOn(st Stream) bool {
 	s := f.session
 	s.mu.Lock()
-	s.frozen, s.moving = false, ""
 	f.tried = nil
-	_ = st.SetReadDeadline(time.Time{})
+	if err := s.lost; err != nil {
+		st.Reset(wire.CodeLost)
+		f.lostLocked(err.Error())
+		s.mu.Unlock()
+		return false
+	}
+	s.frozen, s.moving = false, ""
 	_ = st.SetWriteDeadline(time.Time{})
+	_ = st.SetReadDeadline(time.Time{})
+	if s.reset != nil {
+		s.hurryLocked()
+	}
 	s.cond.Broadcast()
 	s.sendLocked(false)
-	return st
+	return true
 }
 
 // try makes one attempt over a route. old is the stream that the session has
@@ -560,18 +590,26 @@ func (f *forward) try(r Route, old Stream) Stream {
 		f.failed(r, err.Error())
 		return nil
 	}
-	if f.firstTry.IsZero() {
+	f.unknown = f.firstTry.IsZero()
+	if f.unknown {
 		f.firstTry = time.Now()
 	}
 	_ = st.SetReadDeadline(time.Now().Add(timeout))
+	s.mu.Lock()
+	s.pending, s.pendingLink = st, r.Link
 	if first {
 		// P4 reads while it dials, so P1's first bytes go right behind the tip.
-		s.mu.Lock()
 		s.attachLocked(st, r, 0)
 		s.sentFirstLocked(n)
-		s.sendLocked(false)
 	}
+	if s.stopping || opening && s.reset != nil { // meanwhile
+		s.hurryLocked()
+	}
+	s.sendLocked(false)
 	reply, granted, err := readReply(st)
+	s.mu.Lock()
+	s.pending, s.pendingLink = nil, nil
+	s.mu.Unlock()
 	if err == nil && (reply.Status == wire.StatusOpen || reply.Status == wire.StatusComplete) && granted == nil {
 		err = errors.New("the reply grants nothing")
 	}
@@ -600,7 +638,7 @@ func (f *forward) tipLocked(opening bool) []byte {
 	f.saidAcked, f.saidLimit = s.in.acked, s.in.limit
 	if opening {
 		var age time.Duration
-		if s.attempt > 1 {
+		if !f.firstTry.IsZero() {
 			age = time.Since(f.firstTry)
 		}
 		return wire.Append(nil, &wire.Open{
@@ -697,7 +735,12 @@ func (f *forward) answer(st Stream, r Route, old Stream, opening bool, reply *wi
 		}
 		return nil
 	}
-	f.refusal = reply
+	if f.unknown {
+		f.firstTry = time.Time{} // it is known now
+	}
+	if s.reset == nil {
+		f.refusal = reply
+	}
 	again := false
 	switch reply.Status {
 	case wire.StatusNotConnected:
@@ -809,13 +852,9 @@ func (f *forward) accepted(st Stream, r Route, old Stream, opening bool, g *wire
 // checkOffsetsLocked checks what the peer says of where it stands.
 func (s *session) checkOffsetsLocked(received, acked, limit uint64) error {
 	o := &s.out
-	end := o.read
-	if o.fin {
-		end++
-	}
 	switch {
-	case received > end:
-		return violated("received %d of %d", received, end)
+	case received > o.most:
+		return violated("received %d of %d", received, o.most)
 	case received < o.known || acked < o.acked:
 		return violated("received %d, acknowledged %d, after %d and %d", received, acked, o.known, o.acked)
 	case limit < o.limit && limit < max(o.sent, received):

@@ -29,7 +29,6 @@ type half struct {
 	readBy   deadline
 	writeBy  deadline
 	silent   bool // nothing arrives any more, and nobody is told
-	peeked   int  // reads that waited without a buffer
 
 	latency  time.Duration // from Write to Read
 	arrivals []arrival
@@ -197,6 +196,13 @@ func (h *half) setSilent() {
 	h.silent = true
 }
 
+// onTheWay is how many bytes were written and not read.
+func (h *half) onTheWay() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.data)
+}
+
 // memStream is a session.Stream in memory.
 type memStream struct {
 	in, out *half
@@ -318,6 +324,8 @@ type network struct {
 	capacity int // of a stream in each direction: bytes on their way
 	conns    int // of P1's and P5's connections
 	ended    []session.Summary
+
+	stopClient, stopServer func()
 
 	// strangers are the streams to the server "evil", for the test to play.
 	strangers chan *peer
@@ -518,13 +526,13 @@ func start(t testing.TB, limits session.Limits) *network {
 	watchdog := time.AfterFunc(patience, func() {
 		panic(fmt.Sprintf("hung in %s\nclient: %+v\nserver: %+v", t.Name(), n.client.Sessions(), n.server.Sessions()))
 	})
-	ctx, stop := context.WithCancel(context.Background())
-	var running sync.WaitGroup
-	running.Go(func() { _ = n.client.Run(ctx) })
-	running.Go(func() { _ = n.server.Run(ctx) })
+	n.stopClient = running(n.client.Run)
+	n.stopServer = running(n.server.Run)
 	t.Cleanup(func() {
-		stop()
-		running.Wait()
+		var stopping sync.WaitGroup
+		stopping.Go(n.stopClient)
+		stopping.Go(n.stopServer)
+		stopping.Wait()
 		n.cut()
 		n.serving.Wait()
 		watchdog.Stop()
@@ -535,6 +543,18 @@ func start(t testing.TB, limits session.Limits) *network {
 		}
 	})
 	return n
+}
+
+// running starts what runs until it is stopped, and returns how to stop it and
+// wait for its end.
+func running(run func(context.Context) error) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { _ = run(ctx) })
+	return func() {
+		cancel()
+		running.Wait()
+	}
 }
 
 // endings are how the server's sessions have ended so far.

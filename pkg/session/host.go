@@ -239,7 +239,7 @@ func (s *session) sweep(now time.Time) {
 
 // moveLocked makes the frame reader leave its stream, at P2.
 func (s *session) moveLocked(why string) {
-	if s.stream == nil || s.moving != "" || s.closed {
+	if s.stream == nil || s.moving != "" || s.closed || s.reset != nil {
 		return
 	}
 	s.moving = why

@@ -1,8 +1,10 @@
 package session_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"runtime"
 	"sync"
@@ -144,4 +146,291 @@ func TestWithdrawnBetweenAttempts(t *testing.T) {
 			t.Errorf("left: %+v", left)
 		}
 	})
+}
+
+// TestClientThatStays has a client that doesn't end its stream when the session
+// is over.
+func TestClientThatStays(t *testing.T) {
+	for _, how := range []string{"closed", "reset by P5"} {
+		t.Run(how, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := start(t, session.Limits{})
+				ours, p5 := connPair(1000)
+				n.dial = func(context.Context) (session.Conn, error) { return ours, nil }
+				p := n.play("laptop", hello(1))
+				if status := p.status(); status != wire.StatusOpen {
+					t.Fatal(status)
+				}
+				if how == "closed" {
+					p.frame(wire.Frame{Kind: wire.FrameFin})
+					_ = p5.CloseWrite()
+					if _, _, err := p.until(wire.FrameFin); err != nil {
+						t.Fatal(err)
+					}
+					p.frame(wire.Frame{Kind: wire.FrameNone, Acked: 1})
+				} else {
+					p5.reset()
+				}
+				if err := p.end(); !errors.Is(err, io.EOF) {
+					t.Errorf("the stream ended with %v", err)
+				}
+				time.Sleep(10 * time.Second)
+				if left := n.server.Sessions(); len(left) > 0 {
+					t.Errorf("left: %+v", left)
+				}
+				p = n.play("laptop", again(1, 2))
+				reply, granted, err := p.answer()
+				if err != nil || reply.Status != wire.StatusComplete || granted.Reset != (how != "closed") {
+					t.Errorf("a resume: %+v, %+v, %v", reply, granted, err)
+				}
+				p.st.Reset(wire.CodeLost)
+			})
+		})
+	}
+}
+
+// TestHostileOpen asks for what can't be.
+func TestHostileOpen(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		tip  func(m *wire.Open)
+		want wire.Status
+	}{
+		{"a limit beyond any window", func(m *wire.Open) { m.Limit = 2*wire.MaxWindow + 1 }, wire.StatusMalformed},
+		{"a huge limit", func(m *wire.Open) { m.Limit = 1<<62 - 1 }, wire.StatusMalformed},
+		{"no limit at all", func(m *wire.Open) { m.Limit = 0 }, wire.StatusOpen},
+		{"no resume timeout", func(m *wire.Open) { m.ResumeTimeout = 0 }, wire.StatusOpen},
+		{"the last attempt", func(m *wire.Open) { m.Attempt = 1<<62 - 1 }, wire.StatusOpen},
+		{"older than the server", func(m *wire.Open) { m.Attempt, m.Age = 2, time.Hour }, wire.StatusNoSession},
+		{"another version", func(m *wire.Open) { m.Version = 2 }, wire.StatusVersion},
+		{"another target", func(m *wire.Open) { m.Target = ":23" }, wire.StatusNotAllowed},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := start(t, session.Limits{})
+				b := newBystander(n)
+				ours, p5 := connPair(2000)
+				n.dial = func(context.Context) (session.Conn, error) { return ours, nil }
+				tip := hello(1)
+				c.tip(tip)
+				p := n.play("mallory", tip)
+				p.data([]byte("hello"))
+				if status := p.status(); status != c.want {
+					t.Errorf("status %v", status)
+				}
+				_, _ = p5.Write(make([]byte, 2000))
+				p.st.Reset(wire.CodeRevoked)
+				synctest.Wait()
+				if left := n.server.Sessions(); len(left) != 1 {
+					t.Errorf("left: %+v", left)
+				}
+				b.check(t)
+			})
+		})
+	}
+	t.Run("not an opening", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			n := hostile(t, session.Limits{})
+			p := n.play("mallory", new(wire.Control))
+			if status := p.status(); status != wire.StatusMalformed {
+				t.Errorf("status %v", status)
+			}
+			p.st.Reset(wire.CodeLost)
+		})
+	})
+}
+
+// TestHostileResume resumes a session as its client may not. Where it is refused as
+// not the newest, or as somebody else's, the session goes on.
+func TestHostileResume(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		client string
+		tip    func(m *wire.Resume)
+		want   wire.Status
+		lives  bool
+	}{
+		{"honest", "laptop", func(*wire.Resume) {}, wire.StatusOpen, true},
+		{"another client's", "mallory", func(*wire.Resume) {}, wire.StatusNoSession, true},
+		{"another client's, to be reset", "mallory", func(m *wire.Resume) { m.Unconfirmed = true }, wire.StatusNoSession, true},
+		{"nobody's", "laptop", func(m *wire.Resume) { m.Token[5]++ }, wire.StatusNoSession, true},
+		{"the same attempt", "laptop", func(m *wire.Resume) { m.Attempt = 3 }, wire.StatusNotNewest, true},
+		{"an older attempt", "laptop", func(m *wire.Resume) { m.Attempt = 1 }, wire.StatusNotNewest, true},
+		{"an older attempt, to be reset", "laptop", func(m *wire.Resume) { m.Attempt, m.Unconfirmed = 3, true }, wire.StatusNotNewest, true},
+		{"another version", "laptop", func(m *wire.Resume) { m.Version = 2 }, wire.StatusVersion, true},
+		{"another target", "laptop", func(m *wire.Resume) { m.Target = ":80" }, wire.StatusMalformed, false},
+		{"received what wasn't sent", "laptop", func(m *wire.Resume) { m.Received, m.Acked = 5001, 10 }, wire.StatusMalformed, false},
+		{"delivered what wasn't sent", "laptop", func(m *wire.Resume) { m.Received, m.Acked = 5001, 5001 }, wire.StatusMalformed, false},
+		{"received in the far future", "laptop", func(m *wire.Resume) { m.Received, m.Acked, m.Limit = 1<<60, 1<<60, 1<<61 }, wire.StatusMalformed, false},
+		{"received less than before", "laptop", func(m *wire.Resume) { m.Received = 999 }, wire.StatusMalformed, false},
+		{"delivered less than before", "laptop", func(m *wire.Resume) { m.Acked = 499 }, wire.StatusMalformed, false},
+		{"ready for less than was sent", "laptop", func(m *wire.Resume) { m.Limit = 4000 }, wire.StatusMalformed, false},
+		{"ready for more than any window", "laptop", func(m *wire.Resume) { m.Limit = 500 + 2*wire.MaxWindow + 1 }, wire.StatusMalformed, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := start(t, session.Limits{})
+				n.decide = func(_, target string) *session.Refusal { return nil }
+				b := newBystander(n)
+				ours, p5 := connPair(9000)
+				n.dial = func(context.Context) (session.Conn, error) { return ours, nil }
+				// 5,000 bytes are sent, of which 1,000 are received and 500
+				// delivered, as the resume of attempt 3 has said.
+				p := n.play("laptop", hello(1))
+				_ = p.status()
+				_, _ = p5.Write(make([]byte, 5000))
+				for got := 0; got < 5000; {
+					_, data, err := p.until(wire.FrameData)
+					if err != nil {
+						t.Fatal(err)
+					}
+					got += len(data)
+				}
+				m := again(1, 3)
+				m.Received, m.Acked, m.Limit = 1000, 500, 500+wire.InitialWindow
+				old := p
+				p = n.play("laptop", m)
+				if status := p.status(); status != wire.StatusOpen {
+					t.Fatal(status)
+				}
+				if err := old.end(); resetWith(err) != wire.CodeLost {
+					t.Errorf("the stream before ended with %v", err)
+				}
+				next := *m
+				next.Attempt = 4
+				c.tip(&next)
+				q := n.play(c.client, &next)
+				if status := q.status(); status != c.want {
+					t.Errorf("status %v", status)
+				}
+				synctest.Wait()
+				if c.lives && c.want != wire.StatusOpen {
+					_, _ = p5.Write([]byte("x"))
+					for got := 0; got < 4001; {
+						_, data, err := p.until(wire.FrameData)
+						if err != nil {
+							t.Fatalf("the session: %v", err)
+						}
+						got += len(data)
+					}
+				}
+				if !c.lives {
+					if err := howEnded(p5); !errors.Is(err, errReset) {
+						t.Errorf("P5 saw %v", err)
+					}
+				}
+				p5.reset()
+				p.st.Reset(wire.CodeRevoked)
+				q.st.Reset(wire.CodeRevoked)
+				b.check(t)
+			})
+		})
+	}
+}
+
+// TestReceivedBeforeSending resumes a session by claiming what was read from P5,
+// and never sent, while there was no stream.
+func TestReceivedBeforeSending(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := start(t, session.Limits{})
+		ours, p5 := connPair(9000)
+		n.dial = func(context.Context) (session.Conn, error) { return ours, nil }
+		p := n.play("laptop", hello(1))
+		_ = p.status()
+		p.st.Reset(wire.CodeLost)
+		_, _ = p5.Write(make([]byte, 5000))
+		synctest.Wait()
+		m := again(1, 2)
+		m.Received = 5000
+		p = n.play("laptop", m)
+		if status := p.status(); status != wire.StatusMalformed {
+			t.Errorf("status %v", status)
+		}
+		p.st.Reset(wire.CodeLost)
+	})
+}
+
+// TestResumedAtOnce brings many resumes of one session at the same moment: one
+// has it at the end, the others are told that they aren't the newest.
+func TestResumedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := hostile(t, session.Limits{})
+		for i := range 100 {
+			p := n.play("laptop", hello(byte(i)))
+			_ = p.status()
+			var all sync.WaitGroup
+			var mu sync.Mutex
+			var carried *peer
+			for j := range 10 {
+				all.Go(func() {
+					q := n.play("laptop", again(byte(i), uint64(2+j/2))) // each attempt twice
+					switch status := q.status(); status {
+					case wire.StatusOpen:
+						q.frame(wire.Frame{Kind: wire.FramePing})
+						if _, _, err := q.until(wire.FramePong); err == nil && j/2 == 4 {
+							mu.Lock()
+							defer mu.Unlock()
+							if carried != nil {
+								t.Error("two streams carry the session")
+							}
+							carried = q
+							return
+						}
+					case wire.StatusNotNewest, 0:
+					default:
+						t.Errorf("status %v", status)
+					}
+					q.st.Reset(wire.CodeLost)
+				})
+			}
+			all.Wait()
+			if carried == nil {
+				t.Fatal("no stream carries the session")
+			}
+			p.st.Reset(wire.CodeLost)
+			carried.st.Reset(wire.CodeRevoked)
+		}
+		synctest.Wait()
+		if left := n.server.Sessions(); len(left) > 0 {
+			t.Errorf("left: %+v", left)
+		}
+	})
+}
+
+// TestFloods has clients say what costs nothing to say, very often.
+func TestFloods(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		frame []byte
+	}{
+		{"pings", wire.Frame{Kind: wire.FramePing}.Append(nil)},
+		{"pongs", wire.Frame{Kind: wire.FramePong}.Append(nil)},
+		{"nothing", wire.Frame{Kind: wire.FrameNone}.Append(nil)},
+		{"nothing, at length", []byte{0xc0, 0x40, 0, 0x40, 0}},
+		{"yields of nothing", wire.Frame{Kind: wire.FrameYield}.Append(nil)},
+		{"single bytes", append(wire.Frame{Kind: wire.FrameData, Value: 1}.Append(nil), 'x')},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := start(t, session.Limits{})
+				b := newBystander(n)
+				ours, p5 := connPair(2000)
+				n.dial = func(context.Context) (session.Conn, error) { return ours, nil }
+				p := n.play("mallory", hello(1))
+				_ = p.status()
+				// What comes back isn't read: it must not be kept for long.
+				p.say(bytes.Repeat(c.frame, 50000))
+				synctest.Wait()
+				b.check(t)
+				if c.name != "single bytes" {
+					_, _ = p5.Write([]byte("still here"))
+					if _, data, err := p.until(wire.FrameData); err != nil || string(data) != "still here" {
+						t.Errorf("%q, %v", data, err)
+					}
+				}
+				p5.reset()
+				p.st.Reset(wire.CodeRevoked)
+			})
+		})
+	}
 }

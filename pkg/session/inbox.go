@@ -10,8 +10,9 @@ import (
 
 // An inbox takes what the peer sends and delivers it to the TCP side.
 //
-//	acked ≤ received … delivered to TCP
-//	received ≤ limit … read from streams
+//	acked ≤ received     … delivered to TCP
+//	received ≤ limitSaid … read from streams
+//	limitSaid ≤ limit    … what the peer was told; what there is room for
 type inbox struct {
 	acked, received, limit uint64
 	ackedSaid, limitSaid   uint64 // what the peer was told, on the current stream
@@ -82,7 +83,7 @@ func (s *session) readError(err error) error {
 		}
 		return io.ErrUnexpectedEOF
 	}
-	if isTimeout(err) && s.moving != "" {
+	if isTimeout(err) && s.moving != "" && s.reset == nil {
 		return errMove
 	}
 	if s.lost != nil {
@@ -159,8 +160,8 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 		if s.in.fin {
 			return violated("data behind the end")
 		}
-		if f.Value > s.in.limit-s.in.received {
-			return violated("%d bytes where %d were allowed", f.Value, s.in.limit-s.in.received)
+		if f.Value > s.in.limitSaid-s.in.received {
+			return violated("%d bytes where %d were allowed", f.Value, s.in.limitSaid-s.in.received)
 		}
 		s.left = f.Value
 		s.touchLocked()
@@ -168,7 +169,7 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 		if s.in.fin {
 			return violated("a second end")
 		}
-		if s.in.received >= s.in.limit {
+		if s.in.received >= s.in.limitSaid {
 			return violated("an end beyond the limit")
 		}
 		s.in.fin = true
@@ -201,8 +202,8 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 		}
 	case wire.FrameYield:
 		in := &s.in
-		if f.Value > in.limit-max(in.received, in.acked) {
-			return violated("%d bytes given back of %d", f.Value, in.limit-in.received)
+		if f.Value > in.limitSaid-in.received {
+			return violated("%d bytes given back of %d", f.Value, in.limitSaid-in.received)
 		}
 		in.limit -= f.Value
 		in.limitSaid -= f.Value

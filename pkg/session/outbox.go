@@ -19,6 +19,7 @@ type outbox struct {
 	acked  uint64
 	known  uint64 // the peer is known to have received everything before this
 	sent   uint64
+	most   uint64 // the highest that sent has been, on any stream
 	read   uint64
 	limit  uint64
 	fin    bool // the TCP side has ended; the fin's offset is read
@@ -53,6 +54,12 @@ func (o *outbox) drop() {
 
 // done tells whether everything, the end included, is acknowledged.
 func (o *outbox) done() bool { return o.fin && o.acked == o.read+1 }
+
+// advance counts n more bytes as sent.
+func (o *outbox) advance(n int) {
+	o.sent += uint64(n)
+	o.most = max(o.most, o.sent)
+}
 
 // at finds the piece that holds the offset, which is between acked and read.
 func (o *outbox) at(offset uint64) *piece {
@@ -112,7 +119,8 @@ func (s *session) firstFrame() (frame []byte, n int) {
 
 // sentFirstLocked notes that the first n bytes went with the opening.
 func (s *session) sentFirstLocked(n int) {
-	s.out.sent, s.out.paid = uint64(n), uint64(n)
+	s.out.advance(n)
+	s.out.paid = s.out.sent
 	if s.quota != nil {
 		s.quota.overdraw(int64(n))
 	}
@@ -286,6 +294,10 @@ func (s *session) checkEndLocked() {
 	if !s.ended && s.reset == nil && s.out.done() && s.in.done() {
 		s.ended = true
 		s.setState(Closing)
+		if s.server && s.stream != nil {
+			// The client has nothing more to do than to end its half.
+			_ = s.stream.SetReadDeadline(time.Now().Add(farewellTime))
+		}
 	}
 }
 
@@ -476,7 +488,7 @@ func (s *session) nextDataLocked() ([]byte, *buffer) {
 	// that the peer is known to have.
 	begin := from - len(header)
 	copy(p.buf.b[begin:], header)
-	s.out.sent += f.Value
+	s.out.advance(int(f.Value))
 	p.buf.refs++
 	return p.buf.b[begin:p.end], p.buf
 }
@@ -513,7 +525,7 @@ func (s *session) composeLocked() []byte {
 		s.resetDue, s.resetSaid = false, true
 		add(wire.Frame{Kind: wire.FrameReset, Value: s.resetCode})
 	case s.finDueLocked():
-		s.out.sent++
+		s.out.advance(1)
 		add(wire.Frame{Kind: wire.FrameFin})
 	case s.yield > 0:
 		add(wire.Frame{Kind: wire.FrameYield, Value: s.yield})

@@ -60,9 +60,7 @@ func TestQuotaOfStalledLink(t *testing.T) {
 		time.Sleep(10 * time.Second) // no ping is answered, either
 		sent := 0
 		for _, p := range stalled {
-			p.st.in.mu.Lock()
-			sent += p.st.in.written
-			p.st.in.mu.Unlock()
+			sent += p.st.in.onTheWay()
 		}
 		if sent < quota || sent > quota+(70<<10) {
 			t.Errorf("%d bytes were sent", sent)
@@ -121,7 +119,7 @@ func TestQuotaReturns(t *testing.T) {
 		time.Sleep(500 * time.Millisecond)
 		sent := 0
 		for _, s := range n.take(nil) {
-			sent += len(s.out.data)
+			sent += s.out.onTheWay()
 		}
 		if sent < quota || sent > quota+(70<<10) {
 			t.Errorf("%d bytes are on their way", sent)

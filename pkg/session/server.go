@@ -124,6 +124,10 @@ func (v *Server) Run(ctx context.Context) error {
 	v.mu.Unlock()
 	for _, s := range v.list() {
 		s.mu.Lock()
+		if s.end == nil && s.reset == nil && !s.closed {
+			v.declineLocked(s, &Refusal{wire.StatusRefused, "the server is stopping"}, stopTimeout)
+			continue
+		}
 		s.resetLocked(EndStopped, resetByStop)
 		s.sendLocked(false)
 	}
@@ -354,18 +358,7 @@ func (v *Server) connect(s *session, dial Dial) bool {
 		return false
 	}
 	if err != nil {
-		r := refusalOf(err)
-		st := s.stream
-		s.detachLocked()
-		s.closeLocked(Summary{Status: r.Status, Text: r.Text, End: EndRefused})
-		v.removed(s)
-		s.mu.Unlock()
-		if st != nil {
-			// Whoever reads the stream now does so until the client has
-			// closed it.
-			v.say(st, r)
-			_ = st.SetReadDeadline(time.Now().Add(farewellTime))
-		}
+		v.declineLocked(s, refusalOf(err), farewellTime)
 		return false
 	}
 	s.end = newEnd(conn)
@@ -383,6 +376,21 @@ func (v *Server) connect(s *session, dial Dial) bool {
 	}
 	v.grantLocked(s)
 	return true
+}
+
+// declineLocked ends a session that isn't open yet with a refusal, and unlocks
+// it. Whoever reads its stream goes on until the client has ended it, but not
+// for longer than patience.
+func (v *Server) declineLocked(s *session, r *Refusal, patience time.Duration) {
+	st := s.stream
+	s.detachLocked()
+	s.closeLocked(Summary{Status: r.Status, Text: r.Text, End: EndRefused})
+	v.removed(s)
+	s.mu.Unlock()
+	if st != nil {
+		v.say(st, r)
+		_ = st.SetReadDeadline(time.Now().Add(patience))
+	}
 }
 
 // refusalOf turns the error of a dial into what the client is told.

@@ -205,8 +205,13 @@ type session struct {
 	waiting    bool        // it is counted among the detached
 	expiry     *time.Timer // runs while it is
 
-	changed chan struct{}  // at P2: wakes the goroutine in Forward; capacity 1
-	work    sync.WaitGroup // the session's goroutines; none is added once it is closed
+	// At P2.
+	changed     chan struct{} // wakes the goroutine in Forward; capacity 1
+	pending     Stream        // of an attempt whose reply hasn't come
+	pendingLink any
+	stopping    bool // the process is: no more than what is under way is waited for
+
+	work sync.WaitGroup // the session's goroutines; none is added once it is closed
 
 	// The frame reader's own.
 	one     [1]byte
@@ -331,13 +336,29 @@ func (s *session) resetLocked(why End, code uint64) {
 	s.setState(Closing)
 	s.dropDataLocked()
 	s.hangUpLocked(abort)
-	if s.stream != nil {
-		_ = s.stream.SetReadDeadline(time.Now().Add(stopTimeout))
-	}
+	s.hurryLocked()
 	s.wakeLocked()
 	if s.stream == nil && s.settle != nil {
 		s.settle()
 	}
+}
+
+// hurryLocked bounds how long the peer is listened to.
+func (s *session) hurryLocked() {
+	for _, st := range []Stream{s.stream, s.pending} {
+		if st != nil {
+			_ = st.SetReadDeadline(time.Now().Add(stopTimeout))
+		}
+	}
+}
+
+// stopLocked is resetLocked when the process stops: one that was reset before,
+// and waits to have that confirmed, doesn't wait for long any more.
+func (s *session) stopLocked() {
+	s.stopping = true
+	s.resetLocked(EndStopped, resetByStop)
+	s.hurryLocked()
+	s.wakeLocked()
 }
 
 // wakeLocked wakes every goroutine of the session that waits for a change.
