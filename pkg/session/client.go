@@ -685,6 +685,8 @@ func (f *forward) dropAttempt(st, old Stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stream == st && old == nil {
+		s.frozen = true
+		_ = st.SetWriteDeadline(longAgo)
 		s.waitIdleLocked()
 		s.detachLocked()
 	}
@@ -717,8 +719,8 @@ func (f *forward) answer(st Stream, r Route, old Stream, opening bool, reply *wi
 		return f.accepted(st, r, old, opening, granted)
 	}
 	// The reply is all that comes on this stream.
-	finish(st)
 	f.dropAttempt(st, old)
+	finish(st)
 	byRelay := reply.Node != f.request.Server
 	s.mu.Lock()
 	defer s.mu.Unlock()

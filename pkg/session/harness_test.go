@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -203,11 +204,22 @@ func (h *half) onTheWay() int {
 	return len(h.data)
 }
 
-// memStream is a session.Stream in memory.
+// memStream is a session.Stream in memory. It insists on what link.Stream asks
+// of those who use it.
 type memStream struct {
 	in, out *half
 	network *network
 	link    *memLink
+
+	reading, writing atomic.Int32
+}
+
+// alone complains if two goroutines are in one half of the stream at once.
+func (s *memStream) alone(who *atomic.Int32, what string) (leave func()) {
+	if who.Add(1) > 1 {
+		panic("two goroutines " + what + " a stream at once")
+	}
+	return func() { who.Add(-1) }
 }
 
 func streamPair(capacity int, n *network) (a, b *memStream) {
@@ -215,9 +227,22 @@ func streamPair(capacity int, n *network) (a, b *memStream) {
 	return &memStream{in: x, out: y, network: n}, &memStream{in: y, out: x, network: n}
 }
 
-func (s *memStream) Read(p []byte) (int, error) { return s.in.read(p, false) }
-func (s *memStream) Peek(p []byte) (int, error) { return s.in.read(p, true) }
+func (s *memStream) Read(p []byte) (int, error) {
+	defer s.alone(&s.reading, "read")()
+	return s.in.read(p, false)
+}
+
+func (s *memStream) Peek(p []byte) (int, error) {
+	defer s.alone(&s.reading, "read")()
+	return s.in.read(p, true)
+}
+
 func (s *memStream) Write(p []byte) (int, error) {
+	defer s.alone(&s.writing, "write")()
+	return s.write(p)
+}
+
+func (s *memStream) write(p []byte) (int, error) {
 	if s.network == nil {
 		return s.out.write(p, true)
 	}
@@ -254,16 +279,23 @@ func (s *memStream) broken() bool {
 }
 
 func (s *memStream) TryWrite(p []byte) (bool, error) {
+	defer s.alone(&s.writing, "write")()
 	s.out.mu.Lock()
 	room := s.out.capacity - len(s.out.data)
 	s.out.mu.Unlock()
 	if room < len(p) {
 		return false, nil
 	}
-	_, err := s.Write(p)
+	_, err := s.write(p)
 	return err == nil, err
 }
-func (s *memStream) CloseWrite() error               { s.out.closeWrite(); return nil }
+
+func (s *memStream) CloseWrite() error {
+	defer s.alone(&s.writing, "write")()
+	s.out.closeWrite()
+	return nil
+}
+
 func (s *memStream) CancelRead(code wire.StreamCode) { s.in.cancel(code, true) }
 func (s *memStream) Reset(code wire.StreamCode) {
 	s.in.cancel(code, true)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/session"
+	"ptthqd/pkg/wire"
 )
 
 // TestDeliveredBetweenResumeAndReply lets P1 read what waits for it after the
@@ -33,5 +34,23 @@ func TestDeliveredBetweenResumeAndReply(t *testing.T) {
 		if sum := soon(t, time.Minute, done); sum.End != session.EndClosed || sum.Resumes != 1 {
 			t.Errorf("summary %+v", sum)
 		}
+	})
+}
+
+// TestRefusedWhileSending refuses an opening while P1's bytes are still being
+// written to its stream.
+func TestRefusedWhileSending(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := start(t, session.Limits{})
+		n.capacity = 1000
+		p1, done := n.forwardVia("evil")
+		p := <-n.strangers
+		_, _ = p1.Write(make([]byte, 20000))
+		synctest.Wait()
+		p.reply(wire.StatusRefused, "", nil)
+		if sum := soon(t, time.Minute, done); sum.End != session.EndRefused {
+			t.Errorf("summary %+v", sum)
+		}
+		p.st.Reset(wire.CodeLost)
 	})
 }
