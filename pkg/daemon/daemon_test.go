@@ -46,11 +46,11 @@ func child(path string) int {
 
 // A site is a directory with configs and keys.
 type site struct {
-	t   *testing.T
+	t   testing.TB
 	dir string
 }
 
-func newSite(t *testing.T) *site {
+func newSite(t testing.TB) *site {
 	for _, name := range []string{"RUNTIME_DIRECTORY", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_USEC", "JOURNAL_STREAM"} {
 		t.Setenv(name, "")
 	}
@@ -88,7 +88,7 @@ func (s *site) write(name, text string) {
 }
 
 // freePort is a port of 127.0.0.1 that was free for TCP and UDP.
-func freePort(t *testing.T) int {
+func freePort(t testing.TB) int {
 	t.Helper()
 	for {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -125,7 +125,7 @@ func (b *syncBuffer) String() string {
 // A process is a daemon in this one.
 type process struct {
 	*control.Client
-	t    *testing.T
+	t    testing.TB
 	log  syncBuffer
 	stop context.CancelFunc
 	done chan struct{}
