@@ -336,34 +336,8 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 		}
 	}()
 
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	silent := func() bool { return socket.received.Load() == 0 }
-	var knocked atomic.Uint64
-	knock := time.AfterFunc(patience/2, func() {
-		if silent() {
-			knocked.Add(uint64(len(addresses)))
-			knockAt(transport, addresses)
-		}
-	})
-	defer knock.Stop()
-	unheard := time.AfterFunc(patience, func() {
-		if silent() {
-			cancel(cmp.Or(socket.sendError(), errNoAnswer))
-		}
-	})
-	defer unheard.Stop()
-	unfinished := time.AfterFunc(max(patience, dialAnswered), func() {
-		switch {
-		case silent():
-		case socket.received.Load() <= knocked.Load():
-			cancel(errOnlySmall)
-		default:
-			cancel(errTooSlow)
-		}
-	})
-	defer unfinished.Stop()
-
+	ctx, stop := withPatience(ctx, patience, socket, func() { knockAt(transport, addresses) })
+	defer stop()
 	conn, err := race(ctx, addresses, func(ctx context.Context, to netip.AddrPort) (*quic.Conn, error) {
 		return transport.Dial(ctx, net.UDPAddrFromAddrPort(to), d.tls, config)
 	})
@@ -402,6 +376,42 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 		link.Close(wire.CloseClosing, "gave up")
 		link.wait()
 		return nil, context.Cause(ctx)
+	}
+}
+
+// withPatience ends a handshake over socket, with the reason as the context's cause, that has had no answer within
+// patience, or has not come to its end after one. Half of that time without any answer, it calls knock.
+func withPatience(ctx context.Context, patience time.Duration, socket *Socket, knock func()) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	silent := func() bool { return socket.received.Load() == 0 }
+	var knocked atomic.Bool
+	timers := []*time.Timer{
+		time.AfterFunc(patience/2, func() {
+			if silent() {
+				knocked.Store(true)
+				knock()
+			}
+		}),
+		time.AfterFunc(patience, func() {
+			if silent() {
+				cancel(cmp.Or(socket.sendError(), errNoAnswer))
+			}
+		}),
+		time.AfterFunc(max(patience, dialAnswered), func() {
+			switch {
+			case silent():
+			case knocked.Load() && socket.received.Load() <= maxAddresses:
+				cancel(errOnlySmall)
+			default:
+				cancel(errTooSlow)
+			}
+		}),
+	}
+	return ctx, func() {
+		for _, t := range timers {
+			t.Stop()
+		}
+		cancel(nil)
 	}
 }
 

@@ -1,0 +1,188 @@
+package link
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/qlog"
+	"github.com/quic-go/quic-go/qlogwriter"
+
+	"ptthqd/pkg/wire"
+)
+
+const (
+	// probePatience is what a probe waits for any answer: it has one chance, so more than a dial.
+	probePatience = 3 * time.Second
+	// probeMTU is what path MTU discovery may take after the handshake. The relay waits for a control stream as long.
+	probeMTU = 4 * time.Second
+)
+
+// Probed is what a probe has found out.
+type Probed struct {
+	Addresses []netip.AddrPort // what the relay's name resolves to, in the order in which they are dialled
+	Resolve   time.Duration    // how long that took; 0 for an address
+	Remote    netip.AddrPort   // the one that has answered
+	Handshake time.Duration    // until the relay has let this node's key in
+	RTT       time.Duration    // the smallest seen
+	MTU       int              // of the path, as far as QUIC uses it: headers included, 1,500 at most; 0 if not found out
+	GSO       bool             // packets leave in segments
+	Socket    SocketStats
+
+	Reason Reason // why it failed; empty if it didn't
+	Error  string // the same in words for people
+}
+
+// Probe finds out whether a link to the relay would come about, with a real handshake that stops before it is one: the link
+// of a running process with the same key is not touched. It is for a Dialer of its own, which is not Run.
+func (d *Dialer) Probe(ctx context.Context) (p Probed) {
+	if err := d.prepare(); err != nil {
+		return Probed{Reason: DialFailed, Error: err.Error()}
+	}
+	if err := d.probe(ctx, &p); err != nil {
+		failure := d.explain(err)
+		p.Reason, p.Error = failure.reason, failure.words
+	}
+	return p
+}
+
+func (d *Dialer) probe(ctx context.Context, p *Probed) error {
+	began := time.Now()
+	addresses, err := d.addresses(ctx)
+	if err != nil {
+		return err
+	}
+	p.Addresses = addresses
+	if _, err := netip.ParseAddr(d.host); err != nil {
+		p.Resolve = time.Since(began)
+	}
+	pc, err := d.ListenPacket(ctx)
+	if err != nil {
+		return err
+	}
+	socket, err := NewSocket(pc, nil)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		p.Socket = socket.Stats()
+		_ = socket.Close()
+	}()
+	transport := &quic.Transport{Conn: socket.quic, ConnectionIDLength: connectionIDLength}
+	defer func() { _ = transport.Close() }()
+	config := d.limits.Load().quicConfig(newGrants(nil))
+	config.HandshakeIdleTimeout = 2 * dialAnswered
+	config.KeepAlivePeriod = time.Millisecond // QUIC looks for a larger MTU only while it sends something: several times a round trip
+
+	handshake, stop := withPatience(ctx, probePatience, socket, func() { knockAt(transport, addresses) })
+	defer stop()
+	began = time.Now()
+	seen := new(witness)
+	config.Tracer = seen.trace
+	conn, err := race(handshake, addresses, func(ctx context.Context, to netip.AddrPort) (*quic.Conn, error) {
+		return transport.Dial(ctx, net.UDPAddrFromAddrPort(to), d.tls, config)
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.CloseWithError(quic.ApplicationErrorCode(wire.CloseClosing), "a probe") }()
+	p.Remote = addrPort(conn.RemoteAddr())
+	// For this end the handshake is over before the relay has looked at the key.
+	if err := seen.await(handshake, conn, seen.isAdmitted); err != nil {
+		return err
+	}
+	stop()
+	p.Handshake = time.Since(began)
+
+	looking, cancel := context.WithTimeout(ctx, probeMTU)
+	defer cancel()
+	_ = seen.await(looking, conn, seen.isMeasured) // what was found until then counts
+	p.RTT, p.GSO = conn.ConnectionStats().MinRTT, conn.ConnectionState().GSO
+	if _, plain := socket.quic.(*plainConn); !plain { // there QUIC doesn't look for it
+		p.MTU = seen.mtu() + headers(p.Remote)
+	}
+	return nil
+}
+
+// headers is what IP and UDP add to a packet.
+func headers(to netip.AddrPort) int {
+	if to.Addr().Is4() {
+		return 20 + 8
+	}
+	return 40 + 8
+}
+
+// A witness is a qlog that sees two things: that the relay has let the key in, for only then it says that the handshake is
+// done (RFC 9001, section 4.1.2), and the path's MTU.
+type witness struct {
+	mu       sync.Mutex
+	admitted bool
+	payload  int  // the largest packet that got through
+	measured bool // no larger one will be tried
+	changed  chan struct{}
+}
+
+func (w *witness) trace(context.Context, bool, quic.ConnectionID) qlogwriter.Trace { return w }
+
+// AddProducer is a qlogwriter.Trace's.
+func (w *witness) AddProducer() qlogwriter.Recorder { return w }
+
+// Close is a qlogwriter.Recorder's.
+func (w *witness) Close() error { return nil }
+
+// RecordEvent is a qlogwriter.Recorder's.
+func (w *witness) RecordEvent(e qlogwriter.Event) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch e := e.(type) {
+	case qlog.PacketReceived:
+		for _, f := range e.Frames {
+			if _, done := f.Frame.(*qlog.HandshakeDoneFrame); done {
+				w.admitted = true
+			}
+		}
+	case qlog.MTUUpdated:
+		w.payload, w.measured = max(w.payload, e.Value), e.Done
+	default:
+		return
+	}
+	if w.changed != nil {
+		close(w.changed)
+		w.changed = nil
+	}
+}
+
+func (w *witness) isAdmitted() bool { return w.admitted }
+func (w *witness) isMeasured() bool { return w.measured }
+
+func (w *witness) mtu() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return max(w.payload, leastPacket)
+}
+
+// await waits for a sight, or for the end of the connection or ctx.
+func (w *witness) await(ctx context.Context, conn *quic.Conn, is func() bool) error {
+	for {
+		w.mu.Lock()
+		if is() {
+			w.mu.Unlock()
+			return nil
+		}
+		if w.changed == nil {
+			w.changed = make(chan struct{})
+		}
+		changed := w.changed
+		w.mu.Unlock()
+		select {
+		case <-changed:
+		case <-conn.Context().Done():
+			return context.Cause(conn.Context())
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
