@@ -122,6 +122,7 @@ func TestDetachedForTooLong(t *testing.T) {
 		p5 := <-accepted
 		_, _ = p1.Write([]byte("hello"))
 		_, _ = io.ReadFull(p5, make([]byte, 5))
+		synctest.Wait() // the reply has come
 		n.setLinks()
 		n.cut()
 		begun := time.Now()

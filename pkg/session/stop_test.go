@@ -223,6 +223,7 @@ func TestUnconfirmedReset(t *testing.T) {
 				p5 := <-accepted
 				_, _ = p1.Write([]byte("begin;"))
 				_, _ = io.ReadFull(p5, make([]byte, 6))
+				synctest.Wait() // the reply has come
 				n.setLinks()
 				n.cut()
 				time.Sleep(20 * time.Second)
