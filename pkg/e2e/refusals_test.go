@@ -167,6 +167,40 @@ func deafListener(t *testing.T) int {
 	return 0
 }
 
+// TestTooMany runs into the limits of the server and of the relay.
+func TestTooMany(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ node, limit, reason string }{
+		{"nas", "sessions_per_client = 2", "the client has as many sessions at the server as the limit allows"},
+		{"relay", "opens_per_second = 1", "more than 1 requests a second"},
+	} {
+		t.Run(c.node, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, endServer)
+			w.extra[c.node] = "[limits]\n" + c.limit + "\n"
+			w.writeConfigs()
+			w.all()
+			w.empties(t, 5*time.Second)
+			for range 5 {
+				p1, err := w.dial()
+				if errors.Is(err, syscall.ECONNRESET) {
+					continue
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = p1.Close() })
+				_, _ = p1.Write(request{kind: kindSilent}.bytes())
+			}
+			line := w.procs["laptop"].says(t, `connection refused .*code=429 reason="`+c.reason+`.*" by=`+c.node)
+			id := connectionID.FindStringSubmatch(line)[1]
+			for _, name := range []string{"relay", c.node} {
+				w.procs[name].says(t, "connection refused .*connection="+id+" .*code=429")
+			}
+		})
+	}
+}
+
 // TestUnresolvable has targets whose names can't be resolved by the server's DNS.
 func TestUnresolvable(t *testing.T) {
 	t.Parallel()
