@@ -224,6 +224,24 @@ func TestReloadRelaysOfNodes(t *testing.T) {
 	finish(s.world, s.undisturbed)
 }
 
+// TestPeerAdded: a peer that a reload adds can connect at once.
+func TestPeerAdded(t *testing.T) {
+	s := &site{world: newWorld(t, endServer)}
+	text, err := os.ReadFile(s.path("relay", ".toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := string(text)
+	head, rest, _ := strings.Cut(all, "[[peers]]")
+	_, server, _ := strings.Cut(rest, "[[peers]]")
+	s.write("relay", head+"[[peers]]"+server) // without the laptop
+	s.start("relay")
+	s.start("nas")
+	s.reload("relay", func(string) string { return all })
+	s.start("laptop")
+	s.carries(5 * time.Second)
+}
+
 // TestRightsWithdrawn takes a right away at each place that can, by replacing the
 // file alone: the connections that lived by it end within 1.5 s, the others
 // don't, and those that are detached at the time end too.
