@@ -53,3 +53,32 @@ func (b *buffer) unref() {
 		buffers[1].Put(b)
 	}
 }
+
+// A fifo is a queue in one slice. An empty one holds little memory or none.
+type fifo[T any] struct {
+	items []T
+	gone  int // of items, from the beginning
+}
+
+// all is what is in the queue, the oldest first, until it changes.
+func (q *fifo[T]) all() []T    { return q.items[q.gone:] }
+func (q *fifo[T]) empty() bool { return len(q.items) == q.gone }
+func (q *fifo[T]) push(item T) { q.items = append(q.items, item) }
+
+// first and last are those of a queue that isn't empty.
+func (q *fifo[T]) first() *T { return &q.items[q.gone] }
+func (q *fifo[T]) last() *T  { return &q.items[len(q.items)-1] }
+
+// drop takes the n oldest out.
+func (q *fifo[T]) drop(n int) {
+	clear(q.items[q.gone : q.gone+n])
+	q.gone += n
+	switch left := len(q.items) - q.gone; {
+	case left == 0 && cap(q.items) > 16:
+		*q = fifo[T]{}
+	case left <= q.gone: // so an item is moved once, on average
+		copy(q.items, q.items[q.gone:])
+		clear(q.items[q.gone:])
+		q.items, q.gone = q.items[:left], 0
+	}
+}

@@ -19,7 +19,7 @@ type inbox struct {
 	fin                    bool   // the peer's direction has ended; its offset is received-1
 	window                 uint64 // limit is acked plus this, or was when it was larger
 
-	queue      []segment // received and not delivered, in order
+	queue      fifo[segment] // received and not delivered, in order
 	queued     int
 	delivering bool // a goroutine delivers the queue
 
@@ -36,10 +36,10 @@ type segment struct {
 }
 
 func (in *inbox) drop() {
-	for _, g := range in.queue {
+	for _, g := range in.queue.all() {
 		g.buf.unref()
 	}
-	in.queue, in.queued = nil, 0
+	in.queue, in.queued = fifo[segment]{}, 0
 }
 
 // done tells whether everything, the end included, is delivered.
@@ -175,7 +175,7 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 		s.in.fin = true
 		s.in.received++
 		s.touchLocked()
-		if s.end != nil && !s.in.delivering && len(s.in.queue) == 0 {
+		if s.end != nil && !s.in.delivering && s.in.queue.empty() {
 			s.deliverFinLocked()
 		}
 	case wire.FrameReset:
@@ -243,7 +243,7 @@ func (s *session) takeData(b *buffer, p []byte) error {
 		s.mu.Unlock()
 		return nil // discarded
 	}
-	direct := s.end != nil && !in.delivering && len(in.queue) == 0
+	direct := s.end != nil && !in.delivering && in.queue.empty()
 	s.mu.Unlock()
 	if direct {
 		// Only this goroutine adds to the queue, so nobody else delivers now.
@@ -279,16 +279,17 @@ func (s *session) enqueueLocked(b *buffer, p []byte) {
 	if len(p) >= len(b.b)/2 {
 		from := cap(b.b) - cap(p)
 		b.refs++
-		in.queue = append(in.queue, segment{buf: b, from: from, to: from + len(p)})
+		in.queue.push(segment{buf: b, from: from, to: from + len(p)})
 		return
 	}
 	for len(p) > 0 {
 		var last *segment
-		if n := len(in.queue); n > 0 && in.queue[n-1].copied && in.queue[n-1].to < len(in.queue[n-1].buf.b) {
-			last = &in.queue[n-1]
-		} else {
-			in.queue = append(in.queue, segment{buf: takeBuffer(len(p)), copied: true})
-			last = &in.queue[len(in.queue)-1]
+		if !in.queue.empty() {
+			last = in.queue.last()
+		}
+		if last == nil || !last.copied || last.to == len(last.buf.b) {
+			in.queue.push(segment{buf: takeBuffer(len(p)), copied: true})
+			last = in.queue.last()
 		}
 		n := copy(last.buf.b[last.to:], p)
 		last.to += n
@@ -297,7 +298,7 @@ func (s *session) enqueueLocked(b *buffer, p []byte) {
 }
 
 func (s *session) deliverQueueLocked() {
-	if s.end == nil || s.in.delivering || len(s.in.queue) == 0 {
+	if s.end == nil || s.in.delivering || s.in.queue.empty() {
 		return
 	}
 	s.in.delivering = true
@@ -310,10 +311,10 @@ func (s *session) deliver() {
 	defer s.work.Done()
 	in := &s.in
 	s.mu.Lock()
-	for len(in.queue) > 0 && !s.closed {
-		g := in.queue[0]
+	for !in.queue.empty() && !s.closed {
+		in.queue.first().copied = false // what is being written isn't added to
+		g := *in.queue.first()
 		g.buf.refs++
-		in.queue[0].copied = false // what is being written isn't added to
 		s.mu.Unlock()
 		n, err := s.end.Write(g.buf.b[g.from:g.to])
 		s.mu.Lock()
@@ -329,17 +330,14 @@ func (s *session) deliver() {
 		}
 		in.queued -= n
 		g.buf.unref()
-		in.queue = append(in.queue[:0], in.queue[1:]...)
+		in.queue.drop(1)
 		if s.ackDue {
 			s.sendLocked(false)
 			s.mu.Lock()
 		}
 	}
-	if len(in.queue) == 0 {
-		in.queue = nil
-	}
 	in.delivering = false
-	if in.fin && s.reset == nil && !s.closed && len(in.queue) == 0 && !in.done() {
+	if in.fin && s.reset == nil && !s.closed && in.queue.empty() && !in.done() {
 		s.deliverFinLocked()
 	}
 	s.cond.Broadcast()

@@ -3,6 +3,7 @@ package session
 import (
 	"errors"
 	"io"
+	"sort"
 	"time"
 
 	"ptthqd/pkg/wire"
@@ -15,7 +16,7 @@ import (
 //	sent ≤ read   … read from TCP
 //	read ≤ limit
 type outbox struct {
-	pieces []piece // what isn't acknowledged yet, in order; the first may be so in part
+	pieces fifo[piece] // what isn't acknowledged yet, in order; the first may be so in part
 	acked  uint64
 	known  uint64 // the peer is known to have received everything before this
 	sent   uint64
@@ -24,7 +25,7 @@ type outbox struct {
 	limit  uint64
 	fin    bool // the TCP side has ended; the fin's offset is read
 
-	retained int64  // bytes in pieces
+	retained int64  // bytes in pieces, each with its cost
 	budgeted int64  // of these taken from the process's budget
 	paid     uint64 // up to here sending is covered by the link's quota
 }
@@ -45,11 +46,15 @@ type piece struct {
 	offset     uint64
 }
 
+// pieceCost is what a piece takes besides its data, in bytes: its headroom, and
+// its place in the outbox.
+const pieceCost = headroom + 40
+
 func (o *outbox) drop() {
-	for _, p := range o.pieces {
+	for _, p := range o.pieces.all() {
 		p.buf.unref()
 	}
-	o.pieces, o.retained = nil, 0
+	o.pieces, o.retained = fifo[piece]{}, 0
 }
 
 // done tells whether everything, the end included, is acknowledged.
@@ -63,13 +68,11 @@ func (o *outbox) advance(n int) {
 
 // at finds the piece that holds the offset, which is between acked and read.
 func (o *outbox) at(offset uint64) *piece {
-	for i := range o.pieces {
-		p := &o.pieces[i]
-		if offset < p.offset+uint64(p.end-p.start) {
-			return p
-		}
+	if last := o.pieces.last(); offset >= last.offset { // as a rule
+		return last
 	}
-	return nil
+	all := o.pieces.all()
+	return &all[sort.Search(len(all), func(i int) bool { return all[i].offset > offset })-1]
 }
 
 // pump reads the TCP side until it ends, and sends what it reads. It is the
@@ -106,10 +109,10 @@ func (s *session) prime() {
 func (s *session) firstFrame() (frame []byte, n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.out.pieces) == 0 {
+	if s.out.pieces.empty() {
 		return nil, 0
 	}
-	p := s.out.pieces[0]
+	p := s.out.pieces.first()
 	if n = p.end - p.start; n > smallBuffer {
 		return nil, 0
 	}
@@ -162,14 +165,16 @@ func (s *session) budgetLocked() bool {
 }
 
 // reserve finds memory for the next read: the rest of the last piece's buffer,
-// or a buffer as large as the reads have been of late.
+// if that is a quarter of it at least, or a buffer as large as the reads have
+// been of late. So what is kept takes little more memory than it counts,
+// whatever the size of the reads.
 func (s *session) reserve() []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b := s.reserved
 	if b == nil {
-		if n := len(s.out.pieces); n > 0 {
-			if last := s.out.pieces[n-1].buf; len(last.b)-last.used-headroom >= s.hint {
+		if !s.out.pieces.empty() {
+			if last := s.out.pieces.last().buf; len(last.b)-last.used-headroom >= len(last.b)/4 {
 				b = last
 				b.refs++
 			}
@@ -179,9 +184,9 @@ func (s *session) reserve() []byte {
 		}
 		s.reserved = b
 	}
-	room := min(uint64(len(b.b)-b.used-headroom), s.out.limit-s.out.read)
+	s.room = int(min(uint64(len(b.b)-b.used-headroom), s.out.limit-s.out.read))
 	start := b.used + headroom
-	return b.b[start : start+int(room)]
+	return b.b[start : start+s.room]
 }
 
 // unreserve gives the reservation back.
@@ -198,9 +203,9 @@ func (s *session) unreserve() {
 func (s *session) appendLocked(n int) {
 	b := s.reserved
 	s.reserved = nil
-	// The first read that fills a small buffer asks for large ones; a read
-	// that would have fitted takes that back.
-	if s.hint = smallBuffer - headroom; n >= s.hint {
+	// The first read that fills what it was given asks for large buffers; one
+	// that would have fitted into a small one takes that back.
+	if s.hint = smallBuffer - headroom; n >= min(s.hint, s.room) {
 		s.hint = largeBuffer - headroom
 	}
 	if s.closed || s.reset != nil {
@@ -209,9 +214,9 @@ func (s *session) appendLocked(n int) {
 	}
 	start := b.used + headroom
 	b.used = start + n
-	s.out.pieces = append(s.out.pieces, piece{buf: b, start: start, end: start + n, offset: s.out.read})
+	s.out.pieces.push(piece{buf: b, start: start, end: start + n, offset: s.out.read})
 	s.out.read += uint64(n)
-	s.out.retained += int64(n)
+	s.out.retained += int64(n) + pieceCost
 	s.touchLocked()
 }
 
@@ -253,23 +258,16 @@ func (s *session) ackLocked(n uint64) error {
 	}
 	o.acked += n
 	s.arrivedLocked(o.acked)
-	i := 0
-	for ; i < len(o.pieces); i++ {
-		p := &o.pieces[i]
+	gone := 0
+	for _, p := range o.pieces.all() {
 		if p.offset+uint64(p.end-p.start) > o.acked {
 			break
 		}
-		o.retained -= int64(p.end - p.start)
+		o.retained -= int64(p.end-p.start) + pieceCost
 		p.buf.unref()
+		gone++
 	}
-	if i == len(o.pieces) {
-		o.pieces = o.pieces[:0]
-		if cap(o.pieces) > 16 {
-			o.pieces = nil
-		}
-	} else {
-		o.pieces = append(o.pieces[:0], o.pieces[i:]...)
-	}
+	o.pieces.drop(gone)
 	if over := o.budgeted - max(0, o.retained-wire.InitialWindow); over > 0 {
 		s.host.retained.give(over)
 		o.budgeted -= over

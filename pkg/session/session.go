@@ -224,6 +224,7 @@ type session struct {
 
 	reserved *buffer // pump's own: what it reads into
 	hint     int     // pump's own: how much it expects
+	room     int     // pump's own: how much the reservation has room for
 	onRead   func() []byte
 	onCancel func()
 }
