@@ -69,6 +69,7 @@ type chain struct {
 	tunnel tunnel
 	site   *site
 	dir    string // scratch
+	logs   string // a directory of their own: who watches the one with his config is not to see each line
 	target *process
 	nodes  map[string]*process // by role; none where there is no tunnel
 	entry  string              // where P1 connects
@@ -85,6 +86,10 @@ func (b *bench) launch(ctx context.Context, s *site, t tunnel, extra map[string]
 		}
 	}()
 	if c.dir, err = os.MkdirTemp(b.scratch, t.name+"-"); err != nil {
+		return nil, err
+	}
+	c.logs = filepath.Join(c.dir, "logs")
+	if err := os.Mkdir(c.logs, 0o700); err != nil {
 		return nil, err
 	}
 	for name, text := range extra {
@@ -128,7 +133,7 @@ func (b *bench) launch(ctx context.Context, s *site, t tunnel, extra map[string]
 	for _, role := range roles {
 		cmd := s.command(ctx, role, filepath.Join(t.dir, role))
 		cmd.Dir, cmd.Env = c.dir, environment
-		if c.nodes[role], err = start(t.name+"'s "+role, cmd, filepath.Join(c.dir, role+".log")); err != nil {
+		if c.nodes[role], err = start(t.name+"'s "+role, cmd, filepath.Join(c.logs, role)); err != nil {
 			return nil, err
 		}
 	}
@@ -153,7 +158,7 @@ func (c *chain) serve(ctx context.Context, self string) (port string, err error)
 	}
 	defer read.Close()
 	cmd.Stdout = write
-	c.target, err = start("P5", cmd, filepath.Join(c.dir, "target.log"))
+	c.target, err = start("P5", cmd, filepath.Join(c.logs, "target"))
 	write.Close()
 	if err != nil {
 		return "", err

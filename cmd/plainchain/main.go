@@ -6,8 +6,9 @@
 //	plainchain server -relay 127.0.0.1:30381 -target 127.0.0.1:9000
 //	plainchain client -relay 127.0.0.1:30381 -listen 127.0.0.1:9001
 //
-// Each connection is a stream on each hop. Two things differ from the defaults, because nothing could be measured
-// otherwise: the number of streams at once, and a keep-alive.
+// Each connection is a stream on each hop, at whose head the client says where it wants to go. It waits for the server's
+// answer before it sends anything else. Two things differ from the defaults, because nothing could be measured otherwise: the
+// number of streams at once, and a keep-alive.
 package main
 
 import (
@@ -90,13 +91,12 @@ func runRelay(ctx context.Context, address string) error {
 			continue
 		}
 		go func() {
-			err := serve(ctx, conn, func() (stream, error) {
+			err := serve(ctx, conn, func(_ stream, destination []byte) (stream, error) {
 				to := server.Load()
 				if to == nil {
 					return nil, errors.New("no server has connected")
 				}
-				onward, err := to.OpenStreamSync(ctx)
-				return quicStream{onward}, err
+				return openStream(ctx, to, destination)
 			})
 			fmt.Fprintln(os.Stderr, "plainchain:", err)
 		}()
@@ -109,12 +109,13 @@ func runServer(ctx context.Context, relay, target string) error {
 	if err != nil {
 		return err
 	}
-	return serve(ctx, conn, func() (stream, error) {
+	return serve(ctx, conn, func(from stream, _ []byte) (stream, error) {
 		tcp, err := (&net.Dialer{}).DialContext(ctx, "tcp", target)
 		if err != nil {
 			return nil, err
 		}
-		return tcp.(*net.TCPConn), nil
+		_, err = from.Write(answer)
+		return tcp.(*net.TCPConn), err
 	})
 }
 
@@ -134,31 +135,63 @@ func runClient(ctx context.Context, relay, address string) error {
 			return err
 		}
 		go func() {
-			onward, err := conn.OpenStreamSync(ctx)
+			onward, err := openStream(ctx, conn, []byte("server"))
+			if err == nil {
+				_, err = io.ReadFull(onward, make([]byte, len(answer)))
+			}
 			if err != nil {
+				fmt.Fprintln(os.Stderr, "plainchain:", err)
 				tcp.Close()
 				return
 			}
-			join(tcp.(*net.TCPConn), quicStream{onward})
+			join(tcp.(*net.TCPConn), onward)
 		}()
 	}
 }
 
-// serve joins each stream of a connection to what open gives.
-func serve(ctx context.Context, conn *quic.Conn, open func() (stream, error)) error {
+// answer is what the server says when it has connected to its target.
+var answer = []byte{1}
+
+// openStream opens a stream to a destination: a byte with the length of its name, and the name.
+func openStream(ctx context.Context, conn *quic.Conn, destination []byte) (stream, error) {
+	s, err := conn.OpenStreamSync(ctx)
+	if err != nil {
+		return nil, err
+	}
+	_, err = s.Write(append([]byte{byte(len(destination))}, destination...))
+	return quicStream{s}, err
+}
+
+func readDestination(s stream) ([]byte, error) {
+	length := make([]byte, 1)
+	if _, err := io.ReadFull(s, length); err != nil {
+		return nil, err
+	}
+	destination := make([]byte, length[0])
+	_, err := io.ReadFull(s, destination)
+	return destination, err
+}
+
+// serve joins each stream of a connection to what open gives for its destination.
+func serve(ctx context.Context, conn *quic.Conn, open func(from stream, destination []byte) (stream, error)) error {
 	for {
 		s, err := conn.AcceptStream(ctx)
 		if err != nil {
 			return err
 		}
 		go func() {
-			onward, err := open()
+			from := quicStream{s}
+			destination, err := readDestination(from)
+			var onward stream
+			if err == nil {
+				onward, err = open(from, destination)
+			}
 			if err != nil {
 				fmt.Fprintln(os.Stderr, "plainchain:", err)
-				quicStream{s}.abort()
+				from.abort()
 				return
 			}
-			join(quicStream{s}, onward)
+			join(from, onward)
 		}()
 	}
 }
