@@ -64,6 +64,19 @@ func (c *Client) Explain(ctx context.Context, q Question) (*Explanation, error) 
 	return explanation, c.ask(ctx, http.MethodGet, PathExplain+"?"+values.Encode(), nil, explanation)
 }
 
+// Trace has the daemon go the way of a connection, which takes seconds where something is wrong.
+func (c *Client) Trace(ctx context.Context, q TraceQuestion) (*Trace, error) {
+	values := url.Values{}
+	if q.Mapping != "" {
+		values.Set("mapping", q.Mapping)
+	}
+	if q.Target != "" {
+		values.Set("target", q.Target)
+	}
+	trace := new(Trace)
+	return trace, c.ask(ctx, http.MethodPost, PathTrace+"?"+values.Encode(), nil, trace)
+}
+
 // SetLogLevel changes the level in force.
 func (c *Client) SetLogLevel(ctx context.Context, level string) (LogLevel, error) {
 	var now LogLevel

@@ -26,6 +26,7 @@ const (
 	PathReload   = "/v1/reload"    // POST: a Reload, once it is done
 	PathExplain  = "/v1/explain"   // GET with client, server and target: an Explanation
 	PathLogLevel = "/v1/log-level" // GET, PUT: a LogLevel
+	PathTrace    = "/v1/trace"     // POST with mapping or target: a Trace
 )
 
 // Backend is what answers: the daemon. Its methods are called from several
@@ -37,6 +38,9 @@ type Backend interface {
 	Reload(ctx context.Context) *Reload
 	// Explain fails only if the question makes no sense.
 	Explain(q Question) (*Explanation, error)
+	// Trace goes the way of a connection, hop by hop: of a mapping at a client, to
+	// a target at a server. It fails only if the question makes no sense.
+	Trace(ctx context.Context, q TraceQuestion) (*Trace, error)
 	LogLevel() LogLevel
 	// SetLogLevel holds until the next one, or until a reload changes the
 	// config's. It fails if there is no such level.
@@ -160,6 +164,13 @@ type Figures struct {
 	GSO           bool    `json:"gso"`            // packets leave in segments
 }
 
+// Socket is what the kernel gives the UDP socket of a link.
+type Socket struct {
+	GRO           bool   `json:"gro"`             // the kernel coalesces what arrives
+	ReceiveBuffer int    `json:"receive_buffer"`  // bytes, as the kernel counts; 0 if it doesn't say
+	Dropped       uint64 `json:"packets_dropped"` // lost as the receive buffer was full
+}
+
 // Link is a client's or server's link to one relay of its config.
 type Link struct {
 	Relay       string    `json:"relay"`                 // the address in the config
@@ -169,6 +180,7 @@ type Link struct {
 	Address     string    `json:"address,omitempty"`     // the relay's, resolved; if connected
 	Figures     *Figures  `json:"figures,omitempty"`     // if connected
 	Connections int       `json:"connections"`           // that are attached over it
+	Socket      *Socket   `json:"socket,omitempty"`      // if connected
 	Attempts    int       `json:"attempts,omitempty"`    // dials since it went down
 	LastError   string    `json:"last_error,omitempty"`  // why the last link ended or the last dial failed
 	NextAttempt time.Time `json:"next_attempt,omitzero"` // if waiting
@@ -282,6 +294,30 @@ type Explanation struct {
 	Source   string `json:"source"`         // where it is written, or would have to be: file:line
 	Dial     string `json:"dial,omitempty"` // at a server that allows it: what is dialled
 	Next     string `json:"next"`           // what else has a say, in words
+}
+
+// TraceQuestion asks for a Trace.
+type TraceQuestion struct {
+	Mapping string `json:"mapping,omitempty"` // at a client: the name of a mapping that is enabled
+	Target  string `json:"target,omitempty"`  // at a server: the target of a service, not a range
+}
+
+// Trace is what became of a connection that was made to see its way. It carries nothing: it is opened and closed.
+type Trace struct {
+	OK         bool   `json:"ok"`                   // the target has been reached
+	Connection string `json:"connection,omitempty"` // its ID in the logs of all nodes, if it came to that
+	Hops       []Hop  `json:"hops"`                 // in the order of the way; with several relays, two for each
+}
+
+// Hop is one step of a Trace.
+type Hop struct {
+	From  string  `json:"from"`            // this node, a relay's address, or the server's ID
+	To    string  `json:"to"`              // the next of these, or the target
+	OK    bool    `json:"ok"`              // the step was made
+	Took  Seconds `json:"took"`            // a round trip to a relay; from there to the server; the dial of the target
+	Code  int     `json:"code,omitempty"`  // if not ok: the status code
+	By    string  `json:"by,omitempty"`    // if not ok: the node that says so
+	Error string  `json:"error,omitempty"` // if not ok: why, in words
 }
 
 // LogLevel is the level in force.

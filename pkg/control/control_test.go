@@ -30,6 +30,13 @@ func (b *backend) Status() *control.Status                { return b.status }
 func (b *backend) Reload(context.Context) *control.Reload { return b.reload }
 func (b *backend) LogLevel() control.LogLevel             { return b.level }
 
+func (b *backend) Trace(_ context.Context, q control.TraceQuestion) (*control.Trace, error) {
+	if q.Mapping == "" {
+		return nil, &control.Error{Message: "no mapping"}
+	}
+	return &control.Trace{OK: true, Hops: []control.Hop{{From: q.Mapping, To: "relay", OK: true, Took: control.Seconds(time.Millisecond)}}}, nil
+}
+
 func (b *backend) Explain(q control.Question) (*control.Explanation, error) {
 	if q.Target == "" {
 		return nil, &control.Error{Message: "no target", Hint: "name one"}

@@ -28,6 +28,15 @@ func Handler(b Backend) http.Handler {
 		}
 		answer(w, http.StatusOK, explanation)
 	})
+	mux.HandleFunc("POST "+PathTrace, func(w http.ResponseWriter, r *http.Request) {
+		ask := r.URL.Query()
+		trace, err := b.Trace(r.Context(), TraceQuestion{Mapping: ask.Get("mapping"), Target: ask.Get("target")})
+		if err != nil {
+			refuse(w, http.StatusBadRequest, err)
+			return
+		}
+		answer(w, http.StatusOK, trace)
+	})
 	mux.HandleFunc("GET "+PathLogLevel, func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, b.LogLevel())
 	})
@@ -46,7 +55,7 @@ func Handler(b Backend) http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, &Error{
 			Message: "there is no " + r.Method + " " + r.URL.Path,
-			Hint:    "this daemon has GET " + PathStatus + ", POST " + PathReload + ", GET " + PathExplain + ", GET and PUT " + PathLogLevel,
+			Hint:    "this daemon has GET " + PathStatus + ", POST " + PathReload + ", GET " + PathExplain + ", POST " + PathTrace + ", GET and PUT " + PathLogLevel,
 		})
 	})
 	return mux

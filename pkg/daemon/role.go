@@ -24,6 +24,8 @@ type role interface {
 	Apply(ctx context.Context, next *config.Config) error
 	// Describe fills in what the role knows.
 	Describe(s *control.Status)
+	// Trace goes the way of a connection, hop by hop.
+	Trace(ctx context.Context, q control.TraceQuestion) (*control.Trace, error)
 	// Measure fills in what the role knows, for Prometheus.
 	Measure(s *sample)
 	// Alive returns once every accept loop has answered and every lock was had, with an error if ctx is done first.

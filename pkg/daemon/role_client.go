@@ -99,6 +99,7 @@ func links(states []uplink.State, connections []control.Connection) []control.Li
 		switch {
 		case s.Up:
 			l.State, l.Address, l.Figures, l.Connections = control.LinkConnected, s.Remote.String(), figures(s.Stats), over[s.Address]
+			l.Socket = &control.Socket{GRO: s.Socket.GRO, ReceiveBuffer: s.Socket.ReceiveBuffer, Dropped: s.Socket.Dropped}
 		case !s.NextDial.IsZero():
 			l.State, l.NextAttempt = control.LinkWaiting, s.NextDial
 		}

@@ -13,7 +13,8 @@ import (
 
 type serverRole struct {
 	*server.Server
-	ready chan struct{}
+	daemon *daemon
+	ready  chan struct{}
 }
 
 func newServerRole(d *daemon, c *config.Config) (role, error) {
@@ -21,7 +22,7 @@ func newServerRole(d *daemon, c *config.Config) (role, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := serverRole{p4, make(chan struct{})}
+	r := serverRole{p4, d, make(chan struct{})}
 	close(r.ready) // it has no sockets of its own
 	return r, nil
 }

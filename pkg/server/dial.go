@@ -192,3 +192,17 @@ func (d *dialer) count() int {
 	}
 	return n
 }
+
+// Reach dials a target as for a connection, and closes it at once. It tells how long that took, or why it failed.
+func (s *Server) Reach(ctx context.Context, target policy.Target) (time.Duration, *session.Refusal) {
+	ctx, cancel := context.WithTimeout(ctx, s.settings.Load().Limits.DialTimeout)
+	defer cancel()
+	began := time.Now()
+	conn, err := s.dialer.connect(ctx, target)
+	if refusal, ok := errors.AsType[*session.Refusal](err); ok {
+		return 0, refusal
+	}
+	took := time.Since(began)
+	_ = conn.Close()
+	return took, nil
+}
