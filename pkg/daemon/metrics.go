@@ -215,4 +215,7 @@ func truth(b bool) float64 {
 	return 0
 }
 
-func unixTime(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
+// unixTime is a time as Prometheus writes it.
+func unixTime(t time.Time) float64 {
+	return float64(t.UnixMilli()) / 1000 //nolint:forbidigo // told, not decided by
+}

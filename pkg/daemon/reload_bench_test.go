@@ -15,6 +15,7 @@ import (
 type figures []time.Duration
 
 func (f figures) report(b *testing.B, what string) {
+	b.Helper()
 	slices.Sort(f)
 	for _, p := range []int{50, 99} {
 		b.ReportMetric(float64(f[(len(f)-1)*p/100])/float64(time.Millisecond), fmt.Sprintf("ms-%s-p%d", what, p))

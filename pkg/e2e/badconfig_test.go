@@ -198,7 +198,7 @@ func runUntilItEnds(t *testing.T, as *syscall.Credential, config string) (output
 // says that another try may do.
 func TestHostFaults(t *testing.T) {
 	// A plain user's home, with a program that he may run.
-	dir, err := os.MkdirTemp("", "ptthqd-e2e-user-")
+	dir, err := os.MkdirTemp("", "ptthqd-e2e-user-") //nolint:usetesting // a plain user can't enter t.TempDir
 	if err != nil {
 		t.Fatal(err)
 	}

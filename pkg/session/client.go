@@ -716,7 +716,7 @@ func (f *forward) failed(r Route, why string) {
 func (f *forward) answer(st Stream, r Route, old Stream, opening bool, reply *wire.Reply, granted *wire.Granted) Stream {
 	s := f.session
 	if reply.Status == wire.StatusOpen {
-		return f.accepted(st, r, old, opening, granted)
+		return f.accepted(st, r, old, granted)
 	}
 	// The reply is all that comes on this stream.
 	f.dropAttempt(st, old)
@@ -764,6 +764,7 @@ func (f *forward) answer(st Stream, r Route, old Stream, opening bool, reply *wi
 			f.closeLocked(EndClosed)
 			return nil
 		}
+	default: // no other attempt would have another answer
 	}
 	if again {
 		f.failed(r, reply.Status.String())
@@ -794,7 +795,7 @@ func finish(st Stream) {
 }
 
 // accepted takes the session over to st.
-func (f *forward) accepted(st Stream, r Route, old Stream, opening bool, g *wire.Granted) Stream {
+func (f *forward) accepted(st Stream, r Route, old Stream, g *wire.Granted) Stream {
 	s := f.session
 	if old != nil {
 		old.Reset(wire.CodeLost)

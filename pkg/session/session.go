@@ -434,4 +434,4 @@ func violated(format string, args ...any) error {
 func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
 
 // longAgo is a deadline that has passed: it wakes who waits.
-var longAgo = time.Unix(1, 0)
+var longAgo = time.Unix(1, 0) //nolint:forbidigo // before all times, of a bubble too
