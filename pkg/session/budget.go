@@ -3,6 +3,7 @@ package session
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // A budget bounds the bytes that all sessions of the process hold above their
@@ -31,13 +32,31 @@ func (b *budget) give(n int64) { b.used.Add(-n) }
 // one, and stall the others with it. What has arrived isn't on its way any
 // more, even if it can't be delivered and so isn't acknowledged: one session
 // whose TCP side doesn't read must not stall those beside it.
+//
+// Since it knows all sessions that share the way, it also knows when something
+// last came over it.
 type quota struct {
 	limit int64
+	made  time.Time
+	heard atomic.Int64 // when something last arrived for any of the sessions; nanoseconds since made
 
 	mu      sync.Mutex
 	used    int64
 	waiting map[*session]struct{}
 	users   int // guarded by quotas.mu
+}
+
+// hear notes that something has arrived.
+func (q *quota) hear(now time.Time) {
+	at := int64(now.Sub(q.made))
+	if at-q.heard.Load() > int64(sweepInterval) { // the processors need not fight for it
+		q.heard.Store(at)
+	}
+}
+
+// silent is how long nothing has arrived.
+func (q *quota) silent(now time.Time) time.Duration {
+	return now.Sub(q.made) - time.Duration(q.heard.Load())
 }
 
 // take reserves n bytes for s if anything is left, overdrawing by one piece at
@@ -121,7 +140,7 @@ func (qs *quotas) acquire(link any, peer string) *quota {
 		if qs.by == nil {
 			qs.by = make(map[quotaKey]*quota)
 		}
-		q = &quota{limit: qs.limit}
+		q = &quota{limit: qs.limit, made: time.Now()}
 		qs.by[key] = q
 	}
 	q.users++

@@ -245,6 +245,9 @@ type forward struct {
 	refusal     *wire.Reply     // the last refusal
 	tried       map[any]bool    // links that failed in this round
 	rounds      int             // that have failed since the loss
+	carriedAt   time.Time       // when the current stream, or the last one, took over
+	shortLived  int             // streams in a row that were lost within shortLife
+	notBefore   time.Time       // the next attempt
 	lastFailure string
 	elsewhere   bool            // the last stream was lost beyond its link: another relay may still reach the server
 	otherRoutes <-chan struct{} // closed when the routes of the last choice are others
@@ -340,10 +343,27 @@ func (f *forward) lostLocked(why string) {
 	s.detachLocked()
 	f.tried, f.rounds = nil, 0
 	f.detachedAt = time.Now()
+	if f.shortLived++; time.Since(f.carriedAt) > shortLife {
+		f.shortLived = 0
+	}
+	if f.shortLived > 1 {
+		f.notBefore = f.detachedAt.Add(backoff(f.shortLived - 2))
+	}
 	if f.opened && s.reset == nil && !s.ended {
 		s.setState(Detached)
 		s.log.Info("session detached", "server", f.request.Server, "relay", s.info.Relay, "reason", why)
 	}
+}
+
+// shortLife is how long a stream must carry the session to count as a success: a
+// relay or server that grants every attempt, and loses it, isn't asked as often
+// as it can answer.
+const shortLife = time.Second
+
+// backoff is how long to wait after n failures.
+func backoff(n int) time.Duration {
+	d := min(50*time.Millisecond<<min(n, 6), 2*time.Second)
+	return d/2 + rand.N(d)
 }
 
 // waitIdleLocked waits until nobody writes to the stream, which was reset or
@@ -428,6 +448,9 @@ func (f *forward) choose(moving bool, why string) (Route, time.Duration) {
 		return Route{}, -1
 	}
 	f.otherRoutes = f.client.config.Router.Changed() // before Routes: no change is missed in between
+	if wait := time.Until(f.notBefore); wait > 0 && !moving {
+		return Route{}, min(left, wait)
+	}
 	routes := f.client.config.Router.Routes()
 	s.mu.Lock()
 	current := s.route.Link
@@ -457,8 +480,7 @@ func (f *forward) choose(moving bool, why string) (Route, time.Duration) {
 		// Every link has failed: once more after a while.
 		f.tried = nil
 		f.rounds++
-		pause := min(50*time.Millisecond<<min(f.rounds, 6), 2*time.Second)
-		return Route{}, min(left, pause/2+rand.N(pause))
+		return Route{}, min(left, backoff(f.rounds))
 	}
 	return Route{}, left
 }
@@ -840,6 +862,7 @@ func (f *forward) accepted(st Stream, r Route, old Stream, g *wire.Granted) Stre
 	}
 	resumed := f.opened && s.reset == nil
 	f.opened, f.refusal, f.firstTry = true, nil, time.Time{}
+	f.carriedAt = time.Now()
 	f.tried, f.rounds = nil, 0
 	if s.reset == nil && !s.ended {
 		s.setState(Attached)

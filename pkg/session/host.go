@@ -218,7 +218,7 @@ func (s *session) sweep(now time.Time) {
 	onLink := s.out.onLink() > 0
 	switch {
 	case s.server || s.info.State == Opening:
-	case waiting && min(silent, now.Sub(s.pingSince)) > max(minPongWait, 4*s.minRTT):
+	case waiting && s.deadPathLocked(now):
 		s.pingDue, s.pingSince, s.pingSent = false, time.Time{}, time.Time{}
 		s.moveLocked(deadPath)
 	case !waiting && idle < busyFor && silent > silenceBeforePing:
@@ -235,6 +235,17 @@ func (s *session) sweep(now time.Time) {
 		s.host.cool(s)
 	}
 	s.sendLocked(false)
+}
+
+// deadPathLocked tells whether it is time to give the path up: the ping has
+// no answer, and nothing else has come. While others hear from the same
+// server over the same link, the path works and somebody on it has more to do
+// than he can: then it takes tenfold patience, as sessions that all go elsewhere,
+// or here again, would give him still more.
+func (s *session) deadPathLocked(now time.Time) bool {
+	waited := min(now.Sub(s.lastIn), now.Sub(s.pingSince))
+	patience := max(minPongWait, 4*s.minRTT)
+	return waited > patience && (s.quota.silent(now) > patience || waited > 10*patience)
 }
 
 // moveLocked makes the frame reader leave its stream, at P2.

@@ -97,6 +97,9 @@ func (s *session) take(b *buffer, p []byte) error {
 	now := time.Now()
 	s.mu.Lock()
 	s.lastIn = now
+	if s.quota != nil {
+		s.quota.hear(now)
+	}
 	s.mu.Unlock()
 	for len(p) > 0 {
 		if s.left > 0 {

@@ -172,3 +172,58 @@ func TestStalledIsNotDead(t *testing.T) {
 		})
 	}
 }
+
+// TestBusyIsNotDead has the stream of one session go silent while another
+// session hears from the same server over the same link: that is the picture of
+// a host with too much to do, and takes patience.
+func TestBusyIsNotDead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := start(t, session.Limits{})
+		link := &memLink{name: "a", latency: time.Millisecond}
+		n.replaceLinks(link)
+		echo := func() (*memConn, *memConn, <-chan session.Summary) {
+			p1, accepted, done := n.forward()
+			p5 := <-accepted
+			go func() { _, _ = io.Copy(p5, struct{ io.Reader }{p5}) }()
+			return p1, p5, done
+		}
+		ask := func(c *memConn) {
+			if _, err := c.Write([]byte("question")); err != nil {
+				t.Error(err)
+			}
+		}
+		answered := func(c *memConn) {
+			if _, err := io.ReadFull(c, make([]byte, 8)); err != nil {
+				t.Error(err)
+			}
+		}
+		quiet, p5, done := echo()
+		ask(quiet)
+		answered(quiet)
+		n.silenceStreams(link)
+		ask(quiet)
+		chatty, other, _ := echo()
+		for range 80 {
+			time.Sleep(100 * time.Millisecond)
+			ask(chatty)
+			answered(chatty)
+		}
+		for _, s := range n.client.Sessions() {
+			if s.Resumes != 0 {
+				t.Errorf("resumed %d times after 8 s", s.Resumes)
+			}
+		}
+		for range 80 {
+			time.Sleep(100 * time.Millisecond)
+			ask(chatty)
+			answered(chatty)
+		}
+		answered(quiet) // patience has an end
+		for _, c := range []*memConn{quiet, p5, chatty, other} {
+			c.reset()
+		}
+		if sum := soon(t, time.Minute, done); sum.Resumes != 1 {
+			t.Errorf("resumed %d times", sum.Resumes)
+		}
+	})
+}

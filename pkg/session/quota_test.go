@@ -111,7 +111,7 @@ func TestQuotaReturns(t *testing.T) {
 		n.capacity, n.cuts = 1<<20, nil
 		n.mu.Unlock()
 		n.cut()
-		time.Sleep(time.Second)
+		time.Sleep(10 * time.Second)
 		n.silence(n.links[0])
 		for _, c := range ends {
 			_, _ = c.Write(make([]byte, 50<<10))
