@@ -51,7 +51,8 @@ type world struct {
 	network *linktest.Network
 	keys    map[string]ident.PrivateKey  // by host
 	targets map[string]*tcptest.Listener // P5s, by address
-	inbox   map[string]*tcptest.Listener // the client's listeners, by name
+	mu      sync.Mutex
+	inbox   map[string]*tcptest.Listener // the clients' listeners, by name; guarded by mu while they start
 	books   map[string]*book             // logs, by node
 }
 
@@ -351,6 +352,8 @@ func (w *world) client(settings *config.Config) *clientNode {
 
 func (w *world) inherit(name string) []net.Listener {
 	l := tcptest.Listen(name)
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.inbox[name] = l
 	return []net.Listener{l}
 }
