@@ -327,6 +327,17 @@ func connPair(capacity int) (a, b *memConn) {
 	return &memConn{in: x, out: y}, &memConn{in: y, out: x}
 }
 
+// connPairOf is a connection of which one end, outer, can write any amount at
+// once, while only so much waits for it to be read.
+func connPairOf(waiting int) (outer, inner *memConn) {
+	x, y := newHalf(waiting), newHalf(100<<20)
+	return &memConn{in: x, out: y}, &memConn{in: y, out: x}
+}
+
+func (c *memConn) SetReadDeadline(t time.Time) error { c.in.setDeadline(&c.in.readBy, t); return nil }
+
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
+
 var errReset = errors.New("connection reset by peer")
 
 func (c *memConn) Read(p []byte) (int, error)     { return c.in.read(p, false) }
