@@ -597,7 +597,9 @@ func (f *forward) try(r Route, old Stream) Stream {
 	inner := f.tipLocked(opening)
 	timeout := max(2*time.Second, 4*r.RTT)
 	if opening {
-		timeout = max(f.client.limits().OpenTimeout-time.Since(s.info.Opened), time.Second)
+		// Longer than P4 dials, and short enough for another attempt.
+		whole := f.client.limits().OpenTimeout
+		timeout = max(min(whole/2, whole-time.Since(s.info.Opened)), time.Second)
 	}
 	s.mu.Unlock()
 

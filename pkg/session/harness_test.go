@@ -120,6 +120,7 @@ func (h *half) read(p []byte, peek bool) (int, error) {
 	}
 }
 
+// write writes p, or what fits if it isn't to wait. A deadline is for who waits.
 func (h *half) write(p []byte, wait bool) (n int, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -130,7 +131,7 @@ func (h *half) write(p []byte, wait bool) (n int, err error) {
 			return n, h.writeErr
 		case h.eof:
 			return n, errors.New("written to after its end")
-		case h.writeBy.passed():
+		case wait && h.writeBy.passed():
 			return n, os.ErrDeadlineExceeded
 		case room > 0:
 			m := min(room, len(p))
@@ -239,35 +240,37 @@ func (s *memStream) Peek(p []byte) (int, error) {
 
 func (s *memStream) Write(p []byte) (int, error) {
 	defer s.alone(&s.writing, "write")()
-	return s.write(p)
+	return s.write(p, true)
 }
 
-func (s *memStream) write(p []byte) (int, error) {
+func (s *memStream) write(p []byte, wait bool) (int, error) {
 	if s.network == nil {
-		return s.out.write(p, true)
+		return s.out.write(p, wait)
 	}
 	s.network.mu.Lock()
 	delay := s.network.delay
-	var wait time.Duration
+	var before time.Duration
 	if delay != nil {
-		wait = delay()
+		before = delay()
 	}
 	s.network.mu.Unlock()
-	time.Sleep(wait)
+	time.Sleep(before)
 	// With a network the stream may be cut in the middle of a write.
 	for n := 0; ; {
 		m, cut := s.network.allow(len(p) - n)
-		k, err := s.out.write(p[n:n+m], true)
+		k, err := s.out.write(p[n:n+m], wait)
 		n += k
 		if err != nil || n == len(p) && !cut {
 			return n, err
 		}
 		if cut {
 			s.network.atCut(s)
-			if n < len(p) || s.broken() {
+			if s.broken() {
 				return n, &wire.ResetError{Code: wire.CodeLost}
 			}
-			return n, nil
+			if n == len(p) {
+				return n, nil
+			}
 		}
 	}
 }
@@ -286,7 +289,7 @@ func (s *memStream) TryWrite(p []byte) (bool, error) {
 	if room < len(p) {
 		return false, nil
 	}
-	_, err := s.write(p)
+	_, err := s.write(p, false)
 	return err == nil, err
 }
 
@@ -381,6 +384,7 @@ type network struct {
 	changed chan struct{}
 	streams map[*memStream]struct{}
 	cuts    []int // bytes until the next cut, and those after it
+	passed  int   // bytes that were written to streams
 	atCut   func(*memStream)
 	delay   func() time.Duration // before each write to a stream
 	serving sync.WaitGroup
@@ -465,9 +469,11 @@ func (n *network) allow(want int) (got int, cut bool) {
 		if len(n.cuts) > 0 {
 			n.cuts[0] -= want
 		}
+		n.passed += want
 		return want, false
 	}
 	got, n.cuts = n.cuts[0], n.cuts[1:]
+	n.passed += got
 	return got, true
 }
 
@@ -655,6 +661,15 @@ func pattern(seed uint64, n int) []byte {
 	return p
 }
 
+// receiveAll reads want, and the end behind it.
+func receiveAll(from io.Reader, want []byte) error {
+	got, err := io.ReadAll(from)
+	if err == nil && !bytes.Equal(got, want) {
+		err = fmt.Errorf("%d bytes, which differ from %d", len(got), len(want))
+	}
+	return err
+}
+
 // exchange sends want over from and checks that it arrives whole at to, with
 // its end.
 func exchange(from, to *memConn, want []byte) error {
@@ -662,14 +677,7 @@ func exchange(from, to *memConn, want []byte) error {
 		_, _ = from.Write(want)
 		_ = from.CloseWrite()
 	}()
-	got, err := io.ReadAll(to)
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(got, want) {
-		return errors.New("the bytes differ")
-	}
-	return nil
+	return receiveAll(to, want)
 }
 
 // soon waits for c, but not for ever.

@@ -34,7 +34,8 @@ type Limits struct {
 	DetachedPerPeer int
 	// Tombstones bounds what the server remembers of ended sessions. 65,536.
 	Tombstones int
-	// OpenTimeout is how long P2 waits for a session to open. 30 seconds.
+	// OpenTimeout is how long P2 waits for a session to open; an attempt without
+	// an answer has half of it. 30 seconds.
 	OpenTimeout time.Duration
 	// DialTimeout is how long P4 waits for P5. 10 seconds.
 	DialTimeout time.Duration
