@@ -211,7 +211,7 @@ install: build ## install below PREFIX (/usr/local), in DESTDIR; a config that i
 	$(COMPLETION) zsh > $(DESTDIR)$(ZSHDIR)/_ptthqd
 	install -d $(DESTDIR)$(PREFIX)/share/doc/ptthqd/examples
 	install -m 0644 deploy/systemd/examples/* configs/*.toml $(DESTDIR)$(PREFIX)/share/doc/ptthqd/examples/
-	install -m 0644 README.md SECURITY.md CHANGELOG.md $(wildcard docs/*.md) $(DESTDIR)$(PREFIX)/share/doc/ptthqd/
+	install -m 0644 README.md SECURITY.md CHANGELOG.md $(wildcard docs/*.md docs/*.yml) $(DESTDIR)$(PREFIX)/share/doc/ptthqd/
 	@[ -e $(DESTDIR)$(SYSCONFDIR)/ptthq.toml ] || install -v -D -m 0644 deploy/ptthq.toml $(DESTDIR)$(SYSCONFDIR)/ptthq.toml
 	@[ -n "$(DESTDIR)" ] || echo 'Now: systemd-sysusers && systemctl daemon-reload; then `ptthqd init relay`, `server` or `client`.'
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/config"
+	"ptthqd/pkg/link"
 	"ptthqd/pkg/session"
 	"ptthqd/pkg/wire"
 )
@@ -55,6 +56,10 @@ func (c *Client) Trace(ctx context.Context, m *config.Mapping) Trace {
 	}
 	best := time.Duration(-1) // from here to the server and back
 	for _, r := range (router{c.relays}).Routes() {
+		// The smallest round trip: the smoothed one of a new link holds what the handshake took.
+		if l, ok := r.Link.(*link.Link); ok {
+			r.RTT = l.Stats().MinRTT
+		}
 		t.Hops = append(t.Hops, Hop{From: c.node(), To: r.Relay, Took: r.RTT, Status: wire.StatusOpen})
 		hop, took := askServer(r, m)
 		t.Connection = hop.connection

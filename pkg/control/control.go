@@ -183,6 +183,7 @@ type Link struct {
 	Socket      *Socket   `json:"socket,omitempty"`      // if connected
 	Attempts    int       `json:"attempts,omitempty"`    // dials since it went down
 	LastError   string    `json:"last_error,omitempty"`  // why the last link ended or the last dial failed
+	LastReason  string    `json:"last_reason,omitempty"` // the same in one word of those in docs/metrics.md
 	NextAttempt time.Time `json:"next_attempt,omitzero"` // if waiting
 	Problem     string    `json:"problem,omitempty"`     // what is wrong beyond that, connected or not: another node holds this node's key
 }

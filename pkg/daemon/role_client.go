@@ -91,7 +91,7 @@ func links(states []uplink.State, connections []control.Connection) []control.Li
 			State:     control.LinkConnecting,
 			Since:     s.Since,
 			Attempts:  s.Attempts,
-			LastError: s.LastError,
+			LastError: s.LastError, LastReason: string(s.Reason),
 		}
 		if at := s.Contested; !at.IsZero() && time.Since(at) < contestedTime {
 			l.Problem = "another node holds this node's key, and has taken its place at " + at.Format(time.TimeOnly)

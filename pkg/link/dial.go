@@ -105,6 +105,7 @@ type State struct {
 	Since     time.Time // when the link came up or went down, or Run began
 	Attempts  int       // failed dials since the last link
 	LastError string    // why the last dial failed or the last link ended, for people; empty if nothing has
+	Reason    Reason    // the same in one word
 	NextDial  time.Time // when the next dial begins, if it waits; otherwise zero
 	Contested time.Time // when another node with this one's key last took its place at the relay; zero if none has
 }

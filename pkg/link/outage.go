@@ -40,7 +40,7 @@ func (d *Dialer) down(link *Link) {
 	if d.short++; time.Since(link.since) >= shortLived {
 		d.short = 0
 	}
-	now := State{Address: d.Address, Key: d.Key, Since: time.Now(), LastError: err.Error()}
+	now := State{Address: d.Address, Key: d.Key, Since: time.Now(), LastError: err.Error(), Reason: link.Reason()}
 	defer func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -72,7 +72,7 @@ func (d *Dialer) failed(f failure, next time.Time) {
 	d.tally.failed(f.reason)
 	d.mu.Lock()
 	d.state.Attempts++
-	d.state.LastError = f.words
+	d.state.LastError, d.state.Reason = f.words, f.reason
 	d.state.NextDial = next
 	d.mu.Unlock()
 	if n, worth := d.outage.add(f); worth {

@@ -259,6 +259,7 @@ type State struct {
 	Since     time.Time      // when the link came up or went down, or the dialling began
 	Attempts  int            // dials since then, while there is no link
 	LastError string         // why the last dial failed or the last link ended, for people
+	Reason    link.Reason    // the same in one word
 	NextDial  time.Time      // when the next dial begins, if it waits; otherwise zero
 	Contested time.Time      // when another node with this one's key last took its place at the relay; zero if none has
 	Remote    netip.AddrPort // where the relay's packets come from; invalid while there is no link
@@ -279,7 +280,7 @@ func (s *Set) States() []State {
 			continue
 		}
 		d := m.dialer.State()
-		state := State{Relay: r, Since: d.Since, Attempts: d.Attempts, LastError: d.LastError, NextDial: d.NextDial, Contested: d.Contested, Totals: m.dialer.Totals()}
+		state := State{Relay: r, Since: d.Since, Attempts: d.Attempts, LastError: d.LastError, Reason: d.Reason, NextDial: d.NextDial, Contested: d.Contested, Totals: m.dialer.Totals()}
 		if l := d.Link; l != nil {
 			state.Up, state.Remote, state.Closing, state.Stats = true, l.RemoteAddr(), isClosed(l.PeerClosing()), l.Stats()
 			state.Socket = l.Socket().Stats()
