@@ -65,7 +65,12 @@ func TestManyAtOnce(t *testing.T) {
 	})
 	done := time.Since(start)
 	w.empties(t, 10*time.Second)
-	t.Logf("%d connections: open after %v, done after %v, resumed %d times", connections, opened, done, w.status("laptop").Counters.Resumed)
+	resumed := w.status("laptop").Counters.Resumed
+	t.Logf("%d connections: open after %v, done after %v, resumed %d times", connections, opened, done, resumed)
+	// Nothing was lost. A busy host looks like a dead path to some, but if all of them go elsewhere it will never be done.
+	if resumed > connections/10 {
+		t.Errorf("%d connections have resumed %d times", connections, resumed)
+	}
 }
 
 // each calls do for every connection, all at the same time.
