@@ -66,9 +66,7 @@ func (c *Client) Run(ctx context.Context) error {
 	c.stopped = true
 	c.mu.Unlock()
 	for _, s := range c.list() {
-		s.mu.Lock()
-		s.stopLocked()
-		s.sendLocked(false)
+		s.stop()
 	}
 	c.all.Wait()
 	stop()
@@ -109,31 +107,59 @@ func NewToken() (token wire.Token) {
 // from the call on, and blocks until the session is over. When ctx is done the
 // session is reset.
 func (c *Client) Forward(ctx context.Context, conn Conn, r Request) Summary {
+	f := c.Begin(conn, r)
+	f.Carry(ctx)
+	return f.Summary()
+}
+
+// A Forwarding is what Forward does, in two steps, for whoever has many at
+// once: the stack on which Carry waits is most of what an idle connection
+// costs, and what Begin and Summary need of it is given back by then.
+type Forwarding struct{ forward forward }
+
+// Begin makes the session of conn, which it owns from the call on. Carry must
+// follow.
+func (c *Client) Begin(conn Conn, r Request) *Forwarding {
 	s := newSession(c.host, false, NewToken(), Info{
 		Mapping: r.Mapping, Server: r.Server, Source: r.Source, Target: r.Target,
 	})
 	s.end = newEnd(conn)
 	s.changed = make(chan struct{}, 1)
 	s.granted = r.ResumeTimeout
-	f := &forward{session: s, client: c, request: r}
 	if text := c.add(s); text != "" {
 		s.mu.Lock()
 		s.closeLocked(Summary{Status: wire.StatusTooMany, Text: text, End: EndRefused})
 		s.mu.Unlock()
-		s.work.Wait()
-		return *s.final
+	} else {
+		s.prime()
 	}
-	defer c.remove(s)
-	defer context.AfterFunc(ctx, func() {
-		s.mu.Lock()
-		s.stopLocked()
-		s.sendLocked(false)
-	})()
-	s.prime()
-	s.work.Go(s.pump)
-	f.run()
+	return &Forwarding{forward{session: s, client: c, request: r}}
+}
+
+// Carry blocks until the session is over. When ctx is done the session is
+// reset.
+func (f *Forwarding) Carry(ctx context.Context) {
+	s := f.forward.session
+	if s.final == nil { // it is admitted
+		release := context.AfterFunc(ctx, s.stop)
+		s.work.Go(s.pump)
+		f.forward.run()
+		s.work.Wait()
+		release()
+		f.forward.client.remove(s)
+		return
+	}
 	s.work.Wait()
-	return *s.final
+}
+
+// Summary tells how the session ended. It is there when Carry has returned.
+func (f *Forwarding) Summary() Summary { return *f.forward.final }
+
+// stop resets the session because this process stops.
+func (s *session) stop() {
+	s.mu.Lock()
+	s.stopLocked()
+	s.sendLocked(false)
 }
 
 func (c *Client) add(s *session) (refusal string) {

@@ -25,8 +25,9 @@ type half struct {
 	data     []byte
 	capacity int
 	eof      bool
-	readErr  error // what the reader gets, at once
-	writeErr error // what the writer gets
+	eofAt    time.Time // when the reader can see it
+	readErr  error     // what the reader gets, at once
+	writeErr error     // what the writer gets
 	readBy   deadline
 	writeBy  deadline
 	silent   bool // nothing arrives any more, and nobody is told
@@ -113,7 +114,7 @@ func (h *half) read(p []byte, peek bool) (int, error) {
 				h.cond.Broadcast()
 			}
 			return n, nil
-		case h.eof && !h.silent && len(h.data) == 0:
+		case h.eof && !h.silent && len(h.data) == 0 && !time.Now().Before(h.eofAt):
 			return 0, io.EOF
 		}
 		h.cond.Wait()
@@ -155,6 +156,10 @@ func (h *half) write(p []byte, wait bool) (n int, err error) {
 func (h *half) closeWrite() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if !h.eof && h.latency > 0 {
+		h.eofAt = time.Now().Add(h.latency)
+		time.AfterFunc(h.latency, h.wake)
+	}
 	h.eof = true
 	h.cond.Broadcast()
 }

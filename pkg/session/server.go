@@ -223,35 +223,11 @@ func (v *Server) Serve(client string, inner wire.Message, st Stream, via Route) 
 }
 
 // open makes a session, or takes the newer stream for one that was made by an
-// attempt before this.
+// attempt before this. An idle session waits in here, so what takes much of the
+// stack is done in a call that returns.
 func (v *Server) open(client string, m *wire.Open, st Stream, via Route) {
-	key := sessionKey{client, m.Token}
-	info := Info{Client: client, Server: v.config.Node, Source: m.Source, Target: m.Target, Relay: via.Relay, Link: via.Link}
-	reject := func(r *Refusal) {
-		v.refuse(st, r)
-		info.ID = m.Token.ConnectionID()
-		v.report(Summary{Info: info, Status: r.Status, Text: r.Text, End: EndRefused})
-	}
-	if m.Version != wire.Version {
-		reject(&Refusal{wire.StatusVersion, "this server speaks session version 1"})
-		return
-	}
-	if m.Limit > 2*wire.MaxWindow {
-		reject(&Refusal{wire.StatusMalformed, "the limit is larger than any window"})
-		return
-	}
-	dial, refusal := v.config.Decide(client, m.Target)
-	if refusal != nil {
-		v.withdraw(key)
-		reject(refusal)
-		return
-	}
-	s, made, tomb, refusal := v.admit(key, m, info, dial, st, via)
-	switch {
-	case refusal != nil:
-		reject(refusal)
-	case tomb != nil:
-		v.complete(st, *tomb)
+	switch s, made := v.opened(client, m, st, via); {
+	case s == nil:
 	case made:
 		v.carry(s, st)
 	default:
@@ -262,6 +238,40 @@ func (v *Server) open(client string, m *wire.Open, st Stream, via Route) {
 			return 0, nil
 		})
 	}
+}
+
+// opened finds the session of an open, or makes it. Without one it has said on
+// st why.
+func (v *Server) opened(client string, m *wire.Open, st Stream, via Route) (_ *session, made bool) {
+	key := sessionKey{client, m.Token}
+	info := Info{Client: client, Server: v.config.Node, Source: m.Source, Target: m.Target, Relay: via.Relay, Link: via.Link}
+	reject := func(r *Refusal) {
+		v.refuse(st, r)
+		info.ID = m.Token.ConnectionID()
+		v.report(Summary{Info: info, Status: r.Status, Text: r.Text, End: EndRefused})
+	}
+	if m.Version != wire.Version {
+		reject(&Refusal{wire.StatusVersion, "this server speaks session version 1"})
+		return nil, false
+	}
+	if m.Limit > 2*wire.MaxWindow {
+		reject(&Refusal{wire.StatusMalformed, "the limit is larger than any window"})
+		return nil, false
+	}
+	dial, refusal := v.config.Decide(client, m.Target)
+	if refusal != nil {
+		v.withdraw(key)
+		reject(refusal)
+		return nil, false
+	}
+	s, made, tomb, refusal := v.admit(key, m, info, dial, st, via)
+	switch {
+	case refusal != nil:
+		reject(refusal)
+	case tomb != nil:
+		v.complete(st, *tomb)
+	}
+	return s, made
 }
 
 // admit finds the session of an open, its tombstone, or makes one, within the
@@ -320,8 +330,11 @@ func (v *Server) live(s *session, dial Dial) {
 	}
 	s.mu.Unlock()
 	s.work.Wait()
-	v.report(*s.final)
+	v.tell(s)
 }
+
+//go:noinline
+func (v *Server) tell(s *session) { v.report(*s.final) } // on a stack that live does not need while it waits
 
 func (v *Server) limits() Limits {
 	v.mu.Lock()
