@@ -93,8 +93,8 @@ func TestService(t *testing.T) {
 			start := time.Now()
 			h.run("systemctl start ptthqd")
 			h.soon("test $(systemctl show -P NRestarts ptthqd) -ge 1 && systemctl is-active ptthqd")
-			// It hangs after 1 s, and has the watchdog's 3 s and 2 s more; half a second is the looking's.
-			if took := time.Since(start); took > 6500*time.Millisecond {
+			// It hangs after 1 s, and has the watchdog's 3 s and 2 s more; a second is the looking's, on a busy machine.
+			if took := time.Since(start); took > 7*time.Second {
 				t.Errorf("it serves again %v after it was started", took)
 			}
 			h.run("journalctl -o cat -u ptthqd | grep 'Watchdog timeout' && journalctl -o cat -u ptthqd | grep '^goroutine 1 '")
@@ -104,7 +104,7 @@ func TestService(t *testing.T) {
 			h.run("systemctl start ptthqd.socket")
 			h.is("inactive", "systemctl is-active ptthqd")
 			h.run("ss -Hlunm 'sport = 30380' | grep >/dev/null rb33554432") // 16 MiB, as the kernel counts
-			h.run("echo knock | nc -u -w 1 127.0.0.1 30380")
+			h.run("echo knock > /dev/udp/127.0.0.1/30380")
 			h.soon("systemctl is-active ptthqd")
 			h.says("systemd:relay", "ptthqd status --json")
 			h.run("systemctl stop ptthqd")
@@ -121,7 +121,7 @@ func TestService(t *testing.T) {
 			fresh(t, "nonsense")
 			h.run("systemctl start ptthqd.socket")
 			// One datagram is enough: nobody takes it out of the socket.
-			h.run("echo knock | nc -u -w 0 127.0.0.1 30380")
+			h.run("echo knock > /dev/udp/127.0.0.1/30380")
 			h.soon("systemctl is-failed ptthqd.socket")
 			h.is("trigger-limit-hit", "systemctl show -P Result ptthqd.socket")
 			h.is("78", "systemctl show -P ExecMainStatus ptthqd")
