@@ -53,9 +53,9 @@ test: ## all tests, with the race detector where there is a C compiler
 ifeq ($(RACE),)
 	@echo 'make test: no C compiler, so the race detector is off; to have it: apt-get install gcc libc6-dev' >&2
 endif
-	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -shuffle=on -timeout=30m $(TESTFLAGS) $$($(GO) list ./... | grep -v -e '/pkg/e2e$$' -e '/deploy$$')
+	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -shuffle=on -timeout=10m $(TESTFLAGS) $$($(GO) list ./... | grep -v -e '/pkg/e2e$$' -e '/deploy$$')
 	@# These run whole processes and measure pauses: nothing else runs beside them.
-	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -p=1 -timeout=30m $(TESTFLAGS) ./pkg/e2e ./deploy
+	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -p=1 -timeout=20m $(TESTFLAGS) ./pkg/e2e ./deploy
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (10s)
