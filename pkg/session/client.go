@@ -425,8 +425,11 @@ func (f *forward) howLocked() End {
 
 // closeLocked ends the session.
 func (f *forward) closeLocked(end End) {
-	sum := Summary{Status: wire.StatusOpen, End: end}
-	if !f.opened && f.refusal != nil {
+	sum := Summary{End: end}
+	switch {
+	case f.opened:
+		sum.Status = wire.StatusOpen
+	case f.refusal != nil:
 		sum.Status, sum.Text, sum.Node = f.refusal.Status, f.refusal.Text, f.refusal.Node
 	}
 	f.session.closeLocked(sum)

@@ -452,6 +452,11 @@ func (v *Server) grantLocked(s *session) {
 // what its end means.
 func (v *Server) carry(s *session, st Stream) {
 	err := s.readFrames(st)
+	v.carried(s, st, err)
+}
+
+// carried decides what the end of st means.
+func (v *Server) carried(s *session, st Stream, err error) {
 	s.mu.Lock()
 	if s.stream != st {
 		closed := s.closed
@@ -553,7 +558,11 @@ func (v *Server) bury(key sessionKey, s *session) {
 		Version: wire.Version, Received: s.in.received, Acked: s.in.acked, Limit: s.in.limit,
 		Reset: s.reset != nil,
 	}
-	s.closeLocked(Summary{Status: wire.StatusOpen, End: end})
+	sum := Summary{End: end}
+	if s.end != nil { // it was dialled
+		sum.Status = wire.StatusOpen
+	}
+	s.closeLocked(sum)
 	v.reattached(s)
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -100,7 +100,7 @@ type Info struct {
 // Summary tells how a session ended. Info.State is the one it ended in.
 type Summary struct {
 	Info
-	Status   wire.Status // what the opening came to: 200, or why it was refused
+	Status   wire.Status // what the opening came to: 200, or why it was refused; 0 if it ended before it was answered
 	Text     string      // the refusal's text, for people
 	Node     string      // who refused: this process (empty), "relay" or the server's ID
 	End      End
