@@ -102,8 +102,9 @@ func remedyOf(reason link.Reason, r config.Relay) string {
 		return "upgrade the older of the two"
 	case link.DialRefused:
 		return "try again; the relay's log says what it is short of"
+	default:
+		return "the relay's log may say more: `journalctl -u ptthqd` there"
 	}
-	return "the relay's log may say more: `journalctl -u ptthqd` there"
 }
 
 // examineLink looks at the running daemon's own link.
@@ -250,8 +251,9 @@ func remedyOfRefusal(hop control.Hop, client, server, target string) string {
 		return "raise the limit in [limits] of the node that says so, or find who uses it up: `ptthqd status` there"
 	case wire.StatusVersion:
 		return "upgrade the older of the two"
+	default:
+		return "the log of the node that says so tells more"
 	}
-	return "the log of the node that says so tells more"
 }
 
 // examineListeners looks at a relay's sockets and peers.

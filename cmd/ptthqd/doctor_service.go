@@ -52,21 +52,21 @@ func serviceChecks(ctx context.Context, name string, ask unit) []finding {
 		return []finding{c}
 	}
 	c.Detail = fmt.Sprintf("%s (%s), %s", p["ActiveState"], p["SubState"], p["UnitFileState"])
-	fault := func(result, detail, remedy string) []finding {
-		c.Result, c.Detail, c.Remedy = result, detail, remedy
+	fault := func(detail, remedy string) []finding {
+		c.Result, c.Detail, c.Remedy = isFailure, detail, remedy
 		return []finding{c}
 	}
 	switch {
 	case p["LoadState"] == "not-found":
-		return fault(isFailure, "the unit is not installed", "install the package, or `make install` and `systemctl daemon-reload`")
+		return fault("the unit is not installed", "install the package, or `make install` and `systemctl daemon-reload`")
 	case p["LoadState"] == "masked":
-		return fault(isFailure, "the unit is masked", "`systemctl unmask "+name+"`")
+		return fault("the unit is masked", "`systemctl unmask "+name+"`")
 	case p["LoadState"] != "loaded":
-		return fault(isFailure, "the unit can't be loaded: "+p["LoadState"], "`systemctl status "+name+"` says why")
+		return fault("the unit can't be loaded: "+p["LoadState"], "`systemctl status "+name+"` says why")
 	case p["ActiveState"] == "failed":
-		return fault(isFailure, fmt.Sprintf("it has failed: %s, exit code %s", p["Result"], p["ExecMainStatus"]), "`journalctl -u "+name+"` says why; then `systemctl restart "+name+"`")
+		return fault(fmt.Sprintf("it has failed: %s, exit code %s", p["Result"], p["ExecMainStatus"]), "`journalctl -u "+name+"` says why; then `systemctl restart "+name+"`")
 	case p["ActiveState"] == "inactive":
-		return fault(isFailure, "it is not started", "`systemctl enable --now "+name+"`")
+		return fault("it is not started", "`systemctl enable --now "+name+"`")
 	}
 	found := []finding{c}
 	if p["NeedDaemonReload"] == "yes" {

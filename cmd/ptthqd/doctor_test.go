@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -15,10 +16,7 @@ import (
 func TestServiceChecks(t *testing.T) {
 	running := map[string]string{"LoadState": "loaded", "ActiveState": "active", "SubState": "running", "UnitFileState": "enabled", "NeedDaemonReload": "no"}
 	with := func(pairs ...string) map[string]string {
-		p := make(map[string]string)
-		for key, value := range running {
-			p[key] = value
-		}
+		p := maps.Clone(running)
 		for i := 0; i < len(pairs); i += 2 {
 			p[pairs[i]] = pairs[i+1]
 		}

@@ -1,3 +1,5 @@
+//go:build unix
+
 package session_test
 
 import (
@@ -267,6 +269,7 @@ func BenchmarkSession(b *testing.B) {
 }
 
 func measured(b *testing.B, run func()) {
+	b.Helper()
 	b.ReportAllocs()
 	b.ResetTimer()
 	begun := processorTime()

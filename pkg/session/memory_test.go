@@ -1,8 +1,13 @@
+//go:build unix
+
 package session_test
 
 import (
 	"context"
+	"os"
 	"runtime"
+	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -55,4 +60,102 @@ func TestMemoryOfSmallPieces(t *testing.T) {
 			p5.reset()
 		})
 	}
+}
+
+// taken is what the process has in use, stacks included, in bytes.
+func taken() int64 {
+	var m runtime.MemStats
+	for range 3 {
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc + m.StackInuse)
+}
+
+// An idleConn is a connection on which nothing ever comes. Like a socket it
+// can be waited for without a buffer.
+type idleConn struct {
+	memConn
+	fd     uintptr // of something that is never readable
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (c *idleConn) SyscallConn() (syscall.RawConn, error) { return idleRaw{c}, nil }
+func (c *idleConn) SetLinger(int) error                   { return nil }
+func (c *idleConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return nil
+}
+
+type idleRaw struct{ *idleConn }
+
+func (c idleRaw) Control(func(uintptr)) error    { return nil }
+func (c idleRaw) Write(func(uintptr) bool) error { return nil }
+func (c idleRaw) Read(f func(fd uintptr) bool) error {
+	for !f(c.fd) {
+		<-c.closed
+		return os.ErrClosed
+	}
+	return nil
+}
+
+// TestMemoryOfIdleSessions opens ten thousand sessions that say nothing, and
+// measures what both ends of one take, with their stacks and the test's streams.
+func TestMemoryOfIdleSessions(t *testing.T) {
+	if raced {
+		t.Skip("the race detector takes memory of its own")
+	}
+	sessions := 10000
+	if testing.Short() {
+		sessions = 1000
+	}
+	var pipe [2]int
+	if err := syscall.Pipe(pipe[:]); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = syscall.Close(pipe[0]); _ = syscall.Close(pipe[1]) }()
+	if err := syscall.SetNonblock(pipe[0], true); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		n := start(t, session.Limits{DetachedPerPeer: sessions})
+		newIdle := func() *idleConn { return &idleConn{fd: uintptr(pipe[0]), closed: make(chan struct{})} }
+		n.dial = func(context.Context) (session.Conn, error) { return newIdle(), nil }
+		before := taken()
+		var all sync.WaitGroup
+		for range sessions {
+			p1 := newIdle()
+			all.Go(func() {
+				n.client.Forward(context.Background(), p1, session.Request{
+					Server: "nas", Target: ":22", Source: "x", ResumeTimeout: time.Hour,
+				})
+			})
+		}
+		check := func(what string, most int64) {
+			each := (taken() - before) / int64(sessions)
+			t.Logf("%s: %d bytes for both ends", what, each)
+			if each > most {
+				t.Errorf("%s: a session takes %d bytes at both ends; %d is the most", what, each, most)
+			}
+		}
+		time.Sleep(10 * time.Minute)
+		if open := len(n.server.Sessions()); open != sessions {
+			t.Errorf("%d sessions are open", open)
+		}
+		check("attached", 2*16<<10)
+		n.setLinks()
+		n.cut()
+		time.Sleep(time.Minute)
+		check("detached", 2*16<<10)
+		n.setLinks("a")
+		time.Sleep(time.Minute)
+		check("resumed", 2*16<<10)
+		n.stopClient()
+		all.Wait()
+		n.cut()
+		time.Sleep(3 * time.Minute)
+		n.ended = nil
+		check("ended", 4<<10) // the runtime keeps the descriptors of its goroutines
+	})
 }
