@@ -159,9 +159,11 @@ func sessions(infos []session.Info) []control.Connection {
 func count(c *control.Counters, ended account.Counts, running []control.Connection) {
 	c.BytesUp, c.BytesDown, c.Resumed = ended.Up, ended.Down, ended.Resumes
 	for status, n := range ended.Status {
-		if status < 300 {
+		if granted(status) {
 			c.Opened += n
-			continue
+		}
+		if status < 300 {
+			continue // or it ended before it was answered
 		}
 		if c.Refused == nil {
 			c.Refused = make(map[string]uint64)
