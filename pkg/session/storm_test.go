@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/session"
+	"ptthqd/pkg/wire"
 )
 
 var storms = flag.Int("storms", 40, "how many seeds TestStorm goes through")
@@ -32,10 +33,34 @@ func TestStorm(t *testing.T) {
 
 func storm(t *testing.T, seed uint64) {
 	r := rand.New(rand.NewPCG(seed, 7))
-	n := start(t, session.Limits{MaxWindow: 64<<10 + r.IntN(1<<20)})
+	oneOf := func(values ...int64) int64 { return values[r.IntN(len(values))] }
+	n := start(t, session.Limits{
+		MaxWindow:      64<<10 + r.IntN(1<<20),
+		WindowBudget:   oneOf(1, 100<<10, 1<<20, 0),
+		RetainedBudget: oneOf(1, 100<<10, 1<<20, 0),
+		LinkQuota:      oneOf(1, 30<<10, 200<<10, 0),
+	})
 	n.capacity = 1 << (7 + r.IntN(12))
+	latency := time.Duration(r.IntN(3)*r.IntN(20)) * time.Millisecond
+	links := func(names ...string) {
+		var all []*memLink
+		for i, name := range names {
+			all = append(all, &memLink{name: name, latency: latency * time.Duration(i+1)})
+		}
+		n.replaceLinks(all...)
+	}
+	links("a")
 	d := rand.New(rand.NewPCG(seed, 9))
 	n.delay = func() time.Duration { return time.Duration(d.IntN(3000)) * time.Microsecond }
+	refusing := 0 // of ten resumes; guarded by n.mu
+	n.relay = func(_ *memLink, tip wire.Message) *wire.Reply {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if _, opening := tip.(*wire.Open); opening || d.IntN(10) >= refusing {
+			return nil
+		}
+		return &wire.Reply{Status: wire.StatusNotConnected, Node: "relay"}
+	}
 
 	// P5 is found by the connection's first byte, which P1 sends. Dials take
 	// their time.
@@ -93,7 +118,7 @@ func storm(t *testing.T, seed uint64) {
 				return
 			case <-time.After(time.Duration(w.IntN(400)) * time.Millisecond):
 			}
-			switch w.IntN(6) {
+			switch w.IntN(9) {
 			case 0, 1:
 				n.cut()
 			case 2:
@@ -101,24 +126,34 @@ func storm(t *testing.T, seed uint64) {
 				n.cuts = []int{w.IntN(20000)}
 				n.mu.Unlock()
 			case 3:
-				n.setLinks()
+				links()
 				n.cut()
 			case 4:
-				n.setLinks("a", "b")
+				links("a", "b")
 			case 5:
-				if rs := n.Routes(); len(rs) > 0 {
-					n.client.Move(rs[0].Link, "closing")
+				for _, r := range n.Routes() {
+					n.client.Move(r.Link, "closing")
 				}
+			case 6:
+				n.resetByRelay([]wire.StreamCode{wire.CodeLost, wire.CodeClosing}[w.IntN(2)])
+			case 7:
+				for _, r := range n.Routes() {
+					n.silenceStreams(r.Link.(*memLink))
+				}
+			case 8:
+				n.mu.Lock()
+				refusing = w.IntN(8)
+				n.mu.Unlock()
 			}
 			if w.IntN(2) == 0 {
-				n.setLinks("a")
+				links("a")
 			}
 		}
 	})
 	clients.Wait()
 	close(stop)
 	weather.Wait()
-	n.setLinks("a")
+	links("a")
 	if len(n.client.Sessions()) != 0 {
 		t.Errorf("left at the client: %+v", n.client.Sessions())
 	}
@@ -129,7 +164,7 @@ func storm(t *testing.T, seed uint64) {
 	close(over)
 }
 
-const kindReset = 4
+const kindStore, kindReset = 4, 5
 
 // kinds are what P1 does with a connection.
 var kinds = []func(c *memConn, seed uint64, size int) error{
@@ -176,6 +211,9 @@ var kinds = []func(c *memConn, seed uint64, size int) error{
 		}
 		return nil
 	},
+	func(c *memConn, seed uint64, size int) error { // all up, and then all down
+		return exchange(c, c, pattern(seed, size/3))
+	},
 	func(c *memConn, seed uint64, size int) error { // reset in the middle
 		_, _ = c.Write(pattern(seed, size/8))
 		time.Sleep(100 * time.Millisecond)
@@ -184,13 +222,22 @@ var kinds = []func(c *memConn, seed uint64, size int) error{
 	},
 }
 
-// endServer is P5: it echoes. A reset must reach it.
+// endServer is P5: it echoes, at once or when it has everything. A reset must
+// reach it.
 func endServer(c *memConn) {
 	head := make([]byte, 2)
 	if _, err := io.ReadFull(c, head); err != nil {
 		return
 	}
-	_, err := io.Copy(c, struct{ io.Reader }{c})
+	var from io.Reader = struct{ io.Reader }{c}
+	if head[0] == kindStore {
+		all, err := io.ReadAll(c)
+		if err != nil {
+			return
+		}
+		from = bytes.NewReader(all)
+	}
+	_, err := io.Copy(c, from)
 	if err == nil {
 		_ = c.CloseWrite()
 	}
