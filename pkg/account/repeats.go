@@ -7,17 +7,20 @@ import (
 
 const (
 	// firstWindow and lastWindow bound the time in which repetitions are summed
-	// up; each window is twice as long as the one before it while the event goes
-	// on. A night of eight hours is then a dozen reports.
-	firstWindow = time.Minute
-	lastWindow  = time.Hour
+	// up; each window is windowGrowth times as long as the one before it. A night of
+	// eight hours is then eight reports.
+	firstWindow  = time.Minute
+	lastWindow   = 2 * time.Hour
+	windowGrowth = 4
 	// maxKeys bounds the events that are remembered at once. Beyond it, all
 	// new ones count as the same one: what strangers can make up must not grow.
 	maxKeys = 1024
 )
 
 // Repeats tells the first of equal events from its repetitions, and sums those
-// up. The zero value is ready. Its methods may be called from any goroutine.
+// up: one report for each window, whether the events come by the second or by
+// the hour. What has not happened for lastWindow after the end of its window is
+// forgotten. The zero value is ready. Its methods may be called from any goroutine.
 type Repeats struct {
 	mu     sync.Mutex
 	events map[any]*event
@@ -29,7 +32,8 @@ type event struct {
 	again  func(more int, in time.Duration)
 	since  time.Time
 	window time.Duration
-	timer  *time.Timer
+	quiet  bool        // its window has ended, and nothing has come since
+	timer  *time.Timer // the end of the window or, if quiet, of the memory
 }
 
 type anyOther struct{}
@@ -49,6 +53,10 @@ func (r *Repeats) Event(key any, again func(more int, in time.Duration)) (first 
 		key = anyOther{}
 		e = r.events[key]
 	}
+	if e != nil && e.quiet {
+		e.nextLocked()
+		return true
+	}
 	if e != nil {
 		e.more++
 		e.again = again
@@ -63,17 +71,28 @@ func (r *Repeats) Event(key any, again func(more int, in time.Duration)) (first 
 	return true
 }
 
+// nextLocked begins the next window, with a report.
+func (e *event) nextLocked() {
+	e.more, e.since, e.quiet = 0, time.Now(), false
+	e.window = min(windowGrowth*e.window, lastWindow)
+	e.timer.Reset(e.window)
+}
+
 func (r *Repeats) windowEnds(key any, e *event) {
 	r.mu.Lock()
-	if r.closed || e.more == 0 {
+	switch {
+	case r.closed, e.quiet:
 		delete(r.events, key)
+		r.mu.Unlock()
+		return
+	case e.more == 0:
+		e.quiet = true
+		e.timer.Reset(lastWindow)
 		r.mu.Unlock()
 		return
 	}
 	more, again, in := e.more, e.again, time.Since(e.since)
-	e.more, e.since = 0, time.Now()
-	e.window = min(2*e.window, lastWindow)
-	e.timer.Reset(e.window)
+	e.nextLocked()
 	r.mu.Unlock()
 	again(more, in.Round(time.Second))
 }

@@ -112,7 +112,8 @@ const (
 	// for ever different things; what is beyond is one kind for each status.
 	maxKinds      = 64
 	firstInterval = time.Minute
-	lastInterval  = time.Hour
+	lastInterval  = 2 * time.Hour
+	growth        = 4 // of an interval to the next
 )
 
 // note logs a refusal by a node, or counts it.
@@ -123,15 +124,20 @@ func (f *refusals) note(log *slog.Logger, now time.Time, q request, no refusal, 
 	if f.kinds[k] == nil && len(f.kinds) >= maxKinds {
 		k = kind{status: no.status}
 	}
-	if again := f.kinds[k]; again != nil {
+	again := f.kinds[k]
+	switch {
+	case again == nil:
+		if f.kinds == nil {
+			f.kinds = make(map[kind]*repetition)
+		}
+		f.kinds[k] = &repetition{since: now, interval: firstInterval}
+	case again.more == 0 && now.Sub(again.since) >= again.interval:
+		again.next(now) // the interval has passed without one: this is its line
+	default:
 		again.more++
 		log.Debug("connection refused", refusedAttributes(q, no, node)...)
 		return
 	}
-	if f.kinds == nil {
-		f.kinds = make(map[kind]*repetition)
-	}
-	f.kinds[k] = &repetition{since: now, interval: firstInterval}
 	log.Log(context.Background(), k.level(), "connection refused", refusedAttributes(q, no, node)...)
 }
 
@@ -163,21 +169,27 @@ func (k kind) level() slog.Level {
 	}
 }
 
-// sumUp tells what has come again, of each kind when its interval is over.
+// next begins the next interval, with a line.
+func (again *repetition) next(now time.Time) {
+	again.since, again.more = now, 0
+	again.interval = min(growth*again.interval, lastInterval)
+}
+
+// sumUp tells what has come again, of each kind when its interval is over. What
+// has not come for long after is forgotten.
 func (f *refusals) sumUp(log *slog.Logger, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for k, again := range f.kinds {
-		if now.Sub(again.since) < again.interval {
-			continue
-		}
-		if again.more == 0 {
+		quiet := now.Sub(again.since) - again.interval
+		switch {
+		case quiet < 0:
+		case again.more > 0:
+			again.tell(log, k, now)
+			again.next(now)
+		case quiet >= lastInterval:
 			delete(f.kinds, k)
-			continue
 		}
-		again.tell(log, k, now)
-		again.since, again.more = now, 0
-		again.interval = min(2*again.interval, lastInterval)
 	}
 }
 
