@@ -1,3 +1,5 @@
+//go:build !race
+
 package session_test
 
 import (
@@ -151,7 +153,7 @@ func TestWithdrawnBetweenAttempts(t *testing.T) {
 // TestClientThatStays has a client that doesn't end its stream when the session
 // is over.
 func TestClientThatStays(t *testing.T) {
-	for _, how := range []string{"closed", "reset by P5"} {
+	for _, how := range []string{"closed", "closed by a resume", "reset by P5"} {
 		t.Run(how, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				n := start(t, session.Limits{})
@@ -161,15 +163,29 @@ func TestClientThatStays(t *testing.T) {
 				if status := p.status(); status != wire.StatusOpen {
 					t.Fatal(status)
 				}
-				if how == "closed" {
+				attempt := uint64(2)
+				if how == "reset by P5" {
+					p5.reset()
+				} else {
 					p.frame(wire.Frame{Kind: wire.FrameFin})
 					_ = p5.CloseWrite()
 					if _, _, err := p.until(wire.FrameFin); err != nil {
 						t.Fatal(err)
 					}
+				}
+				switch how {
+				case "closed":
 					p.frame(wire.Frame{Kind: wire.FrameNone, Acked: 1})
-				} else {
-					p5.reset()
+				case "closed by a resume":
+					synctest.Wait()
+					p.st.Reset(wire.CodeLost)
+					m := again(1, attempt)
+					m.Received, m.Acked = 1, 1
+					p = n.play("laptop", m)
+					if status := p.status(); status != wire.StatusOpen {
+						t.Fatal(status)
+					}
+					attempt++
 				}
 				if err := p.end(); !errors.Is(err, io.EOF) {
 					t.Errorf("the stream ended with %v", err)
@@ -178,9 +194,9 @@ func TestClientThatStays(t *testing.T) {
 				if left := n.server.Sessions(); len(left) > 0 {
 					t.Errorf("left: %+v", left)
 				}
-				p = n.play("laptop", again(1, 2))
+				p = n.play("laptop", again(1, attempt))
 				reply, granted, err := p.answer()
-				if err != nil || reply.Status != wire.StatusComplete || granted.Reset != (how != "closed") {
+				if err != nil || reply.Status != wire.StatusComplete || granted.Reset != (how == "reset by P5") {
 					t.Errorf("a resume: %+v, %+v, %v", reply, granted, err)
 				}
 				p.st.Reset(wire.CodeLost)
