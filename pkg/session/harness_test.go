@@ -181,7 +181,8 @@ func (h *half) fail(readErr, writeErr error) {
 // cancel is fail by one side of a stream: the other is told, unless the path is silent.
 func (h *half) cancel(code wire.StreamCode, byReader bool) {
 	h.mu.Lock()
-	silent, over := h.silent, h.eof && len(h.data) == 0
+	silent := h.silent
+	over := h.eof && len(h.data) == 0 && !silent
 	h.mu.Unlock()
 	if over {
 		return

@@ -292,10 +292,15 @@ func (s *session) checkEndLocked() {
 	if !s.ended && s.reset == nil && s.out.done() && s.in.done() {
 		s.ended = true
 		s.setState(Closing)
-		if s.server && s.stream != nil {
-			// The client has nothing more to do than to end its half.
-			_ = s.stream.SetReadDeadline(time.Now().Add(farewellTime))
-		}
+		s.awaitEndLocked()
+	}
+}
+
+// awaitEndLocked bounds, at P4, how long a stream lasts when the session has
+// ended: the client has nothing more to do than to end its half.
+func (s *session) awaitEndLocked() {
+	if s.server && s.ended && s.stream != nil {
+		_ = s.stream.SetReadDeadline(time.Now().Add(farewellTime))
 	}
 }
 

@@ -288,6 +288,7 @@ func (s *session) attachLocked(st Stream, r Route, sent uint64) {
 	s.carried, s.left = 0, 0
 	s.pingDue, s.pingSince, s.pingSent, s.minRTT = false, time.Time{}, time.Time{}, 0
 	s.lastIn = time.Now()
+	s.awaitEndLocked()
 	s.warmLocked()
 	s.cond.Broadcast()
 }

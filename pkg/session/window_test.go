@@ -125,7 +125,7 @@ func TestHalfClose(t *testing.T) {
 				if sum := soon(t, time.Minute, done); sum.End != session.EndClosed || sum.Duration > max(c.p1, c.p5)+time.Second {
 					t.Errorf("summary %+v", sum)
 				}
-				// Both sockets are closed by now.
+				synctest.Wait() // both sockets are closed by now
 				for _, c := range []*memConn{p1, p5} {
 					if _, err := c.Write([]byte("x")); !errors.Is(err, errReset) {
 						t.Errorf("a write after the end: %v", err)
