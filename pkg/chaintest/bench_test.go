@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -415,6 +416,57 @@ func BenchmarkFrames(b *testing.B) {
 			b.ReportMetric(0, "ns/op")
 		})
 	}
+}
+
+// BenchmarkIdle is the memory that an idle connection takes of client, relay and server together: the heap and the stacks that
+// it adds, less what the same connection takes of P1 and P5 where there is no chain. What real processes take is more, by what
+// the garbage collector leaves unused; cmd/bench measures that.
+func BenchmarkIdle(b *testing.B) {
+	const count = 500
+	l := newLoopback(b)
+	address := l.ends()
+	var heap, stack float64
+	for b.Loop() {
+		directHeap, directStack := l.hold(l.target, count)
+		chainHeap, chainStack := l.hold(address, count)
+		heap, stack = chainHeap-directHeap, chainStack-directStack
+	}
+	b.ReportMetric(heap/count/1024, "heap-KiB/connection")
+	b.ReportMetric(stack/count/1024, "stack-KiB/connection")
+	b.ReportMetric(0, "ns/op")
+}
+
+// hold opens connections, and tells what they have added to heap and stacks, in bytes.
+func (l *loopback) hold(address string, count int) (heap, stack float64) {
+	l.b.Helper()
+	before := memory()
+	conns := make([]*net.TCPConn, count)
+	message := make([]byte, 1)
+	for i := range conns {
+		conns[i] = l.dial(address, benchEcho)
+		if _, err := conns[i].Write(message); err != nil {
+			l.b.Fatal(err)
+		}
+		if _, err := io.ReadFull(conns[i], message); err != nil {
+			l.b.Fatal(err)
+		}
+	}
+	<-time.After(300 * time.Millisecond) // acknowledgements included
+	after := memory()
+	for _, conn := range conns {
+		_ = conn.Close()
+	}
+	<-time.After(300 * time.Millisecond)
+	return float64(after.HeapAlloc) - float64(before.HeapAlloc), float64(after.StackInuse) - float64(before.StackInuse)
+}
+
+// memory is what is in use when everything that can be freed is.
+func memory() (m runtime.MemStats) {
+	for range 3 {
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&m)
+	return m
 }
 
 // measureCPU moves 64 MiB over streams at once, and tells the processor time per GiB.

@@ -226,10 +226,22 @@ func (c *Client) enter(ctx context.Context, g *gate, l *listener, s socket, limi
 	}
 }
 
-// carry takes one connection of P1 to its end.
+// carry takes one connection of P1 to its end. An idle connection waits in here, so what takes much of the stack is done in
+// calls that return.
 func (c *Client) carry(l *listener, conn net.Conn) {
-	defer c.gate.leave()
-	defer l.gate.leave()
+	if f := c.begin(l, conn); f != nil {
+		f.Carry(c.carrying)
+		c.account(f)
+	}
+	l.gate.leave()
+	c.gate.leave()
+}
+
+//go:noinline
+func (c *Client) account(f *session.Forwarding) { c.ledger.Enter(f.Summary()) }
+
+// begin makes the session of one connection of P1, once there is a link.
+func (c *Client) begin(l *listener, conn net.Conn) *session.Forwarding {
 	m := l.mapping.Load()
 	request := session.Request{
 		Mapping:       m.Name,
@@ -258,9 +270,9 @@ func (c *Client) carry(l *listener, conn net.Conn) {
 			},
 			Status: wire.StatusNotConnected, Text: reason, End: end, Duration: time.Since(accepted),
 		})
-		return
+		return nil
 	}
-	c.ledger.Enter(c.sessions.Forward(c.carrying, stream, request))
+	return c.sessions.Begin(stream, request)
 }
 
 // awaitLink waits for a live link, hold_timeout at most. It returns no end when

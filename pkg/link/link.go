@@ -430,7 +430,9 @@ func (l *Link) Close(code wire.CloseCode, reason string) {
 	_ = l.conn.CloseWithError(quic.ApplicationErrorCode(code), reason)
 }
 
-// RTT is the smoothed round trip of QUIC's packets, for less than Stats costs.
+// RTT is the smoothed round trip of QUIC's packets, for less than Stats costs, of the caller's stack too.
+//
+//go:noinline
 func (l *Link) RTT() time.Duration { return l.conn.ConnectionStats().SmoothedRTT }
 
 // Stats returns the link's figures.

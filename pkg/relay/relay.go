@@ -194,28 +194,38 @@ func (r *Relay) watch(ctx context.Context, n *neighbour) {
 
 // connect serves one stream of a client, from its tip to its end.
 func (r *Relay) connect(from *neighbour, s *link.Stream, tip wire.Message) {
+	// An idle connection waits in here, so what takes much of the stack is done in a call that returns.
+	c, onward := r.open(from, s, tip)
+	if c == nil {
+		return
+	}
+	defer r.table.remove(c)
+	reply := &replyReader{Stream: onward, seen: func(m *wire.Reply) { r.replied(c, m) }}
+	r.account(c, c.join.Run(c.ctx, s, reply))
+}
+
+// open decides about a stream and opens the next hop. It has refused what can't be joined.
+func (r *Relay) open(from *neighbour, s *link.Stream, tip wire.Message) (*connection, *link.Stream) {
 	q, inner, err := parseRequest(from, tip)
 	if err != nil {
 		r.refuse(from, s, q, refusal{status: wire.StatusMalformed, text: err.Error()})
-		return
+		return nil, nil
 	}
 	c, no := r.admit(from, q)
 	if c == nil {
 		r.refuse(from, s, q, no)
-		return
+		return nil, nil
 	}
-	defer r.table.remove(c)
-
 	onward, no := r.openNextHop(c, s, inner)
 	if onward == nil {
 		r.table.remove(c)
 		r.refuse(from, s, q, no)
-		return
+		return nil, nil
 	}
-	from.log.Debug("connection opening", q.attributes()...)
-
-	reply := &replyReader{Stream: onward, seen: func(m *wire.Reply) { r.replied(c, m) }}
-	r.account(c, c.join.Run(c.ctx, s, reply))
+	if from.log.Enabled(c.ctx, slog.LevelDebug) {
+		from.log.Debug("connection opening", q.attributes()...)
+	}
+	return c, onward
 }
 
 // admit decides about a request and enters it into the table.
@@ -321,7 +331,9 @@ func (r *Relay) replied(c *connection, m *wire.Reply) {
 		if !c.resume && r.tell != nil {
 			r.tell(time.Since(c.since))
 		}
-		c.from.log.Debug("connection open", append(c.attributes(), slog.Uint64("code", uint64(m.Status)))...)
+		if c.from.log.Enabled(c.ctx, slog.LevelDebug) {
+			c.from.log.Debug("connection open", append(c.attributes(), slog.Uint64("code", uint64(m.Status)))...)
+		}
 	} else {
 		r.table.enter(c, StateRefused)
 	}

@@ -247,11 +247,19 @@ func (s *Server) serveLink(ctx context.Context, l *link.Link) {
 // serveStream serves one stream of a relay: read the tip, decide, join, account;
 // deciding, dialling and joining are the session's.
 func (s *Server) serveStream(l *link.Link, stream *link.Stream, tip wire.Message) {
+	// An idle connection waits in here, so what takes much of the stack is done in a call that returns.
+	if client, inner := s.understand(l, stream, tip); inner != nil {
+		s.sessions.Serve(client, inner, stream, session.Route{Link: l, Relay: l.Peer(), RTT: l.RTT()})
+	}
+}
+
+// understand returns which client asks for what. It has refused what can't be served; then there is no inner message.
+func (s *Server) understand(l *link.Link, stream *link.Stream, tip wire.Message) (client string, inner wire.Message) {
 	incoming, inner, err := parseIncoming(tip)
 	if err != nil {
 		s.log.Debug("malformed request", slog.String("relay", l.Peer()), slog.Any("error", err))
 		s.refuse(stream, &session.Refusal{Status: wire.StatusMalformed, Text: err.Error()})
-		return
+		return "", nil
 	}
 	if open, ok := inner.(*wire.Open); ok {
 		if refusal := s.admit(incoming.Client); refusal != nil {
@@ -263,10 +271,10 @@ func (s *Server) serveStream(l *link.Link, stream *link.Stream, tip wire.Message
 				},
 				Status: refusal.Status, Text: refusal.Text, End: session.EndRefused,
 			})
-			return
+			return "", nil
 		}
 	}
-	s.sessions.Serve(incoming.Client, inner, stream, session.Route{Link: l, Relay: l.Peer(), RTT: l.RTT()})
+	return incoming.Client, inner
 }
 
 // parseIncoming understands a relay's tip and what it carries.
