@@ -291,16 +291,22 @@ func TestBlockedUDP(t *testing.T) {
 	t.Parallel()
 	w, lab := newLabWorld(t, endServer, "relay")
 	w.all()
+	lab.in("laptop", "nft", "add table inet f; add chain inet f out { type filter hook output priority 0; }")
 	for _, block := range []struct {
-		name, rule, advice, reason, remedy string
+		name, host, rule string
+		advice, remedy   string
 	}{
 		{
-			"every packet", "udp dport %d drop", "no answer over UDP to 10.91.0.1:%d; UDP may be blocked on the way",
-			"no answer", "let UDP port %d pass in the firewalls",
+			"every packet", "hub", "inet f in iifname to-laptop udp dport %d drop",
+			"no answer over UDP to 10.91.0.1:%d; UDP may be blocked on the way", "let UDP port %d pass in the firewalls",
 		},
 		{
-			"large packets", "udp dport %d udp length > 1100 drop", "the relay at 10.91.0.1:%d answers small packets, but not QUIC's handshake",
-			"MTU", "raise the MTU",
+			"large packets", "hub", "inet f in iifname to-laptop udp dport %d udp length > 1100 drop",
+			"the relay at 10.91.0.1:%d answers small packets, but not QUIC's handshake", "raise the MTU",
+		},
+		{
+			"by the host itself", "laptop", "inet f out udp dport %d drop",
+			"cannot send to 10.91.0.1:%d: sendmsg: operation not permitted: a firewall of this host forbids it", "let it send UDP to port %d",
 		},
 	} {
 		port := w.ports["relay"]
@@ -310,8 +316,7 @@ func TestBlockedUDP(t *testing.T) {
 			}
 			return text
 		}
-		lab.in("hub", "nft", "add rule inet f in iifname to-laptop "+with(block.rule))
-		lab.in("hub", "nft", "add rule inet f in iifname to-nas "+with(block.rule))
+		lab.in(block.host, "nft", "add rule "+with(block.rule))
 		if block.name == "large packets" { // a link that lives would go on with small packets
 			w.procs["laptop"].stop(t)
 			w.start("laptop")
@@ -339,7 +344,7 @@ func TestBlockedUDP(t *testing.T) {
 			_ = c.Close()
 		}
 		w.procs["laptop"].says(t, `connection refused .*end="no link to a relay" code=503 .*10\.91\.0\.1`)
-		lab.in("hub", "nft", "flush chain inet f in")
+		lab.in(block.host, "nft", "flush table inet f")
 		w.carries(60 * time.Second)
 	}
 
