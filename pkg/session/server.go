@@ -212,37 +212,28 @@ func (v *Server) endLocked(s *session, why End) {
 // the stream is in use. When ctx is done while the stream waits, nothing
 // happens: the link's end ends the stream.
 func (v *Server) Serve(client string, inner wire.Message, st Stream, via Route) {
+	// An idle session waits in here, so what takes much of the stack is done in a call that returns.
+	if s := v.attach(client, inner, st, via); s != nil {
+		v.carry(s, st)
+	}
+}
+
+// attach finds or makes the session that st is to carry. Without one it has
+// said on st why.
+func (v *Server) attach(client string, inner wire.Message, st Stream, via Route) *session {
 	switch m := inner.(type) {
 	case *wire.Open:
-		v.open(client, m, st, via)
+		return v.open(client, m, st, via)
 	case *wire.Resume:
-		v.resume(client, m, st, via)
-	default:
-		v.refuse(st, &Refusal{wire.StatusMalformed, "the inner message is neither open nor resume"})
+		return v.resume(client, m, st, via)
 	}
+	v.refuse(st, &Refusal{wire.StatusMalformed, "the inner message is neither open nor resume"})
+	return nil
 }
 
 // open makes a session, or takes the newer stream for one that was made by an
-// attempt before this. An idle session waits in here, so what takes much of the
-// stack is done in a call that returns.
-func (v *Server) open(client string, m *wire.Open, st Stream, via Route) {
-	switch s, made := v.opened(client, m, st, via); {
-	case s == nil:
-	case made:
-		v.carry(s, st)
-	default:
-		v.takeOver(s, m.Attempt, st, via, func() (uint64, *Refusal) {
-			if s.out.known > 0 || s.info.Target != m.Target {
-				return 0, &Refusal{wire.StatusMalformed, "a second opening of a session that is open"}
-			}
-			return 0, nil
-		})
-	}
-}
-
-// opened finds the session of an open, or makes it. Without one it has said on
-// st why.
-func (v *Server) opened(client string, m *wire.Open, st Stream, via Route) (_ *session, made bool) {
+// attempt before this.
+func (v *Server) open(client string, m *wire.Open, st Stream, via Route) *session {
 	key := sessionKey{client, m.Token}
 	info := Info{Client: client, Server: v.config.Node, Source: m.Source, Target: m.Target, Relay: via.Relay, Link: via.Link}
 	reject := func(r *Refusal) {
@@ -252,26 +243,35 @@ func (v *Server) opened(client string, m *wire.Open, st Stream, via Route) (_ *s
 	}
 	if m.Version != wire.Version {
 		reject(&Refusal{wire.StatusVersion, "this server speaks session version 1"})
-		return nil, false
+		return nil
 	}
 	if m.Limit > 2*wire.MaxWindow {
 		reject(&Refusal{wire.StatusMalformed, "the limit is larger than any window"})
-		return nil, false
+		return nil
 	}
 	dial, refusal := v.config.Decide(client, m.Target)
 	if refusal != nil {
 		v.withdraw(key)
 		reject(refusal)
-		return nil, false
+		return nil
 	}
 	s, made, tomb, refusal := v.admit(key, m, info, dial, st, via)
 	switch {
 	case refusal != nil:
 		reject(refusal)
+		return nil
 	case tomb != nil:
 		v.complete(st, *tomb)
+		return nil
+	case made:
+		return s
 	}
-	return s, made
+	return v.takeOver(s, m.Attempt, st, via, func() (uint64, *Refusal) {
+		if s.out.known > 0 || s.info.Target != m.Target {
+			return 0, &Refusal{wire.StatusMalformed, "a second opening of a session that is open"}
+		}
+		return 0, nil
+	})
 }
 
 // admit finds the session of an open, its tombstone, or makes one, within the
@@ -629,11 +629,11 @@ func (v *Server) removeLocked(key sessionKey, s *session) {
 }
 
 // resume goes on with a session over a new stream.
-func (v *Server) resume(client string, m *wire.Resume, st Stream, via Route) {
+func (v *Server) resume(client string, m *wire.Resume, st Stream, via Route) *session {
 	key := sessionKey{client, m.Token}
 	if m.Version != wire.Version {
 		v.refuse(st, &Refusal{wire.StatusVersion, "this server speaks session version 1"})
-		return
+		return nil
 	}
 	v.mu.Lock()
 	s, tomb := v.sessions[key], v.tombs[key]
@@ -641,32 +641,32 @@ func (v *Server) resume(client string, m *wire.Resume, st Stream, via Route) {
 	if s == nil {
 		if tomb != nil {
 			v.complete(st, tomb.granted)
-			return
+			return nil
 		}
 		refusal := &Refusal{wire.StatusNoSession, "the server doesn't know this session; it may have been restarted"}
 		if _, no := v.config.Decide(client, m.Target); no != nil {
 			refusal = no // it ended when the right was withdrawn
 		}
 		v.refuse(st, refusal)
-		return
+		return nil
 	}
 	if m.Unconfirmed {
 		s.mu.Lock()
 		if !s.closed && m.Attempt > s.attempt {
 			v.endLocked(s, EndResetByP1)
 			v.complete(st, wire.Granted{Version: wire.Version, Reset: true})
-			return
+			return nil
 		}
 		s.mu.Unlock()
 		v.refuse(st, &Refusal{wire.StatusNotNewest, "a newer attempt has been seen"})
-		return
+		return nil
 	}
 	if _, refusal := v.config.Decide(client, m.Target); refusal != nil {
 		v.withdraw(key)
 		v.refuse(st, refusal)
-		return
+		return nil
 	}
-	v.takeOver(s, m.Attempt, st, via, func() (uint64, *Refusal) {
+	return v.takeOver(s, m.Attempt, st, via, func() (uint64, *Refusal) {
 		if s.info.Target != m.Target {
 			return 0, &Refusal{wire.StatusMalformed, "the session has another target"}
 		}
@@ -689,12 +689,13 @@ func (v *Server) resume(client string, m *wire.Resume, st Stream, via Route) {
 // takeOver makes st the stream of a session that exists, if attempt is the
 // newest. check is called when nobody reads or writes the old stream any more,
 // with the lock held: it says from which offset on to send, or why not to.
-func (v *Server) takeOver(s *session, attempt uint64, st Stream, via Route, check func() (uint64, *Refusal)) {
+// takeOver returns the session if st is to carry it.
+func (v *Server) takeOver(s *session, attempt uint64, st Stream, via Route, check func() (uint64, *Refusal)) *session {
 	s.mu.Lock()
 	if attempt <= s.attempt {
 		s.mu.Unlock()
 		v.refuse(st, &Refusal{wire.StatusNotNewest, "a newer attempt has been seen"})
-		return
+		return nil
 	}
 	s.attempt = attempt
 	old := s.stream
@@ -709,18 +710,18 @@ func (v *Server) takeOver(s *session, attempt uint64, st Stream, via Route, chec
 	case s.attempt != attempt:
 		s.mu.Unlock()
 		v.refuse(st, &Refusal{wire.StatusNotNewest, "a newer attempt has been seen"})
-		return
+		return nil
 	case s.closed || s.reset != nil || s.ended:
 		s.settle()
 		v.epitaphLocked(s, st)
-		return
+		return nil
 	}
 	sent, refusal := check()
 	if refusal != nil {
 		s.log.Warn("session ended: the client broke the protocol", "client", s.info.Client, "error", refusal.Text)
 		v.endLocked(s, EndProtocol)
 		v.refuse(st, refusal)
-		return
+		return nil
 	}
 	v.reattached(s)
 	s.attachLocked(st, via, sent)
@@ -733,7 +734,7 @@ func (v *Server) takeOver(s *session, attempt uint64, st Stream, via Route, chec
 		}
 		v.grantLocked(s)
 	}
-	v.carry(s, st)
+	return s
 }
 
 // epitaphLocked answers for a session that is closed. It unlocks it.
