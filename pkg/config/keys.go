@@ -164,7 +164,7 @@ var keys = append([]Key{
 		Doc: "As resume_timeout at the top, for this mapping alone.",
 	},
 
-	{Name: "metrics", Type: typeTable, Doc: "Metrics for Prometheus, over HTTP at /metrics."},
+	{Name: "metrics", Type: typeTable, Doc: "Metrics for Prometheus, over HTTP at /metrics; and beside them /healthz and /readyz, for whatever else watches the daemon."},
 	{
 		Name: "metrics.listen", Type: typeString, Example: `listen = "127.0.0.1:9380"`,
 		Doc: `The TCP address on which they are served; a mere port is the loopback's. Off when absent.`,

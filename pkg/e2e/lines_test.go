@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"ptthqd/pkg/control"
 )
 
 // A way is how a connection ends or is refused. It makes that happen to one connection, and returns P1's address.
@@ -325,5 +327,39 @@ func TestLines(t *testing.T) {
 				return nil
 			})
 		})
+	}
+}
+
+// TestStatusShowsTheConnection has the status of all nodes show one connection, under one ID, with what each knows of it.
+func TestStatusShowsTheConnection(t *testing.T) {
+	t.Parallel()
+	p5s := newRecorder()
+	w := p5s.started(t, "")
+	p1, p5 := p5s.open(t, w)
+	var found []control.Connection
+	for _, node := range []string{"laptop", "relay", "nas"} {
+		eventually(t, 10*time.Second, node+" shows it alone", func() error {
+			now := w.status(node).Connections
+			if len(now) != 1 || now[0].State != "attached" && now[0].State != "open" {
+				return fmt.Errorf("%+v", now)
+			}
+			found = append(found, now[0])
+			return nil
+		})
+	}
+	target := fmt.Sprintf(":%d", w.ports["target"])
+	for _, c := range found {
+		if len(c.ID) != 8 || c.ID != found[0].ID || c.Source != p1.LocalAddr().String() || c.Target != target || c.BytesUp < 5 || c.BytesDown < 5 {
+			t.Errorf("%+v", c)
+		}
+	}
+	if c := found[0]; c.Mapping != "main" || c.Server != "nas" || c.Relay == "" {
+		t.Errorf("the client: %+v", c)
+	}
+	if c := found[1]; c.Client != "laptop" || c.Server != "nas" {
+		t.Errorf("the relay: %+v", c)
+	}
+	if c := found[2]; c.Client != "laptop" || c.Peer != p5.LocalAddr().String() || c.Relay == "" {
+		t.Errorf("the server: %+v", c)
 	}
 }
