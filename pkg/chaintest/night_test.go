@@ -63,7 +63,7 @@ func TestNight(t *testing.T) {
 			return func() { r.Apply(w.policy(nas), relay.Limits{}) }
 		}, []string{laptop, nas, theRelay}},
 	} {
-		for _, every := range []time.Duration{10 * time.Second, 65 * time.Second, 20 * time.Minute} { // between two tries of P1
+		for _, every := range []time.Duration{40 * time.Second, 65 * time.Second, 20 * time.Minute} { // between two tries of P1
 			t.Run(fmt.Sprintf("%s, every %v", c.name, every), func(t *testing.T) {
 				inBubble(t, func(t *testing.T, w *world) {
 					r, s, _ := w.chain()
