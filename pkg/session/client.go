@@ -821,7 +821,7 @@ func (f *forward) answer(st Stream, r Route, old Stream, opening bool, reply *wi
 	}
 	if again {
 		f.failed(r, reply.Status.String())
-		if !opening && reply.Status != wire.StatusNotAllowed {
+		if f.opened && s.reset == nil && reply.Status != wire.StatusNotAllowed {
 			f.refusal = nil // it may yet be otherwise
 		}
 		return nil
@@ -914,8 +914,8 @@ func (s *session) checkOffsetsLocked(received, acked, limit uint64) error {
 		return violated("received %d of %d", received, o.most)
 	case received < o.known || acked < o.acked:
 		return violated("received %d, acknowledged %d, after %d and %d", received, acked, o.known, o.acked)
-	case limit < o.limit && limit < max(o.sent, received):
-		return violated("a limit of %d, after %d", limit, o.limit)
+	case limit < o.most:
+		return violated("a limit of %d, after %d were sent", limit, o.most)
 	case limit-acked > 2*wire.MaxWindow:
 		return violated("a window of %d bytes; %d is the most", limit-acked, wire.MaxWindow)
 	}

@@ -1,5 +1,3 @@
-//go:build !race
-
 package session_test
 
 import (
@@ -108,8 +106,8 @@ func TestResetEverywhere(t *testing.T) {
 	for _, code := range []wire.StreamCode{wire.CodeLost, wire.CodeClosing} {
 		eachPlace(t, 3, func(t *testing.T, place int) {
 			conversation(t, fmt.Sprintf("reset after %d", place), func(n *network) {
-				n.cuts = []int{place}
-				n.atCut = func(*memStream) { n.resetByRelay(code) }
+				n.cutAfter(place)
+				n.atCutDo(func(*memStream) { n.resetByRelay(code) })
 			})
 		})
 	}
@@ -134,14 +132,14 @@ func TestMoveEverywhere(t *testing.T) {
 			what := fmt.Sprintf("%s, moved after %d", c.name, place)
 			sum, _ := conversation(t, what, func(n *network) {
 				c.other(n)
-				n.cuts = []int{place}
+				n.cutAfter(place)
 				var once sync.Once
-				n.atCut = func(s *memStream) {
+				n.atCutDo(func(s *memStream) {
 					once.Do(func() {
 						n.client.Move(s.link, "moved by the test")
 						time.Sleep(time.Millisecond) // so that this write is caught in the middle
 					})
-				}
+				})
 			})
 			// Near the beginning it may be the opening that is repeated, near
 			// the end there may be nothing left to move.
@@ -154,12 +152,12 @@ func TestMoveEverywhere(t *testing.T) {
 
 // refuseOn makes a relay refuse to resume.
 func (n *network) refuseOn(name string, status wire.Status) {
-	n.relay = func(l *memLink, tip wire.Message) *wire.Reply {
+	n.playRelay(func(l *memLink, tip wire.Message) *wire.Reply {
 		if _, opening := tip.(*wire.Open); opening || l.name != name {
 			return nil
 		}
 		return &wire.Reply{Status: status, Node: "relay"}
-	}
+	})
 }
 
 // TestReplyLostEverywhere loses the stream of an attempt at each place of its
@@ -173,9 +171,9 @@ func TestReplyLostEverywhere(t *testing.T) {
 					conversation(t, what, func(n *network) {
 						left := times
 						if !first {
-							n.cuts = []int{150}
+							n.cutAfter(150)
 						}
-						n.relay = func(_ *memLink, tip wire.Message) *wire.Reply {
+						n.playRelay(func(_ *memLink, tip wire.Message) *wire.Reply {
 							if _, opening := tip.(*wire.Open); left > 0 && (first || !opening) {
 								left--
 								n.mu.Lock()
@@ -183,7 +181,7 @@ func TestReplyLostEverywhere(t *testing.T) {
 								n.mu.Unlock()
 							}
 							return nil
-						}
+						})
 					})
 				})
 			}

@@ -59,12 +59,12 @@ func FuzzServerStream(f *testing.F) {
 		synctest.Test(t, func(t *testing.T) {
 			n := start(t, session.Limits{})
 			ours, p5 := connPair(100)
-			n.dial = func(context.Context) (session.Conn, error) {
+			n.dialBy(func(context.Context) (session.Conn, error) {
 				if early {
 					time.Sleep(time.Second) // the frames come before P5 is there
 				}
 				return ours, nil
-			}
+			})
 			p := n.play("mallory", hello(1))
 			if !early {
 				_ = p.status()

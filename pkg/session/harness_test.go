@@ -8,9 +8,11 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"ptthqd/pkg/session"
@@ -270,7 +272,10 @@ func (s *memStream) write(p []byte, wait bool) (int, error) {
 			return n, err
 		}
 		if cut {
-			s.network.atCut(s)
+			s.network.mu.Lock()
+			atCut := s.network.atCut
+			s.network.mu.Unlock()
+			atCut(s)
 			if s.broken() {
 				return n, &wire.ResetError{Code: wire.CodeLost}
 			}
@@ -467,6 +472,31 @@ func (n *network) serve(l *memLink, m wire.Message, b *memStream) {
 	n.serving.Go(func() { n.server.Serve("laptop", m, b, session.Route{Link: l, Relay: l.name}) })
 }
 
+// What the network does is changed under its lock, as sessions are at work.
+
+func (n *network) set(change func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	change()
+}
+
+func (n *network) dialBy(dial func(context.Context) (session.Conn, error)) {
+	n.set(func() { n.dial = dial })
+}
+
+func (n *network) decideBy(decide func(client, target string) *session.Refusal) {
+	n.set(func() { n.decide = decide })
+}
+
+func (n *network) playRelay(relay func(l *memLink, inner wire.Message) *wire.Reply) {
+	n.set(func() { n.relay = relay })
+}
+
+func (n *network) atCutDo(f func(*memStream)) { n.set(func() { n.atCut = f }) }
+
+// cutAfter cuts when so many bytes have passed, and again after so many more.
+func (n *network) cutAfter(bytes ...int) { n.set(func() { n.cuts = bytes }) }
+
 // allow takes n bytes of what may pass before the next cut.
 func (n *network) allow(want int) (got int, cut bool) {
 	n.mu.Lock()
@@ -632,6 +662,19 @@ func (n *network) forward() (p1 *memConn, p5 <-chan *memConn, done <-chan sessio
 		return ours, nil
 	})
 	return p1, accepted, done
+}
+
+// established is forward until both ends know that the session is open. It is
+// for bubbles.
+func (n *network) established() (p1, p5 *memConn, done <-chan session.Summary) {
+	p1, accepted, done := n.forward()
+	p5 = <-accepted
+	opening := func(s session.Info) bool { return s.State == session.Opening }
+	for slices.ContainsFunc(n.client.Sessions(), opening) {
+		time.Sleep(time.Millisecond)
+	}
+	synctest.Wait()
+	return p1, p5, done
 }
 
 // forwardTo is forward with a dial of the caller's own.

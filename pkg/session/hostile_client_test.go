@@ -1,5 +1,3 @@
-//go:build !race
-
 package session_test
 
 import (
@@ -21,10 +19,10 @@ import (
 // hostile makes a network whose server dials P5s that nobody minds.
 func hostile(t *testing.T, limits session.Limits) *network {
 	n := start(t, limits)
-	n.dial = func(context.Context) (session.Conn, error) {
+	n.dialBy(func(context.Context) (session.Conn, error) {
 		ours, _ := connPair(n.conns)
 		return ours, nil
-	}
+	})
 	return n
 }
 
@@ -34,12 +32,12 @@ func TestTokenUsedAgain(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // of those who wake at the same time, the last one runs first
 	synctest.Test(t, func(t *testing.T) {
 		n := hostile(t, session.Limits{})
-		n.decide = func(string, string) *session.Refusal {
+		n.decideBy(func(string, string) *session.Refusal {
 			n.mu.Unlock()
 			time.Sleep(time.Second)
 			n.mu.Lock()
 			return nil
-		}
+		})
 		var all sync.WaitGroup
 		for i := range 100 {
 			all.Go(func() {
@@ -133,9 +131,9 @@ func TestWithdrawnBetweenAttempts(t *testing.T) {
 		_ = p.status()
 		p.st.Reset(wire.CodeLost)
 		synctest.Wait()
-		n.decide = func(string, string) *session.Refusal {
+		n.decideBy(func(string, string) *session.Refusal {
 			return &session.Refusal{Status: wire.StatusNotAllowed, Text: "not any more"}
-		}
+		})
 		second := hello(1)
 		second.Attempt = 2
 		p = n.play("laptop", second)
@@ -158,7 +156,7 @@ func TestClientThatStays(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				n := start(t, session.Limits{})
 				ours, p5 := connPair(1000)
-				n.dial = func(context.Context) (session.Conn, error) { return ours, nil }
+				n.dialBy(func(context.Context) (session.Conn, error) { return ours, nil })
 				p := n.play("laptop", hello(1))
 				if status := p.status(); status != wire.StatusOpen {
 					t.Fatal(status)
@@ -226,7 +224,7 @@ func TestHostileOpen(t *testing.T) {
 				n := start(t, session.Limits{})
 				b := newBystander(n)
 				ours, p5 := connPair(2000)
-				n.dial = func(context.Context) (session.Conn, error) { return ours, nil }
+				n.dialBy(func(context.Context) (session.Conn, error) { return ours, nil })
 				tip := hello(1)
 				c.tip(tip)
 				p := n.play("mallory", tip)
@@ -286,10 +284,10 @@ func TestHostileResume(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				n := start(t, session.Limits{})
-				n.decide = func(_, target string) *session.Refusal { return nil }
+				n.decideBy(func(_, target string) *session.Refusal { return nil })
 				b := newBystander(n)
 				ours, p5 := connPair(9000)
-				n.dial = func(context.Context) (session.Conn, error) { return ours, nil }
+				n.dialBy(func(context.Context) (session.Conn, error) { return ours, nil })
 				// 5,000 bytes are sent, of which 1,000 are received and 500
 				// delivered, as the resume of attempt 3 has said.
 				p := n.play("laptop", hello(1))
@@ -350,7 +348,7 @@ func TestReceivedBeforeSending(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := start(t, session.Limits{})
 		ours, p5 := connPair(9000)
-		n.dial = func(context.Context) (session.Conn, error) { return ours, nil }
+		n.dialBy(func(context.Context) (session.Conn, error) { return ours, nil })
 		p := n.play("laptop", hello(1))
 		_ = p.status()
 		p.st.Reset(wire.CodeLost)
@@ -431,7 +429,7 @@ func TestFloods(t *testing.T) {
 				n := start(t, session.Limits{})
 				b := newBystander(n)
 				ours, p5 := connPair(2000)
-				n.dial = func(context.Context) (session.Conn, error) { return ours, nil }
+				n.dialBy(func(context.Context) (session.Conn, error) { return ours, nil })
 				p := n.play("mallory", hello(1))
 				_ = p.status()
 				// What comes back isn't read: it must not be kept for long.

@@ -143,7 +143,7 @@ func TestHostileClient(t *testing.T) {
 				n := start(t, session.Limits{})
 				b := newBystander(n)
 				ours, p5 := connPair(2000)
-				n.dial = func(context.Context) (session.Conn, error) { return ours, nil }
+				n.dialBy(func(context.Context) (session.Conn, error) { return ours, nil })
 				p := n.play("mallory", hello(1))
 				if status := p.status(); status != wire.StatusOpen {
 					t.Fatal(status)

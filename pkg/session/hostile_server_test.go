@@ -1,5 +1,3 @@
-//go:build !race
-
 package session_test
 
 import (
@@ -128,7 +126,8 @@ func TestServerThatLoses(t *testing.T) {
 		p1, done := n.forwardVia("evil")
 		attempts := 0
 		over := make(chan struct{})
-		go func() {
+		var playing sync.WaitGroup
+		playing.Go(func() {
 			for {
 				select {
 				case p := <-n.strangers:
@@ -140,9 +139,10 @@ func TestServerThatLoses(t *testing.T) {
 					return
 				}
 			}
-		}()
+		})
 		time.Sleep(20 * time.Second)
 		close(over)
+		playing.Wait()
 		if attempts < 5 || attempts > 200 {
 			t.Errorf("%d attempts", attempts)
 		}

@@ -36,7 +36,7 @@ func TestMemoryOfSmallPieces(t *testing.T) {
 			n := start(t, session.Limits{RetainedBudget: budget})
 			n.conns = size // so that a read brings so much
 			ours, p5 := connPair(size)
-			n.dial = func(context.Context) (session.Conn, error) { return ours, nil }
+			n.dialBy(func(context.Context) (session.Conn, error) { return ours, nil })
 			zeros := make([]byte, 2*wire.MaxWindow)
 			before := heap()
 			tip := hello(1)
@@ -121,7 +121,7 @@ func TestMemoryOfIdleSessions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := start(t, session.Limits{DetachedPerPeer: sessions})
 		newIdle := func() *idleConn { return &idleConn{fd: uintptr(pipe[0]), closed: make(chan struct{})} }
-		n.dial = func(context.Context) (session.Conn, error) { return newIdle(), nil }
+		n.dialBy(func(context.Context) (session.Conn, error) { return newIdle(), nil })
 		before := taken()
 		var all sync.WaitGroup
 		for range sessions {

@@ -1,5 +1,3 @@
-//go:build !race
-
 package session_test
 
 import (
@@ -133,24 +131,24 @@ func (w world) run(t *testing.T, steps []step) error {
 	var client, server *memConn
 	p1.conn, client = connPairOf(w.conns)
 	p5.conn, server = connPairOf(w.conns)
-	n.dial = func(context.Context) (session.Conn, error) {
+	n.dialBy(func(context.Context) (session.Conn, error) {
 		time.Sleep(w.dial)
 		return server, nil
-	}
-	refusals, losses := 0, 0
-	n.relay = func(_ *memLink, tip wire.Message) *wire.Reply {
+	})
+	refusals, losses := 0, 0 // guarded by n.mu
+	n.playRelay(func(_ *memLink, tip wire.Message) *wire.Reply {
+		n.mu.Lock()
+		defer n.mu.Unlock()
 		if _, opening := tip.(*wire.Open); refusals > 0 && !opening {
 			refusals--
 			return &wire.Reply{Status: wire.StatusNotConnected, Node: "relay"}
 		}
 		if losses > 0 {
 			losses--
-			n.mu.Lock()
 			n.cuts = append([]int{1 + losses*7}, n.cuts...)
-			n.mu.Unlock()
 		}
 		return nil
-	}
+	})
 	ended := make(chan session.Summary, 1)
 	go func() {
 		ended <- n.client.Forward(context.Background(), client, session.Request{
@@ -170,9 +168,7 @@ func (w world) run(t *testing.T, steps []step) error {
 		case "cut":
 			n.cut()
 		case "cut after":
-			n.mu.Lock()
-			n.cuts = append(n.cuts, s.n/10)
-			n.mu.Unlock()
+			n.set(func() { n.cuts = append(n.cuts, s.n/10) })
 		case "reset by relay":
 			n.resetByRelay(wire.CodeLost)
 		case "closing":
@@ -192,9 +188,9 @@ func (w world) run(t *testing.T, steps []step) error {
 				n.client.Move(r.Link, "moved by the test")
 			}
 		case "refuse":
-			refusals = s.n % 3
+			n.set(func() { refusals = s.n % 3 })
 		case "lose replies":
-			losses = s.n % 3
+			n.set(func() { losses = s.n % 3 })
 		case "sleep":
 			time.Sleep(time.Duration(s.n) * 20 * time.Microsecond)
 		case "sleep long":
@@ -220,9 +216,7 @@ func (w world) run(t *testing.T, steps []step) error {
 		}
 	}
 	// Now all is well again, and both sides read to the end.
-	n.mu.Lock()
-	n.cuts = nil
-	n.mu.Unlock()
+	n.cutAfter()
 	n.replaceLinks(link("z"))
 	n.cut()
 	for _, s := range []*side{p1, p5} {

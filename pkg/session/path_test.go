@@ -61,8 +61,7 @@ func TestDeadPath(t *testing.T) {
 						n.capacity = capacity
 						a, b := &memLink{name: "a", latency: time.Millisecond}, &memLink{name: "b", latency: 2 * time.Millisecond}
 						n.replaceLinks([]*memLink{a, b}[:routes]...)
-						p1, accepted, done := n.forward()
-						p5 := <-accepted
+						p1, p5, done := n.established()
 						time.AfterFunc(time.Second, func() {
 							if routes == 1 {
 								n.silenceStreams(a)
@@ -182,8 +181,7 @@ func TestBusyIsNotDead(t *testing.T) {
 		link := &memLink{name: "a", latency: time.Millisecond}
 		n.replaceLinks(link)
 		echo := func() (*memConn, *memConn, <-chan session.Summary) {
-			p1, accepted, done := n.forward()
-			p5 := <-accepted
+			p1, p5, done := n.established()
 			go func() { _, _ = io.Copy(p5, struct{ io.Reader }{p5}) }()
 			return p1, p5, done
 		}

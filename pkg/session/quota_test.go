@@ -1,5 +1,3 @@
-//go:build !race
-
 package session_test
 
 import (
@@ -21,8 +19,7 @@ func TestStalledSessionsHoldUpNobody(t *testing.T) {
 		n.conns = 1 << 10
 		var stalled []*memConn
 		for range 5 {
-			p1, accepted, _ := n.forward()
-			p5 := <-accepted
+			p1, p5, _ := n.established()
 			go func() { _, _ = p1.Write(make([]byte, 1<<20)) }()
 			go func() { _, _ = p5.Write(make([]byte, 1<<20)) }()
 			stalled = append(stalled, p1, p5)
@@ -90,16 +87,12 @@ func TestQuotaReturns(t *testing.T) {
 		n.capacity = 10 << 10
 		var ends []*memConn
 		for range 5 { // as long as there is one session, the quota is the same
-			p1, accepted, _ := n.forward()
-			<-accepted
+			p1, _, _ := n.established()
 			ends = append(ends, p1)
 		}
 		for i := range 60 {
-			p1, accepted, done := n.forward()
-			p5 := <-accepted
-			n.mu.Lock()
-			n.cuts = []int{2000 * i, 1000 * i}
-			n.mu.Unlock()
+			p1, p5, done := n.established()
+			n.cutAfter(2000*i, 1000*i)
 			want := pattern(uint64(i), 150<<10)
 			go func() { _, _ = p1.Write(want); _ = p1.CloseWrite() }()
 			got, err := io.ReadAll(p5)

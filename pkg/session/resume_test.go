@@ -1,5 +1,3 @@
-//go:build !race
-
 package session_test
 
 import (
@@ -20,8 +18,7 @@ func TestDeliveredBetweenResumeAndReply(t *testing.T) {
 		n := start(t, session.Limits{})
 		n.conns = 1 << 10
 		n.replaceLinks(&memLink{name: "a", latency: 200 * time.Millisecond})
-		p1, accepted, done := n.forward()
-		p5 := <-accepted
+		p1, p5, done := n.established()
 		want := pattern(1, 60<<10)
 		_, _ = p5.Write(want)
 		_ = p5.CloseWrite()

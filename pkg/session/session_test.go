@@ -45,7 +45,7 @@ func TestCutOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for cut := 1; cut < 3000; cut += 7 {
 			n := start(t, session.Limits{})
-			n.cuts = []int{cut}
+			n.cutAfter(cut)
 			p1, accepted, done := n.forward()
 			both(t, p1, <-accepted, 1000, 700)
 			if sum := <-done; sum.End != session.EndClosed {

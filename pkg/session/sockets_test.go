@@ -37,9 +37,7 @@ func socketPair(t testing.TB) (a, b *net.TCPConn) {
 func (n *network) forwardSockets() (p1, p5 *net.TCPConn, done <-chan session.Summary) {
 	p1, p2 := socketPair(n.t)
 	p4, p5 := socketPair(n.t)
-	n.mu.Lock()
-	n.dial = func(context.Context) (session.Conn, error) { return p4, nil }
-	n.mu.Unlock()
+	n.dialBy(func(context.Context) (session.Conn, error) { return p4, nil })
 	ended := make(chan session.Summary, 1)
 	go func() {
 		ended <- n.client.Forward(context.Background(), p2, session.Request{

@@ -1,5 +1,3 @@
-//go:build !race
-
 package session_test
 
 import (
@@ -40,12 +38,12 @@ func TestRefusedOpening(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					n := start(t, session.Limits{})
 					n.setLinks("a", "b")
-					n.relay = func(l *memLink, _ wire.Message) *wire.Reply {
+					n.playRelay(func(l *memLink, _ wire.Message) *wire.Reply {
 						if !both && l.name == "b" {
 							return nil
 						}
 						return &wire.Reply{Status: c.status, Node: c.node, Text: "no"}
-					}
+					})
 					p1, accepted, done := n.forward()
 					_, _ = p1.Write([]byte("hello"))
 					if c.elsewhere && !both {
@@ -100,15 +98,14 @@ func TestRefusedResume(t *testing.T) {
 		t.Run(fmt.Sprintf("%v by %s", c.status, c.node), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				n := start(t, session.Limits{})
-				p1, accepted, done := n.forward()
-				p5 := <-accepted
+				p1, p5, done := n.established()
 				refusals := 0
-				n.relay = func(*memLink, wire.Message) *wire.Reply {
+				n.playRelay(func(*memLink, wire.Message) *wire.Reply {
 					if refusals++; refusals > 5 {
 						return nil
 					}
 					return &wire.Reply{Status: c.status, Node: c.node}
-				}
+				})
 				n.cut()
 				if c.end != "" {
 					if err := howEnded(p1); !errors.Is(err, errReset) {
@@ -137,8 +134,7 @@ func TestExcludedRelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := start(t, session.Limits{})
 		n.setLinks("a", "b")
-		p1, accepted, done := n.forward()
-		p5 := <-accepted
+		p1, p5, done := n.established()
 		n.refuseOn("a", wire.StatusNotAllowed)
 		for range 5 {
 			n.cut()
@@ -189,8 +185,7 @@ func TestHeld(t *testing.T) {
 func TestServerRestarted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := start(t, session.Limits{})
-		p1, accepted, done := n.forward()
-		<-accepted
+		p1, _, done := n.established()
 		config := session.ServerConfig{
 			Node:   "nas",
 			Decide: func(string, string) (session.Dial, *session.Refusal) { return n.dial, nil },
@@ -218,17 +213,16 @@ func TestLostEnd(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			n := start(t, session.Limits{})
 			n.replaceLinks(&memLink{name: "a", latency: 100 * time.Millisecond})
-			p1, accepted, done := n.forward()
-			p5 := <-accepted
+			p1, p5, done := n.established()
 			both(t, p1, p5, 1000, 1000)
 			asked := false
-			n.relay = func(*memLink, wire.Message) *wire.Reply {
+			n.playRelay(func(*memLink, wire.Message) *wire.Reply {
 				asked = true
 				if forgotten {
 					return &wire.Reply{Status: wire.StatusNoSession, Node: "nas"}
 				}
 				return nil
-			}
+			})
 			for n.server.Sessions()[0].State != session.Closing {
 				time.Sleep(time.Millisecond)
 			}
@@ -249,17 +243,16 @@ func TestRevoked(t *testing.T) {
 	for _, detached := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			n := start(t, session.Limits{})
-			p1, accepted, done := n.forward()
-			p5 := <-accepted
+			p1, p5, done := n.established()
 			links := n.links
 			if detached {
 				n.replaceLinks()
 				n.cut()
 				time.Sleep(time.Second)
 			}
-			n.decide = func(string, string) *session.Refusal {
+			n.decideBy(func(string, string) *session.Refusal {
 				return &session.Refusal{Status: wire.StatusNotAllowed, Text: "not any more"}
-			}
+			})
 			n.server.End(func(i session.Info) bool { return i.Client == "laptop" && i.Target == ":22" }, session.EndRevoked)
 			if err := howEnded(p5); !errors.Is(err, errReset) {
 				t.Errorf("P5 saw %v", err)
@@ -282,8 +275,7 @@ func TestRevoked(t *testing.T) {
 func TestRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := start(t, session.Limits{})
-		p1, accepted, done := n.forward()
-		p5 := <-accepted
+		p1, p5, done := n.established()
 		n.client.End(func(i session.Info) bool { return i.Mapping == "other" }, session.EndRemoved)
 		_, _ = p1.Write([]byte("hello"))
 		if _, err := io.ReadFull(p5, make([]byte, 5)); err != nil {
@@ -310,8 +302,7 @@ func TestLimits(t *testing.T) {
 	t.Run("of a client's process", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			n := start(t, session.Limits{Sessions: 1})
-			p1, accepted, _ := n.forward()
-			<-accepted
+			p1, _, _ := n.established()
 			other, _, done := n.forward()
 			if sum := soon(t, time.Second, done); sum.Status != wire.StatusTooMany || sum.End != session.EndRefused {
 				t.Errorf("summary %+v", sum)
@@ -432,7 +423,7 @@ func TestGrantedTimeout(t *testing.T) {
 				n.server.Set(session.Limits{}, c.granted)
 				p1, p2 := connPair(n.conns)
 				ours, p5 := connPair(n.conns)
-				n.dial = func(context.Context) (session.Conn, error) { return ours, nil }
+				n.dialBy(func(context.Context) (session.Conn, error) { return ours, nil })
 				done := make(chan session.Summary, 1)
 				go func() {
 					done <- n.client.Forward(context.Background(), p2, session.Request{
@@ -441,6 +432,7 @@ func TestGrantedTimeout(t *testing.T) {
 				}()
 				_, _ = p1.Write([]byte("hello"))
 				_, _ = io.ReadFull(p5, make([]byte, 5))
+				synctest.Wait()
 				n.setLinks()
 				n.cut()
 				if in {
@@ -463,4 +455,36 @@ func TestGrantedTimeout(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestRefusedAfterLoss refuses the second attempt of an opening when the first
+// has been lost: P1 hears of it at once, and why, while the server, which may have
+// opened the session, is still to be told.
+func TestRefusedAfterLoss(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := start(t, session.Limits{})
+		n.silence(n.links[0]) // what the server says doesn't arrive
+		p1, accepted, done := n.forward()
+		p5 := <-accepted
+		n.playRelay(func(*memLink, wire.Message) *wire.Reply {
+			return &wire.Reply{Status: wire.StatusNotConnected, Node: "relay", Text: "gone"}
+		})
+		n.setLinks("b")
+		begun := time.Now()
+		n.cut()
+		if err := howEnded(p1); !errors.Is(err, errReset) {
+			t.Errorf("P1 saw %v", err)
+		}
+		if d := time.Since(begun); d > time.Second {
+			t.Errorf("P1 saw it after %v", d)
+		}
+		time.Sleep(5 * time.Second)
+		n.playRelay(nil)
+		if err := howEnded(p5); !errors.Is(err, errReset) {
+			t.Errorf("P5 saw %v", err)
+		}
+		if sum := soon(t, time.Minute, done); sum.End != session.EndRefused || sum.Status != wire.StatusNotConnected || sum.Text != "gone" {
+			t.Errorf("summary %+v", sum)
+		}
+	})
 }

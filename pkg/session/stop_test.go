@@ -1,5 +1,3 @@
-//go:build !race
-
 package session_test
 
 import (
@@ -27,33 +25,28 @@ func TestStopClient(t *testing.T) {
 		seen error // by P1
 	}{
 		{"attached", func(n *network) (*memConn, <-chan session.Summary) {
-			p1, accepted, done := n.forward()
-			<-accepted
+			p1, _, done := n.established()
 			return p1, done
 		}, session.EndStopped, errReset},
 		{"detached", func(n *network) (*memConn, <-chan session.Summary) {
-			p1, accepted, done := n.forward()
-			<-accepted
+			p1, _, done := n.established()
 			n.setLinks()
 			n.cut()
 			return p1, done
 		}, session.EndStopped, errReset},
 		{"attached over a dead path", func(n *network) (*memConn, <-chan session.Summary) {
-			p1, accepted, done := n.forward()
-			<-accepted
+			p1, _, done := n.established()
 			n.silence(n.links[0])
 			return p1, done
 		}, session.EndStopped, errReset},
 		{"resuming over a dead path", func(n *network) (*memConn, <-chan session.Summary) {
-			p1, accepted, done := n.forward()
-			<-accepted
+			p1, _, done := n.established()
 			n.silence(n.links[0])
 			n.cut()
 			return p1, done
 		}, session.EndStopped, errReset},
 		{"moving", func(n *network) (*memConn, <-chan session.Summary) {
-			p1, accepted, done := n.forward()
-			<-accepted
+			p1, _, done := n.established()
 			a := n.links[0]
 			n.replaceLinks(a, &memLink{name: "b", hole: true})
 			n.client.Move(a, "closing")
@@ -78,8 +71,7 @@ func TestStopClient(t *testing.T) {
 			return p1, done
 		}, session.EndStopped, errReset},
 		{"reset while detached", func(n *network) (*memConn, <-chan session.Summary) {
-			p1, accepted, done := n.forward()
-			<-accepted
+			p1, _, done := n.established()
 			n.setLinks()
 			n.cut()
 			time.Sleep(time.Second)
@@ -87,16 +79,14 @@ func TestStopClient(t *testing.T) {
 			return p1, done
 		}, session.EndResetByP1, errReset},
 		{"reset over a dead path", func(n *network) (*memConn, <-chan session.Summary) {
-			p1, accepted, done := n.forward()
-			<-accepted
+			p1, _, done := n.established()
 			n.silence(n.links[0])
 			p1.reset()
 			time.Sleep(10 * time.Second)
 			return p1, done
 		}, session.EndResetByP1, errReset},
 		{"closed over a dead path", func(n *network) (*memConn, <-chan session.Summary) {
-			p1, accepted, done := n.forward()
-			p5 := <-accepted
+			p1, p5, done := n.established()
 			_ = p5.CloseWrite()
 			time.Sleep(time.Second)
 			n.silence(n.links[0])
@@ -146,16 +136,14 @@ func TestStopServer(t *testing.T) {
 		told time.Duration // when P1 has heard of it
 	}{
 		{"attached", func(n *network) (*memConn, <-chan session.Summary) {
-			p1, accepted, done := n.forward()
-			<-accepted
+			p1, _, done := n.established()
 			return p1, done
 		}, 0},
 		{"opening", func(n *network) (*memConn, <-chan session.Summary) {
 			return n.forwardTo(stuck)
 		}, 0},
 		{"detached", func(n *network) (*memConn, <-chan session.Summary) {
-			p1, accepted, done := n.forward()
-			<-accepted
+			p1, _, done := n.established()
 			links := n.links
 			n.setLinks()
 			n.cut()
@@ -201,7 +189,7 @@ func TestStopServerOfHostileClients(t *testing.T) {
 		n := hostile(t, session.Limits{})
 		for i := range 10 {
 			if i == 5 {
-				n.dial = stuck
+				n.dialBy(stuck)
 			}
 			n.play("laptop", hello(byte(i)))
 		}
@@ -221,8 +209,7 @@ func TestUnconfirmedReset(t *testing.T) {
 		t.Run(side, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				n := start(t, session.Limits{})
-				p1, accepted, done := n.forward()
-				p5 := <-accepted
+				p1, p5, done := n.established()
 				_, _ = p1.Write([]byte("begin;"))
 				_, _ = io.ReadFull(p5, make([]byte, 6))
 				synctest.Wait() // the reply has come
@@ -262,8 +249,7 @@ func TestOpeningWithoutAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := start(t, session.Limits{OpenTimeout: 10 * time.Second})
 		n.silence(n.links[0])
-		p1, accepted, done := n.forward()
-		p5 := <-accepted
+		p1, p5, done := n.established()
 		begun := time.Now()
 		time.AfterFunc(15*time.Second, func() { n.setLinks("other") })
 		if _, err := p1.Read(make([]byte, 1)); !errors.Is(err, errReset) {
@@ -290,7 +276,7 @@ func TestAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := start(t, session.Limits{})
 		var ages []time.Duration
-		n.relay = func(l *memLink, inner wire.Message) *wire.Reply {
+		n.playRelay(func(l *memLink, inner wire.Message) *wire.Reply {
 			ages = append(ages, inner.(*wire.Open).Age)
 			switch l.name {
 			case "refuses":
@@ -299,14 +285,13 @@ func TestAge(t *testing.T) {
 				time.AfterFunc(100*time.Millisecond, func() { n.resetByRelay(wire.CodeLost) })
 			}
 			return nil
-		}
+		})
 		n.replaceLinks(
 			&memLink{name: "refuses", latency: 100 * time.Millisecond},
 			&memLink{name: "loses", latency: time.Second},
 			&memLink{name: "works"},
 		)
-		p1, accepted, done := n.forward()
-		<-accepted
+		p1, _, done := n.established()
 		time.Sleep(time.Second)
 		p1.reset()
 		<-done

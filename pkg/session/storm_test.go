@@ -53,24 +53,24 @@ func storm(t *testing.T, seed uint64) {
 	d := rand.New(rand.NewPCG(seed, 9))
 	n.delay = func() time.Duration { return time.Duration(d.IntN(3000)) * time.Microsecond }
 	refusing := 0 // of ten resumes; guarded by n.mu
-	n.relay = func(_ *memLink, tip wire.Message) *wire.Reply {
+	n.playRelay(func(_ *memLink, tip wire.Message) *wire.Reply {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		if _, opening := tip.(*wire.Open); opening || d.IntN(10) >= refusing {
 			return nil
 		}
 		return &wire.Reply{Status: wire.StatusNotConnected, Node: "relay"}
-	}
+	})
 
 	// P5 is found by the connection's first byte, which P1 sends. Dials take
 	// their time.
 	accepted := make(chan *memConn)
-	n.dial = func(context.Context) (session.Conn, error) {
+	n.dialBy(func(context.Context) (session.Conn, error) {
 		time.Sleep(time.Millisecond)
 		ours, theirs := connPair(8 << 10)
 		go func() { accepted <- theirs }()
 		return ours, nil
-	}
+	})
 	var work sync.WaitGroup
 	defer work.Wait()
 	over := make(chan struct{})
@@ -122,9 +122,7 @@ func storm(t *testing.T, seed uint64) {
 			case 0, 1:
 				n.cut()
 			case 2:
-				n.mu.Lock()
-				n.cuts = []int{w.IntN(20000)}
-				n.mu.Unlock()
+				n.cutAfter(w.IntN(20000))
 			case 3:
 				links()
 				n.cut()
