@@ -73,6 +73,7 @@ type Memory struct {
 type host struct {
 	log       *slog.Logger
 	quotas    quotas
+	paths     paths
 	windows   budget
 	retained  budget
 	maxWindow atomic.Uint64

@@ -166,6 +166,9 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 		if f.Value > s.in.limitSaid-s.in.received {
 			return violated("%d bytes where %d were allowed", f.Value, s.in.limitSaid-s.in.received)
 		}
+		if s.in.received == 0 {
+			s.learnPathLocked(now)
+		}
 		s.left = f.Value
 		s.touchLocked()
 	case wire.FrameFin:
@@ -200,6 +203,7 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 			if s.minRTT == 0 || rtt < s.minRTT {
 				s.minRTT = rtt
 			}
+			s.host.paths.note(s.pathLocked(), rtt, now)
 			s.pingSince, s.pingSent = time.Time{}, time.Time{}
 			s.arrivedLocked(s.pingAt) // the peer reads in order
 		}
@@ -376,10 +380,6 @@ func (s *session) deliveredLocked(n int) {
 	}
 }
 
-// minGrowthRTT is the shortest round trip that a window is made for. On links
-// shorter than that the processors' queues, not the path, need the room.
-const minGrowthRTT = 4 * time.Millisecond
-
 // growLocked doubles the window if the path can use it: while what is delivered
 // in two round trips exceeds it, the TCP side keeps up, and the budget allows.
 func (s *session) growLocked() {
@@ -387,6 +387,9 @@ func (s *session) growLocked() {
 	now := time.Now()
 	elapsed, bytes := now.Sub(in.epoch), in.epochBytes
 	first := in.epoch.IsZero()
+	if !first && elapsed < minEpoch {
+		return // what comes in a burst is not a rate
+	}
 	most := s.host.maxWindow.Load()
 	in.epoch, in.epochBytes = now, 0
 	if first || in.queued > int(in.window/4) || in.window >= most {
@@ -394,11 +397,14 @@ func (s *session) growLocked() {
 	}
 	if s.minRTT == 0 {
 		s.probeLocked(now)
+	}
+	rtt := s.growthRTTLocked(now)
+	if rtt == 0 {
 		if elapsed > minGrowthRTT {
 			return
 		}
+		rtt = minGrowthRTT
 	}
-	rtt := max(s.minRTT, minGrowthRTT)
 	if float64(bytes)*2*float64(rtt) <= float64(in.window)*float64(elapsed) {
 		return
 	}

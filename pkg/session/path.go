@@ -1,0 +1,98 @@
+package session
+
+import (
+	"sync"
+	"time"
+)
+
+// paths remember how short the round trip over a relay to a peer can be. What a
+// session measures while it is busy has the queues in it that it makes, and
+// the next session would make its window for those, and them longer.
+type paths struct {
+	mu sync.Mutex
+	by map[pathKey]path
+}
+
+type pathKey struct{ relay, peer string }
+
+type path struct {
+	rtt   time.Duration // the shortest since then
+	since time.Time
+}
+
+const (
+	// pathMemory is how long a path keeps its shortest round trip: it may have
+	// become longer, without its links' knowing.
+	pathMemory = time.Minute
+	// maxPaths bounds what is remembered. Beyond it all is learnt again.
+	maxPaths = 4096
+)
+
+func (ps *paths) note(key pathKey, rtt time.Duration, now time.Time) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	p, known := ps.by[key]
+	if known && rtt >= p.rtt && now.Sub(p.since) < pathMemory {
+		return
+	}
+	if !known && len(ps.by) >= maxPaths {
+		clear(ps.by)
+	}
+	if ps.by == nil {
+		ps.by = make(map[pathKey]path)
+	}
+	if !known || now.Sub(p.since) >= pathMemory {
+		p.since = now
+	}
+	p.rtt = rtt
+	ps.by[key] = p
+}
+
+// shortest is 0 where nothing is known.
+func (ps *paths) shortest(key pathKey, now time.Time) time.Duration {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	p := ps.by[key]
+	if now.Sub(p.since) >= pathMemory {
+		return 0
+	}
+	return p.rtt
+}
+
+func (s *session) pathLocked() pathKey { return pathKey{s.info.Relay, s.peerName()} }
+
+const (
+	// minGrowthRTT is the shortest round trip that a window is made for: less
+	// leaves the processors idle between them. Measured on two cores, 4 uploads
+	// at once: windows of 64, 128 and 256 KiB move 101, 127 and 139 MiB/s, and a
+	// message beside them takes 2.5, 3.9 and 5.9 ms.
+	minGrowthRTT = 1500 * time.Microsecond
+	// minEpoch is how long a rate is measured at least.
+	minEpoch = 8 * time.Millisecond
+	// queueRTT is where a round trip is the path's rather than the queues' of
+	// the processors.
+	queueRTT = 8 * time.Millisecond
+)
+
+// growthRTTLocked is the round trip that the window is made for, 0 if none is
+// known.
+func (s *session) growthRTTLocked(now time.Time) time.Duration {
+	rtt := s.minRTT
+	if rtt < queueRTT {
+		if shortest := s.host.paths.shortest(s.pathLocked(), now); shortest > 0 && (rtt == 0 || shortest < rtt) {
+			rtt = shortest
+		}
+	}
+	if rtt == 0 {
+		return 0
+	}
+	return max(rtt, minGrowthRTT)
+}
+
+// learnPathLocked asks for a ping if nobody knows the path yet: before there is
+// much on it.
+func (s *session) learnPathLocked(now time.Time) {
+	if s.host.paths.shortest(s.pathLocked(), now) == 0 {
+		s.probeLocked(now)
+	}
+}
