@@ -54,7 +54,7 @@ ifeq ($(RACE),)
 	@echo 'make test: no C compiler, so the race detector is off; to have it: apt-get install gcc libc6-dev' >&2
 endif
 	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -shuffle=on -timeout=10m $(TESTFLAGS) $$($(GO) list ./... | grep -v -e '/pkg/e2e$$' -e '/deploy$$')
-	@# Tests of pkg/session that share variables across a bubble run without the race detector.
+	@# What memory a session holds can be measured without the race detector alone.
 	$(GO) test -shuffle=on -timeout=10m $(TESTFLAGS) ./pkg/session
 	@# These run whole processes and measure pauses: nothing else runs beside them.
 	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -p=1 -timeout=20m $(TESTFLAGS) ./pkg/e2e ./deploy

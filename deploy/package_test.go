@@ -20,7 +20,7 @@ func TestPackage(t *testing.T) {
 		h.is("enabled", "systemctl is-enabled ptthqd.service")
 		h.is("inactive", "systemctl is-active ptthqd.service")
 		h.is("disabled", "systemctl is-enabled ptthqd.socket")
-		h.is("", "systemctl --failed --no-legend 'ptthqd*'")
+		h.is("", "systemctl list-units --failed --no-legend 'ptthqd*'")
 		h.run("getent passwd ptthqd && getent group ptthqd")
 		h.run("ptthqd version | grep -F 'ptthqd 1.0.0, commit '")
 
@@ -53,7 +53,7 @@ func TestPackage(t *testing.T) {
 		// Purged, nothing is left but the user.
 		h.run("dpkg -P ptthqd")
 		h.is("", "find / -xdev \\( -path /proc -o -path /sys -o -path /debs -o -path /run/systemd-host -o -path /tmp \\) -prune -o -iname '*ptthq*' -print")
-		h.is("", "systemctl --failed --no-legend 'ptthqd*'")
+		h.is("", "systemctl list-units --failed --no-legend 'ptthqd*'")
 		h.run("getent passwd ptthqd")
 	})
 }
