@@ -352,7 +352,9 @@ func takeInner(into *[]byte, value []byte) (bool, error) {
 	if len(value) > MaxInner {
 		return true, malformed("an inner message of %d bytes; %d is the most", len(value), MaxInner)
 	}
-	*into = value
+	if len(value) > 0 { // an empty one is none
+		*into = value
+	}
 	return true, nil
 }
 
