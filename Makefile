@@ -31,6 +31,7 @@ RACE      := $(if $(CC_FOUND),-race)
 TESTFLAGS ?=
 FUZZTIME  ?= 10s
 SOAK      ?= 1h
+SOAK_DIR  ?=
 
 MANUALS := $(wildcard cmd/ptthqd/man/*.[1-9])
 
@@ -81,8 +82,8 @@ bench-parts: ## the benchmarks of the parts, six times; compare two outputs with
 	$(GO) test -run='^$$' -bench=. -benchmem -count=6 ./...
 
 .PHONY: soak
-soak: ## the long tests, for SOAK (1h)
-	PTTHQD_SOAK=$(SOAK) $(GO) test -count=1 -v -timeout=0 -run='^TestSoak' ./...
+soak: ## the long test, for SOAK (1h); its plots go to SOAK_DIR, or to a directory that it prints
+	PTTHQD_SOAK='$(SOAK)' PTTHQD_SOAK_DIR='$(abspath $(SOAK_DIR))' $(GO) test -count=1 -v -timeout=0 -run='^TestSoak$$' ./pkg/e2e
 
 # --- gates -------------------------------------------------------------------------------------------------------
 
