@@ -54,6 +54,7 @@ type world struct {
 	mu      sync.Mutex
 	inbox   map[string]*tcptest.Listener // the clients' listeners, by name; guarded by mu while they start
 	books   map[string]*book             // logs, by node
+	quiet   bool                         // nobody logs
 }
 
 // inBubble runs a test in a world of its own.
@@ -132,6 +133,9 @@ func (b *book) lines(t *testing.T, message string) []map[string]any {
 }
 
 func (w *world) logger(node string) *slog.Logger {
+	if w.quiet {
+		return slog.New(slog.DiscardHandler)
+	}
 	if w.books[node] == nil {
 		w.books[node] = new(book)
 	}
