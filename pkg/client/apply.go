@@ -132,22 +132,25 @@ func endingMappings(old, next *config.Config) map[string]bool {
 func (c *Client) rebindLocked(ctx context.Context, wanted map[config.Listen]*config.Mapping) (gone []*listener, err error) {
 	// What overlaps a listener that goes can be bound only when that is closed.
 	var free, blocked []*config.Mapping
+	var leaving config.Places[*listener]
+	for at, l := range c.listeners {
+		if wanted[at] == nil {
+			leaving.Add(at, l)
+		}
+	}
 	inTheWay := make(map[*listener]bool)
 	for at, m := range wanted {
 		if c.listeners[at] != nil {
 			continue
 		}
-		clear := true
-		for _, l := range c.listeners {
-			if wanted[l.at] == nil && l.at.Overlaps(at) {
-				inTheWay[l] = true
-				clear = false
-			}
-		}
-		if clear {
+		overlapping := leaving.All(at)
+		if len(overlapping) == 0 {
 			free = append(free, m)
-		} else {
-			blocked = append(blocked, m)
+			continue
+		}
+		blocked = append(blocked, m)
+		for _, l := range overlapping {
+			inTheWay[l] = true
 		}
 	}
 	bound, err := c.bindAll(ctx, free)

@@ -277,26 +277,34 @@ func compareMappings(old, next []*Mapping, all []Mapping) []MappingChange {
 		released[m.Name] = m
 	}
 	gone := maps.Clone(released) // of those, what doesn't move
+	var leaving Places[string]
+	for _, m := range old {
+		if released[m.Name] == m {
+			leaving.Add(m.Listen, m.Name)
+		}
+	}
 	for _, m := range unpaired {
 		c := MappingChange{Change: Change[Mapping]{Effect: Added, Name: m.Name, New: m}}
 		if was := gone[m.Name]; was != nil {
 			delete(gone, m.Name)
 			c.Effect, c.Old, c.Keys = Moved, was, differing(*was, *m, mappingFields)
 		}
-		for _, other := range old {
-			if released[other.Name] == other && m.Listen.Overlaps(other.Listen) {
-				c.Overlaps = append(c.Overlaps, other.Name)
-			}
-		}
+		c.Overlaps = leaving.All(m.Listen)
 		changes = append(changes, c)
+	}
+	disabled := make(map[string]*Mapping)
+	for i := range all {
+		if m := &all[i]; !m.Enabled {
+			disabled[m.Name] = m
+		}
 	}
 	for _, m := range old {
 		if gone[m.Name] != m {
 			continue
 		}
 		c := MappingChange{Change: Change[Mapping]{Effect: Removed, Name: m.Name, Old: m}}
-		if i := slices.IndexFunc(all, func(n Mapping) bool { return n.Name == m.Name && !n.Enabled }); i >= 0 {
-			c.New, c.Keys = &all[i], []string{"enabled"}
+		if still := disabled[m.Name]; still != nil {
+			c.New, c.Keys = still, []string{"enabled"}
 		}
 		changes = append(changes, c)
 	}

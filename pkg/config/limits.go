@@ -247,11 +247,11 @@ var limitKeys = []limitKey{
 	},
 	{
 		"control_requests", nil, func(l *Limits) any { return &l.ControlRequests }, 16, 1, 1024,
-		"Requests on the control socket at once. A change takes effect with the next start.",
+		"Requests on the control socket at once. More wait.",
 	},
 	{
 		"control_timeout", nil, func(l *Limits) any { return &l.ControlTimeout }, 30 * second, second, 600 * second,
-		"How long a request on the control socket may take. A change takes effect with the next start.",
+		"How long a request on the control socket may take to be read; its answer may take twice as long.",
 	},
 }
 

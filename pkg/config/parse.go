@@ -24,7 +24,6 @@ func Parse(s *Snapshot) (*Config, error) {
 		config: &Config{Path: s.Path, Hash: s.Hash, Limits: DefaultLimits()},
 		taken:  make(map[string]policy.Source),
 		keys:   make(map[ident.PublicKey]holder),
-		bound:  make(map[string][]listener),
 	}
 	for i, f := range s.Files {
 		p.files = append(p.files, f.Path)
@@ -56,7 +55,7 @@ type parser struct {
 	config *Config
 	taken  map[string]policy.Source // what must be unique, "peer laptop", and where it is
 	keys   map[ident.PublicKey]holder
-	bound  map[string][]listener // by port: only those can collide
+	bound  Places[listener]
 }
 
 // holder is who has a public key already.
@@ -67,9 +66,8 @@ type holder struct {
 
 // listener is something that will be bound.
 type listener struct {
-	listen Listen
-	what   string
-	at     spot
+	what string
+	at   spot
 }
 
 func source(at spot) policy.Source { return policy.Source{File: at.file, Line: at.line} }
@@ -267,13 +265,11 @@ func (p *parser) listen(at spot, kind Kind, text, what string) (Listen, bool) {
 		p.add(at, hint, "%s", err.Error())
 		return l, false
 	}
-	for _, other := range p.bound[l.port()] {
-		if l.Overlaps(other.listen) {
-			p.add(at, "two listeners cannot have the same address", "%v collides with %s at %v", l, other.what, source(other.at))
-			return l, false
-		}
+	if other, taken := p.bound.First(l); taken {
+		p.add(at, "two listeners cannot have the same address", "%v collides with %s at %v", l, other.what, source(other.at))
+		return l, false
 	}
-	p.bound[l.port()] = append(p.bound[l.port()], listener{l, what, at})
+	p.bound.Add(l, listener{what, at})
 	return l, true
 }
 

@@ -47,9 +47,13 @@ type Snapshot struct {
 
 // Gone returns the files that an older snapshot has and this one hasn't: they may be about to come back.
 func (s *Snapshot) Gone(older *Snapshot) []string {
+	here := make(map[string]bool, len(s.Files))
+	for _, f := range s.Files {
+		here[f.Path] = true
+	}
 	var gone []string
 	for _, f := range older.Files {
-		if !slices.ContainsFunc(s.Files, func(g File) bool { return g.Path == f.Path }) {
+		if !here[f.Path] {
 			gone = append(gone, f.Path)
 		}
 	}

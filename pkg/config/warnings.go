@@ -38,8 +38,12 @@ func (c *Config) Warnings() []Warning {
 		w.client()
 	}
 	w.limits()
+	place := make(map[string]int, len(c.Files))
+	for i, file := range c.Files {
+		place[file] = i
+	}
 	slices.SortStableFunc(w.list, func(a, b Warning) int {
-		return cmp.Or(cmp.Compare(slices.Index(c.Files, a.File), slices.Index(c.Files, b.File)), cmp.Compare(a.Line, b.Line))
+		return cmp.Or(cmp.Compare(place[a.File], place[b.File]), cmp.Compare(a.Line, b.Line))
 	})
 	return w.list
 }
@@ -133,6 +137,10 @@ func (w *warnings) client() {
 	if len(listening) == 0 {
 		w.add(w.top(), "mappings", "add [[mappings]] with listen, server and target", "none is enabled, so this client listens nowhere")
 	}
+	var bound Places[*Mapping]
+	for _, m := range listening {
+		bound.Add(m.Listen, m)
+	}
 	for _, m := range w.config.Mappings {
 		if !m.Listen.Loopback() && !m.AllowPublic {
 			w.add(m.Source, "mappings.listen", "listen on 127.0.0.1, or write allow_public = true", "other hosts can connect to %v", m.Listen)
@@ -143,10 +151,8 @@ func (w *warnings) client() {
 		if m.Enabled {
 			continue
 		}
-		for _, other := range listening {
-			if m.Listen.Overlaps(other.Listen) {
-				w.add(m.Source, "mappings.listen", "", "mapping %q can't be enabled as it is: %v is that of mapping %q", m.Name, m.Listen, other.Name)
-			}
+		for _, other := range bound.All(m.Listen) {
+			w.add(m.Source, "mappings.listen", "", "mapping %q can't be enabled as it is: %v is that of mapping %q", m.Name, m.Listen, other.Name)
 		}
 	}
 }
