@@ -139,6 +139,11 @@ func (b *binder) bindUnix(ctx context.Context, l *listener, mode fs.FileMode) er
 		}
 		l.sockets = nil
 	}
+	// The service manager has made it, or the control socket has, unless that is elsewhere.
+	if err := os.MkdirAll(b.directory, 0o700); err != nil {
+		l.path = ""
+		return fmt.Errorf("listen on %s: make the runtime directory: %w; set XDG_RUNTIME_DIR to another place", l.at, err)
+	}
 	if err := removeStale(ctx, l.path); err != nil {
 		path := l.path
 		l.path = "" // it is somebody else's

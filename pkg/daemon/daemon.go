@@ -102,6 +102,7 @@ type daemon struct {
 	files    uint64 // the limit of open files
 	metrics  *metrics
 	scraped  *metricsServer
+	control  *controlListener
 
 	background context.Context // done when everything is to end, after the drain
 	state      atomic.Value    // of string
@@ -111,6 +112,7 @@ type daemon struct {
 	badReloads atomic.Uint64
 
 	reloading  sync.Mutex    // one reload at a time
+	attempts   atomic.Uint64 // reloads, good and bad; changed under reloading
 	considered atomic.Value  // of string: the key of the reading that was last applied or refused
 	reloaded   chan struct{} // of capacity 1: the config has changed
 }
@@ -144,7 +146,8 @@ func (d *daemon) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	helpers.Go(func() { d.serveControl(background, listener) })
+	d.control = newControlListener(listener, d.loaded.Load().config.Limits)
+	helpers.Go(func() { d.serveControl(background) })
 	if _, err := d.scraped.move(background, d.loaded.Load().config.Metrics.Listen); err != nil {
 		return err
 	}

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -295,6 +297,9 @@ func TestReloadOnDemand(t *testing.T) {
 	if now.Config.LogLevel != "debug" {
 		t.Errorf("the level is %s", now.Config.LogLevel)
 	}
+	if who := fmt.Sprintf("caller=\"uid %d, pid %d\"", os.Getuid(), os.Getpid()); runtime.GOOS == "linux" && !strings.Contains(p.log.String(), "control request method=POST path=/v1/reload "+who) {
+		t.Errorf("it isn't logged who asked: %s", who)
+	}
 
 	for _, c := range []struct{ text, cause, says string }{
 		{"role = 1", control.CauseConfig, "relay.toml:1:8: role: is an integer, not a string"},
@@ -427,6 +432,51 @@ func TestLogLevelWhileItRuns(t *testing.T) {
 	}
 	if !strings.Contains(p.log.String(), "DEBUG control request") {
 		t.Error("nothing is logged at debug")
+	}
+}
+
+// The limits of the control socket hold, and a reload changes them.
+func TestLimitsOfTheControlSocket(t *testing.T) {
+	s := newSite(t)
+	s.key("relay")
+	port := freePort(t)
+	s.write("relay.toml", relayConfig(port, "limits.control_requests = 1\n"))
+	p := s.start("relay")
+	silent := func() net.Conn {
+		t.Helper()
+		conn, err := net.Dial("unix", p.Socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		return conn
+	}
+	first := silent()
+	impatient, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := p.Status(impatient); err == nil {
+		t.Error("two requests at once, of which one is allowed")
+	}
+	// Nobody can ask for it, so the file alone has to do it.
+	s.write("relay.toml", relayConfig(port, "limits.control_requests = 2\nlimits.control_timeout = \"1s\"\n"))
+	p.until("the second is served", func(now *control.Status) bool { return now.Config.Reload != nil })
+
+	if _, err := io.WriteString(first, "GET /v1/status HTTP/1.1\r\nHost: ptthqd\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(first) // to its end: a connection is for one request
+	if err != nil || !strings.Contains(string(answer), "200 OK") {
+		t.Errorf("the first is answered %q, %v", answer, err)
+	}
+	begun := time.Now()
+	slow := silent()
+	_ = slow.SetReadDeadline(begun.Add(patience))
+	if _, err := io.WriteString(slow, "GET /v1/sta"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = io.ReadAll(slow)
+	if took := time.Since(begun); err != nil || took < 900*time.Millisecond || took > 5*time.Second {
+		t.Errorf("a request that doesn't come to its end: %v after %v, want the end after 1 s", err, took)
 	}
 }
 

@@ -26,6 +26,7 @@ func (d *daemon) applyLocked(ctx context.Context, trigger string, begun time.Tim
 	if d.state.Load() == stateDraining {
 		return &control.Reload{Trigger: trigger, At: time.Now(), Cause: control.CauseHost, Error: "the daemon is stopping"}
 	}
+	d.attempts.Add(1)
 	d.service.reloading()
 	read := reading{snapshot: snapshot, err: err}
 	d.considered.Store(read.key())
@@ -82,6 +83,7 @@ func (d *daemon) exchange(ctx context.Context, snapshot *config.Snapshot, result
 	if next.LogLevel != now.LogLevel {
 		d.level.Set(next.LogLevel)
 	}
+	d.control.limit(next.Limits)
 	d.loaded.Store(&loaded{next, snapshot, identify(snapshot), time.Now()})
 	return nil
 }

@@ -70,7 +70,8 @@ func BenchmarkReload(b *testing.B) {
 		text func(s *site) (name string, text func(change int) string)
 	}{
 		{"10000 peers", manyPeers},
-		{"1000 mappings", manyMappings},
+		{"1000 mappings", func(s *site) (string, func(int) string) { return manyMappings(s, func(i int) int { return 20000 + i }) }},
+		{"1000 mappings on one port", func(s *site) (string, func(int) string) { return manyMappings(s, func(int) int { return 20000 }) }},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			s := newSite(b)
@@ -114,14 +115,14 @@ func manyPeers(s *site) (string, func(int) string) {
 	}
 }
 
-// manyMappings is a client's config in which one mapping of many changes its target.
-func manyMappings(s *site) (string, func(int) string) {
+// manyMappings is a client's config in which one mapping of many, each at an address of its own, changes its target.
+func manyMappings(s *site, portOf func(i int) int) (string, func(int) string) {
 	s.key("client")
 	var all strings.Builder
 	all.WriteString("role = \"client\"\nid = \"laptop\"\ndrain_timeout = \"0s\"\n[[relays]]\naddress = \"127.0.0.1:9\"\npublic_key = \"" + keyA + "\"\n")
 	port := freePort(s.t)
 	for i := range 999 {
-		fmt.Fprintf(&all, "[[mappings]]\nname = \"m%d\"\nlisten = \"127.1.%d.%d:%d\"\nserver = \"nas\"\ntarget = \"22\"\n", i, i/250, 1+i%250, 20000+i)
+		fmt.Fprintf(&all, "[[mappings]]\nname = \"m%d\"\nlisten = \"127.1.%d.%d:%d\"\nserver = \"nas\"\ntarget = \"22\"\n", i, i/250, 1+i%250, portOf(i))
 	}
 	text := all.String()
 	return "client", func(change int) string {

@@ -13,14 +13,15 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"ptthqd/pkg/config"
 	"ptthqd/pkg/control"
 )
 
 // serveControl answers on the control socket until ctx is done, and closes it.
-func (d *daemon) serveControl(ctx context.Context, l net.Listener) {
-	limits := d.loaded.Load().config.Limits
+func (d *daemon) serveControl(ctx context.Context) {
 	mux := http.NewServeMux()
 	mux.Handle("/", control.Handler(d))
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
@@ -29,18 +30,15 @@ func (d *daemon) serveControl(ctx context.Context, l net.Listener) {
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	server := &http.Server{
-		Handler:           d.logRequests(mux),
-		ReadHeaderTimeout: limits.ControlTimeout,
-		ReadTimeout:       limits.ControlTimeout,
-		WriteTimeout:      2 * limits.ControlTimeout, // a profile takes 30 s to make
-		IdleTimeout:       limits.ControlTimeout,
-		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
-		BaseContext:       func(net.Listener) context.Context { return ctx },
+		Handler:        d.logRequests(mux),
+		MaxHeaderBytes: 16 << 10,
+		ErrorLog:       slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+		BaseContext:    func(net.Listener) context.Context { return ctx },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, callerKey{}, caller(unwrap(c)))
+			return context.WithValue(ctx, callerKey{}, caller(c.(*controlConn).Conn))
 		},
 	}
+	server.SetKeepAlivesEnabled(false) // the deadlines are those of a connection's one request
 	var closing sync.WaitGroup
 	closing.Go(func() {
 		<-ctx.Done()
@@ -52,7 +50,7 @@ func (d *daemon) serveControl(ctx context.Context, l net.Listener) {
 		}
 	})
 	defer closing.Wait()
-	if err := server.Serve(newBoundedListener(l, limits.ControlRequests)); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(d.control); !errors.Is(err, http.ErrServerClosed) {
 		d.log.Error("the control socket has failed: status and reload can't be asked any more", "error", err)
 	}
 }
@@ -72,34 +70,123 @@ func (d *daemon) logRequests(next http.Handler) http.Handler {
 	})
 }
 
+// A controlListener is the control socket, whose connections are bounded in number and time by the config in force.
+type controlListener struct {
+	*boundedListener
+	timeout atomic.Int64 // a time.Duration
+}
+
+func newControlListener(l net.Listener, limits config.Limits) *controlListener {
+	c := &controlListener{boundedListener: newBoundedListener(l, limits.ControlRequests)}
+	c.limit(limits)
+	return c
+}
+
+// limit changes the limits, for the connections to come.
+func (l *controlListener) limit(limits config.Limits) {
+	l.resize(limits.ControlRequests)
+	l.timeout.Store(int64(limits.ControlTimeout))
+}
+
+func (l *controlListener) Accept() (net.Conn, error) {
+	conn, err := l.accept()
+	if err != nil {
+		return nil, err
+	}
+	timeout := time.Duration(l.timeout.Load())
+	c := &controlConn{boundedConn: conn, read: time.Now().Add(timeout)}
+	// A profile takes 30 s to make.
+	if err := errors.Join(c.SetReadDeadline(c.read), c.SetWriteDeadline(c.read.Add(timeout))); err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// A controlConn is a connection for one request, until when that must be read and answered.
+type controlConn struct {
+	*boundedConn
+	read time.Time
+}
+
+// SetReadDeadline takes no deadline that is later than the connection's own: the HTTP server's none is the latest.
+func (c *controlConn) SetReadDeadline(t time.Time) error {
+	if t.IsZero() || t.After(c.read) {
+		t = c.read
+	}
+	return c.boundedConn.SetReadDeadline(t)
+}
+
 // A boundedListener has at most so many connections open at a time; others wait in its queue.
 type boundedListener struct {
 	net.Listener
-	places chan struct{} // holds one for each connection
-	closed chan struct{}
-	once   sync.Once
+	mu     sync.Mutex
+	change sync.Cond // of what follows
+	most   int
+	open   int
+	closed bool
 }
 
 func newBoundedListener(l net.Listener, n int) *boundedListener {
-	return &boundedListener{Listener: l, places: make(chan struct{}, max(n, 1)), closed: make(chan struct{})}
+	b := &boundedListener{Listener: l, most: n}
+	b.change.L = &b.mu
+	return b
+}
+
+// resize changes how many connections may be open. Those that are stay.
+func (l *boundedListener) resize(n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.most = n
+	l.change.Broadcast()
+}
+
+// enter waits for room, and takes it unless the listener is closed.
+func (l *boundedListener) enter() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.open >= l.most && !l.closed {
+		l.change.Wait()
+	}
+	if l.closed {
+		return false
+	}
+	l.open++
+	return true
+}
+
+func (l *boundedListener) leave() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.open--
+	l.change.Broadcast()
 }
 
 func (l *boundedListener) Accept() (net.Conn, error) {
-	select {
-	case l.places <- struct{}{}:
-	case <-l.closed:
+	conn, err := l.accept()
+	if err != nil {
+		return nil, err // and no nil of a type
+	}
+	return conn, nil
+}
+
+func (l *boundedListener) accept() (*boundedConn, error) {
+	if !l.enter() {
 		return nil, net.ErrClosed
 	}
 	conn, err := l.Listener.Accept()
 	if err != nil {
-		<-l.places
+		l.leave()
 		return nil, err
 	}
-	return &boundedConn{Conn: conn, leave: sync.OnceFunc(func() { <-l.places })}, nil
+	return &boundedConn{Conn: conn, leave: sync.OnceFunc(l.leave)}, nil
 }
 
 func (l *boundedListener) Close() error {
-	l.once.Do(func() { close(l.closed) })
+	l.mu.Lock()
+	l.closed = true
+	l.change.Broadcast()
+	l.mu.Unlock()
 	return l.Listener.Close()
 }
 
@@ -111,13 +198,6 @@ type boundedConn struct {
 func (c *boundedConn) Close() error {
 	defer c.leave()
 	return c.Conn.Close()
-}
-
-func unwrap(c net.Conn) net.Conn {
-	if b, ok := c.(*boundedConn); ok {
-		return b.Conn
-	}
-	return c
 }
 
 // Status is what the control socket is asked for.

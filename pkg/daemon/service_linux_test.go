@@ -364,6 +364,23 @@ func TestSocketsSurviveARestart(t *testing.T) {
 	}
 }
 
+// A Unix socket of a mapping has its directory, wherever the control socket is.
+func TestUnixListenerBesideAnotherControlSocket(t *testing.T) {
+	s := newSite(t)
+	s.key("client")
+	s.write("client.toml", clientConfig("unix:db.sock"))
+	s.start("client") // with a control socket of its own place
+	conn, err := net.Dial("unix", filepath.Join(control.RuntimeDir(s.path("client.toml")), "db.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.Close()
+	info, err := os.Stat(control.RuntimeDir(s.path("client.toml")))
+	if err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the directory: %v, %v", info, err)
+	}
+}
+
 func TestRelaySocketSurvivesARestart(t *testing.T) {
 	s, m := newSite(t), newManager(t)
 	s.key("relay")

@@ -51,7 +51,8 @@ func (d *daemon) watch(ctx context.Context) {
 			}
 		}
 		// What changed before it was looked at makes no event.
-		d.checkFiles(ctx)
+		for d.checkFiles(ctx) {
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -101,20 +102,22 @@ func (d *daemon) gather(ctx context.Context, w *fsnotify.Watcher) {
 	}
 }
 
-// checkFiles reloads the config if its files say something new.
-func (d *daemon) checkFiles(ctx context.Context) {
-	begun := time.Now()
+// checkFiles reloads the config if its files say something new. It tells whether it was overtaken by a command that has read
+// them meanwhile, and is to look again.
+func (d *daemon) checkFiles(ctx context.Context) (overtaken bool) {
+	begun, attempts := time.Now(), d.attempts.Load()
 	now := d.loaded.Load()
-	found := settle(ctx, now, d.readFiles, d.considered.Load().(string))
+	found, overtaken := settle(ctx, now, d.readFiles, d.considered.Load().(string), d.reloaded)
 	if found == nil {
-		return
+		return overtaken
 	}
 	d.reloading.Lock()
 	defer d.reloading.Unlock()
-	if d.loaded.Load() != now || d.considered.Load() == found.key() {
-		return // a command was faster; what has changed since then makes an event
+	if d.attempts.Load() != attempts {
+		return true // what the command has read is newer, be it good or bad
 	}
 	d.applyLocked(ctx, "watch", begun, found.snapshot, found.err)
+	return false
 }
 
 func (d *daemon) readFiles() reading {
@@ -152,20 +155,27 @@ func identify(s *config.Snapshot) map[string]os.FileInfo {
 }
 
 // settle reads until whoever writes has finished, and returns what it found then, or nil if that is what was considered
-// last.
-func settle(ctx context.Context, now *loaded, read func() reading, considered string) *reading {
+// last. It gives up when another reload has been done.
+func settle(ctx context.Context, now *loaded, read func() reading, considered string, reloaded <-chan struct{}) (_ *reading, overtaken bool) {
 	found := read()
 	since := time.Now()
 	var goneSince time.Time
+	timer := time.NewTimer(settleTime)
+	defer timer.Stop()
 	for {
 		if found.key() == considered {
-			return nil
+			return nil, false
 		}
 		if goneSince.IsZero() && isGone(found, now) {
 			goneSince = time.Now()
 		}
-		if !pause(ctx, settleTime) {
-			return nil
+		timer.Reset(settleTime)
+		select {
+		case <-timer.C:
+		case <-reloaded:
+			return nil, true
+		case <-ctx.Done():
+			return nil, false
 		}
 		again := read()
 		switch {
@@ -180,7 +190,7 @@ func settle(ctx context.Context, now *loaded, read func() reading, considered st
 		case rewritten(again, now) && time.Since(since) < rewriteTime:
 			continue
 		}
-		return &again
+		return &again, false
 	}
 }
 
@@ -212,16 +222,4 @@ func rewritten(found reading, now *loaded) bool {
 		}
 	}
 	return false
-}
-
-// pause waits, and tells whether ctx is still not done.
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

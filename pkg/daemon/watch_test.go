@@ -3,15 +3,21 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"ptthqd/pkg/config"
+	"ptthqd/pkg/control"
+	"ptthqd/pkg/ident"
 )
 
 // A history tells what is read from when on: the entry with the latest time that has come.
@@ -103,7 +109,7 @@ func TestSettle(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				begun := time.Now()
 				got := ""
-				if r := settle(t.Context(), now, c.history.read(t), c.considered); r != nil {
+				if r, _ := settle(t.Context(), now, c.history.read(t), c.considered, nil); r != nil {
 					got = r.key()
 				}
 				if took := time.Since(begun); got != c.want || took != c.after {
@@ -121,8 +127,82 @@ func TestSettleGivesUp(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
 		read := func() reading { return reading{err: errors.New("disk")} }
-		if r := settle(ctx, &loaded{snapshot: first.snapshot, files: first.files}, read, "main=a"); r != nil {
+		if r, _ := settle(ctx, &loaded{snapshot: first.snapshot, files: first.files}, read, "main=a", nil); r != nil {
 			t.Errorf("got %q", r.key())
 		}
 	})
+}
+
+// An applier is a role that takes whatever it is given.
+type applier struct {
+	role
+	applied []string // the IDs of the peers, config by config
+}
+
+func (a *applier) Apply(_ context.Context, c *config.Config) error {
+	a.applied = append(a.applied, c.Peers[0].ID)
+	return nil
+}
+
+func (a *applier) Describe(*control.Status)           {}
+func (a *applier) Sockets() map[string][]syscall.Conn { return nil }
+
+// Whatever the watcher has found is not applied where a command has meanwhile read something newer, even if it refused that.
+func TestWatcherAppliesNothingOlderThanACommand(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "relay.toml")
+	write := func(id, more string) *config.Snapshot {
+		t.Helper()
+		text := fmt.Sprintf("role = \"relay\"\n%s\n[[peers]]\nid = %q\nrole = \"server\"\npublic_key = \"m5ZbHNo2w1bOBuJ5rWBgPSCA4jHW2Xn2iWVvYtDmZzo=\"\n", more, id)
+		err := errors.Join(os.WriteFile(file+"~", []byte(text), 0o600), os.Rename(file+"~", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := config.ReadFiles(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	first := write("first", "")
+	c, err := config.Parse(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	role := &applier{}
+	identity, err := ident.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &daemon{
+		options: Options{Config: file}, service: &service{}, log: slog.New(slog.DiscardHandler), level: new(slog.LevelVar), role: role, identity: identity,
+		background: t.Context(), reloaded: make(chan struct{}, 1),
+	}
+	d.scraped, d.control = &metricsServer{daemon: d}, newControlListener(nil, c.Limits)
+	d.state.Store(stateRunning)
+	d.considered.Store(first.Hash)
+	d.loaded.Store(&loaded{c, first, identify(first), time.Now()})
+
+	write("good", "")
+	d.reloading.Lock()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		d.checkFiles(t.Context())
+	}()
+	time.Sleep(2 * settleTime) // it has read the good one twice, and waits for its turn
+	if result := d.applyLocked(t.Context(), "command", time.Now(), write("bad", "lisen = 1"), nil); result.OK {
+		t.Errorf("the bad one: %+v", result)
+	}
+	d.reloading.Unlock()
+	<-done
+	if len(role.applied) > 0 {
+		t.Errorf("%q came into force after a newer one was refused", role.applied)
+	}
+	// Put right, it is taken over.
+	write("mended", "")
+	for d.checkFiles(t.Context()) {
+	}
+	if !slices.Equal(role.applied, []string{"mended"}) {
+		t.Errorf("in force came %q", role.applied)
+	}
 }
