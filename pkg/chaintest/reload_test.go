@@ -1,6 +1,8 @@
 package chaintest
 
 import (
+	"errors"
+	"io"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -172,6 +174,86 @@ func TestRightWithdrawnAtTheRelay(t *testing.T) {
 			}
 			if line := w.one(nas, "connection failed"); line["end"] != "revoked" || line["reason"] != "withdrawn at the relay" {
 				t.Errorf("detached %v: the server logs end=%v reason=%v", detached, line["end"], line["reason"])
+			}
+		})
+	}
+}
+
+// A client whose server is away, and who waits longer and longer before it asks again, hears of it when there is nothing left to
+// wait for.
+func TestRightWithdrawnWhileTheServerIsAway(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.target("127.0.0.1:7", echo)
+		w.target("127.0.0.1:8", echo)
+		r := w.relay(relayHost, nas)
+		s := w.server(w.serverConfig(w.relays(relayHost), "7 laptop", "8 laptop"))
+		w.client(w.clientConfig(w.relays(relayHost), "seven nas 7", "eight nas 8"))
+		settle()
+		seven, eight := w.connect("seven"), w.connect("eight")
+		exchange(t, seven, "hello")
+		exchange(t, eight, "hello")
+		atOnce := relay.Limits{ParkTime: -1} // no resume is held: all wait at the client
+		r.Apply(w.policy(nas), atOnce)
+		w.network.Cut(nasHost)
+		time.Sleep(time.Minute)
+
+		begun := time.Now()
+		r.Apply(w.policy("nas:8"), atOnce)
+		wantReset(t, seven)
+		if took := time.Since(begun); took > 10*hop {
+			t.Errorf("P1 was reset after %v", took)
+		}
+		if line := w.one(laptop, "connection failed"); line["end"] != "revoked" {
+			t.Errorf("the client logs end=%v", line["end"])
+		}
+		w.network.Heal(nasHost)
+		exchange(t, eight, "not disturbed")
+		settle()
+		if left := s.Snapshot().Sessions; len(left) != 1 || left[0].Target != ":8" {
+			t.Errorf("the server keeps %+v", left)
+		}
+	})
+}
+
+// The windows of links grow with what goes over them, by link_memory at most, also where a reload changes that.
+func TestLinkMemory(t *testing.T) {
+	const mib = 1 << 20
+	for _, limit := range []config.Size{2 * mib, 64 * mib} {
+		inBubble(t, func(t *testing.T, w *world) {
+			w.target("127.0.0.1:7", echo)
+			w.relay(relayHost, nas)
+			atServer := w.serverConfig(w.relays(relayHost), "7 laptop")
+			atClient := w.clientConfig(w.relays(relayHost), "echo nas 7")
+			atServer.Limits.LinkMemory, atClient.Limits.LinkMemory = limit, limit
+			s, c := w.server(atServer), w.client(atClient)
+			settle()
+			conn := w.connect("echo")
+			sent := make(chan error, 1)
+			const amount = 48 * mib
+			go func() {
+				_, err := conn.Write(make([]byte, amount))
+				sent <- errors.Join(err, conn.CloseWrite())
+			}()
+			if n, err := io.Copy(io.Discard, conn); n != amount || err != nil {
+				t.Errorf("%d bytes came back, %v", n, err)
+			}
+			if err := <-sent; err != nil {
+				t.Error(err)
+			}
+			atC, atS := c.Snapshot(), s.Snapshot()
+			for node, used := range map[string]int64{laptop: atC.LinkMemory, nas: atS.LinkMemory} {
+				if used > int64(limit) || limit > 32*mib && used < 4*mib {
+					t.Errorf("with a link_memory of %v the windows of %s have grown by %d", limit, node, used)
+				}
+			}
+			if atC.LinkMemoryLimit != int64(limit) || atS.LinkMemoryLimit != int64(limit) {
+				t.Errorf("the limits are %d and %d, not %v", atC.LinkMemoryLimit, atS.LinkMemoryLimit, limit)
+			}
+			less := *atClient
+			less.Limits.LinkMemory = mib
+			c.apply(t, &less)
+			if is := c.Snapshot().LinkMemoryLimit; is != mib {
+				t.Errorf("after a reload the limit is %d", is)
 			}
 		})
 	}

@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,8 +21,8 @@ type Applied struct {
 
 // Apply puts a new policy and new limits into force, and ends what the policy no
 // longer allows: connections are reset with `revoked` at both ends, servers hear
-// which sessions to end even if they are detached, and links of withdrawn keys are
-// closed. When it returns, all this has been said. Limits hold for what comes.
+// which sessions to end even if they are detached, clients to ask again for theirs,
+// and links of withdrawn keys are closed. When it returns, all this has been said. Limits hold for what comes.
 func (r *Relay) Apply(p *policy.Relay, l Limits) Applied {
 	r.changing.Lock()
 	defer r.changing.Unlock()
@@ -58,6 +59,11 @@ func (r *Relay) Apply(p *policy.Relay, l Limits) Applied {
 		n.opens.SetLimit(rate.Limit(now.limits.OpensPerSecond))
 		n.opens.SetBurst(2 * now.limits.OpensPerSecond)
 		sending.Go(func() { r.sendWithdrawn(n) })
+		if narrowed(was.policy, p, n.id) {
+			// Its sessions that are detached wait before they ask again: now there is an answer. One that isn't told
+			// hears it when it asks.
+			sending.Go(func() { _ = n.link.SendRevoked(n.id, "") })
+		}
 	}
 	sending.Wait()
 	return applied
@@ -78,6 +84,17 @@ func (r *Relay) lostKey(p *policy.Relay, client string) bool {
 	}
 	peer, known := p.PeerByKey(last)
 	return !known || peer.ID != client || peer.Role != policy.RoleClient
+}
+
+// narrowed tells whether a client has lost one of its rules.
+func narrowed(was, now *policy.Relay, client string) bool {
+	before, _ := was.Peer(client)
+	after, _ := now.Peer(client)
+	return slices.ContainsFunc(before.Allowed, func(lost policy.Rule) bool {
+		return !slices.ContainsFunc(after.Allowed, func(kept policy.Rule) bool {
+			return kept.Server == lost.Server && kept.Target == lost.Target
+		})
+	})
 }
 
 // revoke resets a connection that is no longer allowed, and names the rule that

@@ -113,6 +113,13 @@ func (s *Set) Apply(relays []Relay) {
 			m = &member{relay: r, dialer: s.Dialer(r)}
 			m.dialer.Serve = func(ctx context.Context, l *link.Link) { s.serve(ctx, m, l) }
 			m.dialer.OnRefused = func() { s.refuse(m) }
+			revoked := m.dialer.OnRevoked
+			m.dialer.OnRevoked = func(l *link.Link, client, target string) {
+				if revoked != nil {
+					revoked(l, client, target)
+				}
+				s.askAgain()
+			}
 			s.members[r] = m
 			s.startLocked(m)
 		}
@@ -209,7 +216,14 @@ func (s *Set) changedLocked() {
 	}
 }
 
-// Changed returns a channel that is closed when Live will next have changed.
+// askAgain counts as a change what a relay now decides in another way: who was to wait before another try may get an answer.
+func (s *Set) askAgain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.changedLocked()
+}
+
+// Changed returns a channel that is closed when Live will next have changed, or a relay has withdrawn a right.
 func (s *Set) Changed() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
