@@ -3,19 +3,24 @@
 package e2e
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"ptthqd/pkg/control"
 	"ptthqd/pkg/ident"
 )
 
@@ -105,14 +110,18 @@ func goesOn(t *testing.T, c *net.TCPConn) {
 	}
 }
 
-// isReset waits until a connection is reset, and tells how long that took.
-func isReset(t *testing.T, c *net.TCPConn, within time.Duration) {
+// atOnce is within what time a right that is withdrawn has ended, everywhere.
+const atOnce = 1500 * time.Millisecond
+
+// isReset waits until a connection is reset, which is to be at once after an event.
+func isReset(t *testing.T, who string, c *net.TCPConn, since time.Time) {
 	t.Helper()
-	begun := time.Now()
-	_ = c.SetDeadline(begun.Add(10 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 	_, err := c.Read(make([]byte, 1))
-	if took := time.Since(begun); !errors.Is(err, syscall.ECONNRESET) || took > within {
-		t.Errorf("after %v: %v; a reset within %v was to come", took, err, within)
+	took := time.Since(since)
+	t.Logf("%s was reset after %v", who, took)
+	if !errors.Is(err, syscall.ECONNRESET) || took > atOnce {
+		t.Errorf("%s after %v: %v; a reset within %v was to come", who, took, err, atOnce)
 	}
 }
 
@@ -159,8 +168,9 @@ func TestReloadClient(t *testing.T) {
 	// on_remove = "close" ends them.
 	s.reload("laptop", also(s.mapping("b", b, "on_remove = \"close\"")))
 	closing := pinger(t, b)
+	since := time.Now()
 	s.reload("laptop", swap(s.mapping("b", b, "on_remove = \"close\""), ""))
-	isReset(t, closing, 1500*time.Millisecond)
+	isReset(t, "P1 of the removed mapping", closing, since)
 	refused(t, b)
 	goesOn(t, open)
 
@@ -224,103 +234,336 @@ func TestReloadRelaysOfNodes(t *testing.T) {
 	finish(s.world, s.undisturbed)
 }
 
-// TestPeerAdded: a peer that a reload adds can connect at once.
-func TestPeerAdded(t *testing.T) {
-	s := &site{world: newWorld(t, endServer)}
-	text, err := os.ReadFile(s.path("relay", ".toml"))
+// TestReloadSettings changes what is no mapping and no right, at each role: log level, limits, metrics, include; and what only a
+// restart can change.
+func TestReloadSettings(t *testing.T) {
+	s := newSite(t)
+	nodes := []string{"relay", "nas", "laptop"}
+	good := make(map[string]string)
+	for _, node := range nodes {
+		text, err := os.ReadFile(s.path(node, ".toml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		good[node] = string(text)
+	}
+	// with puts a line, or none, at the head of a node's own config.
+	with := func(node, line string) {
+		t.Helper()
+		s.reload(node, func(string) string { return line + "\n" + good[node] })
+	}
+
+	for _, node := range nodes {
+		with(node, `log_level = "debug"`)
+		if level := s.status(node).Config.LogLevel; level != "debug" {
+			t.Errorf("the level of %s is %s", node, level)
+		}
+		s.procs[node].says(t, "DEBUG")
+		with(node, `log_level = "warn"`)
+		quiet := len(s.procs[node].output())
+		// By a signal, for once.
+		s.write(node, "log_level = \"error\"\n"+good[node])
+		s.procs[node].signal(syscall.SIGHUP)
+		eventually(t, 5*time.Second, "the signal is heeded", func() error {
+			if now := s.status(node).Config; now.LogLevel != "error" || now.Reload.Trigger != "signal" {
+				return fmt.Errorf("%+v", now)
+			}
+			return nil
+		})
+		if said := s.procs[node].output()[quiet:]; said != "" {
+			t.Errorf("%s says, with the level warn: %s", node, said)
+		}
+		with(node, "")
+	}
+
+	for _, node := range nodes {
+		s.speaksAsDocumented(node)
+	}
+
+	// A limit is reached, then raised.
+	count := func(node string) int { return len(s.status(node).Connections) }
+	with("laptop", fmt.Sprintf("limits.sessions_per_mapping = %d", count("laptop")))
+	waits := s.mustDial() // in the listener's queue
+	if _, err := waits.Write(append(request{kind: kindEcho}.bytes(), "ping"...)); err != nil {
+		t.Fatal(err)
+	}
+	_ = waits.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+	if _, err := waits.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("beyond sessions_per_mapping: %v", err)
+	}
+	with("laptop", fmt.Sprintf("limits.sessions_per_mapping = %d", count("laptop")+1))
+	_ = waits.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.ReadFull(waits, make([]byte, 4)); err != nil {
+		t.Errorf("the limit was raised: %v", err)
+	}
+	with("laptop", "")
+	for node, limit := range map[string]string{"nas": "sessions_per_client", "relay": "streams"} {
+		with(node, fmt.Sprintf("limits.%s = %d", limit, count(node)))
+		if source := refusedConnection(t, s.ports["mapping"]); source == "" {
+			t.Log("the refusal was faster than the connection")
+		}
+		s.procs["laptop"].says(t, "code=429 .*by="+node)
+		with(node, fmt.Sprintf("limits.%s = %d", limit, count(node)+1))
+		goesOn(t, pinger(t, s.ports["mapping"]))
+		with(node, "")
+	}
+
+	// The metrics' listener comes, moves, can't move, and goes; and what it serves tells limits that have changed.
+	taken := listen(t, func(net.Conn) {}).Addr()
+	for _, node := range nodes {
+		one, two := freeTCPPort(t), freeTCPPort(t)
+		at := func(port int, more string) string {
+			return fmt.Sprintf("metrics.listen = \"127.0.0.1:%d\"\n%s", port, more)
+		}
+		with(node, at(one, ""))
+		scrape(t, one)
+		with(node, at(two, `limits.link_memory = "7MiB"`))
+		refused(t, one)
+		if text := scrape(t, two); !strings.Contains(text, `ptthqd_budget_limit_bytes{budget="link_memory"} 7.340032e+06`) {
+			t.Errorf("link_memory of %s isn't 7 MiB:\n%s", node, text)
+		}
+		out, err := s.tryReload(node, swap(fmt.Sprintf("127.0.0.1:%d\"\nlimits", two), taken.String()+"\"\nlimits"))
+		if err == nil || !strings.Contains(out, "address already in use") {
+			t.Errorf("metrics at a port that is taken: %v: %s", err, out)
+		}
+		scrape(t, two)
+		with(node, "")
+		refused(t, two)
+	}
+
+	// A directory is included, and is not any more.
+	more := filepath.Join(s.dir, "more")
+	port := freeTCPPort(t)
+	err := errors.Join(os.Mkdir(more, 0o755), os.WriteFile(filepath.Join(more, "a.toml"), []byte(s.mapping("included", port, "")), 0o644))
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := string(text)
-	head, rest, _ := strings.Cut(all, "[[peers]]")
-	_, server, _ := strings.Cut(rest, "[[peers]]")
-	s.write("relay", head+"[[peers]]"+server) // without the laptop
-	s.start("relay")
-	s.start("nas")
-	s.reload("relay", func(string) string { return all })
-	s.start("laptop")
-	s.carries(5 * time.Second)
+	with("laptop", `include = ["more/*.toml"]`)
+	included := pinger(t, port)
+	with("laptop", "")
+	refused(t, port)
+	goesOn(t, included)
+
+	// What needs a restart is refused by name, and nothing of it is in force.
+	line := func(key, value string) func(string) string {
+		return func(text string) string {
+			return key + " = " + value + "\n" + regexp.MustCompile(`(?m)^`+key+` = .*\n`).ReplaceAllString(text, "")
+		}
+	}
+	other := map[string]func(string) string{
+		"relay":  swap(good["relay"], good["laptop"]),
+		"nas":    swap(good["nas"], good["relay"]),
+		"laptop": swap(good["laptop"], good["nas"]),
+	}
+	for _, c := range []struct {
+		node, key string
+		change    func(string) string
+	}{
+		{"relay", "role", other["relay"]},
+		{"nas", "role", other["nas"]},
+		{"laptop", "role", other["laptop"]},
+		{"nas", "id", line("id", `"other"`)},
+		{"laptop", "id", line("id", `"other"`)},
+		{"relay", "private_key_file", line("private_key_file", `"/etc/other.key"`)},
+		{"nas", "private_key_file", line("private_key_file", `"/etc/other.key"`)},
+		{"laptop", "private_key_file", line("private_key_file", `"/etc/other.key"`)},
+		{"relay", "listen", line("listen", fmt.Sprintf("[\"127.0.0.1:%d\"]", freeUDPPort(t)))},
+	} {
+		s.write(c.node, good[c.node])
+		with(c.node, "")
+		before := s.status(c.node).Config.Hash
+		out, err := s.tryReload(c.node, func(text string) string {
+			return "log_level = \"debug\"\n" + c.change(strings.TrimPrefix(text, "\n"))
+		})
+		if err == nil || !strings.Contains(out, "only a restart can change "+c.key+" from") {
+			t.Errorf("another %s at %s: %v: %s", c.key, c.node, err, out)
+		}
+		if now := s.status(c.node).Config; now.Hash != before || now.LogLevel != "info" {
+			t.Errorf("another %s at %s has changed %+v", c.key, c.node, now)
+		}
+		with(c.node, "")
+	}
+	finish(s.world, s.undisturbed)
 }
 
-// TestRightsWithdrawn takes a right away at each place that can, by replacing the
-// file alone: the connections that lived by it end within 1.5 s, the others
-// don't, and those that are detached at the time end too.
+// speaksAsDocumented fails unless what a node says of itself is in the form that pkg/control has types for, which are those of
+// docs/control.md: nothing more, and nothing less.
+func (s *site) speaksAsDocumented(node string) {
+	s.t.Helper()
+	raw, err := (&control.Client{Socket: filepath.Join(s.path(node, ".run"), "control.sock")}).RawStatus(s.t.Context())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	decoder := json.NewDecoder(bytes.NewReader(raw))
+	decoder.DisallowUnknownFields()
+	var status control.Status
+	if err := decoder.Decode(&status); err != nil {
+		s.t.Errorf("status of %s: %v", node, err)
+	}
+	again, err := json.MarshalIndent(&status, "", "  ")
+	if err != nil || string(again) != strings.TrimSpace(string(raw)) {
+		s.t.Errorf("status of %s: %v\n%s\nisn't what it was decoded from:\n%s", node, err, again, raw)
+	}
+}
+
+// scrape reads metrics.
+func scrape(t *testing.T, port int) string {
+	t.Helper()
+	answer, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = answer.Body.Close() }()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil || answer.StatusCode != http.StatusOK {
+		t.Fatalf("metrics: %s, %v", answer.Status, err)
+	}
+	return string(text)
+}
+
+// newPeer adds a client, phone, to a site that runs, which may connect at once; with a service of its own and a mapping to it.
+// It returns the mapping's port and the service's connections.
+func (s *site) newPeer() (port int, p5 <-chan *net.TCPConn) {
+	s.t.Helper()
+	const node = "phone"
+	key, err := ident.Generate()
+	if err == nil {
+		err = ident.WritePrivateKey(s.path(node, ".key"), key, false)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.keys[node] = key
+	accepted := make(chan *net.TCPConn, 10)
+	target := listen(s.t, func(c net.Conn) { accepted <- c.(*net.TCPConn) }).Addr().(*net.TCPAddr).Port
+	s.reload("nas", also(fmt.Sprintf("[[services]]\ntarget = \"%d\"\nclients = [\"phone\"]", target)))
+	s.reload("relay", also(fmt.Sprintf("[[peers]]\nid = \"phone\"\nrole = \"client\"\npublic_key = %q\nallowed_servers = [\"n?s\"]", key.Public())))
+	port = freeTCPPort(s.t)
+	s.write(node, fmt.Sprintf("role = \"client\"\nid = \"phone\"\n[[relays]]\naddress = \"127.0.0.1:%d\"\npublic_key = %q\n"+
+		"[[mappings]]\nname = \"own\"\nlisten = \"127.0.0.1:%d\"\nserver = \"nas\"\ntarget = \"%d\"\n",
+		s.ports["relay"], s.keys["relay"].Public(), port, target))
+	s.start(node)
+	return port, accepted
+}
+
+// TestRightsWithdrawn adds a client to a chain under traffic, and takes its right away again at each place that can, by replacing
+// the file alone: its connections end within 1.5 s at all nodes, and all others go on. Those that are detached end too, at
+// the nodes that run, and at one that was away within 1.5 s of its return.
 func TestRightsWithdrawn(t *testing.T) {
 	for _, c := range []struct {
 		name, node string
 		change     func(s *site) func(string) string
+		log        string // of the node, with the connection's ID for ID
 	}{
-		{"allowed server", "relay", func(*site) func(string) string { return swap(`["nas"]`, `["gone"]`) }},
-		{"key", "relay", func(s *site) func(string) string {
-			return swap(s.keys["laptop"].Public().String(), s.keys["stranger"].Public().String())
-		}},
-		{"service's client", "nas", func(*site) func(string) string { return swap(`clients = ["laptop"]`, `clients = ["nobody"]`) }},
+		{
+			"allowed server", "relay", func(*site) func(string) string { return swap(`["n?s"]`, `["gone"]`) },
+			`connection revoked peer=phone connection=ID client=phone .*allowed_before_by=\S*relay\.toml:\d+`,
+		},
+		{
+			"key", "relay", func(s *site) func(string) string {
+				return swap(s.keys["phone"].Public().String(), s.keys["stranger"].Public().String())
+			},
+			`connection revoked peer=phone connection=ID client=phone .*the key of its client or server was withdrawn`,
+		},
+		{
+			"service's client", "nas", func(*site) func(string) string { return swap(`clients = ["phone"]`, `clients = ["nobody"]`) },
+			`connection failed.* connection=ID .*nas\.toml:\d+`,
+		},
 	} {
-		for _, detached := range []bool{false, true} {
+		for _, away := range []string{"", "phone", "nas"} {
 			name := c.name
-			if detached {
-				name += ", detached"
+			if away != "" {
+				name += ", without " + away
 			}
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				p5 := make(chan *net.TCPConn, 10)
-				s := &site{world: newWorld(t, func(c net.Conn) {
-					p5 <- c.(*net.TCPConn)
-				})}
+				s := &site{world: newWorld(t, endServer)}
+				s.extra["relay"] = "limits.auth_penalty = \"0s\"\n" // all have one address, and a withdrawn key comes again and again
+				s.writeConfigs()
+				s.all()
+				s.undisturbed = startTraffic(s.world, "request")
 				stranger, err := ident.Generate()
 				if err != nil {
 					t.Fatal(err)
 				}
 				s.keys["stranger"] = stranger
-				for _, node := range []string{"relay", "nas", "laptop"} {
-					s.start(node)
-				}
-				var p1 *net.TCPConn
-				eventually(t, 10*time.Second, "the chain carries", func() error {
-					var err error
-					if p1, err = s.dial(); err != nil {
-						return err
-					}
-					_ = p1.SetDeadline(time.Now().Add(10 * time.Second))
-					_, err = p1.Write([]byte("hello"))
-					return err
-				})
-				far := <-p5
-				if _, err := io.ReadFull(far, make([]byte, 5)); err != nil {
+				port, accepted := s.newPeer()
+				p1 := dialPort(t, port)
+				if _, err := p1.Write([]byte("hello")); err != nil {
 					t.Fatal(err)
+				}
+				p5 := <-accepted
+				if _, err := io.ReadFull(p5, make([]byte, 5)); err != nil {
+					t.Fatal(err)
+				}
+				id := s.status("phone").Connections[0].ID
+				if away != "" {
+					s.procs[away].signal(syscall.SIGSTOP)
+					at := "nas"
+					if away == at {
+						at = "phone"
+					}
+					eventually(t, 30*time.Second, "the session is detached at "+at, func() error {
+						if now := s.connection(at, id); now != "detached" {
+							return fmt.Errorf("it is %s", now)
+						}
+						return nil
+					})
 				}
 				text, err := os.ReadFile(s.path(c.node, ".toml"))
 				if err != nil {
 					t.Fatal(err)
 				}
-				if detached {
-					s.procs["laptop"].signal(syscall.SIGSTOP)
-					eventually(t, 15*time.Second, "the server's session is detached", func() error {
-						for _, x := range s.status("nas").Connections {
-							if x.State == "detached" {
-								return nil
-							}
-						}
-						return errors.New("not yet")
-					})
-				}
+				since := time.Now()
 				s.write(c.node, c.change(s)(string(text)))
-				isReset(t, far, 1500*time.Millisecond)
-				if detached {
-					s.procs["laptop"].signal(syscall.SIGCONT)
-				}
-				isReset(t, p1, 5*time.Second)
-				for _, node := range []string{"laptop", "relay", "nas"} {
-					eventually(t, 5*time.Second, node+" has no connection left", func() error {
-						if left := s.status(node).Connections; len(left) > 0 {
-							return fmt.Errorf("%+v", left)
+				ends := func(node string) {
+					t.Helper()
+					switch node {
+					case "phone":
+						isReset(t, "P1", p1, since)
+					case "nas":
+						isReset(t, "P5", p5, since)
+					}
+					eventually(t, max(time.Until(since.Add(atOnce)), time.Millisecond), "it is over at "+node, func() error {
+						if now := s.connection(node, id); now != "" {
+							return fmt.Errorf("it is %s", now)
 						}
 						return nil
 					})
 				}
+				var later []string
+				for _, node := range []string{"relay", "nas", "phone"} {
+					if node == away || away == c.node {
+						later = append(later, node)
+						continue
+					}
+					ends(node)
+				}
+				if away != "" {
+					since = time.Now()
+					s.procs[away].signal(syscall.SIGCONT)
+				}
+				for _, node := range later {
+					ends(node)
+				}
+				if away == "" {
+					s.procs[c.node].says(t, strings.Replace(c.log, "ID", id, 1))
+				}
+				finish(s.world, s.undisturbed)
 			})
 		}
 	}
+}
+
+// connection is the state of a connection at a node; empty if it knows none of this ID.
+func (w *world) connection(node, id string) string {
+	w.t.Helper()
+	for _, c := range w.status(node).Connections {
+		if c.ID == id {
+			return c.State
+		}
+	}
+	return ""
 }
 
 // TestManyReloads changes the client's config again and again under traffic.
