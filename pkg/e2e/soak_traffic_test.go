@@ -205,7 +205,7 @@ func (p *person) converse(e errand, times int, pause time.Duration, largest int)
 	if err := p.open(e); err != nil {
 		return err
 	}
-	for i := 0; i < times; i++ {
+	for range times {
 		if err := p.ask(largest); err != nil {
 			return err
 		}
