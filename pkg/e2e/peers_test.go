@@ -140,6 +140,9 @@ func (k *clock) from(t time.Time) {
 	k.since.Store(t.UnixNano())
 }
 
+// goesOn tells whether bytes have come since then.
+func (k *clock) goesOn() bool { return k.last.Load() > k.since.Load() }
+
 func (k *clock) pause() time.Duration { return time.Duration(k.longest.Load()) }
 
 // check reads n bytes (a multiple of 8) of the pattern.

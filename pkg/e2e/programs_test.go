@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -419,6 +420,7 @@ type blow struct {
 	name   string
 	relays []string
 	strike func(w *world)
+	lab    bool // it needs hosts with networks of their own
 }
 
 func blows() []blow {
@@ -440,18 +442,78 @@ func blows() []blow {
 			w.procs[name].signal(syscall.SIGCONT)
 		}
 	}
+	one, two := []string{"relay"}, []string{"relay", "other"}
+	blackHoled := func(host string) func(*world) {
+		return func(w *world) { w.lab.blackHole(host, w.hosts[w.carrier()]) }
+	}
+	moved := func(host, address string) func(*world) {
+		return func(w *world) { w.lab.address(host, address) }
+	}
 	return []blow{
-		{"relay killed and started", nil, killed(200 * time.Millisecond)},
-		{"relay killed, started after an outage", nil, killed(outage)},
+		{"relay killed and started", nil, killed(200 * time.Millisecond), false},
+		{"relay killed, started after an outage", nil, killed(outage), false},
 		{"relay stopped and started", nil, func(w *world) {
 			w.procs["relay"].stop(w.t)
 			w.start("relay")
-		}},
-		{"one of two relays killed", []string{"relay", "other"}, func(w *world) { w.procs[w.carrier()].kill() }},
-		{"one of two relays stopped", []string{"relay", "other"}, func(w *world) { w.procs[w.carrier()].stop(w.t) }},
-		{"client stands still", nil, stopped("laptop", still)},
-		{"server stands still", nil, stopped("nas", still)},
-		{"relay stands still", nil, stopped("relay", still)},
+		}, false},
+		{"one of two relays killed", two, func(w *world) { w.procs[w.carrier()].kill() }, false},
+		{"one of two relays stopped", two, func(w *world) { w.procs[w.carrier()].stop(w.t) }, false},
+		{"client stands still", nil, stopped("laptop", still), false},
+		{"server stands still", nil, stopped("nas", still), false},
+		{"relay stands still", nil, stopped("relay", still), false},
+		{"black hole at the client", two, blackHoled("laptop"), true},
+		{"black hole at the server", two, blackHoled("nas"), true},
+		{"client's address changed", one, moved("laptop", "10.91.1.77"), true},
+		{"server's address changed", one, moved("nas", "10.91.2.77"), true},
+	}
+}
+
+// bring is forward for a server of this host that a chain in a lab is to reach: what the test itself carries in and out of
+// the lab's hosts is plain TCP.
+func (w *world) bring(port int) int {
+	w.t.Helper()
+	loopback := func(port int) func() (net.Conn, error) {
+		return func() (net.Conn, error) { return net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port)) }
+	}
+	if w.lab == nil {
+		return w.forward(strconv.Itoa(port))
+	}
+	var inner net.Listener
+	err := w.lab.do("nas", func() error {
+		inner = listen(w.t, joinTo(loopback(port)))
+		return nil
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	mapped := w.forward(strconv.Itoa(inner.Addr().(*net.TCPAddr).Port))
+	outer := listen(w.t, joinTo(func() (c net.Conn, err error) {
+		err = w.lab.do("laptop", func() (err error) {
+			c, err = loopback(mapped)()
+			return err
+		})
+		return c, err
+	}))
+	return outer.Addr().(*net.TCPAddr).Port
+}
+
+// joinTo joins each connection to another, half-closes and all.
+func joinTo(dial func() (net.Conn, error)) func(net.Conn) {
+	return func(a net.Conn) {
+		defer func() { _ = a.Close() }()
+		b, err := dial()
+		if err != nil {
+			return
+		}
+		defer func() { _ = b.Close() }()
+		var both sync.WaitGroup
+		for _, way := range [][2]net.Conn{{a, b}, {b, a}} {
+			both.Go(func() {
+				_, _ = io.Copy(way[0], way[1])
+				_ = way[0].(*net.TCPConn).CloseWrite()
+			})
+		}
+		both.Wait()
 	}
 }
 
@@ -490,8 +552,13 @@ func TestProgramsSurvive(t *testing.T) {
 	for i, b := range blows() {
 		t.Run(b.name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, endServer, b.relays...)
-			sshPort, dbPort := w.forward(strconv.Itoa(shell.port)), w.forward(strconv.Itoa(db.port))
+			var w *world
+			if b.lab {
+				w, _ = newLabWorld(t, endServer, b.relays...)
+			} else {
+				w = newWorld(t, endServer, b.relays...)
+			}
+			sshPort, dbPort := w.bring(shell.port), w.bring(db.port)
 			w.all()
 			x := shell.open(t, sshPort)
 			x.goesOn(t, 10)
