@@ -219,6 +219,8 @@ func TestPrometheus(t *testing.T) {
 		p.eventually(expression, 1)
 	}
 
+	w.compareGauges(p)
+
 	// A reload that fails, and its alert.
 	w.write("laptop", "nonsense\n")
 	p.eventually(`ptthqd_config_last_reload_successful{node="laptop"}`, 0)
@@ -233,15 +235,64 @@ func TestPrometheus(t *testing.T) {
 	}
 	t.Logf("%d connections; series: %v", connections, series)
 
-	// A relay that dies.
+	// A relay that dies under an open connection.
+	p1 := w.mustDial()
+	if _, err := p1.Write(append(request{kind: kindEcho}.bytes(), "before"...)); err != nil {
+		t.Fatal(err)
+	}
+	if err := hears(p1, "before"); err != nil {
+		t.Fatal(err)
+	}
 	w.procs["relay"].kill()
 	p.eventually(`up{node="relay"}`, 0)
 	p.eventually(`sum(ptthqd_link_up{relay!=""})`, 0)
 	p.eventually(`sum(ptthqd_link_dials_failed_total{node="laptop",reason="no_answer"}) > bool 0`, 1)
 	p.eventually(`count(ALERTS{alertname="PtthqdNoLink"})`, 2)
+	p.eventually(`sum(ptthqd_connections{state="detached"})`, 2)
 	w.start("relay")
 	p.eventually(`sum(ptthqd_link_up{relay!=""})`, 2)
+	p.eventually(`sum(ptthqd_connections_resumed_total{node="laptop",mapping="main"})`, 1)
+	p.eventually(`sum(ptthqd_connections_resumed_total{node="nas"})`, 1)
+	p.eventually(`sum(ptthqd_connections{state="detached"})`, 0)
 	p.eventually(`sum(increase(ptthqd_link_ended_total{node="laptop",reason=~"silent|restarted|failed"}[1m])) > bool 0`, 1)
+}
+
+// compareGauges compares what Prometheus knows of the nodes' config, links, sockets and budgets with their status.
+func (w *world) compareGauges(p *prometheus) {
+	w.t.Helper()
+	number := func(b bool) float64 {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	for _, node := range []string{"relay", "nas", "laptop"} {
+		s := w.status(node)
+		is := func(want float64, metric, labels string) {
+			w.t.Helper()
+			p.eventually(fmt.Sprintf("sum(%s{node=%q%s})", metric, node, labels), want)
+		}
+		is(1, "ptthqd_build_info", fmt.Sprintf(",version=%q", s.Version))
+		is(1, "ptthqd_config_info", fmt.Sprintf(",hash=%q", s.Config.Hash[:12]))
+		if limit := s.Process.MemoryLimit; limit > 0 { // a relay has no sessions
+			is(float64(limit), "ptthqd_budget_limit_bytes", `,budget=~"session_memory|retained_memory"`)
+		}
+		for _, l := range s.Links {
+			is(number(l.Figures.GSO), "ptthqd_link_gso", "")
+			is(number(l.Socket.GRO), "ptthqd_udp_gro", "")
+			is(float64(l.Socket.ReceiveBuffer), "ptthqd_udp_receive_buffer_bytes", "")
+			p.eventually(fmt.Sprintf("ptthqd_link_rtt_seconds{node=%q} > bool 0", node), 1)
+		}
+		for _, l := range s.Listeners {
+			is(number(l.GRO), "ptthqd_udp_gro", "")
+			is(float64(l.ReceiveBuffer), "ptthqd_udp_receive_buffer_bytes", "")
+		}
+		if s.Role == "relay" {
+			is(1, "ptthqd_peers_known", `,role="client"`)
+			is(1, "ptthqd_peers_connected", `,role="server"`)
+			is(2, "ptthqd_link_up", "")
+		}
+	}
 }
 
 // seriesOf counts the series of a node. The number of buckets of the Go runtime's own histograms is the runtime's business.
