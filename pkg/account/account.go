@@ -9,6 +9,7 @@
 package account
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"maps"
@@ -23,6 +24,7 @@ import (
 // called from any goroutine.
 type Ledger struct {
 	Role   string // this process's role, an attribute of each line
+	ID     string // this node's: whose doing it is where a session names nobody else
 	Logger *slog.Logger
 
 	repeats Repeats
@@ -95,7 +97,7 @@ func (l *Ledger) log(level slog.Level, message string, s session.Summary, more .
 		{"role", l.Role},
 		{"connection", s.ID},
 		{"mapping", s.Mapping},
-		{"client", s.Client},
+		{"client", cmp.Or(s.Client, l.ID)}, // a client's sessions do not name it
 		{"source", s.Source},
 		{"server", s.Server},
 		{"target", s.Target},
@@ -110,8 +112,8 @@ func (l *Ledger) log(level slog.Level, message string, s session.Summary, more .
 	if s.Text != "" {
 		attrs = append(attrs, slog.String("reason", s.Text))
 	}
-	if s.Node != "" {
-		attrs = append(attrs, slog.String("by", s.Node))
+	if by := cmp.Or(s.Node, l.ID); by != "" {
+		attrs = append(attrs, slog.String("by", by))
 	}
 	attrs = append(attrs,
 		slog.Duration("duration", s.Duration.Round(time.Millisecond)),

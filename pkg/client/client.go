@@ -96,7 +96,7 @@ func New(c Config) (*Client, error) {
 	if client.log == nil {
 		client.log = slog.New(slog.DiscardHandler)
 	}
-	client.ledger.Role = string(config.RoleClient)
+	client.ledger.Role, client.ledger.ID = string(config.RoleClient), c.Settings.ID
 	client.ledger.Logger = client.log
 	client.relays = &uplink.Set{Dialer: client.dialer, Serve: client.serveLink, Retire: client.retire, Refused: client.refused, Logger: client.log}
 	client.sessions = session.NewClient(session.ClientConfig{

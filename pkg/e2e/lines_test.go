@@ -8,27 +8,32 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"ptthqd/pkg/control"
+	"ptthqd/pkg/wire"
 )
 
-// A way is how a connection ends or is refused. It makes that happen to one connection, and returns P1's address.
+// A way is how a connection ends or is refused. It makes that happen to one connection, and returns P1's address or the
+// connection's ID; neither where there is no other connection and P1 was too slow to learn its own.
 type way struct {
+	plays   string                       // the node that is no ptthqd: happen plays it itself
 	prepare func(t *testing.T, w *world) // before the nodes start
-	happen  func(t *testing.T, w *world, p5s *recorder) (source string)
+	happen  func(t *testing.T, w *world, p5s *recorder) (who string)
 }
 
 // open is a way that begins with a connection that carries.
 func opened(prepare func(*testing.T, *world), end func(t *testing.T, w *world, p1, p5 net.Conn)) way {
-	return way{prepare, func(t *testing.T, w *world, p5s *recorder) string {
+	return way{prepare: prepare, happen: func(t *testing.T, w *world, p5s *recorder) string {
 		p1, p5 := p5s.open(t, w)
 		end(t, w, p1, p5)
 		return p1.LocalAddr().String()
@@ -37,12 +42,8 @@ func opened(prepare func(*testing.T, *world), end func(t *testing.T, w *world, p
 
 // refusedWith is a way in which a connection is refused at once.
 func refusedWith(prepare func(*testing.T, *world)) way {
-	return way{prepare, func(t *testing.T, w *world, _ *recorder) string {
-		for {
-			if source := refusedConnection(t, cmp.Or(w.ports["P1"], w.ports["mapping"])); source != "" {
-				return source
-			}
-		}
+	return way{prepare: prepare, happen: func(t *testing.T, w *world, _ *recorder) string {
+		return refusedConnection(t, cmp.Or(w.ports["P1"], w.ports["mapping"]))
 	}}
 }
 
@@ -82,7 +83,7 @@ func signalled(node string, s syscall.Signal, again bool) func(*testing.T, *worl
 
 const logJSON = "--log-format=json"
 
-// ways has a way for each row of the table in docs/ends.md.
+// ways has a way for each row of the table in docs/ends.md; otherWays has the others.
 var ways = map[string]way{
 	"both programs close": opened(nil, func(t *testing.T, _ *world, p1, p5 net.Conn) {
 		_ = p1.(*net.TCPConn).CloseWrite()
@@ -135,6 +136,15 @@ var ways = map[string]way{
 		w.extra["nas"] += "[limits]\ndial_timeout = \"1s\"\n"
 		w.ports["target"] = deafListener(t)
 	}),
+	"the server is about to stop": {
+		prepare: set("drain_timeout = \"5s\"\n", "nas"),
+		happen: func(t *testing.T, w *world, p5s *recorder) string {
+			p5s.open(t, w)
+			w.procs["nas"].signal(syscall.SIGTERM)
+			w.procs["nas"].says(t, "ptthqd is stopping")
+			return refusedConnection(t, w.ports["mapping"])
+		},
+	},
 	"a limit of the relay":  tooMany("relay", "opens_per_second = 1"),
 	"a limit of the server": tooMany("nas", "sessions_per_client = 1"),
 	"no relay is connected": {
@@ -157,7 +167,7 @@ func elsewhere(t *testing.T, w *world, server string) int {
 
 // tooMany is a way in which a connection is one too many for a node.
 func tooMany(node, limit string) way {
-	return way{set("[limits]\n"+limit+"\n", node), func(t *testing.T, w *world, p5s *recorder) string {
+	return way{prepare: set("[limits]\n"+limit+"\n", node), happen: func(t *testing.T, w *world, p5s *recorder) string {
 		for range 20 { // each but the first, or second, or after a second's rest
 			p1, err := w.dial()
 			if errors.Is(err, syscall.ECONNRESET) { // refused before it could be looked at
@@ -207,6 +217,7 @@ func (p *process) entries(t *testing.T) (all []entry) {
 type row struct {
 	happens string
 	lines   map[string][]wanted
+	plays   string // the node that is no ptthqd, of which the table says nothing
 }
 
 type wanted struct {
@@ -242,10 +253,14 @@ func manualRows(t *testing.T) (rows []row) {
 		if len(cells) != 4 {
 			t.Fatalf("%d cells: %s", len(cells), line)
 		}
-		r := row{strings.TrimSpace(cells[0]), map[string][]wanted{}}
+		r := row{strings.TrimSpace(cells[0]), map[string][]wanted{}, ""}
 		for i, node := range []string{"laptop", "relay", "nas"} {
 			for part := range strings.SplitSeq(strings.TrimSpace(cells[i+1]), "<br>") {
 				if part == "-" {
+					continue
+				}
+				if part == "…" {
+					r.plays = node
 					continue
 				}
 				found := cell.FindStringSubmatch(part)
@@ -269,14 +284,15 @@ func manualRows(t *testing.T) (rows []row) {
 func TestLines(t *testing.T) {
 	t.Parallel()
 	rows := manualRows(t)
-	if len(rows) != len(ways) {
-		t.Errorf("%d rows in the manual, %d ways here", len(rows), len(ways))
+	all := maps.Clone(ways)
+	maps.Copy(all, otherWays)
+	if len(rows) != len(all) {
+		t.Errorf("%d rows in the manual, %d ways here", len(rows), len(all))
 	}
-	nodes := []string{"relay", "nas", "laptop"}
 	for i, r := range rows {
-		how, ok := ways[r.happens]
-		if !ok {
-			t.Errorf("nobody makes %q happen", r.happens)
+		how, ok := all[r.happens]
+		if !ok || how.plays != r.plays {
+			t.Errorf("nobody makes %q happen, with %q played", r.happens, r.plays)
 			continue
 		}
 		t.Run(fmt.Sprintf("way%02d", i), func(t *testing.T) {
@@ -287,23 +303,19 @@ func TestLines(t *testing.T) {
 				how.prepare(t, w)
 			}
 			w.writeConfigs()
+			nodes := slices.DeleteFunc([]string{"relay", "nas", "laptop"}, func(node string) bool { return node == how.plays })
 			for _, node := range nodes {
 				w.start(node, logJSON)
 			}
-			eventually(t, 20*time.Second, "all are linked", func() error {
-				for _, node := range nodes[1:] {
-					if s := w.status(node); s.Links[0].State != "connected" {
-						return fmt.Errorf("%+v", s.Links)
-					}
-				}
-				return nil
-			})
-			source := how.happen(t, w, p5s)
+			if how.plays != "relay" {
+				linked(t, w, nodes[1:]...)
+			}
+			who := how.happen(t, w, p5s)
 			id := ""
 			eventually(t, 20*time.Second, "the lines of all nodes are as in the manual", func() error {
 				for _, node := range nodes {
 					for _, e := range w.procs[node].entries(t) {
-						if e.source == source {
+						if e.source == who || e.id == who || who == "" {
 							id = e.id
 						}
 					}
@@ -327,6 +339,49 @@ func TestLines(t *testing.T) {
 				return nil
 			})
 		})
+	}
+}
+
+// Each end and each code that the manual explains is in a line of its table, and the other way round.
+func TestManualOfEnds(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../docs/ends.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, explained, _ := strings.Cut(string(text), "\n## Codes\n")
+	codes, ends, _ := strings.Cut(explained, "\n## Ends\n")
+	said := map[string]bool{"failed": true} // of a relay that can't name what it has met
+	for _, r := range manualRows(t) {
+		for _, lines := range r.lines {
+			for _, want := range lines {
+				said[want.fields["end"]], said[want.fields["code"]] = true, true
+				if end, code := want.fields["end"], want.fields["code"]; end != "" && !strings.Contains(ends, "`"+end+"`") || code != "" && !strings.Contains(codes, "\n| "+code+" |") {
+					t.Errorf("end %q, code %q are not explained", end, code)
+				}
+			}
+		}
+	}
+	for _, found := range regexp.MustCompile(`(?m)^\| (\d+) \|`).FindAllStringSubmatch(codes, -1) {
+		if !said[found[1]] {
+			t.Errorf("no row ends with code %s", found[1])
+		}
+	}
+	for row := range strings.Lines(ends) {
+		cells := strings.Split(row, "|")
+		if len(cells) < 2 {
+			continue
+		}
+		for _, found := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(cells[1], -1) {
+			if !said[found[1]] {
+				t.Errorf("no row ends with %q", found[1])
+			}
+		}
+	}
+	for status := wire.Status(100); status < 1000; status++ {
+		if status.String() != strconv.Itoa(int(status)) && !said[strconv.Itoa(int(status))] {
+			t.Errorf("no row ends with %v", status)
+		}
 	}
 }
 

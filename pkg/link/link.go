@@ -32,6 +32,7 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
+	"golang.org/x/time/rate"
 
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/wire"
@@ -70,6 +71,8 @@ type Link struct {
 		wake  func()     // makes Accept look again; nil if it would anyway
 		over  bool       // no goroutine begins any more
 	}
+	badTips rate.Sometimes // logs them
+
 	work sync.WaitGroup // the goroutines of this link; see wait
 }
 
@@ -125,6 +128,7 @@ func newLink(conn *quic.Conn, peer string, key ident.PublicKey, limits *Limits, 
 		confirmed:   make(chan struct{}),
 		suspect:     make(chan struct{}),
 		peerClosing: make(chan struct{}),
+		badTips:     rate.Sometimes{Interval: refusedEvery},
 	}
 }
 
@@ -362,10 +366,14 @@ func (l *Link) takeTip(s *Stream, tip readTip) bool {
 		l.Close(wire.CloseProtocol, "a second control stream")
 		return false
 	case nil:
-		l.log.Debug("bad tip", slog.String("peer", l.peer), slog.Any("error", tip.err))
 		if tip.err == nil || errors.Is(tip.err, wire.ErrMalformed) {
+			l.badTips.Do(func() {
+				l.log.Warn("a stream can't be understood: the peer is of another version, or no ptthqd (of such lines there is one a minute at most)",
+					slog.String("peer", l.peer), slog.Any("error", tip.err))
+			})
 			s.answer(wire.StatusMalformed, "the tip can't be understood")
 		} else {
+			l.log.Debug("no tip", slog.String("peer", l.peer), slog.Any("error", tip.err))
 			s.Reset(wire.CodeLost)
 		}
 		return false
@@ -419,7 +427,8 @@ func (l *Link) PeerClosing() <-chan struct{} { return l.peerClosing }
 // SendClosing tells the peer that this relay is about to go.
 func (l *Link) SendClosing() error { return l.sendControl(&wire.Closing{}) }
 
-// SendRevoked tells a server that client's right to reach target was withdrawn (all targets if it is empty).
+// SendRevoked tells a server that client's right to reach target was withdrawn (all targets if it is empty), or client itself
+// that it has lost rights (target is empty then).
 func (l *Link) SendRevoked(client, target string) error {
 	return l.sendControl(&wire.Revoked{Client: client, Target: target})
 }
@@ -434,6 +443,14 @@ func (l *Link) Close(code wire.CloseCode, reason string) {
 //
 //go:noinline
 func (l *Link) RTT() time.Duration { return l.conn.ConnectionStats().SmoothedRTT }
+
+// endLevel is that of the line about the link's end: links come and go, but a broken protocol is for a person.
+func (l *Link) endLevel() slog.Level {
+	if l.Reason() == EndProtocol {
+		return slog.LevelWarn
+	}
+	return slog.LevelInfo
+}
 
 // Stats returns the link's figures.
 func (l *Link) Stats() Stats {

@@ -166,7 +166,7 @@ func (l *Listener) ask(key ident.PublicKey) error {
 	return err
 }
 
-// refusedEvery is the least time between two lines about refused handshakes: anyone can cause them.
+// refusedEvery is the least time between two lines about refused handshakes, or streams: anyone can cause them.
 const refusedEvery = time.Minute
 
 // welcome takes one connection from its handshake to its end.
@@ -196,7 +196,7 @@ func (l *Listener) welcome(ctx context.Context, conn *quic.Conn) {
 	link.start(control)
 	l.log.Info("link up", slog.String("peer", link.peer), slog.Any("remote", link.RemoteAddr()))
 	link.run(l.Serve)
-	l.log.Info("link down", slog.String("peer", link.peer), slog.Any("reason", link.Err()))
+	l.log.Log(context.Background(), link.endLevel(), "link down", slog.String("peer", link.peer), slog.Any("reason", link.Err()))
 }
 
 // admit waits until a connection has become a link: its dialler has opened the control stream.

@@ -24,8 +24,9 @@ func (d *Dialer) up(link *Link) {
 }
 
 // say logs that a link comes or goes. A link that comes and goes all night is a few lines.
-func (d *Dialer) say(msg string, attrs ...any) {
-	level := slog.LevelInfo
+func (d *Dialer) say(msg string, attrs ...any) { d.sayAt(slog.LevelInfo, msg, attrs...) }
+
+func (d *Dialer) sayAt(level slog.Level, msg string, attrs ...any) {
 	if !d.lines.Allow() {
 		level = slog.LevelDebug
 	}
@@ -49,7 +50,7 @@ func (d *Dialer) down(link *Link) {
 	}()
 	closed, _ := errors.AsType[*ClosedError](err)
 	if closed == nil || closed.Code != wire.CloseSuperseded || !closed.Remote || link.replaced.Load() {
-		d.say("link down", slog.Any("reason", err))
+		d.sayAt(link.endLevel(), "link down", slog.Any("reason", err))
 		if time.Since(link.since) > supersededMax {
 			d.penance = 0
 		}

@@ -208,7 +208,11 @@ func (r *Relay) connect(from *neighbour, s *link.Stream, tip wire.Message) {
 func (r *Relay) open(from *neighbour, s *link.Stream, tip wire.Message) (*connection, *link.Stream) {
 	q, inner, err := parseRequest(from, tip)
 	if err != nil {
-		r.refuse(from, s, q, refusal{status: wire.StatusMalformed, text: err.Error()})
+		status := wire.StatusMalformed
+		if bad, ok := errors.AsType[*wire.InnerError](err); ok {
+			status = bad.Status()
+		}
+		r.refuse(from, s, q, refusal{status: status, text: err.Error()})
 		return nil, nil
 	}
 	c, no := r.admit(from, q)

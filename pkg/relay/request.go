@@ -35,14 +35,10 @@ func parseRequest(from *neighbour, tip wire.Message) (q request, inner []byte, e
 	if from.role != policy.RoleClient {
 		return q, nil, fmt.Errorf("%s is a %s: only clients may connect", from.id, from.role)
 	}
-	m, n, err := wire.Parse(connect.Inner)
-	switch {
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return q, nil, errors.New("the inner tip is truncated")
-	case err != nil:
-		return q, nil, fmt.Errorf("the inner tip: %w", err)
-	case n != len(connect.Inner):
-		return q, nil, fmt.Errorf("%d bytes follow the inner tip", len(connect.Inner)-n)
+	m, err := wire.ParseInner(connect.Inner)
+	if bad, ok := errors.AsType[*wire.InnerError](err); ok {
+		q.id = bad.ConnectionID()
+		return q, nil, bad
 	}
 	switch m := m.(type) {
 	case *wire.Open:
@@ -50,8 +46,6 @@ func parseRequest(from *neighbour, tip wire.Message) (q request, inner []byte, e
 	case *wire.Resume:
 		q.token, q.attempt, q.source, q.target = m.Token, m.Attempt, m.Source, m.Target
 		q.resume = true
-	default:
-		return q, nil, errors.New("the inner tip is neither open nor resume")
 	}
 	q.id = q.token.ConnectionID()
 	return q, connect.Inner, nil
@@ -63,15 +57,21 @@ func (q request) decide(p *policy.Relay) policy.Decision {
 	return p.Allow(q.client, q.server, q.target)
 }
 
-// attributes are what identifies the connection, for the log.
+// attributes are what identifies the connection, for the log. What was not understood is left out.
 func (q request) attributes() []any {
-	return []any{
-		slog.String("connection", q.id),
-		slog.String("client", q.client),
-		slog.String("source", q.source),
-		slog.String("server", q.server),
-		slog.String("target", q.target),
+	all := make([]any, 0, 16) // the caller adds more
+	for _, a := range [...]struct{ key, value string }{
+		{"connection", q.id},
+		{"client", q.client},
+		{"source", q.source},
+		{"server", q.server},
+		{"target", q.target},
+	} {
+		if a.value != "" {
+			all = append(all, slog.String(a.key, a.value))
+		}
 	}
+	return all
 }
 
 // A replyReader is the stream of a server whose first message is looked at while

@@ -87,7 +87,7 @@ func New(c Config) (*Server, error) {
 	}
 	s.dialer.hit = s.hits.Hit
 	s.windows = link.NewBudget(int64(c.Settings.Limits.LinkMemory))
-	s.ledger.Role = string(config.RoleServer)
+	s.ledger.Role, s.ledger.ID = string(config.RoleServer), s.node
 	s.ledger.Logger = s.log
 	s.relays = &uplink.Set{Dialer: s.newDialer, Serve: s.serveLink, Refused: s.refused, Logger: s.log}
 	s.sessions = session.NewServer(session.ServerConfig{
@@ -255,44 +255,31 @@ func (s *Server) serveStream(l *link.Link, stream *link.Stream, tip wire.Message
 
 // understand returns which client asks for what. It has refused what can't be served; then there is no inner message.
 func (s *Server) understand(l *link.Link, stream *link.Stream, tip wire.Message) (client string, inner wire.Message) {
-	incoming, inner, err := parseIncoming(tip)
-	if err != nil {
-		s.log.Debug("malformed request", slog.String("relay", l.Peer()), slog.Any("error", err))
-		s.refuse(stream, &session.Refusal{Status: wire.StatusMalformed, Text: err.Error()})
+	info := session.Info{Server: s.node, State: session.Closed, Relay: l.Peer()}
+	refuse := func(status wire.Status, text string) {
+		s.refuse(stream, &session.Refusal{Status: status, Text: text})
+		s.ledger.Enter(session.Summary{Info: info, Status: status, Text: text, End: session.EndRefused})
+	}
+	incoming, ok := tip.(*wire.Incoming)
+	if !ok {
+		refuse(wire.StatusMalformed, fmt.Sprintf("a server takes no %T", tip))
+		return "", nil
+	}
+	info.Client = incoming.Client
+	inner, err := wire.ParseInner(incoming.Inner)
+	if bad, ok := errors.AsType[*wire.InnerError](err); ok {
+		info.ID = bad.ConnectionID()
+		refuse(bad.Status(), bad.Error())
 		return "", nil
 	}
 	if open, ok := inner.(*wire.Open); ok {
 		if refusal := s.admit(incoming.Client); refusal != nil {
-			s.refuse(stream, refusal)
-			s.ledger.Enter(session.Summary{
-				Info: session.Info{
-					ID: open.Token.ConnectionID(), Client: incoming.Client, Server: s.node,
-					Source: open.Source, Target: open.Target, State: session.Closed, Relay: l.Peer(),
-				},
-				Status: refusal.Status, Text: refusal.Text, End: session.EndRefused,
-			})
+			info.ID, info.Source, info.Target = open.Token.ConnectionID(), open.Source, open.Target
+			refuse(refusal.Status, refusal.Text)
 			return "", nil
 		}
 	}
 	return incoming.Client, inner
-}
-
-// parseIncoming understands a relay's tip and what it carries.
-func parseIncoming(tip wire.Message) (*wire.Incoming, wire.Message, error) {
-	incoming, ok := tip.(*wire.Incoming)
-	if !ok {
-		return nil, nil, fmt.Errorf("a server takes no %T", tip)
-	}
-	inner, n, err := wire.Parse(incoming.Inner)
-	switch {
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return nil, nil, errors.New("the inner tip is truncated")
-	case err != nil:
-		return nil, nil, fmt.Errorf("the inner tip: %w", err)
-	case n != len(incoming.Inner):
-		return nil, nil, fmt.Errorf("%d bytes follow the inner tip", len(incoming.Inner)-n)
-	}
-	return incoming, inner, nil
 }
 
 // admit says whether a client may open a connection at this moment, whatever
@@ -386,7 +373,7 @@ func (s *Server) ended(sum session.Summary) {
 		at := decision.Source.String()
 		switch {
 		case decision.Allowed:
-			sum.Text = "withdrawn at the relay"
+			sum.Node, sum.Text = "relay", "withdrawn at the relay"
 		case at != "":
 			sum.Text = decision.Reason + " (" + at + ")"
 		default:

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	crand "crypto/rand"
 	"errors"
@@ -338,20 +339,20 @@ func (f *forward) finished(st Stream, err error) bool {
 	case errors.Is(err, errMove):
 		return false // the stream is kept until another has taken over
 	case errors.As(err, &bad):
-		s.log.Warn("session ended: the server broke the protocol", "server", f.request.Server, "error", bad.what)
 		s.mu.Lock()
+		s.brokenLocked(bad)
 		s.resetLocked(EndProtocol, resetByProtocol)
 		s.detachLocked()
 		f.closeLocked(EndProtocol)
 		s.mu.Unlock()
-		st.Reset(wire.CodeRevoked)
+		st.Reset(wire.CodeProtocol)
 		return true
-	case errors.As(err, &reset) && reset.Remote && reset.Code == wire.CodeRevoked:
+	case errors.As(err, &reset) && reset.Remote && (reset.Code == wire.CodeRevoked || reset.Code == wire.CodeProtocol):
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.detachLocked()
-		f.closeLocked(EndRevoked)
-		st.Reset(wire.CodeRevoked)
+		f.endedLocked(reset.Code)
+		st.Reset(reset.Code)
 		return true
 	}
 	f.elsewhere = reset != nil && reset.Remote
@@ -421,6 +422,26 @@ func (f *forward) howLocked() End {
 		return *f.reset
 	}
 	return EndClosed
+}
+
+// endedLocked ends the session, since its stream was reset with a code that forbids to resume it.
+func (f *forward) endedLocked(code wire.StreamCode) {
+	if code == wire.CodeProtocol {
+		f.foundBrokenLocked()
+		f.closeLocked(EndProtocol)
+		return
+	}
+	f.endedBy = f.relayOrServer()
+	f.closeLocked(EndRevoked)
+}
+
+// relayOrServer is who has said what does not tell: the relay passes on what the server says.
+func (f *forward) relayOrServer() string { return "relay or " + f.request.Server }
+
+// refusedLocked ends a session that was open, since a request to resume it was refused.
+func (f *forward) refusedLocked(end End, r *wire.Reply) {
+	f.endedBy, f.endReason = r.Node, r.Text
+	f.closeLocked(end)
 }
 
 // closeLocked ends the session.
@@ -572,7 +593,7 @@ func (f *forward) giveUpLocked() {
 	case f.opened && f.refusal == nil:
 		f.closeLocked(EndExpired)
 	case f.opened:
-		f.closeLocked(EndRevoked)
+		f.refusedLocked(EndRevoked, f.refusal)
 	case f.refusal != nil && f.firstTry.IsZero():
 		f.closeLocked(EndRefused)
 	case s.attempt > 0:
@@ -669,10 +690,10 @@ func (f *forward) try(r Route, old Stream) Stream {
 	if err != nil {
 		st.Reset(wire.CodeLost)
 		f.dropAttempt(st, old)
-		var revoked *wire.ResetError
-		if errors.As(err, &revoked) && revoked.Remote && revoked.Code == wire.CodeRevoked {
+		var reset *wire.ResetError
+		if errors.As(err, &reset) && reset.Remote && (reset.Code == wire.CodeRevoked || reset.Code == wire.CodeProtocol) {
 			s.mu.Lock()
-			f.closeLocked(EndRevoked)
+			f.endedLocked(reset.Code)
 			s.mu.Unlock()
 			return nil
 		}
@@ -775,6 +796,7 @@ func (f *forward) answer(st Stream, r Route, old Stream, opening bool, reply *wi
 	f.dropAttempt(st, old)
 	finish(st)
 	byRelay := reply.Node != f.request.Server
+	reply.Node = cmp.Or(reply.Node, f.relayOrServer())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if reply.Status == wire.StatusComplete {
@@ -786,6 +808,7 @@ func (f *forward) answer(st Stream, r Route, old Stream, opening bool, reply *wi
 		case s.in.done():
 			f.closeLocked(EndClosed)
 		default:
+			s.brokenLocked(violated("the session is complete, it says, and has not sent all"))
 			f.closeLocked(EndProtocol)
 		}
 		return nil
@@ -832,11 +855,11 @@ func (f *forward) answer(st Stream, r Route, old Stream, opening bool, reply *wi
 	case opening:
 		f.closeLocked(EndRefused)
 	case reply.Status == wire.StatusNoSession:
-		f.closeLocked(EndRestarted)
+		f.refusedLocked(EndRestarted, reply)
 	case reply.Status == wire.StatusNotAllowed:
-		f.closeLocked(EndRevoked)
+		f.refusedLocked(EndRevoked, reply)
 	default:
-		f.closeLocked(EndProtocol)
+		f.refusedLocked(EndProtocol, reply)
 	}
 	return nil
 }
@@ -855,10 +878,10 @@ func (f *forward) accepted(st Stream, r Route, old Stream, g *wire.Granted) Stre
 	}
 	s.mu.Lock()
 	if err := s.checkOffsetsLocked(g.Received, g.Acked, g.Limit); err != nil {
-		s.log.Warn("session ended: the server broke the protocol", "server", f.request.Server, "error", err.Error())
+		s.brokenLocked(err)
 		f.closeLocked(EndProtocol)
 		s.mu.Unlock()
-		st.Reset(wire.CodeRevoked)
+		st.Reset(wire.CodeProtocol)
 		return nil
 	}
 	first := s.stream == st
@@ -875,9 +898,10 @@ func (f *forward) accepted(st Stream, r Route, old Stream, g *wire.Granted) Stre
 	s.arrivedLocked(g.Received)
 	s.out.limit = max(s.out.limit, g.Limit)
 	if err := s.ackLocked(g.Acked - s.out.acked); err != nil {
+		s.brokenLocked(err)
 		f.closeLocked(EndProtocol)
 		s.mu.Unlock()
-		st.Reset(wire.CodeRevoked)
+		st.Reset(wire.CodeProtocol)
 		return nil
 	}
 	s.granted = min(f.request.ResumeTimeout, g.ResumeTimeout)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -153,7 +154,7 @@ func TestHostileClient(t *testing.T) {
 					t.Fatal(err)
 				}
 				c.say(p, p5)
-				if err := p.end(); resetWith(err) != wire.CodeRevoked {
+				if err := p.end(); resetWith(err) != wire.CodeProtocol {
 					t.Errorf("the stream ended with %v", err)
 				}
 				synctest.Wait()
@@ -187,14 +188,14 @@ func TestHostileServer(t *testing.T) {
 					t.Fatal(err)
 				}
 				c.say(p, p1)
-				if err := p.end(); resetWith(err) != wire.CodeRevoked {
+				if err := p.end(); resetWith(err) != wire.CodeProtocol {
 					t.Errorf("the stream ended with %v", err)
 				}
 				synctest.Wait()
 				if err := howEnded(p1); !errors.Is(err, errReset) {
 					t.Errorf("P1 saw %v", err)
 				}
-				if sum := soon(t, time.Minute, done); sum.End != session.EndProtocol {
+				if sum := soon(t, time.Minute, done); sum.End != session.EndProtocol || sum.Node != "" || !strings.HasPrefix(sum.Text, "evil broke the protocol: ") {
 					t.Errorf("summary %+v", sum)
 				}
 				b.check(t)

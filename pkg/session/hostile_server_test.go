@@ -71,6 +71,7 @@ func TestHostileReply(t *testing.T) {
 		{"allows more than any window", granted(func(g *wire.Granted) { g.Limit = 2*wire.MaxWindow + 1 }), session.EndProtocol},
 		{"frames before the reply", func(p *peer) { p.data([]byte("hello")) }, session.EndRefused},
 		{"resets it for good", func(p *peer) { p.st.Reset(wire.CodeRevoked) }, session.EndRevoked},
+		{"resets it for our fault", func(p *peer) { p.st.Reset(wire.CodeProtocol) }, session.EndProtocol},
 		{"resets it", func(p *peer) { p.st.Reset(wire.CodeLost) }, session.EndRefused},
 	} {
 		t.Run(c.name, func(t *testing.T) {

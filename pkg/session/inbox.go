@@ -187,7 +187,10 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 	case wire.FrameReset:
 		why := s.resetByPeer(f.Value)
 		if s.reset == nil {
-			s.reset = &why
+			s.reset, s.endedBy = &why, s.peerName()
+			if why == EndProtocol {
+				s.foundBrokenLocked()
+			}
 			s.setState(Closing)
 			s.dropDataLocked()
 			s.hangUpLocked(abort)

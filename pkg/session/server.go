@@ -177,7 +177,7 @@ func (v *Server) End(match func(Info) bool, why End) {
 			s.mu.Unlock()
 			continue
 		}
-		v.endLocked(s, why)
+		v.endLocked(s, why, wire.CodeRevoked)
 	}
 }
 
@@ -189,12 +189,12 @@ func (v *Server) withdraw(key sessionKey) {
 	v.mu.Unlock()
 	if s != nil {
 		s.mu.Lock()
-		v.endLocked(s, EndRevoked)
+		v.endLocked(s, EndRevoked, wire.CodeRevoked)
 	}
 }
 
-// endLocked ends s at once with code revoked, and unlocks it.
-func (v *Server) endLocked(s *session, why End) {
+// endLocked ends s at once, its stream with a code that forbids to resume it, and unlocks it.
+func (v *Server) endLocked(s *session, why End, code wire.StreamCode) {
 	st := s.stream
 	if s.reset == nil {
 		s.reset = &why
@@ -203,7 +203,7 @@ func (v *Server) endLocked(s *session, why End) {
 	s.settle()
 	s.mu.Unlock()
 	if st != nil {
-		st.Reset(wire.CodeRevoked)
+		st.Reset(code)
 	}
 }
 
@@ -242,7 +242,7 @@ func (v *Server) open(client string, m *wire.Open, st Stream, via Route) *sessio
 		v.report(Summary{Info: info, Status: r.Status, Text: r.Text, End: EndRefused})
 	}
 	if m.Version != wire.Version {
-		reject(&Refusal{wire.StatusVersion, "this server speaks session version 1"})
+		reject(&Refusal{wire.StatusVersion, wire.OtherVersion(m.Version)})
 		return nil
 	}
 	if m.Limit > 2*wire.MaxWindow {
@@ -482,11 +482,18 @@ func (v *Server) carried(s *session, st Stream, err error) {
 		s.mu.Unlock()
 		return
 	case errors.As(err, &bad):
-		s.log.Warn("session ended: the client broke the protocol", "client", s.info.Client, "error", bad.what)
-		v.endLocked(s, EndProtocol)
+		s.brokenLocked(bad)
+		v.endLocked(s, EndProtocol, wire.CodeProtocol)
+		return
+	case errors.As(err, &reset) && reset.Remote && reset.Code == wire.CodeProtocol:
+		s.foundBrokenLocked()
+		v.endLocked(s, EndProtocol, wire.CodeProtocol)
 		return
 	case errors.As(err, &reset) && reset.Remote && reset.Code == wire.CodeRevoked:
-		v.endLocked(s, EndRevoked)
+		if s.reset == nil {
+			s.endedBy = "relay"
+		}
+		v.endLocked(s, EndRevoked, wire.CodeRevoked)
 		return
 	}
 	s.detachLocked() // writers see that and stop
@@ -632,7 +639,7 @@ func (v *Server) removeLocked(key sessionKey, s *session) {
 func (v *Server) resume(client string, m *wire.Resume, st Stream, via Route) *session {
 	key := sessionKey{client, m.Token}
 	if m.Version != wire.Version {
-		v.refuse(st, &Refusal{wire.StatusVersion, "this server speaks session version 1"})
+		v.refuse(st, &Refusal{wire.StatusVersion, wire.OtherVersion(m.Version)})
 		return nil
 	}
 	v.mu.Lock()
@@ -653,7 +660,7 @@ func (v *Server) resume(client string, m *wire.Resume, st Stream, via Route) *se
 	if m.Unconfirmed {
 		s.mu.Lock()
 		if !s.closed && m.Attempt > s.attempt {
-			v.endLocked(s, EndResetByP1)
+			v.endLocked(s, EndResetByP1, wire.CodeRevoked)
 			v.complete(st, wire.Granted{Version: wire.Version, Reset: true})
 			return nil
 		}
@@ -718,8 +725,8 @@ func (v *Server) takeOver(s *session, attempt uint64, st Stream, via Route, chec
 	}
 	sent, refusal := check()
 	if refusal != nil {
-		s.log.Warn("session ended: the client broke the protocol", "client", s.info.Client, "error", refusal.Text)
-		v.endLocked(s, EndProtocol)
+		s.brokenLocked(errors.New(refusal.Text))
+		v.endLocked(s, EndProtocol, wire.CodeProtocol)
 		v.refuse(st, refusal)
 		return nil
 	}

@@ -21,6 +21,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -101,8 +102,8 @@ type Info struct {
 type Summary struct {
 	Info
 	Status   wire.Status // what the opening came to: 200, or why it was refused; 0 if it ended before it was answered
-	Text     string      // the refusal's text, for people
-	Node     string      // who refused: this process (empty), "relay" or the server's ID
+	Text     string      // why it was refused or ended, for people; empty where End says all
+	Node     string      // who refused or ended it: this process (empty), "relay", the other end's ID, "P1", "P5" or "both"
 	End      End
 	Duration time.Duration
 }
@@ -179,8 +180,10 @@ type session struct {
 	pongDue bool
 	yield   uint64
 
-	ended     bool // both directions have ended and are acknowledged
-	reset     *End // the session is reset, for this reason
+	ended     bool   // both directions have ended and are acknowledged
+	reset     *End   // the session is reset, for this reason
+	endedBy   string // whose doing that is; empty: this process's
+	endReason string // in words; may be empty
 	resetCode uint64
 	resetDue  bool // a reset frame is to be sent
 	resetSaid bool // it was, or the peer's has come
@@ -398,6 +401,7 @@ func (s *session) closeLocked(sum Summary) {
 		s.expiry.Stop()
 	}
 	sum.Info = s.snapshotLocked()
+	sum.Node, sum.Text = cmp.Or(sum.Node, s.whoLocked(sum.End)), cmp.Or(sum.Text, s.endReason)
 	sum.Duration = time.Since(s.info.Opened)
 	s.final = &sum
 	s.dropDataLocked()
@@ -409,6 +413,37 @@ func (s *session) closeLocked(sum Summary) {
 		s.hangUpLocked(abort)
 	}
 	s.wakeLocked()
+}
+
+// whoLocked tells whose doing an end is; empty for this process.
+func (s *session) whoLocked(end End) string {
+	switch {
+	case end == EndClosed:
+		return "both"
+	case end == EndResetByP1:
+		return "P1"
+	case end == EndResetByP5:
+		return "P5"
+	case end == EndRevoked && !s.server: // a client has its rights from the others
+		return cmp.Or(s.endedBy, "relay")
+	default:
+		return s.endedBy
+	}
+}
+
+// brokenLocked notes that the other end broke the protocol, and how.
+func (s *session) brokenLocked(how error) {
+	what := how.Error()
+	if bad, ok := errors.AsType[*protocolError](how); ok {
+		what = bad.what
+	}
+	s.endReason = s.peerName() + " broke the protocol: " + what
+}
+
+// foundBrokenLocked notes that the other end says the same of this one.
+func (s *session) foundBrokenLocked() {
+	s.endedBy = s.peerName()
+	s.endReason = "this node broke the protocol, says " + s.endedBy + "; its log tells how"
 }
 
 // hangUpLocked closes the TCP side by how. Close waits for whoever is reading

@@ -19,6 +19,9 @@ func FuzzMessage(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
+		if inner, err := wire.ParseInner(b); inner == nil && !errors.Is(err, wire.ErrMalformed) {
+			t.Fatalf("ParseInner: %v", err)
+		}
 		parsed, n, err := wire.Parse(b)
 		r := bytes.NewReader(b)
 		read, readErr := wire.Read(r)

@@ -174,6 +174,26 @@ func TestDocumentedStatuses(t *testing.T) {
 	}
 }
 
+// The codes of streams and of links are in the document with their names.
+func TestDocumentedCodes(t *testing.T) {
+	document, err := os.ReadFile("PROTOCOL.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for code := wire.CodeLost; code <= wire.CodeProtocol; code++ {
+		if !strings.Contains(string(document), fmt.Sprintf(" %d `%v` (", code, code)) {
+			t.Errorf("stream code %d is not there as `%v`", code, code)
+		}
+	}
+	_, list, _ := strings.Cut(string(document), "\nApplication close codes: ")
+	list, _, _ = strings.Cut(list, "\n")
+	for code := wire.CloseClosing; code <= wire.CloseProtocol; code++ {
+		if !strings.Contains(list, fmt.Sprintf("%d `%v`", code, code)) {
+			t.Errorf("close code %d is not there as `%v`", code, code)
+		}
+	}
+}
+
 // The tables of section 3 against what the code takes: a message with only a
 // field that the table doesn't name is as good as an empty one, and one with a
 // field that it names twice is refused.

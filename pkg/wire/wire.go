@@ -79,7 +79,7 @@ type Status uint64
 const (
 	StatusOpen         Status = 200 // P4: open
 	StatusComplete     Status = 208 // P4: the session has ended well, or was reset; Granted tells which
-	StatusMalformed    Status = 400 // P3, P4: the tip can't be understood
+	StatusMalformed    Status = 400 // P3, P4: the tip can't be understood, or asks for what makes no sense
 	StatusNotAllowed   Status = 403 // P3, P4: not allowed; also for a server that doesn't exist
 	StatusNotNewest    Status = 409 // P4: a newer attempt has been seen
 	StatusNoSession    Status = 410 // P4: no such session (any more)
@@ -87,7 +87,7 @@ const (
 	StatusRefused      Status = 502 // P4: the target refused, or can't be reached
 	StatusNotConnected Status = 503 // P3: the server isn't connected
 	StatusTimeout      Status = 504 // P4: the target didn't answer in time
-	StatusVersion      Status = 505 // P4: the session version isn't supported
+	StatusVersion      Status = 505 // P3, P4: the session version isn't supported
 )
 
 var statusWords = map[Status]string{
@@ -117,9 +117,10 @@ type StreamCode uint64
 
 // The stream codes.
 const (
-	CodeLost    StreamCode = 1 // the stream is lost: resume
-	CodeRevoked StreamCode = 2 // a right was withdrawn: don't resume
-	CodeClosing StreamCode = 3 // this node is about to go: resume, preferably elsewhere
+	CodeLost     StreamCode = 1 // the stream is lost: resume
+	CodeRevoked  StreamCode = 2 // a right was withdrawn: don't resume
+	CodeClosing  StreamCode = 3 // this node is about to go: resume, preferably elsewhere
+	CodeProtocol StreamCode = 4 // the other end broke the session protocol: don't resume
 )
 
 func (c StreamCode) String() string {
@@ -130,6 +131,8 @@ func (c StreamCode) String() string {
 		return "revoked"
 	case CodeClosing:
 		return "closing"
+	case CodeProtocol:
+		return "protocol error"
 	}
 	return "stream code " + strconv.FormatUint(uint64(c), 10)
 }

@@ -244,6 +244,58 @@ func TestStrictness(t *testing.T) {
 	}
 }
 
+// The version of an inner message is looked at before the rest, and its session is named where it can be.
+func TestInner(t *testing.T) {
+	token, attempt, target := field(3, exampleToken[:]), field(4, "\x01"), field(7, ":22")
+	this, later := field(1, "\x01"), field(1, "\x02")
+	id := exampleToken.ConnectionID()
+	const words = "version 2 of the session protocol is asked for, and version 1 spoken here: upgrade the older node"
+	for _, c := range []struct {
+		name string
+		in   []byte
+		want wire.Status // 0: it is understood
+		id   string
+		says string
+	}{
+		{"open", message(3, this, token, attempt, target), 0, "", ""},
+		{"resume", message(4, this, token, attempt, target), 0, "", ""},
+		{"open of no version", message(3, token, attempt, target), 0, "", ""},
+		{"open of a later version, with all that this one has", message(3, later, token, attempt, target), 0, "", ""},
+
+		{"no target", message(3, this, token, attempt), 400, id, "the inner tip: malformed message: no target"},
+		{"no version and no target", message(3, token, attempt), 400, id, "no target"},
+		{"no token", message(3, this, attempt, target), 400, "", "no token"},
+		{"truncated", message(3, this, token, attempt, target)[:30], 400, id, "the inner tip is truncated"},
+		{"truncated in the length", []byte{3, 0x40}, 400, "", "truncated"},
+		{"empty", nil, 400, "", "truncated"},
+		{"bytes behind it", append(message(3, this, token, attempt, target), 1, 2), 400, id, "2 bytes follow the inner tip"},
+		{"a version that is none", message(3, field(1, "\x02\x02"), token, attempt, target), 400, id, "field 1"},
+		{"another message", message(1, later, token), 400, "", "malformed"},
+		{"a link message", message(17), 400, "", "the inner tip is neither open nor resume"},
+		{"an unknown link message", message(40, later), 400, "", "neither open nor resume"},
+		{"an unknown message", message(8, later, token), 400, "", "message type 8 is unknown"},
+
+		{"later, without a target", message(3, later, token, attempt), 505, id, words},
+		{"later, without anything", message(3, later), 505, "", words},
+		{"later, its version at the end", message(4, token, target, later), 505, id, words},
+		{"later, with a field of another kind", message(3, field(4, "not a number"), later, token, target), 505, id, words},
+		{"later, with a field twice", message(3, later, token, attempt, target, target), 505, id, words},
+		{"later, with a longer token", message(3, later, field(3, make([]byte, 32)), attempt, target), 505, "", words},
+		{"later, and truncated", message(3, later, token, attempt, target)[:26], 505, id, words},
+	} {
+		m, err := wire.ParseInner(c.in)
+		bad, _ := errors.AsType[*wire.InnerError](err)
+		switch {
+		case c.want == 0:
+			if m == nil || err != nil {
+				t.Errorf("%s: %v, %v", c.name, m, err)
+			}
+		case m != nil || bad == nil || !errors.Is(err, wire.ErrMalformed) || bad.Status() != c.want || bad.ConnectionID() != c.id || !strings.Contains(bad.Error(), c.says):
+			t.Errorf("%s: %v, %v, %+v", c.name, m, err, bad)
+		}
+	}
+}
+
 // What an encoder is given for people never makes the message unreadable.
 func TestTextIsMadeClean(t *testing.T) {
 	for in, want := range map[string]string{
@@ -393,6 +445,7 @@ func TestWords(t *testing.T) {
 		wire.StatusNotAllowed.String():                                "403 not allowed",
 		wire.Status(299).String():                                     "299",
 		wire.CodeRevoked.String():                                     "revoked",
+		wire.CodeProtocol.String():                                    "protocol error",
 		wire.StreamCode(9).String():                                   "stream code 9",
 		wire.CloseSuperseded.String():                                 "superseded",
 		wire.CloseCode(9).String():                                    "close code 9",
