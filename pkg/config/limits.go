@@ -127,7 +127,7 @@ var limitKeys = []limitKey{
 	},
 	{
 		"handshakes_per_source", relayOnly, func(l *Limits) any { return &l.HandshakesPerSource }, 32, 1, million,
-		"QUIC handshakes in progress at once from one IPv4 address or IPv6 /64. Peers behind one NAT share it.",
+		"QUIC handshakes in progress at once from one IPv4 address or IPv6 /64, but no more than an eighth of what is left of handshakes. One that fails counts for a second at least. Peers behind one NAT share it.",
 	},
 	{
 		"handshake_timeout", relayOnly, func(l *Limits) any { return &l.HandshakeTimeout }, 10 * second, second, 60 * second,
@@ -135,7 +135,7 @@ var limitKeys = []limitKey{
 	},
 	{
 		"retry_rate", relayOnly, func(l *Limits) any { return &l.RetryRate }, 200, 1, million,
-		"Handshakes per second above which new addresses must first prove that they are theirs (QUIC Retry, one round trip more).",
+		"Handshakes per second above which new addresses must first prove that they are theirs (QUIC Retry, one round trip more). So must those that come while a quarter of handshakes, or of handshakes_per_source, is in progress with addresses that have proved nothing.",
 	},
 	{
 		"auth_penalty", relayOnly, func(l *Limits) any { return &l.AuthPenalty }, 5 * second, 0, hour,

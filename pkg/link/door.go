@@ -26,13 +26,39 @@ const (
 
 // A door lets handshakes in. It knows how many are under way from each source, and which sources are to wait as somebody
 // there has failed to authenticate. What it remembers is bounded by the limits. The zero value is ready.
+//
+// A first packet costs its sender nothing, not even an address of its own, and may be a stale one besides, from a dialler
+// that has given up long ago. So only a part of the room is for those who have proved nothing: who comes when that is taken
+// proves its address first (Retry), of which the door keeps nothing, and finds the rest of the room free of them.
 type door struct {
 	mu       sync.Mutex
-	inside   int
-	sources  map[netip.Prefix]int // handshakes under way
+	all      crowd
+	sources  map[netip.Prefix]crowd
 	punished map[netip.Prefix]*penalty
 	ends     penalties // the same, by when they end
 }
+
+// A crowd is how many handshakes are under way, and how many of them with an address that is not proved.
+type crowd struct{ inside, unproved int }
+
+func (c crowd) plus(n int, proved bool) crowd {
+	c.inside += n
+	if !proved {
+		c.unproved += n
+	}
+	return c
+}
+
+// The parts of the room: one in unprovedPart of it is for handshakes with an address that is not proved; a source may take
+// one in sourcePart of what is free, so that those who are many can't fill it before the others.
+const (
+	unprovedPart = 4
+	sourcePart   = 8
+)
+
+// holdFailed is how long, from its beginning, a handshake that has come to nothing counts as under way: one costs a
+// listener a good part of a millisecond, and might be begun anew at once.
+const holdFailed = time.Second
 
 // A penalty is a time for which a source is refused.
 type penalty struct {
@@ -52,32 +78,42 @@ func sourceOf(a netip.Addr) netip.Prefix {
 	return source
 }
 
-// enter counts a handshake, or tells which limit keeps it out.
-func (d *door) enter(source netip.Prefix, l *Limits) (limit string) {
+// asks tells whether who comes from a source must prove its address first.
+func (d *door) asks(source netip.Prefix, l *Limits) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.all.unproved >= max(1, l.Handshakes/unprovedPart) ||
+		d.sources[source].unproved >= max(1, l.HandshakesPerSource/unprovedPart)
+}
+
+// enter counts a handshake, or tells which limit keeps it out.
+func (d *door) enter(source netip.Prefix, proved bool, l *Limits) (limit string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	free := l.Handshakes - d.all.inside
 	p := d.punished[source]
 	switch {
 	case p != nil && time.Now().Before(p.until):
 		return limitPenalty
-	case d.inside >= l.Handshakes:
+	case free <= 0:
 		return limitHandshakes
-	case d.sources[source] >= l.HandshakesPerSource:
+	case d.sources[source].inside >= min(l.HandshakesPerSource, max(1, free/sourcePart)):
 		return limitSourceHandshakes
 	}
 	if d.sources == nil {
-		d.sources = make(map[netip.Prefix]int)
+		d.sources = make(map[netip.Prefix]crowd)
 	}
-	d.inside++
-	d.sources[source]++
+	d.all = d.all.plus(1, proved)
+	d.sources[source] = d.sources[source].plus(1, proved)
 	return ""
 }
 
-func (d *door) leave(source netip.Prefix) {
+func (d *door) leave(source netip.Prefix, proved bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.inside--
-	if d.sources[source]--; d.sources[source] == 0 {
+	d.all = d.all.plus(-1, proved)
+	d.sources[source] = d.sources[source].plus(-1, proved)
+	if d.sources[source].inside == 0 {
 		delete(d.sources, source)
 	}
 }
@@ -160,17 +196,18 @@ var errKeptOut = errors.New("a limit is reached")
 // that the connection is refused, and no more.
 func (l *Listener) enter(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
 	door := &l.links().door
-	source := sourceOf(addrPort(info.RemoteAddr).Addr())
-	if limit := door.enter(source, l.current()); limit != "" {
+	source, proved := sourceOf(addrPort(info.RemoteAddr).Addr()), info.AddrVerified
+	if limit := door.enter(source, proved, l.current()); limit != "" {
 		l.hits.hit(limit, slog.Any("remote", info.RemoteAddr))
 		return nil, errKeptOut
 	}
-	leave := sync.OnceFunc(func() { door.leave(source) })
+	began := time.Now()
+	leave := sync.OnceFunc(func() { door.leave(source, proved) })
 	context.AfterFunc(ctx, func() {
-		leave()
 		if unauthenticated(context.Cause(ctx)) {
 			door.punish(source, l.current())
 		}
+		time.AfterFunc(holdFailed-time.Since(began), leave) // at once if it has lasted longer
 	})
 	return context.WithValue(ctx, insideKey{}, leave), nil
 }

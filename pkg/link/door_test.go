@@ -3,10 +3,13 @@ package link_test
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -27,8 +30,9 @@ type crowd struct {
 
 	mu      sync.Mutex
 	hits    map[string]int
-	stalled map[netip.AddrPort]bool // who hears no answers
+	stalled map[netip.AddrPort]bool // who hears no answers; true: but that its address must be proved
 	stall   bool                    // whoever sends a packet now
+	prove   bool                    // who stalls now proves its address where that is asked for
 	work    sync.WaitGroup
 }
 
@@ -40,9 +44,10 @@ func newCrowd(t *testing.T, limits link.Limits) *crowd {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if c.stall && p.From.String() != c.relay {
-			c.stalled[p.From] = true
+			c.stalled[p.From] = c.prove
 		}
-		return c.stalled[p.To]
+		prove, stalled := c.stalled[p.To]
+		return stalled && !(prove && p.Data[0]>>4 == 0xf) // a Retry: RFC 9000, section 17.2.5
 	})
 	t.Cleanup(c.work.Wait)
 	time.Sleep(sec)
@@ -58,16 +63,18 @@ func (c *crowd) listens(l *link.Listener) {
 	}
 }
 
-// wantHit wants one limit to have been hit, and told of once. Each packet that begins a handshake counts.
-func (c *crowd) wantHit(limit string) {
+// wantHit wants these limits to have been hit, each told of once. Each packet that begins a handshake counts.
+func (c *crowd) wantHit(limits ...string) {
 	c.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.hits) != 1 || c.hits[limit] < 1 {
-		c.Errorf("limits hit: %v, want %s", c.hits, limit)
+	if len(c.hits) != len(limits) {
+		c.Errorf("limits hit: %v, want %v", c.hits, limits)
 	}
-	if n := strings.Count(c.log.String(), "limit="+limit+" "); n != 1 {
-		c.Errorf("%d lines about %s:\n%s", n, limit, c.log)
+	for _, limit := range limits {
+		if n := strings.Count(c.log.String(), "limit="+limit+" "); c.hits[limit] < 1 || n != 1 {
+			c.Errorf("%s: hit %d times, and %d lines about it:\n%s", limit, c.hits[limit], n, c.log)
+		}
 	}
 }
 
@@ -85,9 +92,15 @@ func (c *crowd) knock(host string, config *tls.Config) (*quic.Conn, error) {
 	return transport.Dial(ctx, net.UDPAddrFromAddrPort(netip.MustParseAddrPort(c.relay)), config, &quic.Config{HandshakeIdleTimeout: 30 * sec})
 }
 
-// begin begins handshakes that don't go on.
-func (c *crowd) begin(hosts ...string) {
-	c.setStall(true)
+// begin begins handshakes that don't go on, of hosts that prove their addresses where they must.
+func (c *crowd) begin(hosts ...string) { c.stallAll(true, hosts) }
+
+// forge begins handshakes that don't go on, of hosts that hear nothing at all: somebody forges their addresses, or they have
+// given up.
+func (c *crowd) forge(hosts ...string) { c.stallAll(false, hosts) }
+
+func (c *crowd) stallAll(prove bool, hosts []string) {
+	c.setStall(true, prove)
 	for _, host := range hosts {
 		c.work.Go(func() {
 			if _, err := c.knock(host, c.tls(c.key)); err == nil {
@@ -95,14 +108,22 @@ func (c *crowd) begin(hosts ...string) {
 			}
 		})
 	}
-	time.Sleep(15 * ms)
-	c.setStall(false)
+	time.Sleep(50 * ms)
+	c.setStall(false, prove)
 }
 
-func (c *crowd) setStall(on bool) {
+func (c *crowd) setStall(on, prove bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.stall = on
+	c.stall, c.prove = on, prove
+}
+
+// hosts are so many of a network, each with some handshakes.
+func hosts(network string, n, each int) (all []string) {
+	for i := range n {
+		all = append(all, slices.Repeat([]string{fmt.Sprintf("%s.%d", network, 2+i)}, each)...)
+	}
+	return all
 }
 
 func (c *crowd) wantLetIn(host string, want bool) {
@@ -129,7 +150,7 @@ func TestHandshakesOfOneSource(t *testing.T) {
 		c.begin("10.0.0.2", "10.0.0.2")
 		c.wantLetIn("10.0.0.2", false)
 		c.wantLetIn("10.0.0.3", true)
-		c.wantHit("handshakes_per_source")
+		c.wantHit("handshakes_per_source", "retry_rate")
 		c.network.Cut("10.0.0.2") // nobody says that those handshakes are given up
 		time.Sleep(7 * sec)
 		c.network.Heal("10.0.0.2")
@@ -144,12 +165,69 @@ func TestHandshakesInAll(t *testing.T) {
 		c := newCrowd(t, link.Limits{Handshakes: 3})
 		c.begin("10.0.0.2", "10.0.0.3", "10.0.0.4")
 		c.wantLetIn("10.0.0.5", false)
-		c.wantHit("handshakes")
+		c.wantHit("handshakes", "retry_rate")
 		c.listener.SetLimits(link.Limits{Handshakes: 4})
 		c.wantLetIn("10.0.0.5", true)
 		c.listener.SetLimits(link.Limits{Handshakes: 3})
 		time.Sleep(11 * sec)
 		c.wantLetIn("10.0.0.5", true)
+	})
+}
+
+// What a relay finds in its socket when it has stood still are the first packets of dials that its own peers gave up long
+// ago. They must not keep the dials of now out; nor must what somebody sends under a peer's address.
+func TestStaleHandshakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, link.Limits{})
+		c.forge(slices.Repeat([]string{linktest.DiallerHost}, 100)...)
+		c.dial()
+		c.took(0, 200*ms)
+		c.wantHit("retry_rate")
+	})
+}
+
+// Addresses that are forged leave room for those that are not.
+func TestForgedHandshakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, link.Limits{Handshakes: 40})
+		c.forge(hosts("10.0.1", 60, 1)...)
+		for i := range 20 {
+			c.wantLetIn(fmt.Sprintf("10.0.2.%d", 2+i), true)
+		}
+		c.wantHit("retry_rate")
+	})
+}
+
+// Sources that are many, each with as many handshakes as it can have, leave room for others.
+func TestHandshakesOfManySources(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, link.Limits{Handshakes: 64, HandshakesPerSource: 32})
+		c.begin(hosts("10.0.1", 20, 8)...)
+		for i := range 10 {
+			c.wantLetIn(fmt.Sprintf("10.0.2.%d", 2+i), true)
+		}
+		c.wantHit("retry_rate", "handshakes_per_source")
+	})
+}
+
+// A source that breaks off each handshake doesn't get to begin as many as it likes.
+func TestHandshakesBrokenOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, link.Limits{HandshakesPerSource: 4})
+		config := c.tls(c.key)
+		config.VerifyPeerCertificate = func([][]byte, [][]*x509.Certificate) error { return errors.New("no") }
+		begun := 0
+		for start := time.Now(); time.Since(start) < 10*sec; {
+			if err := end(c.knock("10.0.0.2", config)); !refused(err) {
+				begun++
+			}
+		}
+		if begun < 20 || begun > 50 {
+			t.Errorf("%d handshakes in 10 s", begun)
+		}
+		time.Sleep(sec)
+		c.wantLetIn("10.0.0.2", true)
+		c.wantHit("handshakes_per_source", "retry_rate")
 	})
 }
 

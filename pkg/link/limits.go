@@ -25,7 +25,8 @@ type Limits struct {
 	// IdleTimeout is the silence after which QUIC ends a link that nothing was expected on. Default 30 s.
 	IdleTimeout time.Duration
 	// HandshakesPerSecond is the rate of handshakes above which a listener has those who begin one prove their address
-	// first (Retry), which costs them a round trip. Twice as many may come at once. Default 200.
+	// first (Retry), which costs them a round trip. Twice as many may come at once. Default 200. So do those that come while a
+	// quarter of Handshakes, or of HandshakesPerSource, is under way with addresses that are not proved.
 	HandshakesPerSecond int
 	// LinksPerPeer is how many connections with one key may wait to become its link. Default 8.
 	LinksPerPeer int
@@ -37,7 +38,8 @@ type Limits struct {
 	// PendingTipsTotal is how many streams of all links may be waiting for their tip. Default 8,192.
 	PendingTipsTotal int
 	// Handshakes and HandshakesPerSource are how many handshakes may be under way, in all and from one IPv4 address or IPv6
-	// /64. Default 512 and 32.
+	// /64; from that no more than an eighth of those in all that are left, either. One that fails counts for a second at least.
+	// Default 512 and 32.
 	Handshakes, HandshakesPerSource int
 	// HandshakeTimeout is how long a handshake may take. Default 10 s.
 	HandshakeTimeout time.Duration

@@ -141,12 +141,13 @@ func (l *Listener) Run(ctx context.Context) error {
 	return err
 }
 
-// pressed tells whether handshakes begin so often that who begins one must prove its address.
+// pressed tells whether who begins a handshake must prove its address: as they begin so often, or as many that have proved
+// nothing are under way.
 func (l *Listener) pressed(calm *rate.Limiter, from net.Addr) bool {
-	perSecond := l.current().HandshakesPerSecond
-	calm.SetLimit(rate.Limit(perSecond))
-	calm.SetBurst(2 * perSecond)
-	if calm.Allow() {
+	limits := l.current()
+	calm.SetLimit(rate.Limit(limits.HandshakesPerSecond))
+	calm.SetBurst(2 * limits.HandshakesPerSecond)
+	if !l.links().door.asks(sourceOf(addrPort(from).Addr()), limits) && calm.Allow() {
 		return false
 	}
 	l.hits.hit(limitRetry, slog.Any("remote", from))
