@@ -33,18 +33,34 @@ func (b *budget) give(n int64) { b.used.Add(-n) }
 // more, even if it can't be delivered and so isn't acknowledged: one session
 // whose TCP side doesn't read must not stall those beside it.
 //
+// That window is small at first, and grows as the other end of the link sees
+// more being taken from it. So does the quota: it is what arrives in a quarter
+// of a second, or in two round trips, between firstQuota and its most. Who takes
+// nothing never gets more than the first.
+//
 // Since it knows all sessions that share the way, it also knows when something
 // last came over it.
 type quota struct {
-	limit int64
+	most  int64
 	made  time.Time
 	heard atomic.Int64 // when something last arrived for any of the sessions; nanoseconds since made
 
 	mu      sync.Mutex
+	limit   int64
 	used    int64
+	since   time.Time // when it was last measured how fast things arrive
+	arrived int64     // bytes since then
 	waiting map[*session]struct{}
 	users   int // guarded by quotas.mu
 }
+
+const (
+	// firstQuota is a quarter of the window that a link has at first.
+	firstQuota = 256 << 10
+	// quotaEpoch is how long, at least, what arrives may take to make the quota
+	// grow if it is as much as that.
+	quotaEpoch = 250 * time.Millisecond
+)
 
 // hear notes that something has arrived.
 func (q *quota) hear(now time.Time) {
@@ -64,7 +80,7 @@ func (q *quota) silent(now time.Time) time.Duration {
 func (q *quota) take(n int64, s *session) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.used >= q.limit {
+	if q.used >= q.limit && !q.growLocked(max(quotaEpoch, 2*s.minRTT)) {
 		if q.waiting == nil {
 			q.waiting = make(map[*session]struct{})
 		}
@@ -75,6 +91,22 @@ func (q *quota) take(n int64, s *session) bool {
 	return true
 }
 
+// growLocked is for when the quota is used up: it makes more of it if as much
+// has arrived in no more than an epoch.
+func (q *quota) growLocked(epoch time.Duration) bool {
+	now := time.Now()
+	took := now.Sub(q.since)
+	if took <= epoch && q.arrived < q.limit {
+		return false // it may still
+	}
+	grows := took <= epoch && q.limit < q.most
+	q.since, q.arrived = now, 0
+	if grows {
+		q.limit = min(2*q.limit, q.most)
+	}
+	return grows
+}
+
 // overdraw reserves n bytes, few enough not to matter.
 func (q *quota) overdraw(n int64) {
 	q.mu.Lock()
@@ -82,14 +114,26 @@ func (q *quota) overdraw(n int64) {
 	q.used += n
 }
 
-// give returns n bytes. The sessions that waited are kicked from a goroutine of
-// their own, since the caller holds the lock of another session.
+// give returns n bytes that have arrived.
 func (q *quota) give(n int64) {
-	if n == 0 {
-		return
+	if n != 0 {
+		q.free(n, n)
 	}
+}
+
+// drop returns n bytes that were on their way when it ended.
+func (q *quota) drop(n int64) {
+	if n != 0 {
+		q.free(n, 0)
+	}
+}
+
+// free returns n bytes. The sessions that waited are kicked from a goroutine of
+// their own, since the caller holds the lock of another session.
+func (q *quota) free(n, arrived int64) {
 	q.mu.Lock()
 	q.used -= n
+	q.arrived += arrived
 	var waiting map[*session]struct{}
 	if q.used < q.limit && len(q.waiting) > 0 {
 		waiting, q.waiting = q.waiting, nil
@@ -121,9 +165,9 @@ func kickAll(waiting map[*session]struct{}) {
 
 // quotas finds the quota of a link and a remote peer.
 type quotas struct {
-	limit int64
-	mu    sync.Mutex
-	by    map[quotaKey]*quota
+	most int64
+	mu   sync.Mutex
+	by   map[quotaKey]*quota
 }
 
 type quotaKey struct {
@@ -140,7 +184,7 @@ func (qs *quotas) acquire(link any, peer string) *quota {
 		if qs.by == nil {
 			qs.by = make(map[quotaKey]*quota)
 		}
-		q = &quota{limit: qs.limit, made: time.Now()}
+		q = &quota{most: qs.most, limit: min(qs.most, firstQuota), made: time.Now()}
 		qs.by[key] = q
 	}
 	q.users++

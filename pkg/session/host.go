@@ -23,7 +23,8 @@ type Limits struct {
 	// 64 KiB to 16 MiB, which fills 1 Gbit/s at 130 ms. 16 MiB.
 	MaxWindow int
 	// LinkQuota bounds what is unacknowledged over one link towards one remote
-	// peer, in bytes: a quarter of the link's connection window. 8 MiB.
+	// peer, in bytes: a quarter of the largest connection window of a link. It begins
+	// with a quarter of the smallest, and grows with what arrives. 8 MiB.
 	LinkQuota int64
 	// Sessions bounds the sessions of this process. 65,536.
 	Sessions int
@@ -90,7 +91,7 @@ func newHost(log *slog.Logger, l Limits) *host {
 	}
 	h := &host{
 		log:    log,
-		quotas: quotas{limit: l.LinkQuota},
+		quotas: quotas{most: l.LinkQuota},
 		warm:   make(map[*session]struct{}),
 		warmed: make(chan struct{}, 1),
 	}

@@ -3,6 +3,7 @@ package session_test
 import (
 	"bytes"
 	"io"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -42,11 +43,17 @@ func TestStalledSessionsHoldUpNobody(t *testing.T) {
 }
 
 // TestQuotaOfStalledLink has a peer that takes nothing of its streams: what is on
-// its way to it stays within the quota, and others aren't held up.
+// its way to it stays within the quota, however large that becomes for one that
+// does, and others aren't held up.
 func TestQuotaOfStalledLink(t *testing.T) {
+	t.Run("set", func(t *testing.T) { quotaOfStalledLink(t, session.Limits{LinkQuota: 256 << 10}) })
+	t.Run("by default", func(t *testing.T) { quotaOfStalledLink(t, session.Limits{}) })
+}
+
+func quotaOfStalledLink(t *testing.T, limits session.Limits) {
 	synctest.Test(t, func(t *testing.T) {
 		const quota = 256 << 10
-		n := start(t, session.Limits{LinkQuota: quota})
+		n := start(t, limits)
 		var stalled []*peer
 		var ends []*memConn
 		for range 20 {
@@ -74,6 +81,28 @@ func TestQuotaOfStalledLink(t *testing.T) {
 		}
 		for _, p := range stalled {
 			p.st.Reset(2)
+		}
+	})
+}
+
+// TestQuotaGrows moves much to one peer far away, in many sessions: the quota
+// becomes as large as the way is long.
+func TestQuotaGrows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := start(t, session.Limits{})
+		n.capacity, n.conns = 64<<20, 1<<20
+		n.replaceLinks(&memLink{name: "far", latency: 300 * time.Millisecond})
+		const sessions, size = 16, 2 << 20
+		begun := time.Now()
+		var all sync.WaitGroup
+		for range sessions {
+			p1, p5, _ := n.established()
+			all.Go(func() { both(t, p1, p5, size, 1) })
+		}
+		all.Wait()
+		// A quota that doesn't grow would take more than a minute.
+		if d := time.Since(begun); d > 30*time.Second {
+			t.Errorf("it took %v", d)
 		}
 	})
 }

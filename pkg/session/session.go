@@ -310,7 +310,7 @@ func (s *session) dropQuotaLocked() {
 		return
 	}
 	s.quota.forget(s)
-	s.quota.give(int64(s.out.onLink()))
+	s.quota.drop(int64(s.out.onLink()))
 	s.out.paid = 0
 	s.host.quotas.release(s.route.Link, s.peerName(), s.quota)
 	s.quota = nil
