@@ -38,7 +38,7 @@ type File struct {
 type Snapshot struct {
 	Path       string // of the main file, as it was given
 	Files      []File
-	Hash       string // SHA-256 over the names and contents, in hexadecimal
+	Hash       string // SHA-256 over the names, as seen from the main file, and the contents, in hexadecimal
 	Credential string // the key file that systemd hands over, when it does; see [Config.PrivateKeyFile]
 
 	main *document // Files[0], parsed: its include key says what else to read
@@ -146,15 +146,31 @@ func exists(name string) bool {
 	return err == nil
 }
 
+// hash does not depend on how the files were named: /etc/ptthq.toml, or in /etc ptthq.toml.
 func (s *Snapshot) hash() string {
 	sum := sha256.New()
 	for _, f := range s.Files {
-		for _, b := range [][]byte{[]byte(f.Path), f.Data} {
+		for _, b := range [][]byte{[]byte(beside(s.Path, f.Path)), f.Data} {
 			sum.Write(binary.BigEndian.AppendUint64(nil, uint64(len(b))))
 			sum.Write(b)
 		}
 	}
 	return hex.EncodeToString(sum.Sum(nil))
+}
+
+// beside is a file's name as seen from the directory of the main one.
+func beside(main, name string) string {
+	dir, err := filepath.Abs(filepath.Dir(main))
+	if err != nil {
+		return name
+	}
+	if name, err = filepath.Abs(name); err != nil {
+		return name
+	}
+	if rel, err := filepath.Rel(dir, name); err == nil {
+		return rel
+	}
+	return name
 }
 
 // credential returns the private key that systemd hands to the service (LoadCredential=ptthq.key:...), if it does.

@@ -125,6 +125,10 @@ func TestSnapshotHash(t *testing.T) {
 	if read().Hash != first.Hash {
 		t.Error("the hash of the same files differs")
 	}
+	t.Chdir(dir)
+	if other, err := ReadFiles("ptthq.toml"); err != nil || other.Hash != first.Hash {
+		t.Errorf("the hash of the same files, named in another way, differs; %v", err)
+	}
 	seen := map[string]string{first.Hash: "as it was"}
 	for _, change := range []struct {
 		what string

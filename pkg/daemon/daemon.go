@@ -178,7 +178,7 @@ func (d *daemon) prepare() error {
 	}
 	d.log.Info("ptthqd begins", append(begins, "config", c.Path, "hash", shortHash(c.Hash), "pid", os.Getpid())...)
 	for _, w := range c.Warnings() {
-		d.log.Warn("config: "+w.Message, "file", w.File, "line", w.Line, "key", w.Key, "hint", w.Hint)
+		d.log.Warn("config: "+w.Key+": "+w.Message, "file", w.File, "line", w.Line, "key", w.Key, "hint", w.Hint)
 	}
 	if trouble := ClockTrouble(time.Now(), append(slices.Clone(c.Files), c.PrivateKeyFile)...); trouble != "" {
 		d.log.Warn(trouble, "hint", ClockRemedy)

@@ -83,6 +83,12 @@ func TestDoctorFindsNothing(t *testing.T) {
 	if d, _ := w.doctor("laptop", "--no-targets"); len(d.Checks[len(d.Checks)-1].Hops) > 0 {
 		t.Error("--no-targets has connected")
 	}
+	// Nor by another name of the same config.
+	cmd := exec.Command(program, "doctor", "-c", "laptop.toml", "--no-targets")
+	cmd.Dir, cmd.Env = w.dir, append(os.Environ(), "RUNTIME_DIRECTORY="+w.path("laptop", ".run"))
+	if out, err := cmd.CombinedOutput(); err != nil || strings.Contains(string(out), "FAIL") {
+		t.Errorf("%v\n%s", err, out)
+	}
 	// It has disturbed no link.
 	for _, node := range []string{"laptop", "nas"} {
 		if strings.Contains(w.procs[node].output(), "link down") {

@@ -321,7 +321,7 @@ func (r *Relay) account(c *connection, end splice.End) {
 		slog.String("reason", reason),
 		slog.Uint64("bytes_up", c.join.Forth.Bytes()),
 		slog.Uint64("bytes_down", c.join.Back.Bytes()),
-		slog.Duration("duration", time.Since(c.since)),
+		slog.Duration("duration", time.Since(c.since).Round(time.Millisecond)),
 	)...)
 }
 
