@@ -135,6 +135,7 @@ func newLink(conn *quic.Conn, peer string, key ident.PublicKey, limits *Limits, 
 // start begins with the heartbeats, on the control stream, whose tip is through.
 func (l *Link) start(control *quic.Stream) {
 	l.control = control
+	control.SetPriority(0, true) // before all streams, which may be many: a late heartbeat says that the path is bad
 	l.pulse.start(l)
 	l.work.Go(l.readControl)
 }
@@ -392,6 +393,9 @@ func (l *Link) Err() error {
 	}
 	select {
 	case <-l.suspect:
+		if l.pulse.stuck.Load() {
+			return errStuck
+		}
 		return errSilent
 	default:
 		return linkError(context.Cause(l.conn.Context()))
@@ -400,6 +404,7 @@ func (l *Link) Err() error {
 
 var (
 	errSilent    = errors.New("nothing arrived from the other end any more, though something was expected")
+	errStuck     = errors.New("small packets arrive, but large ones are lost: the path's MTU has become smaller")
 	errIdle      = errors.New("nothing arrived from the other end for too long")
 	errRestarted = errors.New("the other end does not know the link any more: it has restarted")
 )
@@ -417,8 +422,8 @@ func linkError(err error) error {
 	return fmt.Errorf("the link failed: %w", err)
 }
 
-// Suspect is closed when nothing at all arrived from the peer for max(1.5 s, 4 × PTO) while something was expected. The
-// link is over then: Done follows at once.
+// Suspect is closed when nothing at all arrived from the peer for max(1.5 s, 4 × PTO) while something was expected, or
+// when packets arrive, but the path has begun to lose large ones. The link is over then: Done follows at once.
 func (l *Link) Suspect() <-chan struct{} { return l.suspect }
 
 // PeerClosing is closed when the relay at the other end has said that it is about to go.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -456,4 +457,59 @@ func TestAcceptEnds(t *testing.T) {
 			t.Error("a dead link opens streams")
 		}
 	})
+}
+
+// TestLostLargePackets has a path begin to lose large packets while a link is up. Small ones pass: those of heartbeats,
+// acknowledgements and of whoever has little to say. The link is given up; but not where larger packets always were lost.
+func TestLostLargePackets(t *testing.T) {
+	const large = 1000
+	for _, from := range []string{linktest.DiallerHost, linktest.RelayHost} {
+		for _, bulk := range []bool{true, false} { // false: a request of some packets now and then
+			t.Run(fmt.Sprintf("from %s, bulk %v", from, bulk), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					network := linktest.New(t, 10*time.Millisecond)
+					random := rand.New(rand.NewPCG(1, 2))
+					network.Delay(func(linktest.Packet) time.Duration { return time.Duration(random.Int64N(int64(time.Millisecond))) })
+					dialled, accepted := network.Pair()
+					s := open(t, dialled, "")
+					peer := accept(t, accepted)
+					if from == linktest.RelayHost {
+						s, peer = peer, s
+					}
+					var wg sync.WaitGroup
+					wg.Go(func() { _, _ = io.Copy(io.Discard, peer) })
+					wg.Go(func() {
+						for s.Context().Err() == nil {
+							_, _ = s.Write(make([]byte, 5000))
+							if !bulk {
+								time.Sleep(300 * time.Millisecond)
+							} else {
+								time.Sleep(10 * time.Millisecond)
+							}
+						}
+					})
+					time.Sleep(20 * time.Second)
+					if err := errors.Join(dialled.Err(), accepted.Err()); err != nil {
+						t.Fatal("before:", err)
+					}
+					shrunk := time.Now()
+					network.Drop(func(p linktest.Packet) bool { return p.From.Addr().String() == from && len(p.Data) > large })
+					<-dialled.Done()
+					<-accepted.Done()
+					t.Logf("%v, %v after %v", dialled.Err(), accepted.Err(), time.Since(shrunk))
+					if d := time.Since(shrunk); d > 10*time.Second {
+						t.Errorf("the link was given up after %v", d)
+					}
+					by := dialled
+					if from == linktest.RelayHost {
+						by = accepted
+					}
+					if by.Reason() != link.EndStuck {
+						t.Errorf("it was given up as %s: %v", by.Reason(), by.Err())
+					}
+					wg.Wait()
+				})
+			})
+		}
+	}
 }

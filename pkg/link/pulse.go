@@ -23,6 +23,16 @@ const (
 	answerGap = 100 * time.Millisecond
 	// pausedAfter is how late a tick may be before it must be this process that stood still, not the path.
 	pausedAfter = 250 * time.Millisecond
+	// A path can begin to lose large packets alone, when a route changes to a tunnel, say, and QUIC goes on sending them. So
+	// of a busy link's heartbeats every so many'th fills one: what it is in, and all behind it, is not answered then. A link is
+	// given up after stuckBeats heartbeats, and stuckAfter, without an answer, if also nothing that it sends is acknowledged, or
+	// stuckLosses packets are lost meanwhile: the peer may have no room in its window for answers. A new link finds out anew
+	// how large packets may be.
+	fullEvery   = 4
+	fullPadding = 1500
+	stuckBeats  = 6
+	stuckAfter  = 5 * time.Second
+	stuckLosses = 3
 	// controlTimeout bounds how long a message waits for the peer to read its control stream.
 	controlTimeout = 5 * time.Second
 )
@@ -51,7 +61,17 @@ type pulse struct {
 	answered time.Time
 	awaiting time.Time // since when something is expected; zero if nothing is
 	packets  uint64    // received, when the pulse last looked
+
+	stuck     atomic.Bool // the link was given up as large packets don't arrive
+	unheard   int         // heartbeats of ours since the last that the peer has answered
+	unheardAt time.Time   // when the first of them left
+	lost      uint64      // packets lost by then
+	sample    rttSample
+	sampledAt time.Time // when it changed: what this end sends is acknowledged
 }
+
+// An rttSample changes with each packet that is acknowledged.
+type rttSample struct{ latest, smoothed, deviation time.Duration }
 
 func (p *pulse) start(l *Link) {
 	p.link = l
@@ -87,18 +107,28 @@ func (p *pulse) tick() {
 	}
 	now := time.Now()
 	patience := p.lookLocked(now)
-	if now.Sub(p.due) > pausedAfter && !p.awaiting.IsZero() {
-		p.awaiting = now // what has arrived meanwhile is still to be read
+	if now.Sub(p.due) > pausedAfter { // what has arrived meanwhile is still to be read
+		if !p.awaiting.IsZero() {
+			p.awaiting = now
+		}
+		p.unheard = 0
 	}
-	if !p.awaiting.IsZero() && now.Sub(p.awaiting) >= patience {
-		p.stopped = true
-		p.link.work.Go(p.link.giveUp)
+	silent := !p.awaiting.IsZero() && now.Sub(p.awaiting) >= patience
+	if silent || p.isStuckLocked(now, patience) {
+		p.giveUpLocked(!silent)
 		return
 	}
 	if now.Sub(p.sentAt) >= p.intervalLocked(now) {
 		p.sendLocked(now)
 	}
 	p.scheduleLocked(now, patience)
+}
+
+func (p *pulse) giveUpLocked(stuck bool) {
+	p.stuck.Store(stuck)
+	p.stopped = true
+	p.timer.Stop()
+	p.link.work.Go(p.link.giveUp)
 }
 
 // lookLocked takes note of what has happened since the last time, and returns how long silence may last now.
@@ -108,10 +138,25 @@ func (p *pulse) lookLocked(now time.Time) (patience time.Duration) {
 		p.packets = stats.PacketsReceived
 		p.awaiting = time.Time{}
 	}
+	if sample := (rttSample{stats.LatestRTT, stats.SmoothedRTT, stats.MeanDeviation}); sample != p.sample {
+		p.sample, p.sampledAt = sample, now
+	}
+	if p.unheard == 0 {
+		p.lost = stats.PacketsLost
+	}
 	if p.busy.Swap(false) {
 		p.busyAt = now
 	}
 	return suspicion(stats)
+}
+
+// isStuckLocked tells whether packets arrive, but not those that this end sends.
+func (p *pulse) isStuckLocked(now time.Time, patience time.Duration) bool {
+	patience = max(stuckAfter, 2*patience)
+	if p.unheard < stuckBeats || now.Sub(p.unheardAt) < patience {
+		return false
+	}
+	return now.Sub(p.sampledAt) >= patience || p.link.conn.ConnectionStats().PacketsLost >= p.lost+stuckLosses
 }
 
 func (p *pulse) intervalLocked(now time.Time) time.Duration {
@@ -137,11 +182,17 @@ func (p *pulse) scheduleLocked(now time.Time, patience time.Duration) {
 func (p *pulse) sendLocked(now time.Time) {
 	p.sentAt = now
 	p.seq++
-	m := wire.Append(nil, &wire.Heartbeat{Seq: p.seq, Echo: p.echo})
-	if p.link.control.TryWriteAll(m) != nil {
+	m := &wire.Heartbeat{Seq: p.seq, Echo: p.echo}
+	if p.seq%fullEvery == 0 && !p.slow.Load() {
+		m.Padding = fullPadding
+	}
+	if p.link.control.TryWriteAll(wire.Append(nil, m)) != nil {
 		return // no room in the window: nothing leaves, so nothing is expected
 	}
 	p.times[p.seq%uint64(len(p.times))] = now
+	if p.unheard++; p.unheard == 1 {
+		p.unheardAt = now
+	}
 	if p.awaiting.IsZero() {
 		p.awaiting = now
 	}
@@ -157,6 +208,15 @@ func (p *pulse) heard(m *wire.Heartbeat) {
 	now := time.Now()
 	p.echo = m.Seq
 	patience := p.lookLocked(now)
+	answered := m.Echo > p.echoed && m.Echo <= p.seq
+	if answered {
+		p.echoed = m.Echo
+		p.unheard = 0
+	}
+	if p.isStuckLocked(now, patience) { // the timer's turn may never come, as each answer puts it off
+		p.giveUpLocked(true)
+		return
+	}
 	if !p.link.dialled {
 		if now.Sub(p.answered) >= answerGap {
 			p.answered = now
@@ -165,8 +225,7 @@ func (p *pulse) heard(m *wire.Heartbeat) {
 		}
 		return
 	}
-	if m.Echo > p.echoed && m.Echo <= p.seq && m.Echo+uint64(len(p.times)) > p.seq {
-		p.echoed = m.Echo
+	if answered && m.Echo+uint64(len(p.times)) > p.seq {
 		sample := now.Sub(p.times[m.Echo%uint64(len(p.times))])
 		smoothed := time.Duration(p.rtt.Load())
 		if smoothed == 0 {
@@ -189,8 +248,12 @@ func suspicion(s quic.ConnectionStats) time.Duration {
 
 // giveUp ends a link that has turned suspect. If the peer hears of it, so much the better.
 func (l *Link) giveUp() {
+	why := "nothing arrived from you any more"
+	if l.pulse.stuck.Load() {
+		why = errStuck.Error()
+	}
 	l.once.suspect.Do(func() { close(l.suspect) })
-	l.Close(wire.CloseClosing, "nothing arrived from you any more")
+	l.Close(wire.CloseClosing, why)
 }
 
 // readControl takes the peer's link messages.

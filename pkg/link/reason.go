@@ -19,6 +19,7 @@ const (
 	EndRevoked    Reason = "revoked"    // the key was taken out of the config
 	EndProtocol   Reason = "protocol"   // one end broke the protocol
 	EndSilent     Reason = "silent"     // nothing arrived any more, though something was expected
+	EndStuck      Reason = "stuck"      // small packets arrive, but large ones are lost
 	EndIdle       Reason = "idle"       // nothing arrived for QUIC's idle timeout
 	EndRestarted  Reason = "restarted"  // the other end does not know the link any more
 	EndFailed     Reason = "failed"     // QUIC has given it up
@@ -40,7 +41,7 @@ const (
 // EndReasons and DialReasons are all that there are.
 var (
 	EndReasons = []Reason{
-		EndClosing, EndStopped, EndReplaced, EndSuperseded, EndRevoked, EndProtocol, EndSilent, EndIdle, EndRestarted, EndFailed,
+		EndClosing, EndStopped, EndReplaced, EndSuperseded, EndRevoked, EndProtocol, EndSilent, EndStuck, EndIdle, EndRestarted, EndFailed,
 	}
 	DialReasons = []Reason{
 		DialUnresolved, DialUnsent, DialNoAnswer, DialUnfinished, DialWrongKey, DialUnknownKey, DialVersion, DialRefused, DialFailed,
@@ -56,6 +57,8 @@ func (l *Link) Reason() Reason {
 		return ""
 	case errors.Is(err, errSilent):
 		return EndSilent
+	case errors.Is(err, errStuck):
+		return EndStuck
 	case errors.Is(err, errIdle):
 		return EndIdle
 	case errors.Is(err, errRestarted):

@@ -107,6 +107,8 @@ type Granted struct {
 type Heartbeat struct {
 	Seq  uint64 // counts this end's heartbeats, from 1
 	Echo uint64 // the Seq of the peer's last heartbeat, 0 if none yet
+
+	Padding int // bytes of padding beyond what it always has; not read
 }
 
 // Closing says that this relay is about to go: resume elsewhere.
@@ -709,9 +711,9 @@ func (m *Heartbeat) appendBody(dst []byte) []byte {
 	dst = appendUint(dst, 1, m.Seq)
 	dst = appendUint(dst, 2, m.Echo)
 	// With its two bytes of header the padding alone makes up 32 bytes.
-	const padding = 30
+	padding := 30 + m.Padding
 	dst = quicvarint.Append(dst, 3)
-	dst = quicvarint.Append(dst, padding)
+	dst = quicvarint.Append(dst, uint64(padding))
 	return append(dst, make([]byte, padding)...)
 }
 
