@@ -9,20 +9,19 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"ptthqd/pkg/wire"
 )
 
 // addresses resolves the relay's name, again for each dial, and leaves out the addresses that no route leads to, if any other
-// is left. A name server that fails does not matter while the last addresses are known.
+// is left. A name server that fails, or takes its time, does not matter while the last addresses are known.
 func (d *Dialer) addresses(ctx context.Context) ([]netip.AddrPort, error) {
 	ips := make([]netip.Addr, 1)
 	var err error
 	if ips[0], err = netip.ParseAddr(d.host); err != nil {
-		ctx, cancel := context.WithTimeout(ctx, resolveTime)
-		defer cancel()
-		ips, err = d.Resolve(ctx, d.host)
+		ips, err = d.resolve(ctx)
 	}
 	if err == nil && len(ips) > 0 {
 		d.known = d.known[:0]
@@ -44,6 +43,48 @@ func (d *Dialer) addresses(ctx context.Context) ([]netip.AddrPort, error) {
 	d.peer = reachable[0]
 	d.mu.Unlock()
 	return reachable, nil
+}
+
+// names is the question to the name server that is open, if one is.
+type names struct {
+	lifetime context.Context // of Run or Probe: a question may outlive the dial that has asked it
+	work     sync.WaitGroup  // the question's goroutine
+	answer   chan resolved   // nil: none is open
+}
+
+type resolved struct {
+	ips []netip.Addr
+	err error
+}
+
+// resolve asks the name server. It waits for the answer as long as the system's resolver may take over several servers of which
+// the first are dead; but not while addresses are known: then an answer that is late is for a later dial.
+func (d *Dialer) resolve(ctx context.Context) ([]netip.Addr, error) {
+	if d.names.answer == nil {
+		answer := make(chan resolved, 1)
+		d.names.answer = answer
+		d.names.work.Go(func() {
+			ctx, cancel := context.WithTimeout(d.names.lifetime, resolveMost)
+			defer cancel()
+			ips, err := d.Resolve(ctx, d.host)
+			answer <- resolved{ips, err}
+		})
+	}
+	patience := resolveMost
+	if len(d.known) > 0 {
+		patience = resolveTime
+	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case r := <-d.names.answer:
+		d.names.answer = nil
+		return r.ips, r.err
+	case <-timer.C:
+		return nil, fmt.Errorf("the name server does not answer within %v", patience)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 type resolveError struct{ err error }

@@ -32,6 +32,7 @@ const (
 	supersededMin = 30 * time.Second // the least pause after another node has come with this one's key
 	supersededMax = 5 * time.Minute
 	resolveTime   = 3 * time.Second        // what a name server gets before the last known addresses are used
+	resolveMost   = 25 * time.Second       // what it gets if none are: the resolver gives each of its servers 5 s, twice
 	addressGap    = 250 * time.Millisecond // between dials of two addresses of a name (RFC 8305)
 	maxAddresses  = 8                      // of a name that are dialled
 	watchEvery    = 2 * time.Second        // how often the local address and the clocks are looked at
@@ -80,12 +81,13 @@ type Dialer struct {
 	host      string
 	port      uint16
 	known     []netip.AddrPort // what the name resolved to last
-	roundTrip time.Duration    // of the last link
-	dialAt    time.Time        // when the last dial began
-	penance   time.Duration    // the pause after the last time that another node came with this one's key
-	notBefore time.Time        // the end of that pause
-	contested time.Time        // see State
-	short     int              // links in a row that lived a short time
+	names     names
+	roundTrip time.Duration // of the last link
+	dialAt    time.Time     // when the last dial began
+	penance   time.Duration // the pause after the last time that another node came with this one's key
+	notBefore time.Time     // the end of that pause
+	contested time.Time     // see State
+	short     int           // links in a row that lived a short time
 	outage    outage
 	lines     *rate.Limiter   // of the log, about links that come and go
 	tokens    quic.TokenStore // spare a Retry, also after the relay's restart
@@ -137,7 +139,9 @@ func (d *Dialer) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var work sync.WaitGroup
 	defer work.Wait()
+	defer d.names.work.Wait()
 	defer cancel()
+	d.names.lifetime = ctx
 	kicks := make(chan string, 1)
 	work.Go(func() { d.watch(ctx, kicks) })
 

@@ -484,6 +484,37 @@ func TestNames(t *testing.T) {
 	})
 }
 
+// TestSlowNames has a name server that takes longer than a dial waits for it once addresses are known.
+func TestSlowNames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		moved := netip.MustParseAddr("192.0.2.77")
+		var answer atomic.Pointer[netip.Addr]
+		first := netip.MustParseAddr(linktest.RelayHost)
+		answer.Store(&first)
+		w.dialer.Address = "relay.example.com:30380"
+		w.dialer.Resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
+			select {
+			case <-time.After(10 * sec): // two of its servers are dead
+				return []netip.Addr{*answer.Load()}, nil
+			case <-ctx.Done():
+				return nil, &net.DNSError{Err: "i/o timeout", Name: host, IsTimeout: true}
+			}
+		}
+		w.start()
+		w.dial()
+		w.took(10*sec, 11*sec)
+
+		// The relay moves: its last address is tried meanwhile, and what the server says in the end is heeded.
+		w.kill()
+		answer.Store(&moved)
+		w.network.Alias(moved.String()+":30380", linktest.RelayAddress)
+		w.network.Drop(func(p linktest.Packet) bool { return p.To.Addr() == first })
+		w.start()
+		w.took(5*sec, 45*sec)
+	})
+}
+
 func TestRaceHasOneWinner(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

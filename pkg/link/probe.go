@@ -50,6 +50,10 @@ func (d *Dialer) Probe(ctx context.Context) (p Probed) {
 }
 
 func (d *Dialer) probe(ctx context.Context, p *Probed) error {
+	lifetime, cancel := context.WithCancel(ctx)
+	defer d.names.work.Wait()
+	defer cancel()
+	d.names.lifetime = lifetime
 	began := time.Now()
 	addresses, err := d.addresses(ctx)
 	if err != nil {
