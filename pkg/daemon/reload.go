@@ -55,6 +55,9 @@ func (d *daemon) exchange(ctx context.Context, snapshot *config.Snapshot, result
 	if err != nil {
 		return err
 	}
+	if faults := emptied(d.loaded.Load().snapshot, snapshot); len(faults) > 0 {
+		return faults
+	}
 	for _, w := range next.Warnings() {
 		result.Warnings = append(result.Warnings, w.String())
 	}
