@@ -129,6 +129,7 @@ func (d *daemon) run(ctx context.Context) error {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
+	signal.Ignore(syscall.SIGPIPE) // who reads the log may go away; that is no reason to end every connection
 
 	background, end := context.WithCancel(context.WithoutCancel(ctx))
 	d.metrics, d.scraped = newMetrics(d), &metricsServer{daemon: d}
