@@ -87,3 +87,12 @@ func (e *end) tryWrite(p []byte) (int, error) {
 	}
 	return 0, nil
 }
+
+// resetError tells, without reading, whether the peer has reset the connection;
+// nil where that can't be told.
+func (e *end) resetError() error {
+	if e.raw == nil {
+		return nil
+	}
+	return e.raw.resetError()
+}

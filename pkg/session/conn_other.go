@@ -9,3 +9,4 @@ func newRawEnd(Conn) *rawEnd { return nil }
 func (*rawEnd) read(func() []byte, func()) (int, error) { panic("internal error: no raw end here") }
 func (*rawEnd) tryRead(func() []byte, func()) int       { panic("internal error: no raw end here") }
 func (*rawEnd) tryWrite([]byte) (int, error)            { panic("internal error: no raw end here") }
+func (*rawEnd) resetError() error                       { panic("internal error: no raw end here") }

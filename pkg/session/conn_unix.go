@@ -108,3 +108,15 @@ func (e *rawEnd) writeReady(fd uintptr) bool {
 		}
 	}
 }
+
+// resetError takes the socket's pending error, if it has one.
+func (e *rawEnd) resetError() error {
+	var pending error
+	// That of Control says that the socket is closed: whoever has done that knows.
+	_ = e.conn.Control(func(fd uintptr) {
+		if n, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR); err == nil && n != 0 {
+			pending = os.NewSyscallError("read", syscall.Errno(n))
+		}
+	})
+	return pending
+}

@@ -207,6 +207,10 @@ func (s *session) sweep(now time.Time) {
 		s.mu.Unlock()
 		return
 	}
+	if !s.lookLocked(now) {
+		s.mu.Unlock()
+		return
+	}
 	s.cond.Broadcast() // whoever was refused a budget asks again
 	if s.stream == nil {
 		s.mu.Unlock()
@@ -235,7 +239,9 @@ func (s *session) sweep(now time.Time) {
 			s.yield += credit - wire.InitialWindow
 			s.out.limit -= credit - wire.InitialWindow
 		}
-		s.host.cool(s)
+		if s.out.listening || s.out.fin { // or the sweep is the one who looks whether the TCP side is there
+			s.host.cool(s)
+		}
 	}
 	s.sendLocked(false)
 }

@@ -28,6 +28,9 @@ type outbox struct {
 	retained int64  // bytes in pieces, each with its cost
 	budgeted int64  // of these taken from the process's budget
 	paid     uint64 // up to here sending is covered by the link's quota
+
+	listening bool      // pump waits in a read, and hears of a reset
+	nextLook  time.Time // when the sweep looks for one, if it doesn't
 }
 
 // onLink is how much of the link's quota the outbox holds: what may be sent, or
@@ -81,6 +84,7 @@ func (s *session) pump() {
 	for s.mayRead() {
 		n, err := s.end.read(s.onRead, s.onCancel)
 		s.mu.Lock()
+		s.out.listening = false
 		if n > 0 {
 			s.appendLocked(n)
 		}
@@ -142,6 +146,7 @@ func (s *session) mayRead() bool {
 		case s.out.read < s.out.limit &&
 			(s.stream == nil || s.frozen || s.out.sent == s.out.read) &&
 			s.budgetLocked():
+			s.out.listening = true
 			return true
 		}
 		s.cond.Wait()
@@ -230,6 +235,24 @@ func (s *session) endOfTCPLocked(err error) {
 		return
 	}
 	s.resetLocked(s.resetByTCP(), resetByTCP)
+}
+
+// lookLocked ends a session whose TCP side was reset while nobody reads it, as
+// there is no room for more: it would stay for as long as the other end does
+// not read. It returns false if that is all that is to be done for now.
+func (s *session) lookLocked(now time.Time) bool {
+	idle := now.Sub(s.lastData)
+	if s.out.listening || s.out.fin || s.end == nil || s.hungUp || s.reset != nil || idle < silenceBeforePing {
+		return true
+	}
+	if now.Before(s.out.nextLook) {
+		return idle < idleBeforeYield
+	}
+	s.out.nextLook = now.Add(silenceBeforePing)
+	if err := s.end.resetError(); err != nil {
+		s.endOfTCPLocked(err)
+	}
+	return true
 }
 
 // resetByTCP names the end when the TCP side is reset.
