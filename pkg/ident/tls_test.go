@@ -2,6 +2,7 @@ package ident_test
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -258,6 +259,30 @@ func TestClocksDoNotMatter(t *testing.T) {
 				if _, _, dialErr, listenErr := handshake(t, dial, listen); dialErr != nil || listenErr != nil {
 					t.Errorf("the %s lives in %d, handshake %d: dial: %v, listen: %v", skewed, year, i, dialErr, listenErr)
 				}
+			}
+		}
+	}
+}
+
+// Certificates that ended in 1970, or begin in 2100, are as good as any: the key counts.
+func TestDatesOfCertificatesDoNotMatter(t *testing.T) {
+	for _, year := range []int{1970, 2100} {
+		dial, listen, _, _ := pair(t)
+		for _, config := range []*tls.Config{dial, listen} {
+			signer := config.Certificates[0].PrivateKey.(crypto.Signer)
+			template := &x509.Certificate{
+				SerialNumber: big.NewInt(1),
+				NotBefore:    time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC), NotAfter: time.Date(year, 1, 2, 0, 0, 0, 0, time.UTC),
+			}
+			der, err := x509.CreateCertificate(nil, template, template, signer.Public(), signer)
+			if err != nil {
+				t.Fatal(err)
+			}
+			config.Certificates[0].Certificate = [][]byte{der}
+		}
+		for i := range 2 { // crypto/tls may resume the first or begin anew, by the dates: it is no other
+			if _, _, dialErr, listenErr := handshake(t, dial, listen); dialErr != nil || listenErr != nil {
+				t.Errorf("certificates of %d, handshake %d: dial: %v, listen: %v", year, i, dialErr, listenErr)
 			}
 		}
 	}
