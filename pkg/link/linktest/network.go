@@ -39,6 +39,7 @@ type Network struct {
 	ports   map[netip.Addr]uint16
 	cut     map[netip.Addr]bool
 	drop    func(Packet) bool
+	double  func(Packet) bool
 	delay   func(Packet) time.Duration
 	rebound map[netip.AddrPort]netip.AddrPort // what a NAT makes of a source, and back
 	inside  map[netip.AddrPort]netip.AddrPort
@@ -89,6 +90,14 @@ func (n *Network) Drop(f func(Packet) bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.drop = f
+}
+
+// Double has the packets of which f says so arrive twice, each copy with a delay of its own. It replaces the f before; nil
+// doubles none.
+func (n *Network) Double(f func(Packet) bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.double = f
 }
 
 // Delay adds to the latency of each packet. It replaces the f before; nil adds nothing.
@@ -178,34 +187,40 @@ func (n *Network) latencyOf(p simnet.Packet) time.Duration {
 
 // SendPacket is simnet's interface to a router.
 func (n *Network) SendPacket(p simnet.Packet) error {
-	if to := n.route(&p); to != nil {
+	to, doubled := n.route(&p)
+	if to == nil {
+		return nil
+	}
+	to.RecvPacket(p)
+	if doubled {
 		to.RecvPacket(p)
 	}
 	return nil
 }
 
-func (n *Network) route(p *simnet.Packet) simnet.PacketReceiver {
+func (n *Network) route(p *simnet.Packet) (to simnet.PacketReceiver, doubled bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.packets++
 	seen := packet(*p)
 	if n.cut[seen.From.Addr()] || n.cut[seen.To.Addr()] || n.drop != nil && n.drop(seen) {
-		return nil
+		return nil, false
 	}
+	doubled = n.double != nil && n.double(seen)
 	if outside, ok := n.rebound[seen.From]; ok {
 		p.From = net.UDPAddrFromAddrPort(outside)
 	}
 	if address, ok := n.aliases[seen.To]; ok {
-		return n.nodes[address]
+		return n.nodes[address], doubled
 	}
 	if inside, ok := n.inside[seen.To]; ok {
 		p.To = net.UDPAddrFromAddrPort(inside)
-		return n.nodes[inside]
+		return n.nodes[inside], doubled
 	}
 	if _, ok := n.rebound[seen.To]; ok {
-		return nil
+		return nil, false
 	}
-	return n.nodes[seen.To]
+	return n.nodes[seen.To], doubled
 }
 
 // AddNode is simnet's interface to a router; open does the work.
