@@ -8,9 +8,16 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"ptthqd/pkg/config"
+	"ptthqd/pkg/control"
+	"ptthqd/pkg/link"
+	"ptthqd/pkg/wire"
 )
 
 func TestServiceChecks(t *testing.T) {
@@ -84,6 +91,78 @@ func TestMayRead(t *testing.T) {
 		}
 		if may := mayRead(info, c.who); may != c.may {
 			t.Errorf("mode %04o, %s: %v", c.mode, c.who.Uid, may)
+		}
+	}
+}
+
+// What the running daemon tells of its sockets and links is judged.
+func TestDaemonsFigures(t *testing.T) {
+	const mib = 1 << 20
+	connected := func(f control.Figures) control.Status {
+		return control.Status{Links: []control.Link{{Relay: "relay:30380", State: control.LinkConnected, Figures: &f, Socket: &control.Socket{ReceiveBuffer: 16 * mib}}}}
+	}
+	listening := func(l control.Listener, uptime time.Duration, peers ...control.Peer) control.Status {
+		l.Listen, l.Address = "[::]:30380", "[::]:30380"
+		return control.Status{Listeners: []control.Listener{l}, Peers: peers, Uptime: control.Seconds(uptime)}
+	}
+	for _, c := range []struct {
+		name                       string
+		status                     control.Status
+		check, result, says, mends string
+	}{
+		{"a good link", connected(control.Figures{PacketsSent: 5000, Loss: 0.01}), "link", isOK, "1% lost", ""},
+		{"a lossy link", connected(control.Figures{PacketsSent: 5000, Loss: 0.2}), "link", isWarning, "20% of the packets are lost", "mtr -u"},
+		{"a young link", connected(control.Figures{PacketsSent: 10, Loss: 0.2}), "link", isOK, "20% lost", ""},
+		{
+			"no link", control.Status{Links: []control.Link{{Relay: "relay:30380", State: control.LinkWaiting, LastError: "no answer"}}},
+			"link", isFailure, "the daemon is not connected: no answer", "handshake above",
+		},
+		{"a good buffer", connected(control.Figures{}), "buffer", isOK, "16 MiB", ""},
+		{
+			"a small buffer", control.Status{Links: []control.Link{{Relay: "relay:30380", Socket: &control.Socket{ReceiveBuffer: 425984}}}},
+			"buffer", isWarning, "416 KiB, smaller than the 8.0 MiB", "sysctl -w net.core.rmem_max=",
+		},
+		{"a small buffer of a relay", listening(control.Listener{ReceiveBuffer: 425984}, 0), "buffer", isWarning, "416 KiB, smaller", "ptthqd.socket"},
+		{"a good listener", listening(control.Listener{Packets: 1e6, Dropped: 3}, time.Hour), "listener", isOK, "3 dropped", ""},
+		{"a full buffer", listening(control.Listener{Packets: 1e6, Dropped: 3000}, time.Hour), "listener", isWarning, "the receive buffer was full", "net.core.rmem_max"},
+		{"a closed firewall", listening(control.Listener{}, time.Hour, control.Peer{ID: "nas"}), "listener", isWarning, "nothing has arrived for 1h0m", "ufw allow 30380/udp"},
+		{"a relay that has just started", listening(control.Listener{}, time.Second, control.Peer{ID: "nas"}), "listener", isOK, "0 packets", ""},
+		{"peers that are away", listening(control.Listener{}, 0, control.Peer{ID: "nas"}, control.Peer{ID: "laptop", Connected: true}), "peers", isNote, "1 of 2 connected; not nas", ""},
+	} {
+		d := &doctor{status: &c.status}
+		d.examineBuffers()
+		if len(c.status.Links) > 0 {
+			d.checks = append(d.checks, d.examineLink(config.Relay{Address: "relay:30380"})...)
+		} else {
+			d.examineListeners(t.Context())
+		}
+		i := slices.IndexFunc(d.checks, func(f finding) bool { return f.Name == c.check })
+		if i < 0 {
+			t.Errorf("%s: no %s in %+v", c.name, c.check, d.checks)
+			continue
+		}
+		if f := d.checks[i]; f.Result != c.result || !strings.Contains(f.Detail, c.says) || !strings.Contains(f.Remedy, c.mends) || (f.Remedy == "") != (c.mends == "") {
+			t.Errorf("%s: %+v", c.name, f)
+		}
+	}
+}
+
+// Each reason for which a dial fails, and each status of a refusal, has a remedy of its own.
+func TestRemedies(t *testing.T) {
+	seen := map[string]link.Reason{}
+	for _, reason := range link.DialReasons {
+		remedy := remedyOf(reason, config.Relay{Address: "relay.example.com:30380"})
+		if other, ok := seen[remedy]; ok || remedy == "" {
+			t.Errorf("%s: the same remedy as %s: %q", reason, other, remedy)
+		}
+		seen[remedy] = reason
+	}
+	for status, part := range map[wire.Status]string{
+		wire.StatusNotAllowed: "ptthqd explain laptop nas :22", wire.StatusNotConnected: "`ptthqd doctor` there", wire.StatusRefused: "`ss -ltn`",
+		wire.StatusTimeout: "firewall", wire.StatusTooMany: "[limits]", wire.StatusVersion: "upgrade",
+	} {
+		if remedy := remedyOfRefusal(control.Hop{Code: int(status), By: "nas"}, "laptop", "nas", ":22"); !strings.Contains(remedy, part) {
+			t.Errorf("%v: %q", status, remedy)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -262,7 +263,8 @@ func TestFailedStartIsTold(t *testing.T) {
 func TestWatchdog(t *testing.T) {
 	s, m := newSite(t), newManager(t)
 	s.key("relay")
-	s.write("relay.toml", relayConfig(freePort(t), ""))
+	metrics := freePort(t)
+	s.write("relay.toml", relayConfig(freePort(t), fmt.Sprintf("[metrics]\nlisten = \"127.0.0.1:%d\"\n", metrics)))
 	v := m.start(s, "relay", []string{"WATCHDOG_USEC=150000", "PTTHQD_TEST_HANG=700ms"})
 	m.until("READY=1")
 	m.until("WATCHDOG=1")
@@ -276,6 +278,10 @@ func TestWatchdog(t *testing.T) {
 	}
 	if fed := len(m.heard("WATCHDOG=1")); fed < 5 {
 		t.Errorf("fed %d times before it hung", fed)
+	}
+	// Those who ask for its health are told.
+	if code, body := get(t, fmt.Sprintf("127.0.0.1:%d", metrics), "/healthz"); code != http.StatusServiceUnavailable || len(body) < 10 {
+		t.Errorf("its health: %d %q", code, body)
 	}
 	_ = v.Process.Kill()
 }

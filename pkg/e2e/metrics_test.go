@@ -111,10 +111,7 @@ func (p *prometheus) eventually(expression string, want float64) {
 // TestPrometheus has a real Prometheus scrape a chain under load, and compares what it knows then with what the load did.
 func TestPrometheus(t *testing.T) {
 	t.Parallel()
-	connections := 1000
-	if *full {
-		connections = 10000
-	}
+	const connections = 10000
 	w := newWorld(t, endServer)
 	for _, node := range []string{"relay", "nas", "laptop"} {
 		port := freeTCPPort(t)
@@ -317,6 +314,59 @@ func (w *world) echo(n int) error {
 		err = fmt.Errorf("%d bytes came back", got)
 	}
 	return err
+}
+
+// A client that is stopped, and still carries a connection, is alive, and not ready any more.
+func TestReadiness(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, endServer)
+	port := freeTCPPort(t)
+	w.extra["laptop"] = fmt.Sprintf("drain_timeout = \"20s\"\n[metrics]\nlisten = \"127.0.0.1:%d\"\n", port)
+	w.writeConfigs()
+	w.all()
+	page := func(path string) (int, string) {
+		answer, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d%s", port, path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = answer.Body.Close() }()
+		body, err := io.ReadAll(answer.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return answer.StatusCode, string(body)
+	}
+	p1 := w.mustDial()
+	if _, err := p1.Write(append(request{kind: kindEcho}.bytes(), "before"...)); err != nil {
+		t.Fatal(err)
+	}
+	if err := hears(p1, "before"); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"/readyz", "/healthz"} {
+		if code, body := page(path); code != http.StatusOK || body != "ok\n" {
+			t.Errorf("%s: %d %q", path, code, body)
+		}
+	}
+	w.procs["laptop"].signal(syscall.SIGTERM)
+	eventually(t, 5*time.Second, "it is not ready", func() error {
+		if code, body := page("/readyz"); code != http.StatusServiceUnavailable || body != "draining\n" {
+			return fmt.Errorf("%d %q", code, body)
+		}
+		return nil
+	})
+	if code, body := page("/healthz"); code != http.StatusOK {
+		t.Errorf("its health: %d %q", code, body)
+	}
+	if _, body := page("/metrics"); !strings.Contains(body, "\nptthqd_ready 0\n") {
+		t.Error("its metrics say that it is ready")
+	}
+	_ = p1.Close()
+	select {
+	case <-w.procs["laptop"].exited:
+	case <-time.After(10 * time.Second):
+		t.Error("it does not stop")
+	}
 }
 
 // TestAlertRules has promtool look at the rules, and try the ones that compare over time.

@@ -219,10 +219,7 @@ func TestOpenSSH(t *testing.T) {
 		}
 	})
 	t.Run("scp", func(t *testing.T) {
-		size := uint64(64 << 20)
-		if *full {
-			size = 256 << 20
-		}
+		const size = 256 << 20
 		dir := t.TempDir()
 		here, there, back := filepath.Join(dir, "here"), filepath.Join(dir, "there"), filepath.Join(dir, "back")
 		want := writePattern(t, here, 3, size)
