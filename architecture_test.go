@@ -21,6 +21,7 @@ const module = "ptthqd"
 var floors = map[string]int{
 	"pkg/wire":  0,
 	"pkg/ident": 0,
+	"pkg/pace":  0,
 	"pkg/spare": 0,
 
 	"pkg/splice":  1, // needs wire's codes for how a stream ends

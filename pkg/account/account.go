@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"ptthqd/pkg/pace"
 	"ptthqd/pkg/session"
 	"ptthqd/pkg/wire"
 )
@@ -28,6 +29,7 @@ type Ledger struct {
 	Logger *slog.Logger
 
 	repeats Repeats
+	lines   pace.Pace // by client, or by mapping at a client
 
 	mu     sync.Mutex
 	counts Counts
@@ -60,17 +62,23 @@ type refusal struct {
 // Enter logs and counts a session that has ended. One that was open is one line:
 // at info, or at warn where it failed. Of many that are refused alike
 // only the first is a line at warn: the others are lines at debug, and how many
-// there were is told later.
+// there were is told later. So are lines at debug that one client, or mapping,
+// makes faster than anybody reads.
 func (l *Ledger) Enter(s session.Summary) {
 	l.count(s)
 	switch s.End {
 	case session.EndClosed, session.EndResetByP1, session.EndResetByP5, session.EndStopped, session.EndRemoved:
-		l.log(slog.LevelInfo, "connection ended", s)
+		l.ended(slog.LevelInfo, "connection ended", s)
 	case session.EndExpired, session.EndRevoked, session.EndRestarted, session.EndProtocol:
-		l.log(slog.LevelWarn, "connection failed", s)
+		l.ended(slog.LevelWarn, "connection failed", s)
 	case session.EndRefused, session.EndUnattached:
 		l.refused(s)
 	}
+}
+
+func (l *Ledger) ended(level slog.Level, message string, s session.Summary) {
+	level, leftOut := l.lines.Level(cmp.Or(s.Mapping, s.Client), level)
+	l.log(level, message, s, pace.LeftOut(leftOut))
 }
 
 func (l *Ledger) refused(s session.Summary) {

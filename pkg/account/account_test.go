@@ -158,6 +158,33 @@ func TestUnlikeRefusalsAreToldApart(t *testing.T) {
 	})
 }
 
+// A client that opens and closes as fast as it can doesn't fill the log, nor does it push out the lines of another.
+func TestConnectionsInALoop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, b := newLedger()
+		defer l.Close()
+		enter := func(client string) {
+			l.Enter(session.Summary{Info: session.Info{Client: client}, Status: wire.StatusOpen, End: session.EndClosed})
+		}
+		for range 10_000 {
+			enter("mallory")
+		}
+		enter("laptop")
+		if n := len(b.lines(t)); n != 2001 {
+			t.Errorf("%d lines", n)
+		}
+		time.Sleep(time.Second)
+		enter("mallory")
+		lines := b.lines(t)
+		if last := lines[len(lines)-1]; last["left_out"] != 8000.0 {
+			t.Errorf("the last line is %v", last)
+		}
+		if n := l.Counts().Ends[session.EndClosed]; n != 10_002 {
+			t.Errorf("%d were counted", n)
+		}
+	})
+}
+
 func TestWhatStrangersMakeUpIsBounded(t *testing.T) {
 	l, b := newLedger()
 	for i := range 5000 {

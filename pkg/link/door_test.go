@@ -231,6 +231,36 @@ func TestHandshakesBrokenOff(t *testing.T) {
 	})
 }
 
+// A peer that makes one link after another is a few lines.
+func TestLinksInALoop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, link.Limits{})
+		for range 200 {
+			conn, err := c.knock("10.0.0.2", c.tls(c.key))
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := conn.OpenStream()
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = s.Write(wire.Append(nil, &wire.Control{}))
+			<-c.accepted
+			_ = conn.CloseWithError(quic.ApplicationErrorCode(wire.CloseProtocol), "")
+			time.Sleep(50 * ms)
+		}
+		if n := strings.Count(c.log.String(), " link "); n != 100 {
+			t.Errorf("%d lines", n)
+		}
+		time.Sleep(time.Hour)
+		c.dial()
+		c.took(0, sec)
+		if !strings.Contains(c.log.String(), "left_out=300") {
+			t.Error("nobody tells what was left out")
+		}
+	})
+}
+
 func TestPenalty(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, link.Limits{AuthPenalty: 5 * sec, AuthPenaltyMax: 8 * sec, PenaltySources: 2})

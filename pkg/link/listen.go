@@ -14,6 +14,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"ptthqd/pkg/ident"
+	"ptthqd/pkg/pace"
 	"ptthqd/pkg/wire"
 )
 
@@ -47,6 +48,7 @@ type Listener struct {
 	hits    hits
 	grants  *grants
 	refused rate.Sometimes // logs handshakes
+	lines   pace.Pace      // about links, by peer
 	own     Links          // if no Links are given
 	probes  probes
 }
@@ -91,6 +93,7 @@ func (l *Listener) Run(ctx context.Context) error {
 	l.hits.log, l.hits.tell = l.log, l.LimitHit
 	l.grants = newGrants(l.Limits.Windows)
 	l.refused = rate.Sometimes{Interval: refusedEvery}
+	l.lines = pace.Pace{Every: 30 * time.Second, AtOnce: 100}
 
 	tlsConfig, err := ident.ListenTLS(l.Identity, l.ask)
 	if err != nil {
@@ -195,9 +198,15 @@ func (l *Listener) welcome(ctx context.Context, conn *quic.Conn) {
 		link.Close(wire.CloseClosing, "the relay is stopping")
 	}
 	link.start(control)
-	l.log.Info("link up", slog.String("peer", link.peer), slog.Any("remote", link.RemoteAddr()))
+	l.say(slog.LevelInfo, "link up", link, slog.Any("remote", link.RemoteAddr()))
 	link.run(l.Serve)
-	l.log.Log(context.Background(), link.endLevel(), "link down", slog.String("peer", link.peer), slog.Any("reason", link.Err()))
+	l.say(link.endLevel(), "link down", link, slog.Any("reason", link.Err()))
+}
+
+// say logs that a link comes or goes. A peer whose links do so all the time is a few lines.
+func (l *Listener) say(level slog.Level, msg string, link *Link, what slog.Attr) {
+	level, leftOut := l.lines.Level(link.peer, level)
+	l.log.LogAttrs(context.Background(), level, msg, slog.String("peer", link.peer), what, pace.LeftOut(leftOut))
 }
 
 // admit waits until a connection has become a link: its dialler has opened the control stream.

@@ -13,6 +13,7 @@ import (
 
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
+	"ptthqd/pkg/pace"
 	"ptthqd/pkg/policy"
 )
 
@@ -22,8 +23,15 @@ type neighbour struct {
 	id       string
 	role     policy.Role
 	log      *slog.Logger
+	lines    *pace.Pace // the relay's
 	opens    *rate.Limiter
 	refusals refusals
+}
+
+// say logs what the peer can make come again as often as it likes: that is bounded, whatever links it makes for it.
+func (n *neighbour) say(level slog.Level, msg string, attributes ...any) {
+	level, leftOut := n.lines.Level(n.id, level)
+	n.log.Log(context.Background(), level, msg, append(attributes, pace.LeftOut(leftOut))...)
 }
 
 // links is the table of live links, one for each peer: the newest wins.

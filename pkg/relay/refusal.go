@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -68,7 +67,7 @@ func notOpened(to *neighbour, err error) refusal {
 // answer or had its time to.
 func (r *Relay) refuse(from *neighbour, s *link.Stream, q request, no refusal) {
 	r.counts.refuse(no.status)
-	from.refusals.note(from.log, time.Now(), q, no, r.name)
+	from.refusals.note(from, time.Now(), q, no, r.name)
 
 	// A dead stream fails where it is used.
 	_ = s.SetReadDeadline(time.Now().Add(refusalTime))
@@ -117,7 +116,7 @@ const (
 )
 
 // note logs a refusal by a node, or counts it.
-func (f *refusals) note(log *slog.Logger, now time.Time, q request, no refusal, node string) {
+func (f *refusals) note(from *neighbour, now time.Time, q request, no refusal, node string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	k := kind{no.status, node, q.server, q.target}
@@ -135,10 +134,10 @@ func (f *refusals) note(log *slog.Logger, now time.Time, q request, no refusal, 
 		again.next(now) // the interval has passed without one: this is its line
 	default:
 		again.more++
-		log.Debug("connection refused", refusedAttributes(q, no, node)...)
+		from.log.Debug("connection refused", refusedAttributes(q, no, node)...)
 		return
 	}
-	log.Log(context.Background(), k.level(), "connection refused", refusedAttributes(q, no, node)...)
+	from.say(k.level(), "connection refused", refusedAttributes(q, no, node)...)
 }
 
 func refusedAttributes(q request, no refusal, node string) []any {
@@ -177,7 +176,7 @@ func (again *repetition) next(now time.Time) {
 
 // sumUp tells what has come again, of each kind when its interval is over. What
 // has not come for long after is forgotten.
-func (f *refusals) sumUp(log *slog.Logger, now time.Time) {
+func (f *refusals) sumUp(n *neighbour, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for k, again := range f.kinds {
@@ -185,7 +184,7 @@ func (f *refusals) sumUp(log *slog.Logger, now time.Time) {
 		switch {
 		case quiet < 0:
 		case again.more > 0:
-			again.tell(log, k, now)
+			again.tell(n, k, now)
 			again.next(now)
 		case quiet >= lastInterval:
 			delete(f.kinds, k)
@@ -194,19 +193,19 @@ func (f *refusals) sumUp(log *slog.Logger, now time.Time) {
 }
 
 // flush tells what was not yet told.
-func (f *refusals) flush(log *slog.Logger) {
+func (f *refusals) flush(n *neighbour) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for k, again := range f.kinds {
 		if again.more > 0 {
-			again.tell(log, k, time.Now())
+			again.tell(n, k, time.Now())
 		}
 	}
 	f.kinds = nil
 }
 
-func (again *repetition) tell(log *slog.Logger, k kind, now time.Time) {
-	log.Log(context.Background(), k.level(), "connections refused again",
+func (again *repetition) tell(n *neighbour, k kind, now time.Time) {
+	n.say(k.level(), "connections refused again",
 		slog.Int("times", again.more),
 		slog.Duration("within", now.Sub(again.since)),
 		slog.Uint64("code", uint64(k.status)),

@@ -26,6 +26,7 @@ import (
 
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
+	"ptthqd/pkg/pace"
 	"ptthqd/pkg/policy"
 	"ptthqd/pkg/splice"
 	"ptthqd/pkg/wire"
@@ -92,6 +93,7 @@ type Relay struct {
 	links    links
 	table    table
 	counts   counts
+	lines    pace.Pace // about connections, by peer
 }
 
 // rules are what a reload swaps.
@@ -129,7 +131,7 @@ func (r *Relay) LimitHit(limit string) { r.counts.hit(limit) }
 // returns when every stream of it is finished: [link.Listener]'s Serve. It is the
 // listener that closes the link when ctx is done.
 func (r *Relay) Serve(ctx context.Context, l *link.Link) {
-	n := &neighbour{link: l, id: l.Peer(), log: r.log.With("peer", l.Peer())}
+	n := &neighbour{link: l, id: l.Peer(), log: r.log.With("peer", l.Peer()), lines: &r.lines}
 	if !r.arrive(n) {
 		l.Close(wire.CloseRevoked, withdrawnKey)
 		return
@@ -178,7 +180,7 @@ func (r *Relay) watch(ctx context.Context, n *neighbour) {
 	}
 	sweep := time.NewTicker(sweepTime)
 	defer sweep.Stop()
-	defer n.refusals.flush(n.log)
+	defer n.refusals.flush(n)
 	for {
 		select {
 		case <-ctx.Done():
@@ -186,7 +188,7 @@ func (r *Relay) watch(ctx context.Context, n *neighbour) {
 		case <-n.link.Done():
 			return
 		case now := <-sweep.C:
-			n.refusals.sumUp(n.log, now)
+			n.refusals.sumUp(n, now)
 			r.resetStalled(n, now)
 		}
 	}
@@ -306,7 +308,7 @@ func (r *Relay) openNextHop(c *connection, s *link.Stream, inner []byte) (*link.
 func (r *Relay) account(c *connection, end splice.End) {
 	reply := c.reply.Load()
 	if reply != nil && !granted(reply.Status) {
-		c.from.refusals.note(c.from.log, time.Now(), c.request, refusal{status: reply.Status, text: reply.Text}, c.server)
+		c.from.refusals.note(c.from, time.Now(), c.request, refusal{status: reply.Status, text: reply.Text}, c.server)
 		return
 	}
 	how, by, reason := explain(end)
@@ -314,7 +316,7 @@ func (r *Relay) account(c *connection, end splice.End) {
 	if reply != nil {
 		code = reply.Status
 	}
-	c.from.log.Info("connection ended", append(c.attributes(),
+	c.from.say(slog.LevelInfo, "connection ended", append(c.attributes(),
 		slog.String("end", how),
 		slog.Uint64("code", uint64(code)),
 		slog.String("by", by),
