@@ -72,7 +72,7 @@ type demo struct {
 // A node is one of the processes.
 type node struct {
 	*exec.Cmd
-	log   bytes.Buffer // read only when it has ended
+	log   string // the file that it logs to
 	ended chan struct{}
 }
 
@@ -116,7 +116,7 @@ func demonstrate(ctx context.Context, out io.Writer, stay bool) (err error) {
 	if err := d.awaitLinks(ctx); err != nil {
 		return err
 	}
-	d.say("All three are up, with keys and configs in %s.", d.dir)
+	d.say("All three are up, with keys, configs and logs in %s.", d.dir)
 	if err := d.show(ctx); err != nil {
 		return err
 	}
@@ -199,8 +199,16 @@ func (d *demo) client(role string) *control.Client {
 
 // start runs a node and returns when it is ready. A node outlives ctx: stop ends it.
 func (d *demo) start(ctx context.Context, role string) error {
-	n := &node{Cmd: exec.CommandContext(context.WithoutCancel(ctx), d.exe, "run", "-c", d.path(role, ".toml"), "--socket", d.path(role, ".sock"), "--log-format=text"), ended: make(chan struct{})}
-	n.Stderr = &n.log
+	n := &node{
+		Cmd: exec.CommandContext(context.WithoutCancel(ctx), d.exe, "run", "-c", d.path(role, ".toml"), "--socket", d.path(role, ".sock"), "--log-format=text"),
+		log: d.path(role, ".log"), ended: make(chan struct{}),
+	}
+	log, err := os.OpenFile(n.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	n.Stderr = log
 	if err := n.Start(); err != nil {
 		return fmt.Errorf("start the %s: %w", role, err)
 	}
@@ -233,7 +241,8 @@ func (d *demo) await(ctx context.Context, role string, wanted func(*control.Stat
 		select {
 		case <-tick.C:
 		case <-n.ended:
-			return fmt.Errorf("the %s has ended; its log:\n%s", role, n.log.String())
+			said, _ := os.ReadFile(n.log)
+			return fmt.Errorf("the %s has ended; its log:\n%s", role, said)
 		case <-ctx.Done():
 			return fmt.Errorf("the %s isn't ready after %v: %w", role, demoPatience, ctx.Err())
 		}
@@ -338,6 +347,7 @@ func (d *demo) invite(ctx context.Context) {
 	d.say("  head -c 100M /dev/zero | curl -T - http://127.0.0.1:%d/ | sha256sum", d.clientPort)
 	d.say("  %s status --watch --socket %s", d.exe, d.path("relay", ".sock"))
 	d.say("  %s explain laptop nas %d --socket %s", d.exe, d.serverPort, d.path("server", ".sock"))
+	d.say("  tail -f %s      # each connection has one ID in all three", d.path("*", ".log"))
 	d.say("")
 	d.say("The configs are in %s: change one and see it taken over, or add a mapping of your own:", d.dir)
 	d.say("a [[mappings]] in client.toml and a [[services]] with clients = [\"laptop\"] in server.toml, say to port 22 for ssh.")

@@ -114,12 +114,14 @@ func TestDaemonsFigures(t *testing.T) {
 		{"a lossy link", connected(control.Figures{PacketsSent: 5000, Loss: 0.2}), "link", isWarning, "20% of the packets are lost", "mtr -u"},
 		{"a young link", connected(control.Figures{PacketsSent: 10, Loss: 0.2}), "link", isOK, "20% lost", ""},
 		{
-			"no link", control.Status{Links: []control.Link{{Relay: "relay:30380", State: control.LinkWaiting, LastError: "no answer"}}},
+			"no link",
+			control.Status{Links: []control.Link{{Relay: "relay:30380", State: control.LinkWaiting, LastError: "no answer"}}},
 			"link", isFailure, "the daemon is not connected: no answer", "handshake above",
 		},
 		{"a good buffer", connected(control.Figures{}), "buffer", isOK, "16 MiB", ""},
 		{
-			"a small buffer", control.Status{Links: []control.Link{{Relay: "relay:30380", Socket: &control.Socket{ReceiveBuffer: 425984}}}},
+			"a small buffer",
+			control.Status{Links: []control.Link{{Relay: "relay:30380", Socket: &control.Socket{ReceiveBuffer: 425984}}}},
 			"buffer", isWarning, "416 KiB, smaller than the 8.0 MiB", "sysctl -w net.core.rmem_max=",
 		},
 		{"a small buffer of a relay", listening(control.Listener{ReceiveBuffer: 425984}, 0), "buffer", isWarning, "416 KiB, smaller", "ptthqd.socket"},
