@@ -1,7 +1,6 @@
 package deploy_test
 
 import (
-	"context"
 	"fmt"
 	"regexp"
 	"strings"
@@ -44,6 +43,19 @@ func TestThreeHosts(t *testing.T) {
 			for _, h := range []*host{client, relay, server} {
 				h.soon("journalctl -u ptthqd PTTHQ_CONNECTION=" + id + " -o cat | grep " + id)
 			}
+			relay.soon("journalctl -u ptthqd PTTHQ_PEER=client -o cat | grep 'link up'")
+		})
+		l.sub("STATUS tells how it stands", func(t *testing.T) {
+			check := count(t, client)
+			for h, want := range map[*host]string{
+				client: "connected to relay:30380 .*; 1 mapping, 1 connection",
+				server: "connected to relay:30380 .*; 1 service, 1 connection",
+				relay:  "2 of 2 peers.* 1 connection",
+			} {
+				h.soon("systemctl show -P StatusText ptthqd | grep -E '" + want + "'")
+			}
+			check()
+			client.soon("systemctl show -P StatusText ptthqd | grep '0 connections'")
 		})
 		l.sub("sessions survive the relay's restart and upgrade", func(t *testing.T) {
 			check := count(t, client)
@@ -107,10 +119,25 @@ systemd-run --quiet --unit=knock --property=StandardOutput=file:/root/knocked ba
 				t.Errorf("of those that knocked during three restarts:\n%s", said)
 			}
 		})
-		l.sub("all of it comes back after a reboot", func(t *testing.T) {
-			if base == "bookworm" {
-				t.Skip("systemd 252 has no soft-reboot, and the hosts no other one")
+		l.sub("a stop has the time that draining takes", func(t *testing.T) {
+			// systemd's patience is shorter than the drain, which asks for more.
+			client.run(`mkdir -p /run/systemd/system/ptthqd.service.d && printf '[Service]\nTimeoutStopSec=2\n' > /run/systemd/system/ptthqd.service.d/impatient.conf && systemctl daemon-reload`)
+			client.run(`sed -i '1i drain_timeout = "7s"' /etc/ptthq.toml && systemctl reload ptthqd`)
+			client.run("systemd-run --quiet --unit=held bash -c 'exec 3<>/dev/tcp/127.0.0.1/2200; sleep 60'")
+			client.soon("ptthqd status --json | grep -F '\"state\": \"attached\"'")
+			began := time.Now()
+			client.run("systemctl stop --no-block ptthqd; sleep 4")
+			client.is("deactivating", "systemctl is-active ptthqd")
+			client.says("stopping: waiting for 1 connection", "systemctl show -P StatusText ptthqd")
+			client.soon(`test "$(systemctl is-active ptthqd)" = inactive`)
+			if took := time.Since(began); took < 7*time.Second || took > 14*time.Second {
+				t.Errorf("the stop took %v, with a drain of 7 s", took)
 			}
+			client.is("success 0", "systemctl show -P Result -P ExecMainStatus ptthqd | paste -sd ' '")
+			client.run("systemctl stop held; rm -r /run/systemd/system/ptthqd.service.d; systemctl daemon-reload; sed -i 1d /etc/ptthq.toml; systemctl start ptthqd")
+			client.soon(serverName)
+		})
+		l.sub("all of it comes back after a reboot", func(t *testing.T) {
 			for _, name := range []string{"relay", "server", "client"} {
 				l.reboot(name)
 				client.soon(serverName)
@@ -129,15 +156,6 @@ func peersBlock(t *testing.T, said string) string {
 		t.Fatalf("init prints no [[peers]]:\n%s", said)
 	}
 	return block
-}
-
-func (l *lab) reboot(name string) {
-	l.t.Helper()
-	cmd := l.host(name).command(context.Background(), "")
-	cmd.Args = []string{l.tool, "reboot", name}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		l.t.Fatalf("reboot %s: %v\n%s", name, err, out)
-	}
 }
 
 // count starts an ssh session through the chain that counts until the returned function stops it, which checks that no

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -93,7 +94,7 @@ type lab struct {
 func newLab(t *testing.T, base string, hosts []string, options ...string) *lab {
 	t.Helper()
 	l := &lab{t: t, tool: hostTool(t)}
-	args := []string{"lab", "--base", base, "--packages", "openssh-server,openssh-client", "--timeout", "900", "--ro", packages(t) + ":/debs"}
+	args := []string{"lab", "--base", base, "--packages", "openssh-server,openssh-client,libpam-systemd", "--timeout", "900", "--ro", packages(t) + ":/debs"}
 	for _, host := range hosts {
 		args = append(args, "--host", host)
 	}
@@ -146,6 +147,53 @@ func (l *lab) sub(name string, part func(t *testing.T)) {
 }
 
 func (l *lab) host(name string) *host { return &host{l, name} }
+
+// reboot stops everything on a host, starts its systemd anew, and waits until it is up.
+func (l *lab) reboot(name string) {
+	l.t.Helper()
+	h := l.host(name)
+	if _, code := h.try("systemctl cat soft-reboot.target >/dev/null 2>&1"); code != 0 {
+		h.rebootByHand()
+		return
+	}
+	cmd := h.command(context.Background(), "")
+	cmd.Args = []string{l.tool, "reboot", name}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		l.t.Fatalf("reboot %s: %v\n%s", name, err, out)
+	}
+}
+
+// rebootByHand is for a systemd without soft-reboot, before 254: every process is ended, and PID 1 becomes a fresh systemd in the
+// same root, with a /run and a /tmp that are empty.
+func (h *host) rebootByHand() {
+	h.lab.t.Helper()
+	cmd := h.command(context.Background(), "")
+	cmd.Args = []string{h.lab.tool, "pid", h.name}
+	pid, err := cmd.Output()
+	if err != nil {
+		h.lab.t.Fatalf("pid of %s: %v", h.name, err)
+	}
+	h.run(`mkdir /nextroot
+		mount --bind / /nextroot
+		mount --bind /debs /nextroot/debs
+		mount -t tmpfs -o mode=0755,nosuid,nodev run /nextroot/run
+		mount -t tmpfs -o mode=1777,nosuid,nodev tmp /nextroot/tmp
+		printf '#!/bin/sh\nmount --make-rshared /\nexec /lib/systemd/systemd "$@"\n' > /init && chmod +x /init
+		touch /run/before
+		systemd-run --quiet --on-active=1 --timer-property=AccuracySec=100ms busctl call \
+			org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager SwitchRoot ss /nextroot /init`)
+	// Seen from outside: whatever runs inside meanwhile is ended too.
+	before := filepath.Join("/proc", strings.TrimSpace(string(pid)), "root/run/before")
+	for begun := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+		if _, err := os.Stat(before); errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		if time.Since(begun) > 2*time.Minute {
+			h.lab.t.Fatalf("%s doesn't reboot", h.name)
+		}
+	}
+	h.soon(`[[ $(systemctl is-system-running) =~ ^(running|degraded)$ ]] && rmdir /nextroot`)
+}
 
 // host is one of a lab's.
 type host struct {
@@ -217,6 +265,9 @@ func (h *host) says(want, script string) {
 		h.lab.t.Errorf("%s: %s\n got %q\nwant %q in it", h.name, script, got, want)
 	}
 }
+
+// quoted is a text as one word of a shell.
+func quoted(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }
 
 // onEach runs a test on every base.
 func onEach(t *testing.T, test func(t *testing.T, base string)) {

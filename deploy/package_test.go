@@ -22,6 +22,14 @@ func TestPackage(t *testing.T) {
 		h.is("disabled", "systemctl is-enabled ptthqd.socket")
 		h.is("", "systemctl list-units --failed --no-legend 'ptthqd*'")
 		h.run("getent passwd ptthqd && getent group ptthqd")
+		h.says("/etc/ptthq.toml", "dpkg-query -W -f '${Conffiles}' ptthqd")
+		for _, file := range []string{
+			"man/man8/ptthqd.8.gz", "man/man5/ptthqd.toml.5.gz",
+			"bash-completion/completions/ptthqd", "zsh/vendor-completions/_ptthqd", "fish/vendor_completions.d/ptthqd.fish",
+			"doc/ptthqd/examples/privileged-ports.conf", "doc/ptthqd/copyright",
+		} {
+			h.run("dpkg -L ptthqd | grep -x /usr/share/" + file)
+		}
 		h.run("ptthqd version | grep -F 'ptthqd 1.0.0, commit '")
 
 		// It is set up as it says, and runs.

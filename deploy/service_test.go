@@ -117,6 +117,59 @@ func TestService(t *testing.T) {
 			h.is("active active", "systemctl is-active ptthqd ptthqd.socket | paste -sd ' '")
 			h.run("systemctl disable ptthqd.socket 2>/dev/null")
 		})
+		l.sub("a privileged port needs no privilege where the socket is systemd's", func(t *testing.T) {
+			fresh(t, strings.Replace(relay, "\n", "\nlisten = [\"systemd:relay\"]\n", 1))
+			h.run("mkdir -p /etc/systemd/system/ptthqd.socket.d && printf '[Socket]\nListenDatagram=\nListenDatagram=[::]:443\n' > /etc/systemd/system/ptthqd.socket.d/port.conf && systemctl daemon-reload")
+			h.run("systemctl start ptthqd.socket ptthqd")
+			h.run("ss -Hlunm 'sport = 443' | grep >/dev/null rb33554432 && ! ss -Hlun 'sport = 30380' | grep .")
+			h.run("grep -x 'CapEff:\t0000000000000000' /proc/$(systemctl show -P MainPID ptthqd)/status")
+			h.says("[::]:443", "ptthqd status --json")
+		})
+		l.sub("an instance has a socket unit of its own", func(t *testing.T) {
+			fresh(t, relay)
+			h.run("ptthqd keygen -o /etc/ptthq/edge.key && cat > /etc/ptthq/edge.toml <<'END'\n" + strings.Replace(relay, "\n", "\nlisten = [\"systemd:relay\"]\n", 1) + "\nEND")
+			h.run("systemctl start ptthqd@edge.socket")
+			h.is("inactive", "systemctl is-active ptthqd@edge")
+			h.run("echo knock > /dev/udp/127.0.0.1/30380")
+			h.soon("systemctl is-active ptthqd@edge && ptthqd status -c /etc/ptthq/edge.toml --json | grep systemd:relay")
+			h.run("systemctl stop ptthqd@edge && rm /etc/ptthq/edge.*")
+			h.is("inactive", "systemctl is-active ptthqd@edge.socket")
+		})
+		l.sub("a user has a client of his own", func(t *testing.T) {
+			fresh(t, relay)
+			h.run("useradd --create-home --shell /bin/bash alice && loginctl enable-linger alice")
+			h.soon("systemctl is-active user@$(id -u alice)")
+			as := func(command string) string {
+				return "runuser -u alice -- env -C /home/alice HOME=/home/alice XDG_RUNTIME_DIR=/run/user/$(id -u alice) bash -euo pipefail -c " + quoted(command)
+			}
+			h.run(as("systemctl --user start ptthqd && ! systemctl --user is-active ptthqd")) // without a key it is quiet
+			said := h.run(as("ptthqd init client --id laptop --relay relay.invalid --relay-key " + other + " --mapping 2201=nas:22"))
+			if !strings.Contains(said, "systemctl --user enable --now ptthqd") {
+				t.Errorf("init does not say how to start it:\n%s", said)
+			}
+			h.run(as("systemctl --user enable --now ptthqd 2>/dev/null"))
+			h.run("ss -Hltn 'sport = 2201' | grep >/dev/null .")
+			h.says("relay.invalid", as("systemctl --user show -P StatusText ptthqd"))
+			h.says("relay.invalid", as("ptthqd status"))
+			h.is("700 alice", "stat -c '%a %U' /run/user/$(id -u alice)/ptthqd")
+			h.run("pid=$(" + as("systemctl --user show -P MainPID ptthqd") + "); grep -x 'NoNewPrivs:\t1' /proc/$pid/status; grep -x 'Seccomp:\t2' /proc/$pid/status")
+			h.soon("journalctl -o json _SYSTEMD_USER_UNIT=ptthqd.service | grep PTTHQ_RELAY")
+
+			h.run(as("echo 'nonsense = 1' >> .config/ptthq.toml"))
+			if _, code := h.try(as("systemctl --user reload ptthqd")); code == 0 {
+				t.Error("systemctl reload says that all is well")
+			}
+			h.says("ptthq.toml:", as("systemctl --user show -P StatusText ptthqd"))
+			h.run(as("sed -i '$d' .config/ptthq.toml && sed -i s/2201/2202/ .config/ptthq.toml && systemctl --user reload ptthqd"))
+			h.run("ss -Hltn 'sport = 2202' | grep >/dev/null .")
+			h.run(as("systemctl --user restart ptthqd") + " && ss -Hltn 'sport = 2202' | grep >/dev/null .")
+
+			// It comes with the user's own systemd, and goes with it.
+			h.run("systemctl stop user@$(id -u alice) && ! ss -Hltn 'sport = 2202' | grep .")
+			h.run("systemctl start user@$(id -u alice)")
+			h.soon("ss -Hltn 'sport = 2202' | grep >/dev/null .")
+			h.run("loginctl disable-linger alice; systemctl stop user@$(id -u alice)")
+		})
 		l.sub("a bad config behind the socket ends in a failed socket", func(t *testing.T) {
 			fresh(t, "nonsense")
 			h.run("systemctl start ptthqd.socket")
