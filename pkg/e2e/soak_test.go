@@ -444,7 +444,7 @@ func (s *soak) finish() {
 	for name, was := range s.idle {
 		eventually(s.T, 30*time.Second, name+" is as it was before", func() error {
 			is := s.watch.sample(name)
-			for _, i := range []int{goroutines, files} {
+			for _, i := range []int{goroutines, files, budgets} {
 				if is.values[i] > was.values[i]+5 {
 					return fmt.Errorf("%v %s, before %v", is.values[i], quantities[i].column, was.values[i])
 				}

@@ -34,6 +34,8 @@ type soakSample struct {
 const (
 	resident = iota
 	heap
+	budgets
+	unbudgeted
 	goroutines
 	files
 	sessions
@@ -43,8 +45,12 @@ const (
 	processor
 )
 
-// quantities are the columns of the CSV file. Those with a unit have a plot, of the change each second if rate is set. Those
-// with a slack must not grow by more than this share and this number.
+// quantities are the columns of the CSV file. Each has a plot, of the change each second if rate is set. Those with a slack
+// must not grow by more than this share and this number.
+//
+// What connections keep of a budget is not held against a process: a slow reader's window may rise for hours, step by step,
+// with each burst that the kernel's buffers take, as far as its limit and the budget let it. The rest of the heap must not
+// grow, and at the end nothing of the budgets may be taken.
 var quantities = [...]struct {
 	column, title string
 	unit          float64
@@ -52,7 +58,9 @@ var quantities = [...]struct {
 	share, slack  float64
 }{
 	resident:   {"rss_bytes", "RSS, MiB", 1 << 20, false, .05, 6 << 20},
-	heap:       {"heap_bytes", "HEAP, MiB", 1 << 20, false, .05, 2 << 20},
+	heap:       {"heap_bytes", "HEAP, MiB", 1 << 20, false, 0, 0},
+	budgets:    {"budgets_bytes", "USED OF THE BUDGETS OF MEMORY, MiB", 1 << 20, false, 0, 0},
+	unbudgeted: {"unbudgeted_bytes", "HEAP WITHOUT WHAT THE BUDGETS COUNT, MiB", 1 << 20, false, .05, 2 << 20},
 	goroutines: {"goroutines", "GOROUTINES", 1, false, .01, 20},
 	files:      {"files", "FILE DESCRIPTORS", 1, false, .01, 10},
 	sessions:   {"sessions", "SESSIONS", 1, false, 0, 0},
@@ -71,6 +79,7 @@ type soakWatcher struct {
 	begun time.Time
 	since map[string]time.Time // when each process began
 	csv   *os.File
+	like  *os.File // the marks
 
 	samples  []soakSample
 	marks    []soakSample // those that are compared: of like moments, right after a collection of garbage
@@ -79,17 +88,21 @@ type soakWatcher struct {
 
 func newSoakWatcher(t *testing.T, w *world, dir string, end int) *soakWatcher {
 	t.Helper()
-	csv, err := os.Create(filepath.Join(dir, "samples.csv"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = csv.Close() })
+	o := &soakWatcher{t: t, w: w, dir: dir, end: end, begun: time.Now(), since: make(map[string]time.Time)}
 	columns := []string{"seconds", "process", "pid", "age"}
 	for _, q := range quantities {
 		columns = append(columns, q.column)
 	}
-	_, _ = fmt.Fprintln(csv, strings.Join(columns, ","))
-	return &soakWatcher{t: t, w: w, dir: dir, end: end, begun: time.Now(), since: make(map[string]time.Time), csv: csv}
+	for name, f := range map[string]**os.File{"samples.csv": &o.csv, "marks.csv": &o.like} {
+		csv, err := os.Create(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = csv.Close() })
+		_, _ = fmt.Fprintln(csv, strings.Join(columns, ","))
+		*f = csv
+	}
+	return o
 }
 
 // names are those of ptthqd's processes.
@@ -113,17 +126,22 @@ func (o *soakWatcher) look() {
 		all = append(all, s)
 	}
 	for _, s := range all {
-		fields := []string{fmt.Sprintf("%.1f", s.at.Seconds()), s.process, strconv.Itoa(s.pid), fmt.Sprintf("%.1f", s.age.Seconds())}
-		for _, v := range s.values {
-			text := ""
-			if !math.IsNaN(v) {
-				text = strconv.FormatFloat(v, 'f', -1, 64)
-			}
-			fields = append(fields, text)
-		}
-		_, _ = fmt.Fprintln(o.csv, strings.Join(fields, ","))
+		_, _ = fmt.Fprintln(o.csv, s)
 	}
 	o.samples = append(o.samples, all...)
+}
+
+// String is a line of the CSV file.
+func (s soakSample) String() string {
+	fields := []string{fmt.Sprintf("%.1f", s.at.Seconds()), s.process, strconv.Itoa(s.pid), fmt.Sprintf("%.1f", s.age.Seconds())}
+	for _, v := range s.values {
+		text := ""
+		if !math.IsNaN(v) {
+			text = strconv.FormatFloat(v, 'f', -1, 64)
+		}
+		fields = append(fields, text)
+	}
+	return strings.Join(fields, ",")
 }
 
 func (o *soakWatcher) blank(name string, pid int, since time.Time) soakSample {
@@ -141,6 +159,13 @@ func (o *soakWatcher) sample(name string) soakSample {
 	o.host(&s)
 	m := o.scrape(name)
 	s.values[heap] = m.sum("go_memstats_heap_alloc_bytes")
+	s.values[budgets] = 0
+	for _, budget := range []string{"session_memory", "retained_memory"} { // of clients and servers
+		if used := m.sum("ptthqd_budget_used_bytes", budget); !math.IsNaN(used) {
+			s.values[budgets] += used
+		}
+	}
+	s.values[unbudgeted] = s.values[heap] - s.values[budgets]
 	s.values[goroutines] = m.sum("go_goroutines")
 	s.values[sessions] = m.sum("ptthqd_connections")
 	s.values[resumes] = m.sum("ptthqd_connections_resumed_total")
@@ -226,7 +251,9 @@ func (o *soakWatcher) mark(name, profile string) {
 	if err != nil {
 		o.t.Fatalf("heap of %s: %v", name, err)
 	}
-	o.marks = append(o.marks, o.sample(name))
+	now := o.sample(name)
+	o.marks = append(o.marks, now)
+	_, _ = fmt.Fprintln(o.like, now)
 }
 
 // fewMarks are too few to tell a trend.
@@ -235,7 +262,7 @@ const fewMarks = 9
 // growth compares the median of the last third of the marks of each process with that of the first third, behind a warm-up
 // of a tenth, at least of three. It returns a table, and what has grown.
 func (o *soakWatcher) growth() (table, grown []string) {
-	table = append(table, fmt.Sprintf("%-8s %-12s %14s %14s %8s", "process", "", "first third", "last third", "marks"))
+	table = append(table, fmt.Sprintf("%-8s %-18s %14s %14s %8s", "process", "", "first third", "last third", "marks"))
 	for _, name := range o.names() {
 		var marks []soakSample
 		for _, m := range o.marks {
@@ -250,11 +277,11 @@ func (o *soakWatcher) growth() (table, grown []string) {
 		}
 		third := len(marks) / 3
 		for i, q := range quantities {
-			if q.slack == 0 && i != sessions {
+			if q.slack == 0 && i != sessions && i != heap && i != budgets {
 				continue
 			}
 			first, last := medianOf(marks[:third], i), medianOf(marks[len(marks)-third:], i)
-			line := fmt.Sprintf("%-8s %-12s %14.0f %14.0f %8d", name, q.column, first, last, len(marks))
+			line := fmt.Sprintf("%-8s %-18s %14.0f %14.0f %8d", name, q.column, first, last, len(marks))
 			if q.slack > 0 && last > first*(1+q.share)+q.slack {
 				grown = append(grown, line)
 				line += " GROWN"
