@@ -310,6 +310,9 @@ func TestLines(t *testing.T) {
 			if how.plays != "relay" {
 				linked(t, w, nodes[1:]...)
 			}
+			if how.plays == "" {
+				serverConnected(t, w)
+			}
 			who := how.happen(t, w, p5s)
 			id := ""
 			eventually(t, 20*time.Second, "the lines of all nodes are as in the manual", func() error {

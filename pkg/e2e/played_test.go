@@ -130,7 +130,13 @@ func aClient(t *testing.T, w *world, say func(*wire.Open)) (*link.Link, *link.St
 		Target: fmt.Sprintf(":%d", w.ports["target"]), Limit: wire.InitialWindow, ResumeTimeout: time.Second,
 	}
 	say(open)
-	var st *link.Stream
+	serverConnected(t, w)
+	return l, asks(t, l, wire.Append(nil, open)), open
+}
+
+// serverConnected waits until the relay has the server's link at hand.
+func serverConnected(t *testing.T, w *world) {
+	t.Helper()
 	eventually(t, 10*time.Second, "the server is connected", func() error {
 		for _, p := range w.status("relay").Peers {
 			if p.ID == "nas" && !p.Connected {
@@ -139,8 +145,6 @@ func aClient(t *testing.T, w *world, say func(*wire.Open)) (*link.Link, *link.St
 		}
 		return nil
 	})
-	st = asks(t, l, wire.Append(nil, open))
-	return l, st, open
 }
 
 // asks opens a stream to the server with an inner tip.
@@ -181,7 +185,7 @@ func otherNode(node string, reply wire.Reply) way {
 			p.link("laptop")
 			linked(t, w, "laptop")
 		} else {
-			p.link("relay")
+			serverConnected(t, w)
 		}
 		return refusedConnection(t, w.ports["mapping"])
 	}}
@@ -248,7 +252,8 @@ var otherWays = map[string]way{
 			_, _ = st.Write(append(grant, beyond...))
 			_, _ = io.Copy(io.Discard, st)
 			st.Reset(wire.CodeProtocol)
-		}).link("relay")
+		})
+		serverConnected(t, w)
 		return refusedConnection(t, w.ports["mapping"])
 	}},
 	"the relay breaks the protocol of the link, and no other takes over in time": {
