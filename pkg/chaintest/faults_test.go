@@ -6,6 +6,10 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
+	"os"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -130,7 +134,7 @@ func TestBadPaths(t *testing.T) {
 func TestNATForgets(t *testing.T) {
 	const (
 		every = 10 * time.Second
-		lasts = 30 * time.Second
+		lasts = 40 * time.Second
 	)
 	for _, behind := range [][]string{{laptopHost}, {nasHost}, {laptopHost, nasHost}} {
 		t.Run(fmt.Sprint(behind), func(t *testing.T) {
@@ -138,15 +142,22 @@ func TestNATForgets(t *testing.T) {
 				_, _, c := w.chain()
 				idle := w.connect("echo")
 				exchange(t, idle, "before")
-				busy := startTransfer(w.connect("echo"), lasts)
+				busy := w.connect("echo")
+				text := strings.Repeat("some packets ", 500)
+				var longest time.Duration
 				for range lasts / every {
-					time.Sleep(every)
+					for forgotten := time.Now(); time.Since(forgotten) < every; time.Sleep(250 * time.Millisecond) {
+						begun := time.Now()
+						exchange(t, busy, text)
+						longest = max(longest, time.Since(begun))
+					}
 					for _, host := range behind {
 						w.network.Rebind(host)
 					}
 				}
-				if pause := busy.finish(t); pause > 1500*time.Millisecond {
-					t.Errorf("a pause of %v", pause)
+				t.Logf("the longest pause: %v", longest)
+				if longest > 1500*time.Millisecond {
+					t.Errorf("a pause of %v", longest)
 				}
 				exchange(t, idle, "after")
 				for _, s := range c.Snapshot().Sessions {
@@ -184,4 +195,47 @@ func TestNATForgetsTheIdle(t *testing.T) {
 			t.Errorf("sessions: %+v", s)
 		}
 	})
+}
+
+// P1 fills a connection whose P5 never reads, and resets it. Nobody reads P1 any more then, and all the same it is noticed.
+func TestResetIsSeenWhileNobodyReads(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("there the session learns of it when it reads or writes")
+	}
+	over := make(chan struct{})
+	chain := overSockets(t, func(p5 net.Conn) {
+		<-over
+		_ = p5.Close()
+	})
+	t.Cleanup(func() { close(over) })
+	p1, err := net.Dial("tcp", chain.tcp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chunk := make([]byte, 64<<10)
+	for err == nil {
+		_ = p1.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
+		_, err = p1.Write(chunk)
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal(err)
+	}
+	if sessions := chain.client.Snapshot().Sessions; len(sessions) != 1 {
+		t.Fatalf("sessions: %+v", sessions)
+	}
+	_ = p1.(*net.TCPConn).SetLinger(0)
+	_ = p1.Close()
+	look := time.NewTicker(20 * time.Millisecond)
+	defer look.Stop()
+	for patience := time.After(5 * time.Second); ; {
+		sessions := chain.client.Snapshot().Sessions
+		if len(sessions) == 0 {
+			return
+		}
+		select {
+		case <-look.C:
+		case <-patience:
+			t.Fatalf("5 s after P1 has reset it: %+v", sessions)
+		}
+	}
 }

@@ -155,7 +155,7 @@ func TestBadPath(t *testing.T) {
 	t.Parallel()
 	size := uint64(256 << 10)
 	if *full {
-		size = 32 << 20
+		size = 4 << 20
 	}
 	w := newWorld(t, endServer)
 	m := w.through("relay", "laptop", "nas")

@@ -497,7 +497,11 @@ func TestLostLargePackets(t *testing.T) {
 					<-dialled.Done()
 					<-accepted.Done()
 					t.Logf("%v, %v after %v", dialled.Err(), accepted.Err(), time.Since(shrunk))
-					if d := time.Since(shrunk); d > 10*time.Second {
+					most := 8 * time.Second
+					if !bulk { // heartbeats that happen to be small are acknowledged
+						most = 20 * time.Second
+					}
+					if d := time.Since(shrunk); d > most {
 						t.Errorf("the link was given up after %v", d)
 					}
 					by := dialled

@@ -25,9 +25,9 @@ const (
 	pausedAfter = 250 * time.Millisecond
 	// A path can begin to lose large packets alone, when a route changes to a tunnel, say, and QUIC goes on sending them. So
 	// of a busy link's heartbeats every so many'th fills one: what it is in, and all behind it, is not answered then. A link is
-	// given up after stuckBeats heartbeats, and stuckAfter, without an answer, if also nothing that it sends is acknowledged, or
-	// stuckLosses packets are lost meanwhile: the peer may have no room in its window for answers. A new link finds out anew
-	// how large packets may be.
+	// given up after stuckBeats heartbeats, and stuckAfter, without an answer, if also nothing that it sends is acknowledged.
+	// Where some is, stuckLosses packets must be lost, in three times that time: the peer may have too much to do for answers,
+	// or no room in its window. A new link finds out anew how large packets may be.
 	fullEvery   = 4
 	fullPadding = 1500
 	stuckBeats  = 6
@@ -153,10 +153,12 @@ func (p *pulse) lookLocked(now time.Time) (patience time.Duration) {
 // isStuckLocked tells whether packets arrive, but not those that this end sends.
 func (p *pulse) isStuckLocked(now time.Time, patience time.Duration) bool {
 	patience = max(stuckAfter, 2*patience)
-	if p.unheard < stuckBeats || now.Sub(p.unheardAt) < patience {
+	unheard := now.Sub(p.unheardAt)
+	if p.unheard < stuckBeats || unheard < patience {
 		return false
 	}
-	return now.Sub(p.sampledAt) >= patience || p.link.conn.ConnectionStats().PacketsLost >= p.lost+stuckLosses
+	return now.Sub(p.sampledAt) >= patience ||
+		unheard >= 3*patience && p.link.conn.ConnectionStats().PacketsLost >= p.lost+stuckLosses
 }
 
 func (p *pulse) intervalLocked(now time.Time) time.Duration {
