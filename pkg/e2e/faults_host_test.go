@@ -258,22 +258,26 @@ func TestLogReaderGone(t *testing.T) {
 // limited is the prefix of a node that may have few descriptors.
 func limited(n int) []string { return []string{"prlimit", fmt.Sprintf("--nofile=%d:%[1]d", n)} }
 
-// idle checks that a process takes next to no processor time.
-func (w *world) idle(t *testing.T, node string) {
+// idle checks that processes take next to no processor time.
+func (w *world) idle(t *testing.T, nodes ...string) {
 	t.Helper()
-	pid := w.procs[node].cmd.Process.Pid
-	before, err := cpuTicks(pid)
-	if err != nil {
-		t.Fatal(err)
+	used := func(node string) time.Duration {
+		ticks, err := cpuTicks(w.procs[node].cmd.Process.Pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return time.Duration(ticks) * 10 * time.Millisecond
+	}
+	before := map[string]time.Duration{}
+	for _, node := range nodes {
+		before[node] = used(node)
 	}
 	const look = 1500 * time.Millisecond
 	<-time.After(look)
-	after, err := cpuTicks(pid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if used := time.Duration(after-before) * 10 * time.Millisecond; used > look/4 {
-		t.Errorf("%s has used %v of processor time in %v", node, used, look)
+	for _, node := range nodes {
+		if now := used(node) - before[node]; now > look/4 {
+			t.Errorf("%s has used %v of processor time in %v", node, now, look)
+		}
 	}
 }
 
