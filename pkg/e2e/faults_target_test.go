@@ -42,11 +42,14 @@ func TestTargetThatNeverReads(t *testing.T) {
 	}
 	alone := roundTrip()
 	unread := w.floods(t, connections)
-	beside := roundTrip()
-	t.Logf("a round trip takes %v, and %v beside %d full connections", alone, beside, connections)
-	if beside > 5*alone+50*time.Millisecond {
-		t.Errorf("a round trip takes %v beside them, and %v alone", beside, alone)
-	}
+	eventually(t, 15*time.Second, "round trips are as short as before", func() error { // what was poured in comes to rest
+		beside := roundTrip()
+		t.Logf("a round trip takes %v, and %v beside %d full connections", alone, beside, connections)
+		if beside > 3*alone+5*time.Millisecond {
+			return fmt.Errorf("%v beside them, %v alone", beside, alone)
+		}
+		return nil
+	})
 	c := w.mustDial()
 	if err := exchange(c, 8<<20, 8<<20, nil); err != nil {
 		t.Errorf("a new connection beside them: %v", err)
