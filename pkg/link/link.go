@@ -426,6 +426,11 @@ func linkError(err error) error {
 // when packets arrive, but the path has begun to lose large ones. The link is over then: Done follows at once.
 func (l *Link) Suspect() <-chan struct{} { return l.suspect }
 
+// Overdue is for how long a heartbeat of the peer should have been here. On a link that is not suspect, as other packets do
+// arrive, something is in its way: what streams have brought and nobody has read fills the window that they all share. It
+// is 0 at the end that has dialled.
+func (l *Link) Overdue() time.Duration { return l.pulse.overdue() }
+
 // PeerClosing is closed when the relay at the other end has said that it is about to go.
 func (l *Link) PeerClosing() <-chan struct{} { return l.peerClosing }
 

@@ -68,6 +68,7 @@ type pulse struct {
 	lost      uint64      // packets lost by then
 	sample    rttSample
 	sampledAt time.Time // when it changed: what this end sends is acknowledged
+	heardAt   time.Time // when the last heartbeat of the peer came
 }
 
 // An rttSample changes with each packet that is acknowledged.
@@ -208,7 +209,7 @@ func (p *pulse) heard(m *wire.Heartbeat) {
 		return
 	}
 	now := time.Now()
-	p.echo = m.Seq
+	p.echo, p.heardAt = m.Seq, now
 	patience := p.lookLocked(now)
 	answered := m.Echo > p.echoed && m.Echo <= p.seq
 	if answered {
@@ -235,6 +236,20 @@ func (p *pulse) heard(m *wire.Heartbeat) {
 		}
 		p.rtt.Store(int64(smoothed + (sample-smoothed)/8)) // as TCP does, RFC 6298
 	}
+}
+
+// overdue is for how long a heartbeat of the dialler has been missing.
+func (p *pulse) overdue() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.link.dialled || p.heardAt.IsZero() {
+		return 0
+	}
+	interval := heartbeatIdle
+	if p.busyAt.Sub(p.heardAt) > heartbeatBusy-busyFor { // the dialler, too, sees the link as busy
+		interval = heartbeatBusy
+	}
+	return max(0, time.Since(p.heardAt)-interval)
 }
 
 // suspicion is how long a link may be silent while something is expected.

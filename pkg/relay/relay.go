@@ -93,6 +93,7 @@ type Relay struct {
 	links    links
 	table    table
 	counts   counts
+	stallers stallers
 	lines    pace.Pace // about connections, by peer
 }
 
@@ -242,6 +243,12 @@ func (r *Relay) admit(from *neighbour, q request) (*connection, refusal) {
 	}
 	if r.closing.Load() {
 		return nil, refusal{status: wire.StatusNotConnected, text: aboutToStop}
+	}
+	if left := r.stallers.left(pair{q.client, q.server}); left > 0 {
+		return nil, refusal{
+			status: wire.StatusTooMany,
+			text:   fmt.Sprintf("connections between %s and %s have held up those of others again and again; in %v there may be new ones", q.client, q.server, left.Round(time.Second)),
+		}
 	}
 	if !from.opens.Allow() {
 		r.counts.hit(limitOpens)

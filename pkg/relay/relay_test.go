@@ -802,6 +802,44 @@ func TestStalledStream(t *testing.T) {
 			}
 		})
 	})
+	t.Run("the window is used up", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w, laptop, stalled, sending := stall(t, 0)
+			other := laptop.joined("nas", open(2, ":22"))
+			all := []*link.Stream{stalled}
+			for n := range 5 {
+				all = append(all, laptop.joined("nas", open(byte(10+n), ":9")))
+			}
+			for _, s := range all[1:] {
+				sending.Go(func() {
+					for _, err := s.Write(make([]byte, 64<<10)); err == nil; _, err = s.Write(make([]byte, 64<<10)) {
+					}
+				})
+			}
+			time.Sleep(time.Second)
+			start := time.Now()
+			if _, err := other.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := read(other); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(start); took < time.Second || took > 8*time.Second {
+				t.Errorf("the others waited for %v", took)
+			}
+			for _, s := range all {
+				_, err := read(s)
+				w.wantReset("a stalled stream", err, wire.CodeLost)
+			}
+			sending.Wait()
+			time.Sleep(time.Second)
+			snapshot := w.relay.Snapshot()
+			if snapshot.Counters.Stalled != 6 || len(snapshot.Connections) != 1 {
+				t.Errorf("stalled %d, connections %d; want 6, 1", snapshot.Counters.Stalled, len(snapshot.Connections))
+			}
+			laptop.joined("nas", open(9, ":22")) // once may be chance
+		})
+	})
 	t.Run("others move", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w, laptop, stalled, sending := stall(t, 0)

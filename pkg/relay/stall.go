@@ -1,6 +1,8 @@
 package relay
 
 import (
+	"log/slog"
+	"sync"
 	"time"
 
 	"ptthqd/pkg/splice"
@@ -13,10 +15,67 @@ import (
 // relay breaks this by resetting one that stalls, with `lost`: its session is
 // resumed from where it stood, and nothing is lost but time.
 //
-// QUIC doesn't tell how much of a window is charged. But if it is used up, then no
-// stream of the link moves; and if none moves for another reason, then resetting
-// one that hasn't for so long does little harm.
-const stallTime = 30 * time.Second // in one Write, which takes a buffer at most
+// QUIC doesn't tell how much of a window is charged. But the heartbeats of the link need it, too: where they stay away, and
+// streams towards one peer are stuck, it is that peer who holds up all others, since who is honest reads what it is sent, and
+// has no more on its way than it reads. All its stuck streams go. They may soon be back, so two peers between whom that happens again and
+// again must wait, for longer each time, before they may connect.
+//
+// Where heartbeats come, and yet no stream of the link moves, then resetting one that hasn't for very long does little harm.
+const (
+	stallTime   = 30 * time.Second // in one Write, which takes a buffer at most
+	overdueTime = 2 * time.Second  // of a heartbeat
+	stuckTime   = sweepTime / 2    // in one Write, while heartbeats are overdue
+
+	// firstWait is how long the second time has a client and a server wait; it doubles up to lastWait with each further time, until
+	// there has been none for stallMemory.
+	firstWait   = 10 * time.Second
+	lastWait    = 10 * time.Minute
+	stallMemory = 30 * time.Minute
+)
+
+// stallers are the clients and servers that have held up others of late. The zero value is ready.
+type stallers struct {
+	mu sync.Mutex
+	by map[pair]staller
+}
+
+type pair struct{ client, server string }
+
+type staller struct {
+	last time.Time
+	wait time.Duration // from then on
+}
+
+// note has a client and a server wait, unless it is the first time.
+func (s *stallers) note(p pair, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for p, was := range s.by {
+		if now.Sub(was.last) > stallMemory {
+			delete(s.by, p)
+		}
+	}
+	was, again := s.by[p]
+	wait := time.Duration(0)
+	if again {
+		wait = min(max(2*was.wait, firstWait), lastWait)
+	}
+	if s.by == nil {
+		s.by = make(map[pair]staller)
+	}
+	s.by[p] = staller{now, wait}
+}
+
+// left is how long a client and a server have to wait yet.
+func (s *stallers) left(p pair) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was, ok := s.by[p]
+	if !ok {
+		return 0
+	}
+	return max(0, time.Until(was.last.Add(was.wait)))
+}
 
 // progress is what the sweeps of a link remember of a flow that reads from it.
 type progress struct {
@@ -42,16 +101,16 @@ func (p *progress) look(f *splice.Flow, now time.Time) (moved bool, stuck time.D
 	return moved, now.Sub(p.since)
 }
 
-// resetStalled resets the stream of a link that has stalled the longest, if there is one
-// and all others wait.
+// resetStalled resets the streams of a link that hold up the others.
 func (r *Relay) resetStalled(n *neighbour, now time.Time) {
 	var worst *connection
 	var longest time.Duration
 	streams, moving := 0, 0
+	stuckTo := make(map[*neighbour][]*connection)
 	r.table.each(n, func(c *connection) {
-		flow, p := &c.join.Forth, &c.forth
+		flow, p, to := &c.join.Forth, &c.forth, c.to
 		if c.from != n {
-			flow, p = &c.join.Back, &c.back
+			flow, p, to = &c.join.Back, &c.back, c.from
 		}
 		moved, stuck := p.look(flow, now)
 		streams++
@@ -61,10 +120,40 @@ func (r *Relay) resetStalled(n *neighbour, now time.Time) {
 		if stuck >= stallTime && stuck > longest {
 			worst, longest = c, stuck
 		}
+		if stuck >= stuckTime {
+			stuckTo[to] = append(stuckTo[to], c)
+		}
 	})
+	if n.link.Overdue() < overdueTime {
+		n.overdue = 0
+	} else if n.overdue++; n.overdue > 1 { // the first time it may be this process that stood still
+		r.resetStuck(n, stuckTo)
+		return
+	}
 	if worst == nil || moving > 0 || streams < 2 {
 		return
 	}
 	r.counts.stalled.Add(1)
 	worst.reset(wire.CodeLost, "stalled while the other streams of "+n.id+" wait")
+}
+
+// resetStuck resets the stuck streams of a link towards the peer that has the most of them.
+func (r *Relay) resetStuck(n *neighbour, stuckTo map[*neighbour][]*connection) {
+	var by *neighbour
+	for to, stuck := range stuckTo {
+		if by == nil || len(stuck) > len(stuckTo[by]) {
+			by = to
+		}
+	}
+	if by == nil {
+		return
+	}
+	stuck := stuckTo[by]
+	r.stallers.note(pair{stuck[0].client, stuck[0].server}, time.Now())
+	r.counts.stalled.Add(uint64(len(stuck)))
+	by.say(slog.LevelWarn, "a peer does not read what it is sent, which holds up all connections of another: those between the two are reset",
+		slog.Int("connections", len(stuck)), slog.String("other", n.id))
+	for _, c := range stuck {
+		c.reset(wire.CodeLost, "not read by "+by.id+" while all streams of "+n.id+" wait")
+	}
 }

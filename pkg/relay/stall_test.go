@@ -1,0 +1,36 @@
+package relay
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// Two peers between whom connections hold up others wait longer each time; others don't wait for them.
+func TestStallersWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s stallers
+		p := pair{"mallory", "nas"}
+		var waits []time.Duration
+		for range 9 {
+			s.note(p, time.Now())
+			waits = append(waits, s.left(p))
+			time.Sleep(5 * time.Minute)
+		}
+		if want := "[0s 10s 20s 40s 1m20s 2m40s 5m20s 10m0s 10m0s]"; fmt.Sprint(waits) != want {
+			t.Errorf("waits %v, want %v", waits, want)
+		}
+		if left := s.left(p); left != 5*time.Minute {
+			t.Errorf("%v are left", left)
+		}
+		if left := s.left(pair{"laptop", "nas"}); left != 0 {
+			t.Errorf("another waits %v", left)
+		}
+		time.Sleep(time.Hour)
+		s.note(p, time.Now())
+		if left := s.left(p); left != 0 {
+			t.Errorf("after an hour it waits %v", left)
+		}
+	})
+}
