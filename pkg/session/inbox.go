@@ -26,6 +26,7 @@ type inbox struct {
 	// The growth of the window is decided once a window's worth is delivered.
 	epoch      time.Time
 	epochBytes uint64
+	keepsUp    time.Time // from when on the TCP side is one that keeps up
 }
 
 // A segment is received data that waits for the TCP side.
@@ -326,8 +327,13 @@ func (s *session) deliver() {
 		g := *in.queue.first()
 		g.buf.refs++
 		s.mu.Unlock()
+		begun := time.Now()
 		n, err := s.end.Write(g.buf.b[g.from:g.to])
+		now := time.Now()
 		s.mu.Lock()
+		if waited := now.Sub(begun); waited >= standstill {
+			in.keepsUp = now.Add(min(waited, maxProbation))
+		}
 		g.buf.unref()
 		if s.reset == nil && !s.closed {
 			s.deliveredLocked(n)
@@ -385,6 +391,8 @@ func (s *session) deliveredLocked(n int) {
 
 // growLocked doubles the window if the path can use it: while what is delivered
 // in two round trips exceeds it, the TCP side keeps up, and the budget allows.
+// Who has stood still keeps up only after a while: a kernel lets a slow reader's
+// connection be written to in bursts of megabytes, which say nothing of the reader.
 func (s *session) growLocked() {
 	in := &s.in
 	now := time.Now()
@@ -395,7 +403,7 @@ func (s *session) growLocked() {
 	}
 	most := s.host.maxWindow.Load()
 	in.epoch, in.epochBytes = now, 0
-	if first || in.queued > int(in.window/4) || in.window >= most {
+	if first || in.queued > int(in.window/4) || in.window >= most || now.Before(in.keepsUp) {
 		return
 	}
 	if s.minRTT == 0 {

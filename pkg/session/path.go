@@ -69,6 +69,11 @@ const (
 	minGrowthRTT = 1500 * time.Microsecond
 	// minEpoch is how long a rate is measured at least.
 	minEpoch = 8 * time.Millisecond
+	// standstill is how long a TCP side takes nothing until it counts as a slow
+	// reader. It has to keep up for as long, maxProbation at most, before its
+	// window grows: a burst of 1.3 MiB takes 20 round trips at the floor.
+	standstill   = 100 * time.Millisecond
+	maxProbation = 5 * time.Second
 	// queueRTT is where a round trip is the path's rather than the queues' of
 	// the processors.
 	queueRTT = 8 * time.Millisecond

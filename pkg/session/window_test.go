@@ -222,6 +222,43 @@ func TestWindowOfSlowReader(t *testing.T) {
 	})
 }
 
+// TestWindowOfSlowReaderInBursts has a slow reader behind a kernel, which lets nothing be written until a third of its buffer
+// of 4 MiB is free, and then that at once. The window doesn't rise with each burst.
+func TestWindowOfSlowReaderInBursts(t *testing.T) {
+	const piece, burst = 64 << 10, 20
+	for _, up := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			n := longPath(t, session.Limits{})
+			n.conns = 2 * piece
+			p1, accepted, done := n.forward()
+			from, to, memory := p1, <-accepted, n.server.Memory
+			if !up {
+				from, to, memory = to, from, n.client.Memory
+			}
+			want := pattern(1, 10*burst*piece)
+			go func() { _, _ = from.Write(want); _ = from.CloseWrite() }()
+			for range 9 * burst {
+				if len(want)%(burst*piece) == 0 {
+					time.Sleep(3 * time.Minute)
+				}
+				got := make([]byte, piece)
+				if _, err := io.ReadFull(to, got); err != nil || !bytes.Equal(got, want[:piece]) {
+					t.Fatalf("read: %v", err)
+				}
+				want = want[piece:]
+			}
+			if now := memory().Promised; now > 64<<10 { // as much has filled the connection at the beginning
+				t.Errorf("up %v: %d bytes are promised", up, now)
+			}
+			if err := receiveAll(to, want); err != nil {
+				t.Error(err)
+			}
+			_ = to.CloseWrite()
+			soon(t, time.Minute, done)
+		})
+	}
+}
+
 // TestYield gives a grown window back when the sender is idle, and it grows again.
 func TestYield(t *testing.T) {
 	for _, up := range []bool{true, false} {
