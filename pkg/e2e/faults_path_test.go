@@ -181,7 +181,7 @@ func TestBadPath(t *testing.T) {
 // bindings every 10 s.
 func TestNATRebinds(t *testing.T) {
 	t.Parallel()
-	rounds := 2
+	rounds := 1
 	if *full {
 		rounds = 12
 	}
