@@ -111,7 +111,7 @@ func (s *soak) prepare() {
 	}
 	s.w.ports["guest"] = freeTCPPort(s.T)
 	s.w.writeConfigs()
-	s.watch = newSoakWatcher(s.T, s.w, s.dir, s.end.Process.Pid)
+	s.watch = newSoakWatcher(s.T, s.w, s.dir, s.end.Process.Pid, s.period)
 	for _, name := range s.watch.names() {
 		text, err := os.ReadFile(s.w.path(name, ".toml"))
 		if err != nil {
@@ -133,6 +133,9 @@ func (s *soak) prepare() {
 		s.counted[name] = s.watch.scrape(name)
 	}
 	s.crowd = newCrowd(s.w, s.period, s.failed)
+	for _, k := range soakKinds {
+		s.watch.connections += k.slots
+	}
 }
 
 // startEnd starts P5, which is this program again.

@@ -72,23 +72,26 @@ var quantities = [...]struct {
 
 // A soakWatcher samples the processes of a soak.
 type soakWatcher struct {
-	t     *testing.T
-	w     *world
-	dir   string // where everything goes
-	end   int    // process ID of P5
-	begun time.Time
-	since map[string]time.Time // when each process began
-	csv   *os.File
-	like  *os.File // the marks
+	t      *testing.T
+	w      *world
+	dir    string // where everything goes
+	end    int    // process ID of P5
+	period time.Duration
+	begun  time.Time
+	since  map[string]time.Time // when each process began
+	csv    *os.File
+	like   *os.File // the marks
+
+	connections int // that are open at a time, about
 
 	samples  []soakSample
 	marks    []soakSample // those that are compared: of like moments, right after a collection of garbage
 	restarts []time.Duration
 }
 
-func newSoakWatcher(t *testing.T, w *world, dir string, end int) *soakWatcher {
+func newSoakWatcher(t *testing.T, w *world, dir string, end int, period time.Duration) *soakWatcher {
 	t.Helper()
-	o := &soakWatcher{t: t, w: w, dir: dir, end: end, begun: time.Now(), since: make(map[string]time.Time)}
+	o := &soakWatcher{t: t, w: w, dir: dir, end: end, period: period, begun: time.Now(), since: make(map[string]time.Time)}
 	columns := []string{"seconds", "process", "pid", "age"}
 	for _, q := range quantities {
 		columns = append(columns, q.column)
@@ -228,7 +231,8 @@ func (o *soakWatcher) scrape(name string) soakMetrics {
 	return m
 }
 
-// mark samples a process right after a collection of garbage, to be compared with its other marks. Its heap is written to a
+// mark samples a process right after a collection of garbage, to be compared with its other marks; of its RSS it takes the
+// peak of the last period. Its heap is written to a
 // file, in the place of an older one.
 func (o *soakWatcher) mark(name, profile string) {
 	o.t.Helper()
@@ -252,6 +256,12 @@ func (o *soakWatcher) mark(name, profile string) {
 		o.t.Fatalf("heap of %s: %v", name, err)
 	}
 	now := o.sample(name)
+	// How much of the memory that is free the runtime has given back at this moment is a matter of chance.
+	for _, s := range o.samples {
+		if s.pid == now.pid && s.at > now.at-o.period {
+			now.values[resident] = max(now.values[resident], s.values[resident])
+		}
+	}
 	o.marks = append(o.marks, now)
 	_, _ = fmt.Fprintln(o.like, now)
 }
@@ -260,13 +270,14 @@ func (o *soakWatcher) mark(name, profile string) {
 const fewMarks = 9
 
 // growth compares the median of the last third of the marks of each process with that of the first third, behind a warm-up
-// of a tenth, at least of three. It returns a table, and what has grown.
+// of a tenth, at least of three. A relay's mark counts if nearly all connections went over it. It returns a table, and what
+// has grown.
 func (o *soakWatcher) growth() (table, grown []string) {
 	table = append(table, fmt.Sprintf("%-8s %-18s %14s %14s %8s", "process", "", "first third", "last third", "marks"))
 	for _, name := range o.names() {
 		var marks []soakSample
 		for _, m := range o.marks {
-			if m.process == name {
+			if m.process == name && m.values[sessions] > .9*float64(o.connections) {
 				marks = append(marks, m)
 			}
 		}
