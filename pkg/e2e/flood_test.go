@@ -580,7 +580,8 @@ func TestFloods(t *testing.T) {
 		}
 		// Others may want this host's processors, too: what is to be shown is that the flood leaves them to us.
 		for try := 1; ; try++ {
-			base := load.rate(func() { <-time.After(lasting / 2) })
+			var base float64
+			alone := w.load(t, "relay", func() { base = load.rate(func() { <-time.After(lasting / 2) }) })
 			watched := w.watch(t, "relay")
 			ctx, cancel := context.WithCancel(t.Context())
 			var flooding sync.WaitGroup
@@ -594,8 +595,8 @@ func TestFloods(t *testing.T) {
 			cancel()
 			flooding.Wait()
 			peak := watched.end()["relay"]
-			t.Logf("%s: %.0f/s; upload %.1f MiB/s; trips: %v; newcomer let in after %v; relay: %.0f %% of a processor, at most %d MiB",
-				flood.name, each, rate, during, took.Round(time.Millisecond), 100*busy, peak)
+			t.Logf("%s: %.0f/s; upload %.1f MiB/s, %.1f before; trips: %v; newcomer let in after %v; relay: %.0f %% of a processor, %.0f before, at most %d MiB",
+				flood.name, each, rate, base, during, took.Round(time.Millisecond), 100*busy, 100*alone, peak)
 			if refused != nil {
 				t.Errorf("%s: a newcomer: %v", flood.name, refused)
 			}
