@@ -276,6 +276,14 @@ func (t *bareTCP) CloseWrite() error {
 	return err
 }
 
+// End writes the last bytes and closes.
+func (t *bareTCP) End(p []byte) error {
+	if _, err := t.TCPConn.Write(p); err != nil {
+		return err
+	}
+	return t.CloseWrite()
+}
+
 func (t *bareTCP) half() {
 	if t.halves.Add(-1) == 0 {
 		_ = t.Close()

@@ -103,6 +103,7 @@ func TestMappingGoes(t *testing.T) {
 					return
 				}
 				wantReset(t, going)
+				time.Sleep(hop) // what ends a stream need not hurry
 				if line := w.one(laptop, "connection ended"); line["end"] != "mapping removed" {
 					t.Errorf("the client logs end=%v", line["end"])
 				}

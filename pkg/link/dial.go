@@ -160,7 +160,7 @@ func (d *Dialer) Run(ctx context.Context) error {
 		d.up(link)
 		select {
 		case <-ctx.Done():
-			link.Close(wire.CloseClosing, "stopping")
+			link.finish("stopping")
 			return context.Cause(ctx)
 		case <-link.Done():
 			d.down(link)

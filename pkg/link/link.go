@@ -73,7 +73,8 @@ type Link struct {
 	}
 	badTips rate.Sometimes // logs them
 
-	work sync.WaitGroup // the goroutines of this link; see wait
+	later later
+	work  sync.WaitGroup // the goroutines of this link; see wait
 }
 
 type accepted struct {
@@ -143,7 +144,7 @@ func (l *Link) start(control *quic.Stream) {
 // run serves a link until it is over and all that belongs to it has ended.
 func (l *Link) run(serve func(context.Context, *Link)) {
 	serve(l.conn.Context(), l)
-	l.Close(wire.CloseClosing, "no more use for the link")
+	l.finish("no more use for the link")
 	l.wait()
 	if l.release != nil {
 		l.release()
@@ -157,6 +158,7 @@ func (l *Link) wait() {
 	l.accept.mu.Lock()
 	l.accept.over = true
 	l.accept.mu.Unlock()
+	l.later.stop()
 	l.work.Wait()
 }
 
@@ -180,6 +182,7 @@ func (l *Link) Socket() *Socket { return l.socket }
 // most. It fails with ErrStreamLimit, or with a *wire.ResetError if the link is down; then the peer has heard nothing of it.
 func (l *Link) Open(head []byte) (*Stream, error) {
 	l.touch()
+	l.flush()
 	qs, err := l.conn.OpenStream()
 	if err != nil {
 		if _, ok := errors.AsType[*quic.StreamLimitReachedError](err); ok {

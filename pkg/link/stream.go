@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -22,6 +23,13 @@ import (
 type Stream struct {
 	stream *quic.Stream
 	link   *Link
+
+	// What need not hurry; see later.go.
+	mu       sync.Mutex
+	waiting  []byte
+	patience time.Duration // how long it waits for room in a window
+	ending   bool          // CloseWrite follows it
+	queued   bool
 }
 
 // Link is what the stream runs over.
@@ -46,6 +54,10 @@ func (s *Stream) Peek(p []byte) (int, error) {
 // Write returns when QUIC has sent all but the last packet's worth of p, which it has copied.
 func (s *Stream) Write(p []byte) (int, error) {
 	s.link.touch()
+	if err := s.writeWaiting(); err != nil {
+		return 0, err
+	}
+	s.link.flush() // this one leaves now, and takes along what waits
 	n, err := s.stream.Write(p)
 	return n, streamError(err)
 }
@@ -53,7 +65,8 @@ func (s *Stream) Write(p []byte) (int, error) {
 // TryWrite takes all of p, or nothing (false) if the flow-control windows have no room for it. It never waits.
 func (s *Stream) TryWrite(p []byte) (bool, error) {
 	s.link.touch()
-	err := s.stream.TryWriteAll(p)
+	s.link.flush()
+	err := s.tryWrite(p)
 	if errors.Is(err, quic.ErrWouldBlock) {
 		return false, nil
 	}
@@ -63,7 +76,7 @@ func (s *Stream) TryWrite(p []byte) (bool, error) {
 // CloseWrite ends the half towards the peer, who reads io.EOF after all that was written. It must not be called beside
 // Write. On a half that has been reset it returns how.
 func (s *Stream) CloseWrite() error {
-	if s.stream.Close() != nil {
+	if !s.endWaiting() && s.stream.Close() != nil {
 		return streamError(context.Cause(s.stream.Context()))
 	}
 	return nil
@@ -73,7 +86,10 @@ func (s *Stream) CloseWrite() error {
 func (s *Stream) CancelRead(code wire.StreamCode) { s.stream.CancelRead(quic.StreamErrorCode(code)) }
 
 // CancelWrite makes the peer's reads fail with the code; what was not delivered may be dropped.
-func (s *Stream) CancelWrite(code wire.StreamCode) { s.stream.CancelWrite(quic.StreamErrorCode(code)) }
+func (s *Stream) CancelWrite(code wire.StreamCode) {
+	s.dropWaiting()
+	s.stream.CancelWrite(quic.StreamErrorCode(code))
+}
 
 // Reset cancels both halves.
 func (s *Stream) Reset(code wire.StreamCode) {

@@ -118,6 +118,13 @@ func (s *ringStream) CloseWrite() error {
 	return nil
 }
 
+func (s *ringStream) WriteLater(p []byte) { _, _ = s.Write(p) }
+
+func (s *ringStream) End(p []byte) error {
+	_, _ = s.Write(p)
+	return s.CloseWrite()
+}
+
 func (s *ringStream) CancelRead(code wire.StreamCode) {
 	s.in.set(func() { s.in.err = &wire.ResetError{Code: code, Remote: true} })
 }

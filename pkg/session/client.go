@@ -411,7 +411,7 @@ func (s *session) sayGoodbye(st Stream) {
 	s.goodbye = true
 	s.mu.Unlock()
 	if !done {
-		_ = st.CloseWrite()
+		_ = st.End(nil)
 	}
 	st.CancelRead(wire.CodeLost)
 }

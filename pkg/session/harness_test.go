@@ -310,6 +310,13 @@ func (s *memStream) CloseWrite() error {
 	return nil
 }
 
+func (s *memStream) WriteLater(p []byte) { _, _ = s.Write(p) }
+
+func (s *memStream) End(p []byte) error {
+	_, _ = s.Write(p)
+	return s.CloseWrite()
+}
+
 func (s *memStream) CancelRead(code wire.StreamCode) { s.in.cancel(code, true) }
 func (s *memStream) Reset(code wire.StreamCode) {
 	s.in.cancel(code, true)

@@ -352,13 +352,18 @@ func (s *session) sendLocked(mayWait bool) {
 		if !s.controlLocked() { // so only the last word is left, which waits for nobody
 			s.goodbye = true
 			s.mu.Unlock()
-			_ = st.CloseWrite()
+			_ = st.End(nil)
 			s.wrote(st, nil, nil, 0, nil)
 			return
 		}
 		p := s.composeLocked()
 		last := s.lastWordLocked()
 		s.goodbye = s.goodbye || last
+		if last && s.reset == nil { // all is done, and nobody waits for this
+			s.mu.Unlock()
+			s.wrote(st, nil, p, 0, st.End(p))
+			return
+		}
 		s.mu.Unlock()
 		ok, err := st.TryWrite(p)
 		if ok || err != nil {
@@ -409,7 +414,7 @@ func (s *session) flush(st Stream) {
 		default:
 			s.goodbye = true
 			s.mu.Unlock()
-			_ = st.CloseWrite()
+			_ = st.End(nil)
 			continue
 		}
 		s.mu.Unlock()

@@ -443,7 +443,13 @@ func (v *Server) grantLocked(s *session) {
 		}),
 	})
 	s.writing, s.frozen = true, false
+	asked := s.in.received > 0
 	s.mu.Unlock()
+	if asked { // P5's answer may come at once, and take this along
+		st.WriteLater(reply)
+		s.wrote(st, nil, nil, 0, nil)
+		return
+	}
 	n, err := st.Write(reply)
 	s.wrote(st, nil, reply, n, err)
 }

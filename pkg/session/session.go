@@ -45,6 +45,11 @@ type Stream interface {
 	// TryWrite writes all of p or, where it would have to wait, nothing.
 	TryWrite(p []byte) (bool, error)
 	CloseWrite() error
+	// WriteLater is a Write of little that need not hurry. It never waits, and what is written next follows it. Where it
+	// fails, so does what is written next.
+	WriteLater(p []byte)
+	// End is a WriteLater of p, if that isn't empty, with a CloseWrite behind it.
+	End(p []byte) error
 	// CancelRead tells the peer that nothing more will be read.
 	CancelRead(code wire.StreamCode)
 	// Reset ends both halves, and wakes who waits in them.

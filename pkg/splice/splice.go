@@ -4,7 +4,7 @@
 // The one idea: the two directions are independent, and whatever ends a half of
 // one stream ends the half of the other stream that it feeds, in the same way.
 //
-//	read EOF            → CloseWrite on the other side
+//	read EOF            → End on the other side
 //	read a reset        → CancelWrite on the other side, with its code
 //	reader over there
 //	has stopped reading → CancelRead on this side, with its code, even while
@@ -33,17 +33,17 @@ import (
 )
 
 // Stream is one of the two streams of a join. Peek waits until it can fill p
-// without consuming it; CloseWrite ends the stream towards the peer and leaves the
-// other half open; Context is done when the peer has stopped reading or
+// without consuming it; End writes the last bytes, which may be none, ends the stream towards the peer and leaves the
+// other half open; it need not hurry. Context is done when the peer has stopped reading or
 // the connection underneath is gone, with the *wire.ResetError as its cause, and may be done
-// after CloseWrite. CancelRead and CancelWrite may be called at any time, from any
+// after End. CancelRead and CancelWrite may be called at any time, from any
 // goroutine, and repeatedly, and make blocked calls return. Everything else is
 // called by one goroutine for each half.
 type Stream interface {
 	Read(p []byte) (int, error)
 	Peek(p []byte) (int, error)
 	Write(p []byte) (int, error)
-	CloseWrite() error
+	End(p []byte) error
 	CancelRead(code wire.StreamCode)
 	CancelWrite(code wire.StreamCode)
 	Context() context.Context
@@ -72,7 +72,8 @@ type Flow struct {
 	writing atomic.Bool
 	drained atomic.Bool // src has come to its regular end and dst has taken everything
 
-	peek [1]byte // what Peek fills; here so that waiting allocates nothing
+	peek [1]byte  // what Peek fills; here so that waiting allocates nothing
+	last [24]byte // what came with the end
 }
 
 // Bytes is how many bytes the far stream has taken.
@@ -139,13 +140,14 @@ func (j *Join) copy(f *Flow, src Stream, srcSide Side, dst Stream, dstSide Side,
 			src.CancelWrite(code(cause))
 		}
 	})
-	readErr, writeErr := f.pump(src, dst)
-	release() // before CloseWrite, which may end the context that is watched
+	last, readErr, writeErr := f.pump(src, dst)
+	release() // before End, which may end the context that is watched
 	watches.Wait()
 
 	if errors.Is(readErr, io.EOF) && writeErr == nil {
 		f.drained.Store(true)
-		if writeErr = dst.CloseWrite(); writeErr == nil {
+		if writeErr = dst.End(f.last[:last]); writeErr == nil {
+			f.bytes.Add(uint64(last))
 			return
 		}
 	}
@@ -158,8 +160,9 @@ func (j *Join) copy(f *Flow, src Stream, srcSide Side, dst Stream, dstSide Side,
 	dst.CancelWrite(code(cause))
 }
 
-// pump copies until src ends (a readErr, io.EOF mostly) or dst fails.
-func (f *Flow) pump(src, dst Stream) (readErr, writeErr error) {
+// pump copies until src ends (a readErr, io.EOF mostly) or dst fails. The last bytes, which have come with src's regular end,
+// it leaves in f.last, if there is room for them.
+func (f *Flow) pump(src, dst Stream) (last int, readErr, writeErr error) {
 	for readErr == nil && writeErr == nil {
 		if _, err := src.Peek(f.peek[:]); err != nil {
 			// Only reading the end makes QUIC forget a stream; peeking at it does not.
@@ -168,24 +171,27 @@ func (f *Flow) pump(src, dst Stream) (readErr, writeErr error) {
 			}
 			break
 		}
-		readErr, writeErr = f.move(src, dst)
+		last, readErr, writeErr = f.move(src, dst)
 	}
-	return readErr, writeErr
+	return last, readErr, writeErr
 }
 
 // move copies what src has buffered, at most one buffer of it.
-func (f *Flow) move(src, dst Stream) (readErr, writeErr error) {
+func (f *Flow) move(src, dst Stream) (last int, readErr, writeErr error) {
 	buffer := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buffer)
 	n, readErr := src.Read(buffer[:])
-	if n == 0 {
-		return readErr, nil
+	switch {
+	case n == 0:
+		return 0, readErr, nil
+	case n <= len(f.last) && errors.Is(readErr, io.EOF):
+		return copy(f.last[:], buffer[:n]), readErr, nil
 	}
 	f.writing.Store(true)
 	n, writeErr = dst.Write(buffer[:n])
 	f.writing.Store(false)
 	f.bytes.Add(uint64(n))
-	return readErr, writeErr
+	return 0, readErr, writeErr
 }
 
 // ended records the first reason.
@@ -201,10 +207,16 @@ func (j *Join) ended(by Side, cause error) {
 // waits for f in the other case.
 func watch(ctx context.Context, wg *sync.WaitGroup, f func()) (release func()) {
 	wg.Add(1)
-	stop := context.AfterFunc(ctx, func() {
+	after := func() {
 		defer wg.Done()
 		f()
-	})
+	}
+	var stop func() bool
+	if direct, ok := ctx.(interface{ AfterFunc(f func()) func() bool }); ok { // it spares a context of package context's own
+		stop = direct.AfterFunc(after)
+	} else {
+		stop = context.AfterFunc(ctx, after)
+	}
 	return func() {
 		if stop() {
 			wg.Done()

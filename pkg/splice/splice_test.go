@@ -138,10 +138,16 @@ func pipe(window int) (near, far stream) {
 	return stream{in: a, out: b}, stream{in: b, out: a}
 }
 
-func (s stream) Read(p []byte) (int, error)        { return s.in.read(p, true) }
-func (s stream) Peek(p []byte) (int, error)        { return s.in.read(p, false) }
-func (s stream) Write(p []byte) (int, error)       { return s.out.write(p) }
-func (s stream) CloseWrite() error                 { return s.out.closeWrite() }
+func (s stream) Read(p []byte) (int, error)  { return s.in.read(p, true) }
+func (s stream) Peek(p []byte) (int, error)  { return s.in.read(p, false) }
+func (s stream) Write(p []byte) (int, error) { return s.out.write(p) }
+func (s stream) CloseWrite() error           { return s.out.closeWrite() }
+func (s stream) End(p []byte) error {
+	if _, err := s.out.write(p); err != nil {
+		return err
+	}
+	return s.out.closeWrite()
+}
 func (s stream) CancelRead(code wire.StreamCode)   { s.in.cancelRead(code, true) }
 func (s stream) CancelWrite(code wire.StreamCode)  { s.out.cancelWrite(code, true) }
 func (s stream) Context() context.Context          { return s.out.ctx }
