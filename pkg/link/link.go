@@ -73,8 +73,9 @@ type Link struct {
 	}
 	badTips rate.Sometimes // logs them
 
-	later later
-	work  sync.WaitGroup // the goroutines of this link; see wait
+	later   later
+	credits credits
+	work    sync.WaitGroup // the goroutines of this link; see wait
 }
 
 type accepted struct {
@@ -278,7 +279,7 @@ func (l *Link) acceptStream(ctx context.Context) (*Stream, wire.Message, error) 
 	if err != nil {
 		return nil, nil, err
 	}
-	return &Stream{stream: qs, link: l}, nil, nil
+	return &Stream{stream: qs, link: l, accepted: true}, nil, nil
 }
 
 // readTip is what reading a tip gave.

@@ -106,6 +106,7 @@ func (p *pulse) tick() {
 	if p.stopped {
 		return
 	}
+	p.link.credits.release()
 	now := time.Now()
 	patience := p.lookLocked(now)
 	if now.Sub(p.due) > pausedAfter { // what has arrived meanwhile is still to be read
