@@ -149,14 +149,15 @@ type chain struct{ p1, p5 *net.TCPConn }
 
 // oneRoute is a Router of one link without a relay.
 type oneRoute struct {
-	server *session.Server
-	all    sync.WaitGroup
+	server   *session.Server
+	capacity int // of its streams, each way
+	all      sync.WaitGroup
 }
 
 func (r *oneRoute) Changed() <-chan struct{} { return nil }
 func (r *oneRoute) Routes() []session.Route {
 	return []session.Route{{Link: r, Relay: "relay", Open: func(_ string, inner, data []byte) (session.Stream, error) {
-		a, b := ringPair(512 << 10)
+		a, b := ringPair(r.capacity)
 		m, _, err := wire.Parse(inner)
 		if err != nil {
 			return nil, err
@@ -171,7 +172,7 @@ func (r *oneRoute) Routes() []session.Route {
 func overSession(t testing.TB) chain {
 	p1, p2 := socketPair(t)
 	p4, p5 := socketPair(t)
-	router := new(oneRoute)
+	router := &oneRoute{capacity: 512 << 10}
 	router.server = session.NewServer(session.ServerConfig{
 		Node: "nas",
 		Decide: func(string, string) (session.Dial, *session.Refusal) {
@@ -272,6 +273,57 @@ func BenchmarkSession(b *testing.B) {
 				}
 			})
 		})
+	}
+}
+
+// BenchmarkOpen opens a connection, sends a byte each way and ends it: what a session costs at both of its ends. The sockets
+// are there already.
+func BenchmarkOpen(b *testing.B) {
+	const batch = 32
+	dials := make(chan session.Conn, batch)
+	router := &oneRoute{capacity: 4 << 10}
+	router.server = session.NewServer(session.ServerConfig{
+		Node: "nas",
+		Decide: func(string, string) (session.Dial, *session.Refusal) {
+			return func(context.Context) (session.Conn, error) { return <-dials, nil }, nil
+		},
+	})
+	client := session.NewClient(session.ClientConfig{Router: router})
+	stopServer, stopClient := running(router.server.Run), running(client.Run)
+	defer stopServer()
+	defer stopClient()
+	defer router.all.Wait()
+	type ends struct{ p1, p2, p5 *net.TCPConn }
+	var ready []ends
+	open := func(e ends) {
+		var whole sync.WaitGroup
+		whole.Go(func() {
+			client.Forward(context.Background(), e.p2, session.Request{
+				Server: "nas", Target: ":22", Source: "x", ResumeTimeout: time.Minute,
+			})
+		})
+		p := []byte{1}
+		roundTrip(e.p1, e.p5, p)
+		roundTrip(e.p5, e.p1, p)
+		_ = e.p1.Close()
+		_, _ = e.p5.Read(p)
+		_ = e.p5.Close()
+		whole.Wait()
+	}
+	b.ReportAllocs()
+	for range b.N {
+		if len(ready) == 0 {
+			b.StopTimer()
+			for range batch {
+				p1, p2 := socketPair(b)
+				p4, p5 := socketPair(b)
+				dials <- p4
+				ready = append(ready, ends{p1, p2, p5})
+			}
+			b.StartTimer()
+		}
+		open(ready[0])
+		ready = ready[1:]
 	}
 }
 
