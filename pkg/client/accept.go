@@ -230,7 +230,7 @@ func (c *Client) enter(ctx context.Context, g *gate, l *listener, s socket, limi
 // calls that return.
 func (c *Client) carry(l *listener, conn net.Conn) {
 	if f := c.begin(l, conn); f != nil {
-		f.Carry(c.carrying)
+		f.Carry(context.Background()) // where carrying ends, so does Run of the sessions, which resets them
 		c.account(f)
 	}
 	l.gate.leave()

@@ -142,11 +142,12 @@ func (c *Client) Begin(conn Conn, r Request) *Forwarding {
 func (f *Forwarding) Carry(ctx context.Context) {
 	s := f.forward.session
 	if s.final == nil { // it is admitted
-		release := context.AfterFunc(ctx, s.stop)
+		if ctx.Done() != nil {
+			defer context.AfterFunc(ctx, s.stop)()
+		}
 		s.work.Go(s.pump)
 		f.forward.run()
 		s.work.Wait()
-		release()
 		f.forward.client.remove(s)
 		return
 	}
@@ -378,7 +379,7 @@ func (f *forward) lostLocked(why string) {
 	}
 	if f.opened && s.reset == nil && !s.ended {
 		s.setState(Detached)
-		s.log.Info("session detached", "server", f.request.Server, "relay", s.info.Relay, "reason", why)
+		s.logger().Info("session detached", "server", f.request.Server, "relay", s.info.Relay, "reason", why)
 	}
 }
 
@@ -782,7 +783,7 @@ func (f *forward) failed(r Route, why string) {
 	}
 	f.tried[r.Link] = true
 	f.lastFailure = why
-	f.session.log.Debug("attempt failed", "server", f.request.Server, "relay", r.Relay, "reason", why)
+	f.session.logger().Debug("attempt failed", "server", f.request.Server, "relay", r.Relay, "reason", why)
 }
 
 // answer acts upon a reply. It returns the stream if that carries the session
@@ -923,7 +924,7 @@ func (f *forward) accepted(st Stream, r Route, old Stream, g *wire.Granted) Stre
 		s.setState(Attached)
 	}
 	if resumed {
-		s.log.Info("session resumed", "server", f.request.Server, "relay", r.Relay,
+		s.logger().Info("session resumed", "server", f.request.Server, "relay", r.Relay,
 			"attempt", s.attempt, "pause", time.Since(f.detachedAt).Round(time.Millisecond))
 	}
 	s.sendLocked(false)

@@ -263,10 +263,12 @@ func (s *session) resetByTCP() End {
 	return EndResetByP1
 }
 
-// closeTCPLocked closes the TCP side once both of its directions are done.
+// closeTCPLocked closes the TCP side once both of its directions are done. Nobody reads or writes it any more by then, so
+// unlike another close it waits for nobody.
 func (s *session) closeTCPLocked() {
-	if s.out.fin && s.in.done() {
-		s.hangUpLocked(closeConn)
+	if s.out.fin && s.in.done() && s.end != nil && !s.hungUp {
+		s.hungUp = true
+		closeConn(s.end.Conn)
 	}
 }
 

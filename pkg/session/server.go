@@ -518,7 +518,7 @@ func (v *Server) carried(s *session, st Stream, err error) {
 func (v *Server) detached(s *session, why error) {
 	if s.end != nil {
 		s.setState(Detached)
-		s.log.Info("session detached", "client", s.info.Client, "relay", s.info.Relay, "reason", why.Error())
+		s.logger().Info("session detached", "client", s.info.Client, "relay", s.info.Relay, "reason", why.Error())
 	}
 	v.mu.Lock()
 	of := v.clients[s.info.Client]
@@ -743,7 +743,7 @@ func (v *Server) takeOver(s *session, attempt uint64, st Stream, via Route, chec
 		s.mu.Unlock() // the reply follows when P5 is dialled
 	} else {
 		if !s.ended {
-			s.log.Info("session resumed", "client", s.info.Client, "relay", via.Relay, "attempt", attempt)
+			s.logger().Info("session resumed", "client", s.info.Client, "relay", via.Relay, "attempt", attempt)
 		}
 		v.grantLocked(s)
 	}

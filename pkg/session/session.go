@@ -152,7 +152,6 @@ type session struct {
 	host   *host
 	server bool // this is P4's end
 	token  wire.Token
-	log    *slog.Logger
 
 	mu     sync.Mutex
 	cond   sync.Cond // broadcast when something that a goroutine of the session waits for may have come
@@ -246,13 +245,15 @@ func newSession(h *host, server bool, token wire.Token, info Info) *session {
 	}
 	s.info.ID = token.ConnectionID()
 	s.info.State, s.info.Since, s.info.Opened = Opening, now, now
-	s.log = h.log.With("connection", s.info.ID)
 	s.cond.L = &s.mu
 	s.in.window, s.in.limit, s.in.limitSaid = wire.InitialWindow, wire.InitialWindow, wire.InitialWindow
 	s.out.limit = wire.InitialWindow
 	s.onRead, s.onCancel = s.reserve, s.unreserve
 	return s
 }
+
+// logger is for what few sessions have to tell.
+func (s *session) logger() *slog.Logger { return s.host.log.With("connection", s.info.ID) }
 
 func (s *session) setState(state string) {
 	if s.info.State != state {
