@@ -52,10 +52,12 @@ func plainJSON(_ []string, a slog.Attr) slog.Attr {
 func newTextHandler(w io.Writer, level slog.Leveler) slog.Handler {
 	var mu sync.Mutex
 	return &lines{level: level, emit: func(r slog.Record, fields []field) error {
-		var line bytes.Buffer
-		line.WriteString(r.Time.Format("2006-01-02 15:04:05.000 "))
-		fmt.Fprintf(&line, "%-5s ", r.Level)
-		appendText(&line, r.Message, fields)
+		line := texts.Get().(*bytes.Buffer)
+		defer texts.Put(line)
+		line.Reset()
+		line.Write(r.Time.AppendFormat(line.AvailableBuffer(), "2006-01-02 15:04:05.000 "))
+		line.WriteString(paddedLevel(r.Level))
+		appendText(line, r.Message, fields)
 		line.WriteByte('\n')
 		mu.Lock()
 		defer mu.Unlock()
@@ -64,26 +66,52 @@ func newTextHandler(w io.Writer, level slog.Leveler) slog.Handler {
 	}}
 }
 
+// There is a line for each connection, so what it is made in is used again.
+var (
+	texts      = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+	fieldLists = sync.Pool{New: func() any { return new([]field) }}
+)
+
+// paddedLevel is a level as wide as the others.
+func paddedLevel(l slog.Level) string {
+	switch l {
+	case slog.LevelDebug:
+		return "DEBUG "
+	case slog.LevelInfo:
+		return "INFO  "
+	case slog.LevelWarn:
+		return "WARN  "
+	case slog.LevelError:
+		return "ERROR "
+	}
+	return fmt.Sprintf("%-5s ", l)
+}
+
 // A field is one attribute, with the names of its groups in its key.
 type field struct{ key, value string }
 
 // lines is a slog.Handler that flattens a record's attributes to text and has them written.
 type lines struct {
 	level  slog.Leveler
-	emit   func(slog.Record, []field) error
-	prefix string // the open groups, each with its dot
+	emit   func(slog.Record, []field) error // it keeps none of them
+	prefix string                           // the open groups, each with its dot
 	fields []field
 }
 
 func (h *lines) Enabled(_ context.Context, level slog.Level) bool { return level >= h.level.Level() }
 
 func (h *lines) Handle(_ context.Context, r slog.Record) error {
-	fields := append(make([]field, 0, len(h.fields)+r.NumAttrs()), h.fields...)
+	list := fieldLists.Get().(*[]field)
+	fields := append((*list)[:0], h.fields...)
 	r.Attrs(func(a slog.Attr) bool {
 		fields = flatten(fields, h.prefix, a)
 		return true
 	})
-	return h.emit(r, fields)
+	err := h.emit(r, fields)
+	clear(fields)
+	*list = fields
+	fieldLists.Put(list)
+	return err
 }
 
 func (h *lines) WithAttrs(attrs []slog.Attr) slog.Handler {
@@ -106,6 +134,9 @@ func (h *lines) WithGroup(name string) slog.Handler {
 
 func flatten(fields []field, prefix string, a slog.Attr) []field {
 	v := a.Value.Resolve()
+	if v.Kind() == slog.KindString && a.Key != "" && prefix == "" { // as a rule
+		return append(fields, field{a.Key, v.String()})
+	}
 	if v.Kind() == slog.KindGroup {
 		if a.Key != "" {
 			prefix += a.Key + "."
@@ -141,6 +172,17 @@ func appendText(b *bytes.Buffer, message string, fields []field) {
 }
 
 func needsQuotes(s string) bool {
+	for i := 0; ; i++ {
+		switch {
+		case i == len(s) && i > 0:
+			return false // as a rule
+		case i == len(s), s[i] <= ' ', s[i] == '"', s[i] == '=', s[i] >= 0x7f:
+			return mayNeedQuotes(s)
+		}
+	}
+}
+
+func mayNeedQuotes(s string) bool {
 	return s == "" || !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool {
 		return r == ' ' || r == '"' || r == '=' || !unicode.IsPrint(r)
 	})
