@@ -30,9 +30,12 @@ type neighbour struct {
 }
 
 // say logs what the peer can make come again as often as it likes: that is bounded, whatever links it makes for it.
-func (n *neighbour) say(level slog.Level, msg string, attributes ...any) {
+// So many a second are left out that they are not even made.
+func (n *neighbour) say(level slog.Level, msg string, attributes func() []any) {
 	level, leftOut := n.lines.Level(n.id, level)
-	n.log.Log(context.Background(), level, msg, append(attributes, pace.LeftOut(leftOut))...)
+	if n.log.Enabled(context.Background(), level) {
+		n.log.Log(context.Background(), level, msg, append(attributes(), pace.LeftOut(leftOut))...)
+	}
 }
 
 // links is the table of live links, one for each peer: the newest wins.

@@ -137,7 +137,7 @@ func (f *refusals) note(from *neighbour, now time.Time, q request, no refusal, n
 		from.log.Debug("connection refused", refusedAttributes(q, no, node)...)
 		return
 	}
-	from.say(k.level(), "connection refused", refusedAttributes(q, no, node)...)
+	from.say(k.level(), "connection refused", func() []any { return refusedAttributes(q, no, node) })
 }
 
 func refusedAttributes(q request, no refusal, node string) []any {
@@ -205,12 +205,14 @@ func (f *refusals) flush(n *neighbour) {
 }
 
 func (again *repetition) tell(n *neighbour, k kind, now time.Time) {
-	n.say(k.level(), "connections refused again",
-		slog.Int("times", again.more),
-		slog.Duration("within", now.Sub(again.since)),
-		slog.Uint64("code", uint64(k.status)),
-		slog.String("by", k.node),
-		slog.String("server", k.server),
-		slog.String("target", k.target),
-	)
+	n.say(k.level(), "connections refused again", func() []any {
+		return []any{
+			slog.Int("times", again.more),
+			slog.Duration("within", now.Sub(again.since)),
+			slog.Uint64("code", uint64(k.status)),
+			slog.String("by", k.node),
+			slog.String("server", k.server),
+			slog.String("target", k.target),
+		}
+	})
 }

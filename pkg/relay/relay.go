@@ -323,15 +323,17 @@ func (r *Relay) account(c *connection, end splice.End) {
 	if reply != nil {
 		code = reply.Status
 	}
-	c.from.say(slog.LevelInfo, "connection ended", append(c.attributes(),
-		slog.String("end", how),
-		slog.Uint64("code", uint64(code)),
-		slog.String("by", by),
-		slog.String("reason", reason),
-		slog.Uint64("bytes_up", c.join.Forth.Bytes()),
-		slog.Uint64("bytes_down", c.join.Back.Bytes()),
-		slog.Duration("duration", time.Since(c.since).Round(time.Millisecond)),
-	)...)
+	c.from.say(slog.LevelInfo, "connection ended", func() []any {
+		return append(c.attributes(),
+			slog.String("end", how),
+			slog.Uint64("code", uint64(code)),
+			slog.String("by", by),
+			slog.String("reason", reason),
+			slog.Uint64("bytes_up", c.join.Forth.Bytes()),
+			slog.Uint64("bytes_down", c.join.Back.Bytes()),
+			slog.Duration("duration", time.Since(c.since).Round(time.Millisecond)),
+		)
+	})
 }
 
 // replied takes note of the server's answer, which has just passed.

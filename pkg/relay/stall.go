@@ -152,7 +152,7 @@ func (r *Relay) resetStuck(n *neighbour, stuckTo map[*neighbour][]*connection) {
 	r.stallers.note(pair{stuck[0].client, stuck[0].server}, time.Now())
 	r.counts.stalled.Add(uint64(len(stuck)))
 	by.say(slog.LevelWarn, "a peer does not read what it is sent, which holds up all connections of another: those between the two are reset",
-		slog.Int("connections", len(stuck)), slog.String("other", n.id))
+		func() []any { return []any{slog.Int("connections", len(stuck)), slog.String("other", n.id)} })
 	for _, c := range stuck {
 		c.reset(wire.CodeLost, "not read by "+by.id+" while all streams of "+n.id+" wait")
 	}
