@@ -18,11 +18,15 @@ func (b *budget) take(n int64) bool {
 	if n <= 0 {
 		return true
 	}
-	if b.used.Add(n) > b.limit.Load() {
-		b.used.Add(-n)
-		return false
+	for { // not Add and take back: whoever looks meanwhile would see more than there is
+		used := b.used.Load()
+		if used+n > b.limit.Load() {
+			return false
+		}
+		if b.used.CompareAndSwap(used, used+n) {
+			return true
+		}
 	}
-	return true
 }
 
 func (b *budget) give(n int64) { b.used.Add(-n) }
