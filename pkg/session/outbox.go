@@ -355,7 +355,7 @@ func (s *session) sendLocked(mayWait bool) {
 			s.goodbye = true
 			s.mu.Unlock()
 			_ = st.End(nil)
-			s.wrote(st, nil, nil, 0, nil)
+			s.wrote(st, nil, 0, nil)
 			return
 		}
 		p := s.composeLocked()
@@ -363,7 +363,7 @@ func (s *session) sendLocked(mayWait bool) {
 		s.goodbye = s.goodbye || last
 		if last && s.reset == nil { // all is done, and nobody waits for this
 			s.mu.Unlock()
-			s.wrote(st, nil, p, 0, st.End(p))
+			s.wrote(st, p, 0, st.End(p))
 			return
 		}
 		s.mu.Unlock()
@@ -372,7 +372,7 @@ func (s *session) sendLocked(mayWait bool) {
 			if last && err == nil {
 				_ = st.CloseWrite() // in the same packet
 			}
-			s.wrote(st, nil, p, 0, err)
+			s.wrote(st, p, 0, err)
 			return
 		}
 		s.mu.Lock()
@@ -428,8 +428,8 @@ func (s *session) flush(st Stream) {
 }
 
 // wrote takes the outcome of a write that was the last one.
-func (s *session) wrote(st Stream, held *buffer, p []byte, n int, err error) {
-	if s.wroteMore(st, held, p, n, err) {
+func (s *session) wrote(st Stream, p []byte, n int, err error) {
+	if s.wroteMore(st, nil, p, n, err) {
 		s.mu.Lock()
 		s.writing = false
 		s.cond.Broadcast()

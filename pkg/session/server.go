@@ -447,11 +447,11 @@ func (v *Server) grantLocked(s *session) {
 	s.mu.Unlock()
 	if asked { // P5's answer may come at once, and take this along
 		st.WriteLater(reply)
-		s.wrote(st, nil, nil, 0, nil)
+		s.wrote(st, nil, 0, nil)
 		return
 	}
 	n, err := st.Write(reply)
-	s.wrote(st, nil, reply, n, err)
+	s.wrote(st, reply, n, err)
 }
 
 // carry reads frames from st as long as it carries the session, and decides
