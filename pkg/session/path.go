@@ -18,6 +18,7 @@ type pathKey struct{ relay, peer string }
 type path struct {
 	rtt   time.Duration // the shortest since then
 	since time.Time
+	link  any // over which it was; another may take another way
 }
 
 const (
@@ -28,11 +29,12 @@ const (
 	maxPaths = 4096
 )
 
-func (ps *paths) note(key pathKey, rtt time.Duration, now time.Time) {
+func (ps *paths) note(key pathKey, link any, rtt time.Duration, now time.Time) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	p, known := ps.by[key]
-	if known && rtt >= p.rtt && now.Sub(p.since) < pathMemory {
+	fresh := p.link != link || now.Sub(p.since) >= pathMemory
+	if !fresh && rtt >= p.rtt {
 		return
 	}
 	if !known && len(ps.by) >= maxPaths {
@@ -41,19 +43,19 @@ func (ps *paths) note(key pathKey, rtt time.Duration, now time.Time) {
 	if ps.by == nil {
 		ps.by = make(map[pathKey]path)
 	}
-	if !known || now.Sub(p.since) >= pathMemory {
-		p.since = now
+	if fresh {
+		p.link, p.since = link, now
 	}
 	p.rtt = rtt
 	ps.by[key] = p
 }
 
 // shortest is 0 where nothing is known.
-func (ps *paths) shortest(key pathKey, now time.Time) time.Duration {
+func (ps *paths) shortest(key pathKey, link any, now time.Time) time.Duration {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	p := ps.by[key]
-	if now.Sub(p.since) >= pathMemory {
+	if p.link != link || now.Sub(p.since) >= pathMemory {
 		return 0
 	}
 	return p.rtt
@@ -66,7 +68,9 @@ const (
 	// leaves the processors idle between them. Measured on two cores, 4 uploads
 	// at once: windows of 64, 128 and 256 KiB move 101, 127 and 139 MiB/s, and a
 	// message beside them takes 2.5, 3.9 and 5.9 ms.
-	minGrowthRTT = 1500 * time.Microsecond
+	minGrowthRTT = 2500 * time.Microsecond
+	// minGrowth is the least by which a window grows when the budget is short.
+	minGrowth = 16 << 10
 	// minEpoch is how long a rate is measured at least.
 	minEpoch = 8 * time.Millisecond
 	// standstill is how long a TCP side takes nothing until it counts as a slow
@@ -74,19 +78,14 @@ const (
 	// window grows: a burst of 1.3 MiB takes 20 round trips at the floor.
 	standstill   = 100 * time.Millisecond
 	maxProbation = 5 * time.Second
-	// queueRTT is where a round trip is the path's rather than the queues' of
-	// the processors.
-	queueRTT = 8 * time.Millisecond
 )
 
 // growthRTTLocked is the round trip that the window is made for, 0 if none is
 // known.
 func (s *session) growthRTTLocked(now time.Time) time.Duration {
 	rtt := s.minRTT
-	if rtt < queueRTT {
-		if shortest := s.host.paths.shortest(s.pathLocked(), now); shortest > 0 && (rtt == 0 || shortest < rtt) {
-			rtt = shortest
-		}
+	if shortest := s.host.paths.shortest(s.pathLocked(), s.route.Link, now); shortest > 0 && (rtt == 0 || shortest < rtt) {
+		rtt = shortest
 	}
 	if rtt == 0 {
 		return 0
@@ -97,7 +96,7 @@ func (s *session) growthRTTLocked(now time.Time) time.Duration {
 // learnPathLocked asks for a ping if nobody knows the path yet: before there is
 // much on it.
 func (s *session) learnPathLocked(now time.Time) {
-	if s.host.paths.shortest(s.pathLocked(), now) == 0 {
+	if s.host.paths.shortest(s.pathLocked(), s.route.Link, now) == 0 {
 		s.probeLocked(now)
 	}
 }

@@ -1,0 +1,122 @@
+//go:build !race
+
+package chaintest
+
+import (
+	"io"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"ptthqd/pkg/link/linktest"
+	"ptthqd/pkg/tcptest"
+)
+
+// A bottleneck is what a link of limited rate does, in each direction between two hosts: packets wait their turn, and those
+// that would wait for too long are dropped. Its methods are called under the network's lock.
+type bottleneck struct {
+	rate  float64 // bytes per second
+	queue time.Duration
+	extra time.Duration // latency
+	free  map[[2]netip.Addr]time.Time
+	drops int
+}
+
+// udpAndIP is the size of the headers around a QUIC packet.
+const udpAndIP = 28
+
+func (b *bottleneck) drop(p linktest.Packet) bool {
+	way, now := [2]netip.Addr{p.From.Addr(), p.To.Addr()}, time.Now()
+	begin := b.free[way]
+	if begin.Before(now) {
+		begin = now
+	}
+	if begin.Sub(now) > b.queue {
+		b.drops++
+		return true
+	}
+	b.free[way] = begin.Add(time.Duration(float64(len(p.Data)+udpAndIP) / b.rate * float64(time.Second)))
+	return false
+}
+
+func (b *bottleneck) delay(p linktest.Packet) time.Duration {
+	return b.extra + time.Until(b.free[[2]netip.Addr{p.From.Addr(), p.To.Addr()}])
+}
+
+// TestBulkLeavesRoom uploads over two links of 200 Mbit/s with 50 ms of queue each. The upload fills them, but makes no
+// queue worth speaking of: what else is on its way hardly waits. With a window of twice what the path holds, or more, the round
+// trips were 110 and 172 ms. The race detector makes it too slow.
+func TestBulkLeavesRoom(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		extra time.Duration // for each of the four hops of a round trip
+		least float64       // MiB/s of the upload
+		most  time.Duration // round trip beside it
+	}{
+		{"40 ms", 0, 20, 80 * time.Millisecond},
+		{"100 ms", 15 * time.Millisecond, 14, 160 * time.Millisecond},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, w *world) {
+				w.quiet = true
+				b := &bottleneck{rate: 200e6 / 8, queue: 50 * time.Millisecond, extra: test.extra, free: make(map[[2]netip.Addr]time.Time)}
+				w.network.Drop(b.drop)
+				w.network.Delay(b.delay)
+				var arrived atomic.Int64
+				w.target("127.0.0.1:9", func(conn *tcptest.Conn) {
+					_, _ = io.Copy(counter{&arrived}, conn)
+					_ = conn.Close()
+				})
+				w.target("127.0.0.1:7", echo)
+				w.relay(relayHost, nas)
+				w.server(w.serverConfig(w.relays(relayHost), "7 laptop", "9 laptop"))
+				w.client(w.clientConfig(w.relays(relayHost), "echo nas 7", "sink nas 9"))
+				settle()
+				small, bulk := w.connect("echo"), w.connect("sink")
+				exchange(t, small, "first")
+
+				until, done := time.Now().Add(5*time.Second), make(chan struct{})
+				go func() {
+					defer close(done)
+					for chunk := make([]byte, 64<<10); time.Now().Before(until); {
+						if _, err := bulk.Write(chunk); err != nil {
+							t.Error(err)
+							return
+						}
+					}
+				}()
+				time.Sleep(2 * time.Second)
+				before, began := arrived.Load(), time.Now()
+				var trips []time.Duration
+				for time.Now().Before(until) {
+					asked := time.Now()
+					exchange(t, small, "?")
+					trips = append(trips, time.Since(asked))
+					time.Sleep(20 * time.Millisecond)
+				}
+				rate := float64(arrived.Load()-before) / time.Since(began).Seconds() / (1 << 20)
+				slices.Sort(trips)
+				median := trips[len(trips)/2]
+				t.Logf("%.1f MiB/s, round trip beside it p50 %v, p99 %v, %d packets dropped", rate, median, trips[len(trips)*99/100], b.drops)
+				if rate < test.least {
+					t.Errorf("%.1f MiB/s of 23.8, want at least %v", rate, test.least)
+				}
+				if median > test.most {
+					t.Errorf("a round trip of %v beside the upload, want at most %v", median, test.most)
+				}
+				<-done
+				_ = bulk.Close()
+			})
+		})
+	}
+}
+
+// counter counts what is written.
+type counter struct{ n *atomic.Int64 }
+
+func (c counter) Write(p []byte) (int, error) {
+	c.n.Add(int64(len(p)))
+	return len(p), nil
+}
