@@ -426,7 +426,7 @@ func linkError(err error) error {
 	return fmt.Errorf("the link failed: %w", err)
 }
 
-// Suspect is closed when nothing at all arrived from the peer for max(1.5 s, 4 × PTO) while something was expected, or
+// Suspect is closed when nothing at all arrived from the peer for max(1.5 s, min(4 × PTO, 5 s + 4 × RTT)) while something was expected, or
 // when packets arrive, but the path has begun to lose large ones. The link is over then: Done follows at once.
 func (l *Link) Suspect() <-chan struct{} { return l.suspect }
 

@@ -19,6 +19,9 @@ const (
 	busyFor       = 10 * time.Second
 	// suspectAfter is the least silence after which a link is given up.
 	suspectAfter = 1500 * time.Millisecond
+	// suspectMost bounds it where round trips vary so much that four probe timeouts would be half a minute. Who is given up
+	// for nothing loses little: sessions go on over the next link.
+	suspectMost = 5 * time.Second
 	// answerGap is the least time between two answers to heartbeats, so that a peer who floods gets no flood.
 	answerGap = 100 * time.Millisecond
 	// pausedAfter is how late a tick may be before it must be this process that stood still, not the path.
@@ -261,7 +264,7 @@ func suspicion(s quic.ConnectionStats) time.Duration {
 	}
 	// The probe timeout of RFC 9002, section 6.2.1, with quic-go's max_ack_delay.
 	pto := s.SmoothedRTT + max(4*s.MeanDeviation, time.Millisecond) + 25*time.Millisecond
-	return max(suspectAfter, 4*pto)
+	return max(suspectAfter, min(4*pto, suspectMost+4*s.SmoothedRTT))
 }
 
 // giveUp ends a link that has turned suspect. If the peer hears of it, so much the better.

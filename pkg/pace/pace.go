@@ -14,7 +14,7 @@ import (
 // A Pace lets the lines of each causer through up to a rate. The zero value is ready. Its methods may be called from any
 // goroutine.
 type Pace struct {
-	// Every is how often a line goes through in the long run. Default 50 ms.
+	// Every is how often a line goes through in the long run. Default 10 ms: a third of what journald takes by default.
 	Every time.Duration
 	// AtOnce is how many go through at once. Default 2,000.
 	AtOnce int
@@ -41,7 +41,7 @@ func (p *Pace) Level(name string, level slog.Level) (_ slog.Level, leftOut int) 
 		if p.causers == nil || len(p.causers) >= maxCausers {
 			p.causers = make(map[string]*causer)
 		}
-		c = &causer{limiter: rate.NewLimiter(rate.Every(cmp.Or(p.Every, 50*time.Millisecond)), cmp.Or(p.AtOnce, 2000))}
+		c = &causer{limiter: rate.NewLimiter(rate.Every(cmp.Or(p.Every, 10*time.Millisecond)), cmp.Or(p.AtOnce, 2000))}
 		p.causers[name] = c
 	}
 	if !c.limiter.Allow() {
