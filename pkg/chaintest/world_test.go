@@ -213,7 +213,9 @@ func (w *world) relays(hosts ...string) []config.Relay {
 
 // on has links dialled from a host of the simulated network.
 func (w *world) on(host string) func(*link.Dialer) {
+	begun := time.Now()
 	return func(d *link.Dialer) {
+		d.SinceBoot = func() time.Duration { return time.Since(begun) } // the bubble's time, not the host's
 		d.ListenPacket = w.network.ListenPacket(host)
 		d.Route = func(netip.AddrPort) (netip.Addr, error) { return netip.ParseAddr(host) }
 	}

@@ -130,8 +130,8 @@ func (c *crowd) wantLetIn(host string, want bool) {
 	c.Helper()
 	conn, err := c.knock(host, c.tls(c.key))
 	if err == nil {
+		time.Sleep(100 * ms) // until the handshake is over at the other end too: one that is broken off has failed
 		_ = conn.CloseWithError(0, "")
-		time.Sleep(100 * ms)
 	}
 	if want && err != nil || !want && !refused(err) {
 		c.Errorf("%s: %v", host, err)
