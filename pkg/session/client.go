@@ -414,7 +414,7 @@ func (s *session) sayGoodbye(st Stream) {
 	if !done {
 		_ = st.End(nil)
 	}
-	st.CancelRead(wire.CodeLost)
+	drain(st) // the end that the peer has said, or is about to say: who cancels that makes it a loss
 }
 
 // howLocked is how the session has ended.
