@@ -55,7 +55,7 @@ func TestBulkLeavesRoom(t *testing.T) {
 		least float64       // MiB/s of the upload
 		most  time.Duration // round trip beside it
 	}{
-		{"40 ms", 0, 20, 80 * time.Millisecond},
+		{"40 ms", 0, 20, 90 * time.Millisecond},
 		{"100 ms", 15 * time.Millisecond, 14, 160 * time.Millisecond},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -26,6 +26,7 @@ type inbox struct {
 	// The growth of the window is decided once a window's worth is delivered.
 	epoch      time.Time
 	epochBytes uint64
+	rate       float64   // in bytes a nanosecond, when the window last grew
 	keepsUp    time.Time // from when on the TCP side is one that keeps up
 }
 
@@ -394,8 +395,9 @@ func (s *session) deliveredLocked(n int) {
 func ackEvery(window uint64) uint64 { return min(window/4, max(window/16, 32<<10)) }
 
 // growLocked makes the window half as large again if the path can use it: while
-// what is delivered in a round trip is most of it, the TCP side keeps up, and
-// the budget allows. So it ends at 1.2 to 1.8 times what the path holds: more
+// what is delivered in a round trip is most of it, or half of it and the last
+// time has paid, as on paths whose round trips vary; the TCP side keeps up; and
+// the budget allows. So it ends at 1.2 to 2 times what the path holds: more
 // would be a queue, in which everything beside it waits.
 // Who has stood still keeps up only after a while: a kernel lets a slow reader's
 // connection be written to in bursts of megabytes, which say nothing of the reader.
@@ -422,7 +424,9 @@ func (s *session) growLocked() {
 		}
 		rtt = minGrowthRTT
 	}
-	if float64(bytes)*float64(rtt) <= 0.85*float64(in.window)*float64(elapsed) {
+	rate := float64(bytes) / float64(elapsed)
+	used := rate * float64(rtt) / float64(in.window)
+	if used <= 0.85 && (used <= 0.5 || rate < 1.2*in.rate) {
 		return
 	}
 	grow := min(in.window/2, most-in.window)
@@ -432,6 +436,7 @@ func (s *session) growLocked() {
 		}
 	}
 	in.window += grow
+	in.rate = rate
 	s.probeLocked(now)
 }
 

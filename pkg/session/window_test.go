@@ -138,7 +138,7 @@ func TestHalfClose(t *testing.T) {
 // its streams as is allowed.
 func longPath(t *testing.T, limits session.Limits) *network {
 	n := start(t, limits)
-	n.capacity, n.conns = 64<<20, 256<<10
+	n.capacity, n.conns = 64<<20, 4<<20 // whole windows come at one moment of virtual time
 	n.replaceLinks(&memLink{name: "far", latency: 50 * time.Millisecond})
 	return n
 }
