@@ -188,6 +188,23 @@ func TestRelayRestarts(t *testing.T) {
 	}
 }
 
+// A relay that is killed again and again is found as fast the tenth time as the first.
+func TestRelayRestartsAgainAndAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		w.dial()
+		w.took(40*ms, 40*ms)
+		for range 10 {
+			time.Sleep(2 * sec)
+			w.kill()
+			time.Sleep(300 * ms)
+			w.start()
+			w.took(0, 1200*ms)
+		}
+	})
+}
+
 func TestStatelessResetIsNoticedWithinAHeartbeat(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

@@ -38,8 +38,14 @@ func (d *Dialer) down(link *Link) {
 	err := link.Err()
 	stats := link.Stats()
 	d.roundTrip = max(stats.RTT, stats.AppRTT)
-	if d.short++; time.Since(link.since) >= shortLived {
+	closed, _ := errors.AsType[*ClosedError](err)
+	switch {
+	case time.Since(link.since) >= shortLived:
 		d.short = 0
+	case closed != nil && closed.Remote:
+		d.short++
+	default: // the relay has crashed, or the path is bad: who comes back is to be found at once
+		d.short = 1
 	}
 	now := State{Address: d.Address, Key: d.Key, Since: time.Now(), LastError: err.Error(), Reason: link.Reason()}
 	defer func() {
@@ -48,7 +54,6 @@ func (d *Dialer) down(link *Link) {
 		now.Contested = d.contested
 		d.state = now
 	}()
-	closed, _ := errors.AsType[*ClosedError](err)
 	if closed == nil || closed.Code != wire.CloseSuperseded || !closed.Remote || link.replaced.Load() {
 		d.sayAt(link.endLevel(), "link down", slog.Any("reason", err))
 		if time.Since(link.since) > supersededMax {
