@@ -49,6 +49,8 @@ demo: build ## a relay, a client and a server on this machine, with data flowing
 
 # --- tests -------------------------------------------------------------------------------------------------------
 
+TEST_PROCESSES = $(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -p=1 -timeout=20m $(TESTFLAGS) ./pkg/e2e ./deploy
+
 .PHONY: test
 test: ## all tests, with the race detector where there is a C compiler
 ifeq ($(RACE),)
@@ -58,7 +60,7 @@ endif
 	@# What memory a session holds, and how a busy path behaves, can be measured without the race detector alone.
 	$(GO) test -shuffle=on -timeout=10m $(TESTFLAGS) ./pkg/session ./pkg/chaintest
 	@# These run whole processes and measure pauses: nothing else runs beside them.
-	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -p=1 -timeout=20m $(TESTFLAGS) ./pkg/e2e ./deploy
+	$(TEST_PROCESSES)$(if $(AGAIN), || { echo '== TESTS FAILED: once more (see above what failed)' >&2; $(TEST_PROCESSES); })
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (10s)
