@@ -165,22 +165,33 @@ func elsewhere(t *testing.T, w *world, server string) int {
 	return port
 }
 
-// tooMany is a way in which a connection is one too many for a node.
+// tooMany is a way in which a connection is one too many for a node. It returns its ID: which of them is told of is known
+// from the log alone, as those that follow it, and differ in nothing but the port, are not.
 func tooMany(node, limit string) way {
-	return way{prepare: set("[limits]\n"+limit+"\n", node), happen: func(t *testing.T, w *world, p5s *recorder) string {
+	return way{prepare: set("[limits]\n"+limit+"\n", node), happen: func(t *testing.T, w *world, p5s *recorder) (id string) {
 		for range 20 { // each but the first, or second, or after a second's rest
 			p1, err := w.dial()
-			if errors.Is(err, syscall.ECONNRESET) { // refused before it could be looked at
+			if err == nil {
+				defer func() { _ = p1.Close() }()
+				_ = p1.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+				_, err = p1.Read(make([]byte, 1))
+			}
+			if os.IsTimeout(err) {
 				continue
 			}
-			if err != nil {
+			if !errors.Is(err, syscall.ECONNRESET) {
 				t.Fatal(err)
 			}
-			defer func() { _ = p1.Close() }()
-			_ = p1.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
-			if _, err := p1.Read(make([]byte, 1)); err != nil && !os.IsTimeout(err) {
-				return p1.LocalAddr().String()
-			}
+			eventually(t, 10*time.Second, "the client tells of a refusal", func() error {
+				for _, e := range w.procs["laptop"].entries(t) {
+					if e.end == "refused" {
+						id = e.id
+						return nil
+					}
+				}
+				return errors.New("it tells of none")
+			})
+			return id
 		}
 		t.Fatal("never too many")
 		return ""
