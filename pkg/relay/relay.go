@@ -360,7 +360,7 @@ func granted(s wire.Status) bool { return s == wire.StatusOpen || s == wire.Stat
 // agreed on in good order, an end or a reset, looks alike here: a relay doesn't read what it copies.
 const (
 	endComplete = "complete"
-	endFailed   = "failed"
+	endFailed   = "failed" // reset with a code of a later version
 )
 
 // explain says how a connection ended, who ended it, and why, in words.
@@ -377,6 +377,8 @@ func explain(end splice.End) (how, by, reason string) {
 		by = "server"
 	}
 	switch {
+	case isReset && !reset.Code.Known():
+		return endFailed, by, "it has reset the stream with a code that is not known: " + reset.Code.String()
 	case isReset && reset.Remote:
 		return reset.Code.String(), by, "it has reset the stream"
 	case isReset:

@@ -123,6 +123,9 @@ const (
 	CodeProtocol StreamCode = 4 // the other end broke the session protocol: don't resume
 )
 
+// Known tells whether this version has the code. One of a later version is taken for CodeLost.
+func (c StreamCode) Known() bool { return CodeLost <= c && c <= CodeProtocol }
+
 func (c StreamCode) String() string {
 	switch c {
 	case CodeLost:
