@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -55,13 +56,13 @@ func (w *world) prometheus(nodes ...string) *prometheus {
 	}
 	cmd := exec.Command("prometheus", "--config.file="+config, "--storage.tsdb.path="+filepath.Join(w.dir, "tsdb"), "--web.listen-address="+p.address)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	ended, err := startForLife(cmd)
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		<-ended
 		_ = log.Close()
 		if said, err := os.ReadFile(log.Name()); err == nil && t.Failed() {
 			t.Logf("prometheus said:\n%s", said)
@@ -71,6 +72,24 @@ func (w *world) prometheus(nodes ...string) *prometheus {
 		p.eventually(fmt.Sprintf("up{node=%q}", node), 1)
 	}
 	return p
+}
+
+// startForLife starts a command that the system kills when this process dies. What the system means by that is the death of
+// the thread that has started it, and those that enter a namespace (see lab.do) die early: so it has one of its own.
+func startForLife(cmd *exec.Cmd) (ended <-chan struct{}, err error) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started, done := make(chan error), make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait()
+		}
+	}()
+	return done, <-started
 }
 
 // query evaluates an expression that has one value.

@@ -81,7 +81,7 @@ func newWorld(t *testing.T, serve func(net.Conn), relays ...string) *world {
 		relays = []string{"relay"}
 	}
 	w := &world{
-		t: t, dir: t.TempDir(),
+		t: t, dir: shortDir(t),
 		keys: map[string]ident.PrivateKey{}, procs: map[string]*process{}, ports: map[string]int{},
 		extra: map[string]string{}, prefix: map[string][]string{}, hosts: map[string]string{},
 	}
@@ -123,6 +123,21 @@ func newWorld(t *testing.T, serve func(net.Conn), relays ...string) *world {
 		}
 	})
 	return w
+}
+
+// shortDir is a temporary directory without the name of the test: the path of a Unix socket may have 107 bytes.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "e2e-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Errorf("what the test has left behind: %v", err)
+		}
+	})
+	return dir
 }
 
 func (w *world) path(node, suffix string) string { return filepath.Join(w.dir, node+suffix) }
