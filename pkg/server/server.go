@@ -240,17 +240,17 @@ func (s *Server) serveLink(ctx context.Context, l *link.Link) {
 		if err != nil {
 			return // the dialler tells why the link is over
 		}
-		streams.Go(func() { s.serveStream(l, stream, tip) })
+		// An idle connection waits in here, so what takes much of the stack is done in calls that return.
+		streams.Go(func() { s.serveStream(l, stream, tip).Carry() })
 	}
 }
 
-// serveStream serves one stream of a relay: read the tip, decide, join, account;
-// deciding, dialling and joining are the session's.
-func (s *Server) serveStream(l *link.Link, stream *link.Stream, tip wire.Message) {
-	// An idle connection waits in here, so what takes much of the stack is done in a call that returns.
+// serveStream reads what a stream of a relay asks for, and decides: it is refused, or carries a session from now on.
+func (s *Server) serveStream(l *link.Link, stream *link.Stream, tip wire.Message) (carrier session.Carrier) {
 	if client, inner := s.understand(l, stream, tip); inner != nil {
-		s.sessions.Serve(client, inner, stream, session.Route{Link: l, Relay: l.Peer(), RTT: l.RTT()})
+		carrier = s.sessions.Attach(client, inner, stream, session.Route{Link: l, Relay: l.Peer(), RTT: l.RTT()})
 	}
+	return carrier
 }
 
 // understand returns which client asks for what. It has refused what can't be served; then there is no inner message.

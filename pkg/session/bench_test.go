@@ -162,7 +162,7 @@ func (r *oneRoute) Routes() []session.Route {
 		if err != nil {
 			return nil, err
 		}
-		r.all.Go(func() { r.server.Serve("laptop", m, b, session.Route{Link: r, Relay: "relay"}) })
+		r.all.Go(func() { r.server.Attach("laptop", m, b, session.Route{Link: r, Relay: "relay"}).Carry() })
 		_, err = a.Write(data)
 		return a, err
 	}}}

@@ -476,7 +476,7 @@ func (n *network) stream(l *memLink) (a, b *memStream) {
 }
 
 func (n *network) serve(l *memLink, m wire.Message, b *memStream) {
-	n.serving.Go(func() { n.server.Serve("laptop", m, b, session.Route{Link: l, Relay: l.name}) })
+	n.serving.Go(func() { n.server.Attach("laptop", m, b, session.Route{Link: l, Relay: l.name}).Carry() })
 }
 
 // What the network does is changed under its lock, as sessions are at work.

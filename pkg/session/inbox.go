@@ -57,22 +57,30 @@ func (s *session) read(st Stream) error {
 			}
 			return s.readError(err)
 		}
-		b := takeBuffer(largeBuffer)
-		n, err := st.Read(b.b)
-		var bad error
-		if n > 0 {
-			bad = s.take(b, b.b[:n])
-		}
-		s.mu.Lock()
-		b.unref()
-		s.sendLocked(false)
-		switch {
-		case bad != nil:
-			return bad
-		case err != nil:
-			return s.readError(err)
+		if err := s.readSome(st); err != nil {
+			return err
 		}
 	}
+}
+
+// readSome is read of what has come, up to a buffer of it: not in read, which is where idle sessions wait, and should need
+// little stack.
+//
+//go:noinline
+func (s *session) readSome(st Stream) error {
+	b := takeBuffer(largeBuffer)
+	n, err := st.Read(b.b)
+	var bad error
+	if n > 0 {
+		bad = s.take(b, b.b[:n])
+	}
+	s.mu.Lock()
+	b.unref()
+	s.sendLocked(false)
+	if bad == nil && err != nil {
+		bad = s.readError(err)
+	}
+	return bad
 }
 
 // readError says what an error of the stream means for the session.

@@ -207,19 +207,28 @@ func (v *Server) endLocked(s *session, why End, code wire.StreamCode) {
 	}
 }
 
-// Serve carries a stream that a relay has opened for client, whose tip
-// `incoming` was read: inner is what it held. It owns st and blocks as long as
-// the stream is in use. When ctx is done while the stream waits, nothing
-// happens: the link's end ends the stream.
-func (v *Server) Serve(client string, inner wire.Message, st Stream, via Route) {
-	// An idle session waits in here, so what takes much of the stack is done in a call that returns.
-	if s := v.attach(client, inner, st, via); s != nil {
-		v.carry(s, st)
+// Attach finds or makes the session that a stream is to carry which a relay has opened for client, and whose tip `incoming`
+// was read: inner is what it held. It owns st. Whoever has called it calls Carry on what it returns.
+func (v *Server) Attach(client string, inner wire.Message, st Stream, via Route) Carrier {
+	return Carrier{v, v.attach(client, inner, st, via), st}
+}
+
+// A Carrier is a stream that carries a session, unless that was refused.
+type Carrier struct {
+	server  *Server
+	session *session // nil where it was refused
+	stream  Stream
+}
+
+// Carry blocks as long as the stream is in use. It needs little stack: where a session is idle for days, it is in here.
+func (c Carrier) Carry() {
+	if c.session != nil {
+		err := c.session.readFrames(c.stream)
+		c.server.carried(c.session, c.stream, err)
 	}
 }
 
-// attach finds or makes the session that st is to carry. Without one it has
-// said on st why.
+// attach is Attach. Where there is no session it has said on st why.
 func (v *Server) attach(client string, inner wire.Message, st Stream, via Route) *session {
 	switch m := inner.(type) {
 	case *wire.Open:
@@ -452,13 +461,6 @@ func (v *Server) grantLocked(s *session) {
 	}
 	n, err := st.Write(reply)
 	s.wrote(st, reply, n, err)
-}
-
-// carry reads frames from st as long as it carries the session, and decides
-// what its end means.
-func (v *Server) carry(s *session, st Stream) {
-	err := s.readFrames(st)
-	v.carried(s, st, err)
 }
 
 // carried decides what the end of st means.

@@ -72,8 +72,16 @@ type Flow struct {
 	writing atomic.Bool
 	drained atomic.Bool // src has come to its regular end and dst has taken everything
 
-	peek [1]byte  // what Peek fills; here so that waiting allocates nothing
-	last [24]byte // what came with the end
+	// Here, and not on the stack of who waits for days.
+	src, dst         Stream
+	srcSide, dstSide Side
+	reverse          *Flow
+	readErr          error // why it has come to its end; io.EOF mostly
+	writeErr         error
+
+	peek  [1]byte  // what Peek fills; here so that waiting allocates nothing
+	last  [24]byte // what came with the end
+	lasts int      // how much that is
 }
 
 // Bytes is how many bytes the far stream has taken.
@@ -105,93 +113,115 @@ type End struct {
 // resets both streams with the code of the [wire.ResetError] that is the context's cause,
 // or with [wire.CodeLost] without one.
 func (j *Join) Run(ctx context.Context, a, b Stream) End {
-	var watches sync.WaitGroup
-	release := watch(ctx, &watches, func() {
-		cause := context.Cause(ctx)
-		j.ended(Context, cause)
-		reset(a, code(cause))
-		reset(b, code(cause))
-	})
-
+	j.Forth.src, j.Forth.srcSide, j.Forth.dst, j.Forth.dstSide, j.Forth.reverse = a, A, b, B, &j.Back
+	j.Back.src, j.Back.srcSide, j.Back.dst, j.Back.dstSide, j.Back.reverse = b, B, a, A, &j.Forth
+	release := j.obey(ctx)
 	var forth sync.WaitGroup
-	forth.Go(func() { j.copy(&j.Forth, a, A, b, B, &j.Back) })
-	j.copy(&j.Back, b, B, a, A, &j.Forth)
+	forth.Go(func() { j.copy(&j.Forth) })
+	j.copy(&j.Back)
 	forth.Wait()
-
 	release()
-	watches.Wait()
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.end
 }
 
+// A join is idle for days, on two stacks. They are half as large if no more than 1.2 KiB of them is in use while it waits
+// (the runtime shrinks a stack of which less than a quarter is used, and counts 800 bytes of its own), so what else has
+// to be done is done in functions that return before.
+
+// obey has both streams reset when ctx is done. It is over when the function that it returns has returned.
+//
+//go:noinline
+func (j *Join) obey(ctx context.Context) (release func()) {
+	return watch(ctx, func() {
+		cause := context.Cause(ctx)
+		j.ended(Context, cause)
+		reset(j.Forth.src, code(cause))
+		reset(j.Forth.dst, code(cause))
+	})
+}
+
 // copy moves one direction until it ends, and leaves src's reading and dst's
-// writing half finished. reverse is the other direction.
-func (j *Join) copy(f *Flow, src Stream, srcSide Side, dst Stream, dstSide Side, reverse *Flow) {
-	// A reader that is gone is noticed here even when src says nothing for hours.
-	var watches sync.WaitGroup
-	release := watch(dst.Context(), &watches, func() {
-		cause := context.Cause(dst.Context())
-		j.ended(dstSide, cause)
-		src.CancelRead(code(cause))
+// writing half finished.
+func (j *Join) copy(f *Flow) {
+	release := j.attend(f)
+	f.pump()
+	release() // before End, which may end the context that is watched
+	j.finish(f)
+}
+
+// attend notices a reader that is gone even when src says nothing for hours.
+//
+//go:noinline
+func (j *Join) attend(f *Flow) (release func()) {
+	gone := f.dst.Context()
+	return watch(gone, func() {
+		cause := context.Cause(gone)
+		j.ended(f.dstSide, cause)
+		f.src.CancelRead(code(cause))
 		// With its connection dst's other half is gone as well. The reverse direction
 		// notices when it reads, but not while it waits in a Write.
-		if connectionLost(cause) && !reverse.drained.Load() {
-			src.CancelWrite(code(cause))
+		if connectionLost(cause) && !f.reverse.drained.Load() {
+			f.src.CancelWrite(code(cause))
 		}
 	})
-	last, readErr, writeErr := f.pump(src, dst)
-	release() // before End, which may end the context that is watched
-	watches.Wait()
+}
 
-	if errors.Is(readErr, io.EOF) && writeErr == nil {
+// finish ends both halves as the copying has ended.
+//
+//go:noinline
+func (j *Join) finish(f *Flow) {
+	if errors.Is(f.readErr, io.EOF) && f.writeErr == nil {
 		f.drained.Store(true)
-		if writeErr = dst.End(f.last[:last]); writeErr == nil {
-			f.bytes.Add(uint64(last))
+		if f.writeErr = f.dst.End(f.last[:f.lasts]); f.writeErr == nil {
+			f.bytes.Add(uint64(f.lasts))
 			return
 		}
 	}
-	cause, side := readErr, srcSide
-	if writeErr != nil {
-		cause, side = writeErr, dstSide
+	cause, side := f.readErr, f.srcSide
+	if f.writeErr != nil {
+		cause, side = f.writeErr, f.dstSide
 	}
 	j.ended(side, cause)
-	src.CancelRead(code(cause))
-	dst.CancelWrite(code(cause))
+	f.src.CancelRead(code(cause))
+	f.dst.CancelWrite(code(cause))
 }
 
-// pump copies until src ends (a readErr, io.EOF mostly) or dst fails. The last bytes, which have come with src's regular end,
-// it leaves in f.last, if there is room for them.
-func (f *Flow) pump(src, dst Stream) (last int, readErr, writeErr error) {
-	for readErr == nil && writeErr == nil {
-		if _, err := src.Peek(f.peek[:]); err != nil {
+// pump copies until src ends or dst fails. The last bytes, which have come with src's regular end, it leaves in f.last, if
+// there is room for them.
+func (f *Flow) pump() {
+	for f.readErr == nil && f.writeErr == nil {
+		if _, err := f.src.Peek(f.peek[:]); err != nil {
 			// Only reading the end makes QUIC forget a stream; peeking at it does not.
-			if _, readErr = src.Read(f.peek[:]); readErr == nil {
-				readErr = err
+			if _, f.readErr = f.src.Read(f.peek[:]); f.readErr == nil {
+				f.readErr = err
 			}
-			break
+			return
 		}
-		last, readErr, writeErr = f.move(src, dst)
+		f.move()
 	}
-	return last, readErr, writeErr
 }
 
 // move copies what src has buffered, at most one buffer of it.
-func (f *Flow) move(src, dst Stream) (last int, readErr, writeErr error) {
+//
+//go:noinline
+func (f *Flow) move() {
 	buffer := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buffer)
-	n, readErr := src.Read(buffer[:])
+	n, err := f.src.Read(buffer[:])
+	f.readErr = err
 	switch {
 	case n == 0:
-		return 0, readErr, nil
-	case n <= len(f.last) && errors.Is(readErr, io.EOF):
-		return copy(f.last[:], buffer[:n]), readErr, nil
+		return
+	case n <= len(f.last) && errors.Is(err, io.EOF):
+		f.lasts = copy(f.last[:], buffer[:n])
+		return
 	}
 	f.writing.Store(true)
-	n, writeErr = dst.Write(buffer[:n])
+	n, f.writeErr = f.dst.Write(buffer[:n])
 	f.writing.Store(false)
 	f.bytes.Add(uint64(n))
-	return 0, readErr, writeErr
 }
 
 // ended records the first reason.
@@ -203,12 +233,12 @@ func (j *Join) ended(by Side, cause error) {
 	}
 }
 
-// watch calls f in a goroutine once ctx is done, unless it is released first; wg
-// waits for f in the other case.
-func watch(ctx context.Context, wg *sync.WaitGroup, f func()) (release func()) {
-	wg.Add(1)
+// watch calls f in a goroutine once ctx is done, unless it is released first; in the other case to release it is to wait for f.
+func watch(ctx context.Context, f func()) (release func()) {
+	var running sync.WaitGroup
+	running.Add(1)
 	after := func() {
-		defer wg.Done()
+		defer running.Done()
 		f()
 	}
 	var stop func() bool
@@ -218,8 +248,8 @@ func watch(ctx context.Context, wg *sync.WaitGroup, f func()) (release func()) {
 		stop = context.AfterFunc(ctx, after)
 	}
 	return func() {
-		if stop() {
-			wg.Done()
+		if !stop() {
+			running.Wait()
 		}
 	}
 }
