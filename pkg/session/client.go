@@ -266,9 +266,9 @@ type forward struct {
 	opened      bool   // a reply 200 has come
 	saidAcked   uint64 // by the tip of the current attempt
 	saidLimit   uint64
-	firstTry    time.Time // of the attempts whose outcome isn't known
-	unknown     bool      // the current attempt is that one
-	detachedAt  time.Time
+	firstTry    time.Time       // of the attempts whose outcome isn't known
+	unknown     bool            // the current attempt is that one
+	detachedAt  time.Time       // when the last stream was lost, or left to be moved from
 	excluded    map[string]bool // relays that refused for good
 	refusal     *wire.Reply     // the last refusal
 	tried       map[any]bool    // links that failed in this round
@@ -338,6 +338,7 @@ func (f *forward) finished(st Stream, err error) bool {
 		f.closeLocked(f.howLocked())
 		return true
 	case errors.Is(err, errMove):
+		f.detachedAt = time.Now()
 		return false // the stream is kept until another has taken over
 	case errors.As(err, &bad):
 		s.mu.Lock()
