@@ -161,10 +161,11 @@ func TestResumeTimeout(t *testing.T) {
 	began := time.Now()
 	w.procs["relay"].kill()
 	for i := range connections {
-		wantReset(t, "P1", p1s[i], 10*time.Second)
-		wantReset(t, "P5", p5ends[i], 10*time.Second)
+		wantReset(t, "P1", p1s[i], 15*time.Second)
+		wantReset(t, "P5", p5ends[i], 15*time.Second)
 	}
-	if took := time.Since(began); took < 2*time.Second || took > 7*time.Second {
+	// It takes 1.5 s until a link is suspect, and on a busy machine, whose round trips vary, up to 5 s and a heartbeat.
+	if took := time.Since(began); took < 2*time.Second || took > 10*time.Second {
 		t.Errorf("reset after %v", took)
 	}
 	for _, name := range []string{"laptop", "nas"} {

@@ -23,11 +23,14 @@ import (
 // wantReset reads from c until it is reset. An orderly end is not a reset.
 func wantReset(t *testing.T, who string, c net.Conn, within time.Duration) {
 	t.Helper()
-	_ = c.SetReadDeadline(time.Now().Add(within))
+	begun := time.Now()
+	_ = c.SetReadDeadline(begun.Add(within))
 	n, err := io.Copy(io.Discard, c)
 	if !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("%s reads %d bytes, then %v, not a reset", who, n, err)
+		return
 	}
+	t.Logf("%s was reset after %v, of %v at most", who, time.Since(begun).Round(time.Millisecond), within)
 }
 
 // connectionID is what a line of a log says of which connection it is.

@@ -125,6 +125,13 @@ func newWorld(t *testing.T, serve func(net.Conn), relays ...string) *world {
 	return w
 }
 
+// end kills all nodes.
+func (w *world) end() {
+	for _, p := range w.procs {
+		p.kill()
+	}
+}
+
 // shortDir is a temporary directory without the name of the test: the path of a Unix socket may have 107 bytes.
 func shortDir(t *testing.T) string {
 	t.Helper()
