@@ -331,8 +331,18 @@ func (v *Server) admit(key sessionKey, m *wire.Open, info Info, dial Dial, st St
 // all is over tells of it.
 func (v *Server) live(s *session, dial Dial) {
 	if v.connect(s, dial) {
-		s.pump()
+		// It may wait for days, so not on the stack that dialling has made large.
+		v.all.Go(func() {
+			s.pump()
+			v.outlive(s)
+		})
+		return
 	}
+	v.outlive(s)
+}
+
+// outlive waits for the end of a session whose P5 isn't read any more, and tells of it.
+func (v *Server) outlive(s *session) {
 	s.mu.Lock()
 	for !s.closed || s.reading || s.writing {
 		s.cond.Wait()
@@ -343,7 +353,7 @@ func (v *Server) live(s *session, dial Dial) {
 }
 
 //go:noinline
-func (v *Server) tell(s *session) { v.report(*s.final) } // on a stack that live does not need while it waits
+func (v *Server) tell(s *session) { v.report(*s.final) } // on a stack that pump does not need while it waits
 
 func (v *Server) limits() Limits {
 	v.mu.Lock()
