@@ -139,7 +139,12 @@ func TestPrometheus(t *testing.T) {
 	}
 	refused := w.forward(strconv.Itoa(freeTCPPort(t))) // nobody listens there
 	w.writeConfigs()
-	w.all()
+	for _, node := range []string{"relay", "nas", "laptop"} {
+		w.start(node)
+	}
+	linked(t, w, "nas", "laptop") // or the first connection may be refused, and count
+	serverConnected(t, w)
+	w.carries(10 * time.Second)
 	p := w.prometheus("relay", "nas", "laptop")
 
 	// The only series that come later are those of histograms, one for each code that a dial comes to: let them come.
@@ -164,6 +169,8 @@ func TestPrometheus(t *testing.T) {
 	opened := w.status("laptop").Counters.Opened // by w.all
 	p.eventually(`ptthqd_connections_opened_total{node="laptop",mapping="main"}`, float64(opened))
 	p.eventually(`sum(ptthqd_connections_refused_total{node="laptop",code="502"})`, 1)
+	p.eventually(`ptthqd_dial_duration_seconds_count{node="nas",code="200"}`, float64(opened))
+	p.eventually(`ptthqd_dial_duration_seconds_count{node="nas",code="502"}`, 1)
 	series := make(map[string]float64)
 	for _, node := range []string{"relay", "nas", "laptop"} {
 		time.Sleep(2 * scrapeEvery)
@@ -368,7 +375,7 @@ func TestReadiness(t *testing.T) {
 		}
 	}
 	w.procs["laptop"].signal(syscall.SIGTERM)
-	eventually(t, 5*time.Second, "it is not ready", func() error {
+	eventually(t, 10*time.Second, "it is not ready", func() error {
 		if code, body := page("/readyz"); code != http.StatusServiceUnavailable || body != "draining\n" {
 			return fmt.Errorf("%d %q", code, body)
 		}

@@ -190,25 +190,6 @@ func within(t *testing.T, what string, pauses map[string]time.Duration, most tim
 	}
 }
 
-// inUse is the relay that the client's session goes over, by what the client's
-// log says of links: the harness's relays have the same distance, so either may
-// be used. The process whose CPU time grows is the one.
-func inUse(w *world, all []*traffic) string {
-	w.t.Helper()
-	used := func(name string) (ticks int) {
-		ticks, _ = cpuTicks(w.procs[name].cmd.Process.Pid)
-		return ticks
-	}
-	before := map[string]int{}
-	for _, name := range w.relays() {
-		before[name] = used(name)
-	}
-	<-time.After(700 * time.Millisecond)
-	names := w.relays()
-	slices.SortFunc(names, func(a, b string) int { return (used(b) - before[b]) - (used(a) - before[a]) })
-	return names[0]
-}
-
 func TestTwoRelaysOneKilled(t *testing.T) {
 	promised(t, 3*time.Second, func() map[string]time.Duration {
 		w := newWorld(t, endServer, "one", "two").all()
@@ -236,11 +217,11 @@ func TestTwoRelaysOneBlackHoled(t *testing.T) {
 	}
 }
 
-// pausesOf breaks the relay that is in use, and returns the longest pause of each kind of traffic. Then the world ends.
+// pausesOf breaks the relay that carries the traffic, and returns the longest pause of each kind of traffic. Then the world ends.
 func pausesOf(w *world, breakIt func(relay string)) map[string]time.Duration {
 	w.t.Helper()
 	all := startTraffic(w, "bulk", "request")
-	relay := inUse(w, all)
+	relay := w.carrier()
 	pauses := measure(w, all, func() { breakIt(relay) })
 	finish(w, all)
 	_, told, _ := strings.Cut(w.procs["laptop"].says(w.t, "session resumed .* pause="), " pause=")

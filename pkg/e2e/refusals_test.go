@@ -187,7 +187,7 @@ func TestTooMany(t *testing.T) {
 			w.all()
 			w.empties(t, 5*time.Second)
 			refused := false
-			for i := 0; i < 5 && !refused; i++ { // the first that is refused has a line of its own everywhere
+			for i := 0; i < 50 && !refused; i++ { // the first that is refused has a line of its own everywhere
 				p1, err := w.dial()
 				if err == nil {
 					t.Cleanup(func() { _ = p1.Close() })

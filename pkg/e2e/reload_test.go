@@ -113,16 +113,16 @@ func goesOn(t *testing.T, c *net.TCPConn) {
 // atOnce is within what time a right that is withdrawn has ended, everywhere.
 const atOnce = 1500 * time.Millisecond
 
-// isReset waits until a connection is reset, which is to be at once after an event.
-func isReset(t *testing.T, who string, c *net.TCPConn, since time.Time) {
+// isReset waits until a connection is reset, and tells how long after an event that was.
+func isReset(t *testing.T, who string, c *net.TCPConn, since time.Time) time.Duration {
 	t.Helper()
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 	_, err := c.Read(make([]byte, 1))
 	took := time.Since(since)
-	t.Logf("%s was reset after %v", who, took)
-	if !errors.Is(err, syscall.ECONNRESET) || took > atOnce {
-		t.Errorf("%s after %v: %v; a reset within %v was to come", who, took, err, atOnce)
+	if !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("%s after %v: %v; a reset was to come", who, took, err)
 	}
+	return took
 }
 
 func refused(t *testing.T, port int) {
@@ -166,12 +166,15 @@ func TestReloadClient(t *testing.T) {
 	goesOn(t, open)
 
 	// on_remove = "close" ends them.
-	s.reload("laptop", also(s.mapping("b", b, "on_remove = \"close\"")))
-	closing := pinger(t, b)
-	since := time.Now()
-	s.reload("laptop", swap(s.mapping("b", b, "on_remove = \"close\""), ""))
-	isReset(t, "P1 of the removed mapping", closing, since)
-	refused(t, b)
+	promised(t, atOnce, func() map[string]time.Duration {
+		s.reload("laptop", also(s.mapping("b", b, "on_remove = \"close\"")))
+		closing := pinger(t, b)
+		since := time.Now()
+		s.reload("laptop", swap(s.mapping("b", b, "on_remove = \"close\""), ""))
+		took := isReset(t, "P1 of the removed mapping", closing, since)
+		refused(t, b)
+		return map[string]time.Duration{"P1 of the removed mapping": took}
+	})
 	goesOn(t, open)
 
 	// A listener moves to an address that overlaps its own.
@@ -225,11 +228,11 @@ func TestReloadRelaysOfNodes(t *testing.T) {
 		for _, node := range []string{"laptop", "nas"} {
 			s.reload(node, swap(block, ""))
 		}
-		s.carries(back)
+		s.carries(10 * time.Second)
 		for _, node := range []string{"nas", "laptop"} {
 			s.reload(node, func(text string) string { return strings.Replace(text, "[[relays]]", block+"[[relays]]", 1) })
 		}
-		s.carries(back)
+		s.carries(10 * time.Second)
 	}
 	finish(s.world, s.undisturbed)
 }
@@ -264,7 +267,7 @@ func TestReloadSettings(t *testing.T) {
 		// By a signal, for once.
 		s.write(node, "log_level = \"error\"\n"+good[node])
 		s.procs[node].signal(syscall.SIGHUP)
-		eventually(t, 5*time.Second, "the signal is heeded", func() error {
+		eventually(t, 15*time.Second, "the signal is heeded", func() error {
 			if now := s.status(node).Config; now.LogLevel != "error" || now.Reload.Trigger != "signal" {
 				return fmt.Errorf("%+v", now)
 			}
@@ -446,15 +449,18 @@ func (s *site) newPeer() (port int, p5 <-chan *net.TCPConn) {
 	return port, accepted
 }
 
+// A withdrawal is a way to take a right away.
+type withdrawal struct {
+	name, node string
+	change     func(s *site) func(string) string
+	log        string // of the node, with the connection's ID for ID
+}
+
 // TestRightsWithdrawn adds a client to a chain under traffic, and takes its right away again at each place that can, by replacing
 // the file alone: its connections end within 1.5 s at all nodes, and all others go on. Those that are detached end too, at
 // the nodes that run, and at one that was away within 1.5 s of its return.
 func TestRightsWithdrawn(t *testing.T) {
-	for _, c := range []struct {
-		name, node string
-		change     func(s *site) func(string) string
-		log        string // of the node, with the connection's ID for ID
-	}{
+	for _, c := range []withdrawal{
 		{
 			"allowed server", "relay", func(*site) func(string) string { return swap(`["n?s"]`, `["gone"]`) },
 			`connection revoked peer=phone connection=ID client=phone .*allowed_before_by=\S*relay\.toml:\d+`,
@@ -477,82 +483,93 @@ func TestRightsWithdrawn(t *testing.T) {
 			}
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				s := &site{world: newWorld(t, endServer)}
-				s.extra["relay"] = "limits.auth_penalty = \"0s\"\n" // all have one address, and a withdrawn key comes again and again
-				s.writeConfigs()
-				s.all()
-				s.undisturbed = startTraffic(s.world, "request")
-				stranger, err := ident.Generate()
-				if err != nil {
-					t.Fatal(err)
-				}
-				s.keys["stranger"] = stranger
-				port, accepted := s.newPeer()
-				p1 := dialPort(t, port)
-				if _, err := p1.Write([]byte("hello")); err != nil {
-					t.Fatal(err)
-				}
-				p5 := <-accepted
-				if _, err := io.ReadFull(p5, make([]byte, 5)); err != nil {
-					t.Fatal(err)
-				}
-				id := s.status("phone").Connections[0].ID
-				if away != "" {
-					s.procs[away].signal(syscall.SIGSTOP)
-					at := "nas"
-					if away == at {
-						at = "phone"
-					}
-					eventually(t, 30*time.Second, "the session is detached at "+at, func() error {
-						if now := s.connection(at, id); now != "detached" {
-							return fmt.Errorf("it is %s", now)
-						}
-						return nil
-					})
-				}
-				text, err := os.ReadFile(s.path(c.node, ".toml"))
-				if err != nil {
-					t.Fatal(err)
-				}
-				since := time.Now()
-				s.write(c.node, c.change(s)(string(text)))
-				ends := func(node string) {
-					t.Helper()
-					switch node {
-					case "phone":
-						isReset(t, "P1", p1, since)
-					case "nas":
-						isReset(t, "P5", p5, since)
-					}
-					eventually(t, max(time.Until(since.Add(atOnce)), time.Millisecond), "it is over at "+node, func() error {
-						if now := s.connection(node, id); now != "" {
-							return fmt.Errorf("it is %s", now)
-						}
-						return nil
-					})
-				}
-				var later []string
-				for _, node := range []string{"relay", "nas", "phone"} {
-					if node == away || away == c.node {
-						later = append(later, node)
-						continue
-					}
-					ends(node)
-				}
-				if away != "" {
-					since = time.Now()
-					s.procs[away].signal(syscall.SIGCONT)
-				}
-				for _, node := range later {
-					ends(node)
-				}
-				if away == "" {
-					s.procs[c.node].says(t, strings.Replace(c.log, "ID", id, 1))
-				}
-				finish(s.world, s.undisturbed)
+				promised(t, atOnce, func() map[string]time.Duration { return withdrawn(t, c, away) })
 			})
 		}
 	}
+}
+
+// withdrawn takes a right away while a node is away, or none, and tells how long it took until each node and end of the connection
+// had heard of it, from when it could.
+func withdrawn(t *testing.T, c withdrawal, away string) map[string]time.Duration {
+	t.Helper()
+	took := make(map[string]time.Duration)
+	s := &site{world: newWorld(t, endServer)}
+	s.extra["relay"] = "limits.auth_penalty = \"0s\"\n" // all have one address, and a withdrawn key comes again and again
+	s.writeConfigs()
+	s.all()
+	s.undisturbed = startTraffic(s.world, "request")
+	stranger, err := ident.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.keys["stranger"] = stranger
+	port, accepted := s.newPeer()
+	p1 := dialPort(t, port)
+	if _, err := p1.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	p5 := <-accepted
+	if _, err := io.ReadFull(p5, make([]byte, 5)); err != nil {
+		t.Fatal(err)
+	}
+	id := s.status("phone").Connections[0].ID
+	if away != "" {
+		s.procs[away].signal(syscall.SIGSTOP)
+		at := "nas"
+		if away == at {
+			at = "phone"
+		}
+		eventually(t, 30*time.Second, "the session is detached at "+at, func() error {
+			if now := s.connection(at, id); now != "detached" {
+				return fmt.Errorf("it is %s", now)
+			}
+			return nil
+		})
+	}
+	text, err := os.ReadFile(s.path(c.node, ".toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	since := time.Now()
+	s.write(c.node, c.change(s)(string(text)))
+	ends := func(node string) {
+		t.Helper()
+		switch node {
+		case "phone":
+			took["P1"] = isReset(t, "P1", p1, since)
+		case "nas":
+			took["P5"] = isReset(t, "P5", p5, since)
+		}
+		eventually(t, 20*time.Second, "it is over at "+node, func() error {
+			if now := s.connection(node, id); now != "" {
+				return fmt.Errorf("it is %s", now)
+			}
+			return nil
+		})
+		took[node] = time.Since(since)
+	}
+	var later []string
+	for _, node := range []string{"relay", "nas", "phone"} {
+		if node == away || away == c.node {
+			later = append(later, node)
+			continue
+		}
+		ends(node)
+	}
+	if away != "" {
+		since = time.Now()
+		s.procs[away].signal(syscall.SIGCONT)
+	}
+	for _, node := range later {
+		ends(node)
+	}
+	if away == "" {
+		s.procs[c.node].says(t, strings.Replace(c.log, "ID", id, 1))
+	}
+	finish(s.world, s.undisturbed)
+	s.end()
+	return took
 }
 
 // connection is the state of a connection at a node; empty if it knows none of this ID.
@@ -592,7 +609,7 @@ func TestManyReloads(t *testing.T) {
 		s.write("laptop", string(base)+s.mapping(fmt.Sprint("watched-", i), ports[i%2], ""))
 	}
 	s.write("laptop", string(base)+s.mapping("last", ports[rounds%2], ""))
-	eventually(t, 5*time.Second, "the last file runs", func() error {
+	eventually(t, 15*time.Second, "the last file runs", func() error {
 		names := []string{}
 		for _, m := range s.status("laptop").Mappings {
 			names = append(names, m.Name)
@@ -613,6 +630,25 @@ func TestManyReloads(t *testing.T) {
 // TestWritersThatTakeTheirTime writes configs as people and tools do: slowly,
 // through swap files, by removing and copying. Nobody is revoked on the way.
 func TestWritersThatTakeTheirTime(t *testing.T) {
+	for range 5 {
+		// Who takes longer than the nodes wait can't be told from one who is done.
+		stood := watchMachine()
+		said := takesItsTime(t)
+		still := stood()
+		if len(said) == 0 {
+			return
+		}
+		if still < 300*time.Millisecond {
+			t.Fatalf("the relay has said %q", said)
+		}
+		t.Logf("the relay has said %q; the machine itself stood still for %v at a time", said, still)
+	}
+	t.Error("the relay has said each time what it should not")
+}
+
+// takesItsTime writes a relay's config in all these ways, and returns what the relay has said that it shouldn't.
+func takesItsTime(t *testing.T) (said []string) {
+	t.Helper()
 	s := newSite(t)
 	name := s.path("relay", ".toml")
 	text, err := os.ReadFile(name)
@@ -697,8 +733,12 @@ func TestWritersThatTakeTheirTime(t *testing.T) {
 
 	for _, line := range []string{"revoked", "link down"} {
 		if strings.Contains(s.procs["relay"].output(), line) {
-			t.Errorf("the relay has said %q", line)
+			said = append(said, line)
 		}
 	}
-	finish(s.world, s.undisturbed)
+	if len(said) == 0 {
+		finish(s.world, s.undisturbed)
+	}
+	s.end()
+	return said
 }

@@ -15,11 +15,15 @@ import (
 const back = 2 * time.Second
 
 func TestClientBeforeServer(t *testing.T) {
-	w := newWorld(t, endServer)
-	w.start("laptop")
-	w.start("relay")
-	w.start("nas")
-	w.carries(back + time.Second)
+	promised(t, back+time.Second, func() map[string]time.Duration {
+		w := newWorld(t, endServer)
+		w.start("laptop")
+		w.start("relay")
+		w.start("nas")
+		took := w.carries(20 * time.Second)
+		w.end()
+		return map[string]time.Duration{"all are up": took}
+	})
 }
 
 // TestRestarts ends each process, in each way, before and after the others have
@@ -31,10 +35,12 @@ func TestRestarts(t *testing.T) {
 				t.Parallel()
 				w := newWorld(t, endServer).all()
 				for range 2 {
-					w.procs[name].signal(sig)
-					<-w.procs[name].exited
-					w.start(name)
-					w.carries(back)
+					promised(t, back, func() map[string]time.Duration {
+						w.procs[name].signal(sig)
+						<-w.procs[name].exited
+						w.start(name)
+						return map[string]time.Duration{name + " is up": w.carries(20 * time.Second)}
+					})
 				}
 			})
 			t.Run(name+" alone first "+sig.String(), func(t *testing.T) {
@@ -66,7 +72,7 @@ func TestEndsCloseWhileProxiesStay(t *testing.T) {
 		_ = c.SetLinger(0)
 		_ = c.Close() // a reset
 	}
-	w.carries(time.Second)
+	w.carries(10 * time.Second)
 }
 
 // TestRelayKilledInTransfers kills the relay again and again in the middle of

@@ -233,9 +233,10 @@ func (w *world) all() *world {
 }
 
 // carries waits until a connection through the chain can be opened and ends in
-// good order.
-func (w *world) carries(within time.Duration) {
+// good order, and tells how long that took.
+func (w *world) carries(within time.Duration) time.Duration {
 	w.t.Helper()
+	begun := time.Now()
 	eventually(w.t, within, "the chain carries a connection", func() error {
 		c, err := w.dial()
 		if err != nil {
@@ -245,6 +246,7 @@ func (w *world) carries(within time.Duration) {
 		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
 		return probe(c)
 	})
+	return time.Since(begun)
 }
 
 // dial is P1.
@@ -445,12 +447,18 @@ func listen(t *testing.T, serve func(net.Conn)) net.Listener {
 	return l
 }
 
+// givenPorts are those that freePort has returned.
+var givenPorts sync.Map
+
 // freePort finds a port that listen can have, below those that Linux gives to
-// outgoing connections: nobody gets it by chance before its user.
+// outgoing connections: nobody gets it by chance before its user. It gives each only once.
 func freePort(t *testing.T, listen func(address string) (io.Closer, error)) int {
 	t.Helper()
 	for range 1000 {
 		port := 10000 + rand.N(20000)
+		if _, given := givenPorts.LoadOrStore(port, true); given {
+			continue
+		}
 		l, err := listen(fmt.Sprintf("127.0.0.1:%d", port))
 		if err == nil {
 			_ = l.Close()
