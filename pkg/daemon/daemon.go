@@ -257,6 +257,7 @@ func (d *daemon) begun(helpers *sync.WaitGroup) {
 	helpers.Go(func() { d.reportStatus(d.background) })
 	helpers.Go(func() { d.feedWatchdog(d.background) })
 	helpers.Go(func() { d.watch(d.background) })
+	helpers.Go(func() { tidy(d.background) })
 }
 
 // statusInterval is how often the service manager is told how things stand, if that has changed.

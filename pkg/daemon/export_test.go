@@ -18,3 +18,6 @@ func MetricsTable() string {
 	}
 	return b.String()
 }
+
+// Tidy is the loop that gives memory back.
+var Tidy = tidy

@@ -131,7 +131,11 @@ func (l *Listener) Run(ctx context.Context) error {
 			err = fmt.Errorf("listen on %v: %w", l.Socket.LocalAddr(), acceptErr)
 			break
 		}
-		work.Go(func() { l.welcome(ctx, conn) })
+		work.Go(func() {
+			if link := l.welcome(ctx, conn); link != nil {
+				work.Go(func() { l.serve(link) }) // whose stack is as small as an idle link needs
+			}
+		})
 	}
 	// The order matters: no new connections, then an end for those that are there, then what sends it.
 	_ = listener.Close()
@@ -173,34 +177,46 @@ func (l *Listener) ask(key ident.PublicKey) error {
 // refusedEvery is the least time between two lines about refused handshakes, or streams: anyone can cause them.
 const refusedEvery = time.Minute
 
-// welcome takes one connection from its handshake to its end.
-func (l *Listener) welcome(ctx context.Context, conn *quic.Conn) {
-	defer l.grants.release(conn)
+// welcome makes a link of a connection, and starts it. It returns nil if none came of it.
+func (l *Listener) welcome(ctx context.Context, conn *quic.Conn) *Link {
 	entered(conn)
 	link, control, err := l.admit(ctx, conn)
 	if err != nil {
 		// A loser of the race between two addresses of this relay, at most: its dialler has gone already.
 		l.log.Debug("connection did not become a link", slog.Any("remote", conn.RemoteAddr()), slog.Any("error", err))
-		return
+		l.grants.release(conn)
+		return nil
 	}
 	link.listener, link.socket, link.hits = l, l.Socket, &l.hits
 	old, ok := l.links().add(link, l.current().Links)
 	if !ok {
 		l.hits.hit(limitLinks, slog.String("peer", link.peer))
 		link.Close(wire.CloseProtocol, "the relay has as many links as it may")
-		return
+		l.grants.release(conn)
+		return nil
 	}
 	if old != nil {
 		old.Close(wire.CloseSuperseded, "a newer link with the same key has come from "+link.RemoteAddr().String())
 	}
-	defer l.links().remove(link)
 	if ctx.Err() != nil { // Run may have looked for links to close before
 		link.Close(wire.CloseClosing, "the relay is stopping")
 	}
 	link.start(control)
 	l.say(slog.LevelInfo, "link up", link, slog.Any("remote", link.RemoteAddr()))
+	return link
+}
+
+// serve takes a link to its end.
+func (l *Listener) serve(link *Link) {
+	defer l.gone(link)
 	link.run(l.Serve)
+}
+
+// gone forgets a link.
+func (l *Listener) gone(link *Link) {
 	l.say(link.endLevel(), "link down", link, slog.Any("reason", link.Err()))
+	l.links().remove(link)
+	l.grants.release(link.conn)
 }
 
 // say logs that a link comes or goes. A peer whose links do so all the time is a few lines.

@@ -94,6 +94,7 @@ type Relay struct {
 	table    table
 	counts   counts
 	stallers stallers
+	sweeps   sweeps
 	lines    pace.Pace // about connections, by peer
 }
 
@@ -144,10 +145,15 @@ func (r *Relay) Serve(ctx context.Context, l *link.Link) {
 		}
 	}()
 
+	r.sweeps.begin(r)
+	defer r.sweeps.end()
+	defer n.refusals.flush(n)
 	// What is joined over the link ends with it, as its streams do.
 	var work sync.WaitGroup
 	defer work.Wait()
-	work.Go(func() { r.watch(ctx, n) })
+	if closing := r.closing.Load(); closing || n.role == policy.RoleServer {
+		work.Go(func() { r.greet(n, closing) }) // it may have to wait for the peer
+	}
 	for {
 		s, tip, err := l.Accept(ctx)
 		if err != nil {
@@ -173,25 +179,63 @@ func (r *Relay) arrive(n *neighbour) bool {
 	return true
 }
 
-// watch looks after a link while it is served.
-func (r *Relay) watch(ctx context.Context, n *neighbour) {
+// greet tells a new link what its peer has missed.
+func (r *Relay) greet(n *neighbour, closing bool) {
 	r.sendWithdrawn(n)
-	if r.closing.Load() {
+	if closing {
 		_ = n.link.SendClosing() // a link that can't carry it is ending by itself
 	}
-	sweep := time.NewTicker(sweepTime)
-	defer sweep.Stop()
-	defer n.refusals.flush(n)
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-n.link.Done():
-			return
-		case now := <-sweep.C:
-			n.refusals.sumUp(n, now)
-			r.resetStalled(n, now)
-		}
+}
+
+// sweeps are the looks at all links, while there are any. One timer is for all: a goroutine for each would be most of what
+// an idle link takes of this package. The zero value is ready.
+type sweeps struct {
+	mu    sync.Mutex
+	links int
+	timer *time.Timer
+	goOn  bool // the timer runs, or a sweep does
+}
+
+// begin counts a link.
+func (s *sweeps) begin(r *Relay) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.links++
+	switch {
+	case s.goOn:
+	case s.timer == nil:
+		s.timer = time.AfterFunc(sweepTime, r.sweep)
+	default:
+		s.timer.Reset(sweepTime)
+	}
+	s.goOn = true
+}
+
+// end takes a link out of the count.
+func (s *sweeps) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.links--; s.links == 0 && s.timer.Stop() {
+		s.goOn = false
+	}
+}
+
+// again sets the timer for the next sweep, if there is to be one.
+func (s *sweeps) again() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.goOn = s.links > 0; s.goOn {
+		s.timer.Reset(sweepTime)
+	}
+}
+
+// sweep is called by the timer.
+func (r *Relay) sweep() {
+	defer r.sweeps.again()
+	now := time.Now()
+	for _, n := range r.links.all() {
+		n.refusals.sumUp(n, now)
+		r.resetStalled(n, now)
 	}
 }
 

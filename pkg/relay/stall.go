@@ -106,7 +106,7 @@ func (r *Relay) resetStalled(n *neighbour, now time.Time) {
 	var worst *connection
 	var longest time.Duration
 	streams, moving := 0, 0
-	stuckTo := make(map[*neighbour][]*connection)
+	var stuckTo map[*neighbour][]*connection
 	r.table.each(n, func(c *connection) {
 		flow, p, to := &c.join.Forth, &c.forth, c.to
 		if c.from != n {
@@ -121,6 +121,9 @@ func (r *Relay) resetStalled(n *neighbour, now time.Time) {
 			worst, longest = c, stuck
 		}
 		if stuck >= stuckTime {
+			if stuckTo == nil {
+				stuckTo = make(map[*neighbour][]*connection)
+			}
 			stuckTo[to] = append(stuckTo[to], c)
 		}
 	})
