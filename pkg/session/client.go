@@ -145,7 +145,7 @@ func (f *Forwarding) Carry(ctx context.Context) {
 		if ctx.Done() != nil {
 			defer context.AfterFunc(ctx, s.stop)()
 		}
-		s.work.Go(s.pump)
+		s.work.Go(s.readTCP)
 		f.forward.run()
 		s.work.Wait()
 		f.forward.client.remove(s)

@@ -1,6 +1,9 @@
 package session
 
-import "io"
+import (
+	"io"
+	"time"
+)
 
 // A Conn is the TCP side of a session: P1 at the client, P5 at the server, as a
 // *net.TCPConn, a *net.UnixConn or anything else that can be half-closed. The
@@ -14,6 +17,11 @@ type Conn interface {
 // (-1).
 type lingerer interface {
 	SetLinger(seconds int) error
+}
+
+// deadliner is a Conn whose reader can be woken.
+type deadliner interface {
+	SetReadDeadline(t time.Time) error
 }
 
 // tryWriter is a Conn that can write what fits without waiting.
@@ -66,6 +74,12 @@ func (e *end) read(reserve func() []byte, cancel func()) (int, error) {
 		cancel()
 	}
 	return n, err
+}
+
+// wakeBy wakes the one who reads at that time, with a timeout; the zero time is none. It tells whether the Conn can do that.
+func (e *end) wakeBy(t time.Time) bool {
+	d, ok := e.Conn.(deadliner)
+	return ok && d.SetReadDeadline(t) == nil
 }
 
 // tryRead reads what is there, without waiting, which may be nothing. An end or

@@ -241,6 +241,7 @@ func (s *session) sweep(now time.Time) {
 		}
 		if s.out.listening || s.out.fin { // or the sweep is the one who looks whether the TCP side is there
 			s.host.cool(s)
+			s.restLocked()
 		}
 	}
 	s.sendLocked(false)

@@ -4,9 +4,12 @@ package session_test
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -78,11 +81,19 @@ type idleConn struct {
 	memConn
 	fd     uintptr // of something that is never readable
 	closed chan struct{}
+	wake   chan struct{} // of capacity 1
 	once   sync.Once
 }
 
 func (c *idleConn) SyscallConn() (syscall.RawConn, error) { return idleRaw{c}, nil }
 func (c *idleConn) SetLinger(int) error                   { return nil }
+func (c *idleConn) SetReadDeadline(at time.Time) error {
+	if !at.IsZero() {
+		c.wake <- struct{}{}
+	}
+	return nil
+}
+
 func (c *idleConn) Close() error {
 	c.once.Do(func() { close(c.closed) })
 	return nil
@@ -94,8 +105,12 @@ func (c idleRaw) Control(func(uintptr)) error    { return nil }
 func (c idleRaw) Write(func(uintptr) bool) error { return nil }
 func (c idleRaw) Read(f func(fd uintptr) bool) error {
 	for !f(c.fd) {
-		<-c.closed
-		return os.ErrClosed
+		select {
+		case <-c.wake:
+			return os.ErrDeadlineExceeded
+		case <-c.closed:
+			return os.ErrClosed
+		}
 	}
 	return nil
 }
@@ -120,7 +135,9 @@ func TestMemoryOfIdleSessions(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		n := start(t, session.Limits{DetachedPerPeer: sessions})
-		newIdle := func() *idleConn { return &idleConn{fd: uintptr(pipe[0]), closed: make(chan struct{})} }
+		newIdle := func() *idleConn {
+			return &idleConn{fd: uintptr(pipe[0]), closed: make(chan struct{}), wake: make(chan struct{}, 1)}
+		}
 		n.dialBy(func(context.Context) (session.Conn, error) { return newIdle(), nil })
 		before := taken()
 		var all sync.WaitGroup
@@ -158,4 +175,74 @@ func TestMemoryOfIdleSessions(t *testing.T) {
 		n.ended = nil
 		check("ended", 4<<10) // the runtime keeps the descriptors of its goroutines
 	})
+}
+
+// A wokenConn counts how often its reader was woken.
+type wokenConn struct {
+	*memConn
+	times atomic.Int32
+}
+
+func (c *wokenConn) SetReadDeadline(at time.Time) error {
+	if !at.IsZero() {
+		c.times.Add(1)
+	}
+	return c.memConn.SetReadDeadline(at)
+}
+
+// TestRest has sessions be idle, be used again, and end in each way, after they have been idle and in the moment in which
+// they begin to be: at both ends the reader of the TCP side goes to rest, once each time, and nobody else notices.
+func TestRest(t *testing.T) {
+	ends := map[string]func(p1, p5 *memConn){
+		"P1 closes": func(p1, _ *memConn) { _ = p1.Close() },
+		"P5 closes": func(_, p5 *memConn) { _ = p5.Close() },
+		"P1 resets": func(p1, _ *memConn) { p1.reset() },
+		"P5 resets": func(_, p5 *memConn) { p5.reset() },
+	}
+	for name, end := range ends {
+		for _, idle := range []time.Duration{29900 * time.Millisecond, 30 * time.Second, 30100 * time.Millisecond, 40 * time.Second} {
+			t.Run(fmt.Sprint(name, " after ", idle), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					n := start(t, session.Limits{})
+					p1, at2 := connPair(n.conns)
+					at4, p5 := connPair(n.conns)
+					client, server := &wokenConn{memConn: at2}, &wokenConn{memConn: at4}
+					n.dialBy(func(context.Context) (session.Conn, error) { return server, nil })
+					done := make(chan session.Summary, 1)
+					go func() {
+						done <- n.client.Forward(context.Background(), client, session.Request{
+							Server: "nas", Target: ":22", Source: "x", ResumeTimeout: time.Hour,
+						})
+					}()
+					const rounds = 3
+					for range rounds {
+						for _, way := range [][2]*memConn{{p1, p5}, {p5, p1}} {
+							if _, err := way[0].Write([]byte("there")); err != nil {
+								t.Fatal(err)
+							}
+							if _, err := io.ReadFull(way[1], make([]byte, 5)); err != nil {
+								t.Fatal(err)
+							}
+						}
+						time.Sleep(idle)
+					}
+					if idle > 35*time.Second && (client.times.Load() != rounds || server.times.Load() != rounds) {
+						t.Errorf("the readers were woken %d and %d times, not %d", client.times.Load(), server.times.Load(), rounds)
+					}
+					end(p1, p5)
+					_ = p1.SetReadDeadline(time.Now().Add(5 * time.Second))
+					_ = p5.SetReadDeadline(time.Now().Add(5 * time.Second))
+					for _, c := range []*memConn{p1, p5} {
+						if _, err := c.Read(make([]byte, 1)); err == nil || isTimeout(err) {
+							t.Errorf("one end hears %v of the end", err)
+						}
+						_ = c.Close()
+					}
+					if sum := <-done; sum.Up != 5*rounds || sum.Down != 5*rounds {
+						t.Errorf("%d and %d bytes", sum.Up, sum.Down)
+					}
+				})
+			})
+		}
+	}
 }

@@ -331,11 +331,16 @@ func (v *Server) admit(key sessionKey, m *wire.Open, info Info, dial Dial, st St
 // all is over tells of it.
 func (v *Server) live(s *session, dial Dial) {
 	if v.connect(s, dial) {
-		// It may wait for days, so not on the stack that dialling has made large.
-		v.all.Go(func() {
-			s.pump()
-			v.outlive(s)
-		})
+		v.all.Go(func() { v.readTCP(s) }) // on a stack that dialling hasn't made large
+		return
+	}
+	v.outlive(s)
+}
+
+// readTCP is live from there on.
+func (v *Server) readTCP(s *session) {
+	if s.pump() {
+		v.all.Go(func() { v.readTCP(s) })
 		return
 	}
 	v.outlive(s)

@@ -229,6 +229,7 @@ type session struct {
 	header  [wire.MaxFrameHeader]byte // the writer's own
 	control [4 * wire.MaxFrameHeader]byte
 
+	resting  bool    // pump was woken to go on in a fresh goroutine
 	reserved *buffer // pump's own: what it reads into
 	hint     int     // pump's own: how much it expects
 	room     int     // pump's own: how much the reservation has room for
@@ -250,6 +251,13 @@ func newSession(h *host, server bool, token wire.Token, info Info) *session {
 	s.out.limit = wire.InitialWindow
 	s.onRead, s.onCancel = s.reserve, s.unreserve
 	return s
+}
+
+// readTCP is the life of pump, among the session's work.
+func (s *session) readTCP() {
+	if s.pump() {
+		s.work.Go(s.readTCP)
+	}
 }
 
 // logger is for what few sessions have to tell.
