@@ -218,40 +218,72 @@ func (l *Link) Open(head []byte) (*Stream, error) {
 func (l *Link) Accept(ctx context.Context) (*Stream, wire.Message, error) {
 	for {
 		s, tip, err := l.acceptStream(ctx)
-		switch {
-		case l.Err() != nil:
-			return nil, nil, l.Err()
-		case ctx.Err() != nil:
-			return nil, nil, context.Cause(ctx)
-		case err != nil:
-			continue // a late tip is ready, or has failed
-		case tip != nil:
+		if tip != nil && l.Err() == nil {
 			return s, tip, nil
 		}
-		if tip, there := s.peekTip(); there {
-			if l.takeTip(s, tip) {
-				return s, tip.message, nil
-			}
-			continue
+		if s, tip, err = l.look(ctx, s); tip != nil || err != nil {
+			return s, tip, err
 		}
-		if !l.mayBeLate() {
-			l.hits.hit(limitAllTips, slog.String("peer", l.peer))
-			s.answer(wire.StatusTooMany, "too many streams have not said yet what they want")
-			continue
-		}
-		l.accept.mu.Lock()
-		if l.accept.over {
-			l.accept.mu.Unlock()
-			return nil, nil, l.Err()
-		}
-		l.accept.late++
-		l.work.Go(func() { l.waitForTip(s) })
-		l.accept.mu.Unlock()
 	}
 }
 
-// acceptStream returns a stream whose late tip is ready, or a new one without its tip. An error means to look again.
+// look is what Accept does about an accepted stream, or without one (nil) where it was woken. It returns nothing if Accept is
+// to go on.
+//
+//go:noinline
+func (l *Link) look(ctx context.Context, s *Stream) (*Stream, wire.Message, error) {
+	switch {
+	case l.Err() != nil:
+		return nil, nil, l.Err()
+	case ctx.Err() != nil:
+		return nil, nil, context.Cause(ctx)
+	case s == nil:
+		return nil, nil, nil // a late tip is ready, or has failed
+	}
+	if tip, there := s.peekTip(); there {
+		if l.takeTip(s, tip) {
+			return s, tip.message, nil
+		}
+		return nil, nil, nil
+	}
+	if !l.mayBeLate() {
+		l.hits.hit(limitAllTips, slog.String("peer", l.peer))
+		s.answer(wire.StatusTooMany, "too many streams have not said yet what they want")
+		return nil, nil, nil
+	}
+	l.accept.mu.Lock()
+	defer l.accept.mu.Unlock()
+	if l.accept.over {
+		return nil, nil, l.Err()
+	}
+	l.accept.late++
+	l.work.Go(func() { l.waitForTip(s) })
+	return nil, nil, nil
+}
+
+// acceptStream returns a stream whose late tip is ready, or a new one without its tip. An error means to look again. An idle
+// link waits in here, so what takes stack is elsewhere.
 func (l *Link) acceptStream(ctx context.Context) (*Stream, wire.Message, error) {
+	l.accept.mu.Lock()
+	late := l.accept.late
+	ready := len(l.accept.ready) > 0
+	l.accept.mu.Unlock()
+	if ready || late > 0 {
+		return l.acceptLate(ctx)
+	}
+	qs, err := l.conn.AcceptStream(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	return l.accepted(qs), nil, nil
+}
+
+func (l *Link) accepted(qs *quic.Stream) *Stream { return &Stream{stream: qs, link: l, accepted: true} }
+
+// acceptLate is acceptStream where tips are late.
+//
+//go:noinline
+func (l *Link) acceptLate(ctx context.Context) (*Stream, wire.Message, error) {
 	l.accept.mu.Lock()
 	if len(l.accept.ready) > 0 {
 		a := l.accept.ready[0]
@@ -260,12 +292,13 @@ func (l *Link) acceptStream(ctx context.Context) (*Stream, wire.Message, error) 
 		return a.stream, a.tip, nil
 	}
 	late := l.accept.late
-	if late > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithCancel(ctx)
-		defer cancel()
-		l.accept.wake = cancel
+	if late == 0 { // since acceptStream has looked
+		l.accept.mu.Unlock()
+		return nil, nil, context.Canceled
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	l.accept.wake = cancel
 	l.accept.mu.Unlock()
 	if late >= l.limits.PendingTips { // beyond this bound the peer's streams wait in QUIC
 		l.hits.hit(limitTips, slog.String("peer", l.peer))
@@ -279,7 +312,7 @@ func (l *Link) acceptStream(ctx context.Context) (*Stream, wire.Message, error) 
 	if err != nil {
 		return nil, nil, err
 	}
-	return &Stream{stream: qs, link: l, accepted: true}, nil, nil
+	return l.accepted(qs), nil, nil
 }
 
 // readTip is what reading a tip gave.

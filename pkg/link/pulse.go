@@ -277,34 +277,48 @@ func (l *Link) giveUp() {
 	l.Close(wire.CloseClosing, why)
 }
 
-// readControl takes the peer's link messages.
+// readControl takes the peer's link messages. It waits for them on the smallest stack that there is, and has each one taken
+// on another, which is gone afterwards: idle links are many.
 func (l *Link) readControl() {
+	turn := make(chan bool, 1)
+	take := func() { turn <- l.takeControl() }
+	head := make([]byte, 1)
 	for {
-		m, err := wire.Read(quicReader{l.control})
-		if err != nil {
-			if l.conn.Context().Err() == nil {
-				l.Close(wire.CloseProtocol, "the control stream ended: "+err.Error())
-			}
-			return
-		}
-		switch m := m.(type) {
-		case *wire.Heartbeat:
-			l.pulse.heard(m)
-			l.once.confirmed.Do(func() { close(l.confirmed) })
-		case *wire.Closing:
-			if l.dialled { // only a relay says so
-				l.once.peerClosing.Do(func() { close(l.peerClosing) })
-			}
-		case *wire.Revoked:
-			if l.dialled && l.revoked != nil {
-				l.revoked(l, m.Client, m.Target)
-			}
-		case nil: // of a later version
-		default:
-			l.Close(wire.CloseProtocol, "a message that is none of the control stream's")
+		_, _ = l.control.Peek(head) // the read finds the error, too
+		go take()
+		if !<-turn {
 			return
 		}
 	}
+}
+
+// takeControl takes one message. It tells whether there can be another.
+func (l *Link) takeControl() bool {
+	m, err := wire.Read(quicReader{l.control})
+	if err != nil {
+		if l.conn.Context().Err() == nil {
+			l.Close(wire.CloseProtocol, "the control stream ended: "+err.Error())
+		}
+		return false
+	}
+	switch m := m.(type) {
+	case *wire.Heartbeat:
+		l.pulse.heard(m)
+		l.once.confirmed.Do(func() { close(l.confirmed) })
+	case *wire.Closing:
+		if l.dialled { // only a relay says so
+			l.once.peerClosing.Do(func() { close(l.peerClosing) })
+		}
+	case *wire.Revoked:
+		if l.dialled && l.revoked != nil {
+			l.revoked(l, m.Client, m.Target)
+		}
+	case nil: // of a later version
+	default:
+		l.Close(wire.CloseProtocol, "a message that is none of the control stream's")
+		return false
+	}
+	return true
 }
 
 // quicReader reads the control stream, whose bytes are not a stream's traffic.

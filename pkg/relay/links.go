@@ -26,7 +26,8 @@ type neighbour struct {
 	lines    *pace.Pace // the relay's
 	opens    *rate.Limiter
 	refusals refusals
-	overdue  int // how often in turn a sweep has found the link's heartbeats overdue
+	work     sync.WaitGroup // the goroutines of Serve
+	overdue  int            // how often in turn a sweep has found the link's heartbeats overdue
 }
 
 // say logs what the peer can make come again as often as it likes: that is bounded, whatever links it makes for it.

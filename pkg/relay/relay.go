@@ -133,33 +133,48 @@ func (r *Relay) LimitHit(limit string) { r.counts.hit(limit) }
 // returns when every stream of it is finished: [link.Listener]'s Serve. It is the
 // listener that closes the link when ctx is done.
 func (r *Relay) Serve(ctx context.Context, l *link.Link) {
+	// An idle link waits in here, so what takes stack is done in calls that return.
+	n := r.arrived(l)
+	if n == nil {
+		return
+	}
+	r.accept(ctx, n)
+	r.departed(n)
+}
+
+// arrived notes a link, and greets it. It has closed one whose key has been withdrawn since the handshake.
+func (r *Relay) arrived(l *link.Link) *neighbour {
 	n := &neighbour{link: l, id: l.Peer(), log: r.log.With("peer", l.Peer()), lines: &r.lines}
 	if !r.arrive(n) {
 		l.Close(wire.CloseRevoked, withdrawnKey)
-		return
+		return nil
 	}
-	defer func() {
-		if rivals := r.links.remove(n); len(rivals) > 0 {
-			n.log.Warn("its links supersede each other again and again: several nodes hold this peer's key. "+
-				"Each needs one of its own, made with `ptthqd keygen`", "key", n.link.Key(), "from", rivals)
-		}
-	}()
-
 	r.sweeps.begin(r)
-	defer r.sweeps.end()
-	defer n.refusals.flush(n)
-	// What is joined over the link ends with it, as its streams do.
-	var work sync.WaitGroup
-	defer work.Wait()
 	if closing := r.closing.Load(); closing || n.role == policy.RoleServer {
-		work.Go(func() { r.greet(n, closing) }) // it may have to wait for the peer
+		n.work.Go(func() { r.greet(n, closing) }) // it may have to wait for the peer
 	}
+	return n
+}
+
+// accept takes the streams of a link.
+func (r *Relay) accept(ctx context.Context, n *neighbour) {
 	for {
-		s, tip, err := l.Accept(ctx)
+		s, tip, err := n.link.Accept(ctx)
 		if err != nil {
 			return
 		}
-		work.Go(func() { r.connect(n, s, tip) })
+		n.work.Go(func() { r.connect(n, s, tip) })
+	}
+}
+
+// departed forgets a link when all is ended that was joined over it, as its streams are.
+func (r *Relay) departed(n *neighbour) {
+	n.work.Wait()
+	n.refusals.flush(n)
+	r.sweeps.end()
+	if rivals := r.links.remove(n); len(rivals) > 0 {
+		n.log.Warn("its links supersede each other again and again: several nodes hold this peer's key. "+
+			"Each needs one of its own, made with `ptthqd keygen`", "key", n.link.Key(), "from", rivals)
 	}
 }
 
