@@ -580,8 +580,9 @@ func TestFloods(t *testing.T) {
 			continue
 		}
 		// Others may want this host's processors, too: what is to be shown is that the flood leaves them to us.
-		for try := 1; ; try++ {
+		for try, calm := 1, 0; ; try++ {
 			var base float64
+			stood := watchMachine()
 			alone := w.load(t, "relay", func() { base = load.rate(func() { <-time.After(lasting / 2) }) })
 			watched := w.watch(t, "relay")
 			ctx, cancel := context.WithCancel(t.Context())
@@ -595,7 +596,7 @@ func TestFloods(t *testing.T) {
 			took, refused := phone.comes(t.Context()) // while the flood goes on
 			cancel()
 			flooding.Wait()
-			peak := watched.end()["relay"]
+			peak, still := watched.end()["relay"], stood()
 			t.Logf("%s: %.0f/s; upload %.1f MiB/s, %.1f before; trips: %v; newcomer let in after %v; relay: %.0f %% of a processor, %.0f before, at most %d MiB",
 				flood.name, each, rate, base, during, took.Round(time.Millisecond), 100*busy, 100*alone, peak)
 			if refused != nil {
@@ -605,9 +606,16 @@ func TestFloods(t *testing.T) {
 				t.Errorf("%s: the relay took %d MiB", flood.name, peak)
 			}
 			if rate < keeps*min(pace>>20, base) {
+				if still < stalled/3 {
+					calm++
+				}
 				if try < 5 {
-					t.Logf("%s: once more", flood.name)
+					t.Logf("%s: once more; the machine itself stood still for %v at a time", flood.name, still)
 					continue
+				}
+				if calm == 0 && busy < 0.7 {
+					t.Logf("%s: nobody had the processors to himself, and the relay little of them", flood.name)
+					break
 				}
 				t.Errorf("%s: the upload fell from %.1f to %.1f MiB/s", flood.name, base, rate)
 			}
@@ -634,7 +642,7 @@ func TestFloods(t *testing.T) {
 	w.carries(5 * time.Second)
 	if n, still := w.status("laptop").Counters.Resumed, stood(); n > 0 {
 		t.Logf("%d connections had to be resumed; the machine itself stood still for %v at a time", n, still)
-		if still < 300*time.Millisecond {
+		if still < stalled {
 			t.Error("a flood has cost a link")
 		}
 	}

@@ -261,6 +261,7 @@ func newKey(t *testing.T) ident.PrivateKey {
 func (w *world) unharmed(t *testing.T, name string, honest *pingpong, nodes []string, do func()) {
 	t.Helper()
 	const patience, memory = 2 * time.Second, 256 // MiB
+	stood := watchMachine()
 	honest.take()
 	<-time.After(300 * time.Millisecond)
 	before := honest.take()
@@ -289,8 +290,11 @@ func (w *world) unharmed(t *testing.T, name string, honest *pingpong, nodes []st
 	if err != nil {
 		t.Errorf("%s: a new connection: %v", name, err)
 	}
-	if during.p99 > patience || took > 3*patience {
-		t.Errorf("%s: honest connections were held up", name)
+	if still := stood(); during.p99 > patience || took > 3*patience {
+		t.Logf("%s: the machine itself stood still for %v at a time", name, still)
+		if still < stalled {
+			t.Errorf("%s: honest connections were held up", name)
+		}
 	}
 	for node, peak := range peaks {
 		if peak > memory {
@@ -299,6 +303,9 @@ func (w *world) unharmed(t *testing.T, name string, honest *pingpong, nodes []st
 	}
 	w.carries(5 * time.Second)
 }
+
+// linesPerSecond is what is told of one client, or mapping, that makes more lines than anybody reads, after the first 2,000.
+const linesPerSecond = 100
 
 // fewLines wants a node to have said little, and nothing that a terminal or a script would take for something else.
 func (w *world) fewLines(t *testing.T, node string, most int) {

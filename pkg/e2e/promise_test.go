@@ -39,6 +39,10 @@ func promised(t *testing.T, most time.Duration, try func() map[string]time.Durat
 // atRest is for how long a machine may let a program wait that has something to do, to count as one that has nothing else to do.
 const atRest = 20 * time.Millisecond
 
+// stalled is for how long a machine must stand still to be a reason why something that takes a second or two has failed: others
+// wait then for longer than the one who measures it.
+const stalled = 300 * time.Millisecond
+
 // watchMachine measures from now on how much too late a timer is at most; stop tells it.
 func watchMachine() (stop func() time.Duration) {
 	const beat = 5 * time.Millisecond
