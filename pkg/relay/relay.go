@@ -158,12 +158,13 @@ func (r *Relay) arrived(l *link.Link) *neighbour {
 
 // accept takes the streams of a link.
 func (r *Relay) accept(ctx context.Context, n *neighbour) {
+	spawn := n.work.Go
 	for {
 		s, tip, err := n.link.Accept(ctx)
 		if err != nil {
 			return
 		}
-		n.work.Go(func() { r.connect(n, s, tip) })
+		spawn(func() { r.connect(n, s, tip, spawn) })
 	}
 }
 
@@ -255,15 +256,22 @@ func (r *Relay) sweep() {
 }
 
 // connect serves one stream of a client, from its tip to its end.
-func (r *Relay) connect(from *neighbour, s *link.Stream, tip wire.Message) {
+func (r *Relay) connect(from *neighbour, s *link.Stream, tip wire.Message, spawn func(func())) {
 	// An idle connection waits in here, so what takes much of the stack is done in a call that returns.
 	c, onward := r.open(from, s, tip)
 	if c == nil {
 		return
 	}
-	defer r.table.remove(c)
+	r.join(c, s, onward, spawn)
+}
+
+// join copies until the end. It may return before, with the rest of the work in what spawn has started.
+func (r *Relay) join(c *connection, s, onward *link.Stream, spawn func(func())) {
 	reply := &replyReader{Stream: onward, seen: func(m *wire.Reply) { r.replied(c, m) }}
-	r.account(c, c.join.Run(c.ctx, s, reply))
+	c.join.Run(c.ctx, s, reply, spawn, func(end splice.End) {
+		r.account(c, end)
+		r.table.remove(c)
+	})
 }
 
 // open decides about a stream and opens the next hop. It has refused what can't be joined.

@@ -18,7 +18,8 @@ import (
 // QUIC doesn't tell how much of a window is charged. But the heartbeats of the link need it, too: where they stay away, and
 // streams towards one peer are stuck, it is that peer who holds up all others, since who is honest reads what it is sent, and
 // has no more on its way than it reads. All its stuck streams go. They may soon be back, so two peers between whom that happens again and
-// again must wait, for longer each time, before they may connect.
+// again, to the harm of a third, must wait, for longer each time, before they may connect. (Where there is no third, it is as
+// likely that all of them want for a processor, and to refuse connections would be the harm.)
 //
 // Where heartbeats come, and yet no stream of the link moves, then resetting one that hasn't for very long does little harm.
 const (
@@ -81,7 +82,11 @@ func (s *stallers) left(p pair) time.Duration {
 type progress struct {
 	bytes uint64
 	since time.Time // when the flow was first seen in the Write that it is still in
+	still int32     // looks since it has moved, up to restAfter
 }
+
+// restAfter is how many looks at a flow that does not move it takes until it is told to rest: 30 s.
+const restAfter = int32(30 * time.Second / sweepTime)
 
 // look tells whether the flow has moved since the last look, and for how long it
 // has been in one Write.
@@ -91,7 +96,13 @@ func (p *progress) look(f *splice.Flow, now time.Time) (moved bool, stuck time.D
 	if moved || !writing {
 		p.since = time.Time{}
 	}
-	p.bytes = bytes
+	if p.bytes = bytes; moved {
+		p.still = 0
+	} else if p.still < restAfter {
+		if p.still++; p.still == restAfter {
+			f.Rest()
+		}
+	}
 	if !writing {
 		return moved, 0
 	}
@@ -152,11 +163,25 @@ func (r *Relay) resetStuck(n *neighbour, stuckTo map[*neighbour][]*connection) {
 		return
 	}
 	stuck := stuckTo[by]
-	r.stallers.note(pair{stuck[0].client, stuck[0].server}, time.Now())
+	if r.bystanders(n, by) {
+		r.stallers.note(pair{stuck[0].client, stuck[0].server}, time.Now())
+	}
 	r.counts.stalled.Add(uint64(len(stuck)))
 	by.say(slog.LevelWarn, "a peer does not read what it is sent, which holds up all connections of another: those between the two are reset",
 		func() []any { return []any{slog.Int("connections", len(stuck)), slog.String("other", n.id)} })
 	for _, c := range stuck {
 		c.reset(wire.CodeLost, "not read by "+by.id+" while all streams of "+n.id+" wait")
 	}
+}
+
+// bystanders tells whether the link has connections with another peer than that one.
+func (r *Relay) bystanders(n, than *neighbour) (found bool) {
+	r.table.each(n, func(c *connection) {
+		to := c.to
+		if c.from != n {
+			to = c.from
+		}
+		found = found || to != than && to != nil
+	})
+	return found
 }

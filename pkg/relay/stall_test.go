@@ -34,3 +34,28 @@ func TestStallersWait(t *testing.T) {
 		}
 	})
 }
+
+// A peer that holds up a link is made to wait only where a third has connections over that link.
+func TestBystanders(t *testing.T) {
+	laptop, phone, nas := new(neighbour), new(neighbour), new(neighbour)
+	r := &Relay{table: newTable()}
+	enter := func(c *connection) {
+		r.table.overLocked(c.from, c)
+		if c.to != nil {
+			r.table.overLocked(c.to, c)
+		}
+	}
+	enter(&connection{from: laptop, to: nas})
+	enter(&connection{from: laptop, to: nas})
+	enter(&connection{from: laptop}) // on its way
+	if r.bystanders(laptop, nas) || r.bystanders(nas, laptop) {
+		t.Error("two peers have a bystander among themselves")
+	}
+	enter(&connection{from: phone, to: nas})
+	if !r.bystanders(nas, laptop) || !r.bystanders(nas, phone) {
+		t.Error("each of two clients of a server is no bystander of the other")
+	}
+	if r.bystanders(laptop, nas) {
+		t.Error("who is not on a link is a bystander of it")
+	}
+}

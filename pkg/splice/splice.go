@@ -10,24 +10,28 @@
 //	has stopped reading → CancelRead on this side, with its code, even while
 //	                      this side is idle
 //
-// A [Join] owns both streams from the moment that it runs: when [Join.Run] returns,
+// A [Join] owns both streams from the moment that it runs: when it says that it is done,
 // both halves of both streams are finished, so that QUIC frees them and
 // returns their credit.
 //
 //	var join splice.Join
+//	var work sync.WaitGroup
 //	go show(&join.Forth, &join.Back)   // counters, live
-//	end := join.Run(ctx, fromClient, toServer)
+//	join.Run(ctx, fromClient, toServer, work.Go, func(end splice.End) { … })
 //
 // An idle join holds no buffer: buffers come from a pool when there is data,
-// and go back before a direction waits for more.
+// and go back before a direction waits for more. One that has long been idle, and is told so by [Flow.Rest], takes half of
+// the stack as well.
 package splice
 
 import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"ptthqd/pkg/wire"
 )
@@ -37,7 +41,8 @@ import (
 // other half open; it need not hurry. Context is done when the peer has stopped reading or
 // the connection underneath is gone, with the *wire.ResetError as its cause, and may be done
 // after End. CancelRead and CancelWrite may be called at any time, from any
-// goroutine, and repeatedly, and make blocked calls return. Everything else is
+// goroutine, and repeatedly, and make blocked calls return; so does a read deadline that has passed, with an
+// os.ErrDeadlineExceeded. Everything else is
 // called by one goroutine for each half.
 type Stream interface {
 	Read(p []byte) (int, error)
@@ -46,6 +51,7 @@ type Stream interface {
 	End(p []byte) error
 	CancelRead(code wire.StreamCode)
 	CancelWrite(code wire.StreamCode)
+	SetReadDeadline(t time.Time) error
 	Context() context.Context
 }
 
@@ -60,6 +66,11 @@ var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 type Join struct {
 	Forth Flow // a → b
 	Back  Flow // b → a
+
+	spawn   func(func())
+	done    func(End)
+	release func()       // of obey
+	running atomic.Int32 // directions
 
 	mu  sync.Mutex
 	end End
@@ -78,6 +89,8 @@ type Flow struct {
 	reverse          *Flow
 	readErr          error // why it has come to its end; io.EOF mostly
 	writeErr         error
+	release          func() // of attend
+	begun, resting   atomic.Bool
 
 	peek  [1]byte  // what Peek fills; here so that waiting allocates nothing
 	last  [24]byte // what came with the end
@@ -91,6 +104,17 @@ func (f *Flow) Bytes() uint64 { return f.bytes.Load() }
 // moment. If it is, with the same Bytes, at two moments, then the far stream has
 // taken less than one buffer of it between them.
 func (f *Flow) Writing() bool { return f.writing.Load() }
+
+// Rest is for a flow that has long been idle, and is likely to be for long yet: it goes on in a fresh goroutine. Copying has
+// made its stack twice as large as waiting needs. It does nothing to a flow that isn't running.
+func (f *Flow) Rest() {
+	if f.begun.Load() && f.resting.CompareAndSwap(false, true) {
+		_ = f.src.SetReadDeadline(longAgo)
+	}
+}
+
+// longAgo is a deadline that has passed: it wakes who waits.
+var longAgo = time.Unix(1, 0) //nolint:forbidigo // before all times, of a bubble too
 
 // Side says who ended a join.
 type Side uint8
@@ -109,30 +133,34 @@ type End struct {
 	Cause error // nil if By is Nobody; else mostly a *wire.ResetError
 }
 
-// Run copies until both directions have ended and then returns how. When ctx is done, it
+// Run copies until both directions have ended and then calls done. When ctx is done, it
 // resets both streams with the code of the [wire.ResetError] that is the context's cause,
-// or with [wire.CodeLost] without one.
-func (j *Join) Run(ctx context.Context, a, b Stream) End {
-	j.Forth.src, j.Forth.srcSide, j.Forth.dst, j.Forth.dstSide, j.Forth.reverse = a, A, b, B, &j.Back
-	j.Back.src, j.Back.srcSide, j.Back.dst, j.Back.dstSide, j.Back.reverse = b, B, a, A, &j.Forth
-	release := j.obey(ctx)
-	var forth sync.WaitGroup
-	forth.Go(func() { j.copy(&j.Forth) })
+// or with [wire.CodeLost] without one. One direction is in the caller's goroutine, the other is in one that spawn starts, a
+// [sync.WaitGroup]'s Go; but neither for ever: Run may return before the end, when all is in goroutines that spawn has
+// started, of which the last one calls done.
+func (j *Join) Run(ctx context.Context, a, b Stream, spawn func(func()), done func(End)) {
+	j.begin(ctx, a, b, spawn, done)
+	spawn(func() { j.copy(&j.Forth) })
 	j.copy(&j.Back)
-	forth.Wait()
-	release()
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.end
 }
 
-// A join is idle for days, on two stacks. They are half as large if no more than 1.2 KiB of them is in use while it waits
-// (the runtime shrinks a stack of which less than a quarter is used, and counts 800 bytes of its own), so what else has
-// to be done is done in functions that return before.
+// A join is idle for days, on two stacks. They shrink to 4 KiB if no more than 1.2 KiB of them is in use while it waits
+// (the runtime halves a stack of which less than a quarter is used, and counts 800 bytes of its own), and are of 2 KiB after a
+// rest, so what else has to be done is done in functions that return before.
+
+//go:noinline
+func (j *Join) begin(ctx context.Context, a, b Stream, spawn func(func()), done func(End)) {
+	j.Forth.src, j.Forth.srcSide, j.Forth.dst, j.Forth.dstSide, j.Forth.reverse = a, A, b, B, &j.Back
+	j.Back.src, j.Back.srcSide, j.Back.dst, j.Back.dstSide, j.Back.reverse = b, B, a, A, &j.Forth
+	j.spawn, j.done = spawn, done
+	j.running.Store(2)
+	j.Forth.release, j.Back.release = j.attend(&j.Forth), j.attend(&j.Back)
+	j.release = j.obey(ctx)
+	j.Forth.begun.Store(true)
+	j.Back.begun.Store(true)
+}
 
 // obey has both streams reset when ctx is done. It is over when the function that it returns has returned.
-//
-//go:noinline
 func (j *Join) obey(ctx context.Context) (release func()) {
 	return watch(ctx, func() {
 		cause := context.Cause(ctx)
@@ -143,17 +171,35 @@ func (j *Join) obey(ctx context.Context) (release func()) {
 }
 
 // copy moves one direction until it ends, and leaves src's reading and dst's
-// writing half finished.
+// writing half finished. It returns before that if the direction rests.
 func (j *Join) copy(f *Flow) {
-	release := j.attend(f)
 	f.pump()
-	release() // before End, which may end the context that is watched
+	j.pumped(f)
+}
+
+// pumped goes on when pump has returned.
+//
+//go:noinline
+func (j *Join) pumped(f *Flow) {
+	if f.resting.Load() && errors.Is(f.readErr, os.ErrDeadlineExceeded) {
+		_ = f.src.SetReadDeadline(time.Time{})
+		f.readErr = nil
+		f.resting.Store(false)
+		j.spawn(func() { j.copy(f) })
+		return
+	}
+	f.release() // before End, which may end the context that is watched
 	j.finish(f)
+	if j.running.Add(-1) == 0 {
+		j.release()
+		j.mu.Lock()
+		end := j.end
+		j.mu.Unlock()
+		j.done(end)
+	}
 }
 
 // attend notices a reader that is gone even when src says nothing for hours.
-//
-//go:noinline
 func (j *Join) attend(f *Flow) (release func()) {
 	gone := f.dst.Context()
 	return watch(gone, func() {
@@ -169,8 +215,6 @@ func (j *Join) attend(f *Flow) (release func()) {
 }
 
 // finish ends both halves as the copying has ended.
-//
-//go:noinline
 func (j *Join) finish(f *Flow) {
 	if errors.Is(f.readErr, io.EOF) && f.writeErr == nil {
 		f.drained.Store(true)
@@ -193,6 +237,10 @@ func (j *Join) finish(f *Flow) {
 func (f *Flow) pump() {
 	for f.readErr == nil && f.writeErr == nil {
 		if _, err := f.src.Peek(f.peek[:]); err != nil {
+			if f.resting.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
+				f.readErr = err
+				return
+			}
 			// Only reading the end makes QUIC forget a stream; peeking at it does not.
 			if _, f.readErr = f.src.Read(f.peek[:]); f.readErr == nil {
 				f.readErr = err
