@@ -21,7 +21,7 @@ import (
 func TestManyAtOnce(t *testing.T) {
 	const connections, bytesEach = 2000, 8 << 10
 	w := newWorld(t, endServer).all()
-	start := time.Now()
+	start, stood := time.Now(), watchMachine()
 
 	conns := make([]*net.TCPConn, connections)
 	each(t, "opens", connections, func(i int) error {
@@ -65,10 +65,14 @@ func TestManyAtOnce(t *testing.T) {
 	})
 	done := time.Since(start)
 	w.empties(t, 10*time.Second)
-	resumed := w.status("laptop").Counters.Resumed
-	t.Logf("%d connections: open after %v, done after %v, resumed %d times", connections, opened, done, resumed)
+	resumed, still := w.status("laptop").Counters.Resumed, stood()
+	t.Logf("%d connections: open after %v, done after %v, resumed %d times; the machine itself stood still for %v at a time", connections, opened, done, resumed, still)
 	// Nothing was lost. A busy host looks like a dead path to some, but if all of them go elsewhere it will never be done.
-	if resumed > connections/10 {
+	most := uint64(connections / 10)
+	if still > stalled { // a link that was lost to that takes all with it
+		most += connections
+	}
+	if resumed > most {
 		t.Errorf("%d connections have resumed %d times", connections, resumed)
 	}
 }
