@@ -106,7 +106,7 @@ func (q *quota) growLocked(epoch time.Duration) bool {
 	grows := took <= epoch && q.limit < q.most
 	q.since, q.arrived = now, 0
 	if grows {
-		q.limit = min(2*q.limit, q.most)
+		q.limit = min(4*q.limit, q.most) // as fast as windows
 	}
 	return grows
 }

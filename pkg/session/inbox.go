@@ -26,8 +26,12 @@ type inbox struct {
 	// The growth of the window is decided once a window's worth is delivered.
 	epoch      time.Time
 	epochBytes uint64
-	rate       float64   // in bytes a nanosecond, when the window last grew
-	keepsUp    time.Time // from when on the TCP side is one that keeps up
+	epochFrom  uint64        // where it begins: what lies before was allowed by a smaller window, and says nothing of this one
+	stood      time.Duration // how long nothing came in the epoch
+	settled    bool          // the window has once been larger than the path could use
+	trim       uint64        // what the window shrinks to, as what it has allowed comes; 0 if it doesn't
+	rate       float64       // in bytes a nanosecond, when the window last grew; until it is settled, in the last epoch
+	keepsUp    time.Time     // from when on the TCP side is one that keeps up
 }
 
 // A segment is received data that waits for the TCP side.
@@ -106,6 +110,9 @@ func (s *session) readError(err error) error {
 func (s *session) take(b *buffer, p []byte) error {
 	now := time.Now()
 	s.mu.Lock()
+	if gap := now.Sub(s.lastIn); s.minRTT >= minStandRTT && gap >= s.minRTT/4 {
+		s.in.stood += gap
+	}
 	s.lastIn = now
 	if s.quota != nil {
 		s.quota.hear(now)
@@ -231,6 +238,7 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 		if window < in.window {
 			s.host.windows.give(int64(in.window - window))
 			in.window = window
+			in.settled, in.trim, in.rate = false, 0, 0
 		}
 	}
 	return nil
@@ -388,9 +396,16 @@ func (s *session) deliverFinLocked() {
 func (s *session) deliveredLocked(n int) {
 	in := &s.in
 	in.acked += uint64(n)
-	in.epochBytes += uint64(n)
+	if in.acked > in.epochFrom {
+		in.epochBytes += uint64(n)
+	} else {
+		in.epoch, in.stood = time.Now(), 0
+	}
 	if in.epochBytes >= in.window {
 		s.growLocked()
+	}
+	if in.trim > 0 {
+		s.trimLocked()
 	}
 	in.limit = max(in.limit, in.acked+in.window)
 	if often := ackEvery(in.window); in.acked-in.ackedSaid >= often || in.limit-in.limitSaid >= often {
@@ -402,30 +417,37 @@ func (s *session) deliveredLocked(n int) {
 // of a small window, but of a large one less, so that all of it can be used.
 func ackEvery(window uint64) uint64 { return min(window/4, max(window/16, 32<<10)) }
 
-// growLocked makes the window half as large again if the path can use it: while
-// what is delivered in a round trip is most of it, or half of it and the last
-// time has paid, as on paths whose round trips vary; the TCP side keeps up; and
-// the budget allows. So it ends at 1.2 to 2 times what the path holds: more
-// would be a queue, in which everything beside it waits.
+// growLocked makes the window larger if the path can use it, the TCP side keeps
+// up, and the budget allows. On a long path at first by a lot, until that doesn't
+// pay, as the window must not hold up QUIC's own start; then it is trimmed to 1.3
+// times what the path has shown to hold. From then on it grows by half while what is
+// delivered in a round trip is most of it, or half of it and the last time has
+// paid, as on paths whose round trips vary. More would be a queue, in which
+// everything beside it waits.
 // Who has stood still keeps up only after a while: a kernel lets a slow reader's
 // connection be written to in bursts of megabytes, which say nothing of the reader.
 func (s *session) growLocked() {
 	in := &s.in
 	now := time.Now()
-	elapsed, bytes := now.Sub(in.epoch), in.epochBytes
+	elapsed, bytes, stood := now.Sub(in.epoch), in.epochBytes, in.stood
 	first := in.epoch.IsZero()
 	if !first && elapsed < minEpoch {
 		return // what comes in a burst is not a rate
 	}
-	most := s.host.maxWindow.Load()
-	in.epoch, in.epochBytes = now, 0
-	if first || in.queued > int(in.window/4) || in.window >= most || now.Before(in.keepsUp) {
+	in.epoch, in.epochBytes, in.stood = now, 0, 0
+	if in.trim > 0 || in.queued > int(in.window/4) || in.window >= s.host.maxWindow.Load() || now.Before(in.keepsUp) {
 		return
 	}
 	if s.minRTT == 0 {
 		s.probeLocked(now)
 	}
 	rtt := s.growthRTTLocked(now)
+	if first {
+		if rtt = max(rtt, s.route.RTT); rtt >= minStandRTT {
+			s.widenLocked(in.window, rtt)
+		}
+		return
+	}
 	if rtt == 0 {
 		if elapsed > minGrowthRTT {
 			return
@@ -434,18 +456,75 @@ func (s *session) growLocked() {
 	}
 	rate := float64(bytes) / float64(elapsed)
 	used := rate * float64(rtt) / float64(in.window)
-	if used <= 0.85 && (used <= 0.5 || rate < 1.2*in.rate) {
+	if rtt >= minStandRTT && !in.settled {
+		s.startLocked(elapsed, rtt, rate, used, stood)
 		return
 	}
-	grow := min(in.window/2, most-in.window)
-	for !s.host.windows.take(int64(grow)) {
-		if grow /= 2; grow < minGrowth {
-			return
-		}
+	paid := 1.2
+	if rtt >= minStandRTT {
+		paid = 1.35
 	}
-	in.window += grow
+	if used <= 0.85 && (used <= 0.5 || rate < paid*in.rate) || !s.widenLocked(in.window/2, rtt) {
+		return
+	}
 	in.rate = rate
 	s.probeLocked(now)
+}
+
+// startLocked makes the window larger as long as that pays, and then trims it.
+func (s *session) startLocked(elapsed, rtt time.Duration, rate, used float64, stood time.Duration) {
+	in := &s.in
+	last := in.rate
+	in.rate = rate
+	switch {
+	case elapsed > 32*rtt: // the peer has little to send, which says nothing of the path
+		in.rate = 0
+	case used > 0.85 && in.window > wire.InitialWindow:
+		s.widenLocked(3*in.window, rtt)
+	case rate >= 1.2*last: // QUIC's own start is under way
+		if used > 0.5 {
+			s.widenLocked(in.window, rtt)
+		}
+	default:
+		in.settled = true
+		least := uint64(wire.InitialWindow)
+		if stood >= elapsed/5 {
+			least = lossyWindow
+		}
+		if trim := max(uint64(1.3*rate*float64(rtt)), least); trim < in.window {
+			in.trim = trim
+		}
+		return
+	}
+	s.probeLocked(in.epoch)
+}
+
+// widenLocked makes the window larger by so much, or by what the budget has. It tells whether it did.
+func (s *session) widenLocked(by uint64, rtt time.Duration) bool {
+	in := &s.in
+	by = min(by, s.host.maxWindow.Load()-in.window)
+	for !s.host.windows.take(int64(by)) {
+		if by /= 2; by < minGrowth {
+			return false
+		}
+	}
+	in.window += by
+	if rtt >= minStandRTT {
+		in.epochFrom = in.limitSaid
+	}
+	return true
+}
+
+// trimLocked takes back what of the window was too much, once it isn't promised any more.
+func (s *session) trimLocked() {
+	in := &s.in
+	if window := max(in.trim, in.limit-in.acked); window < in.window {
+		s.host.windows.give(int64(in.window - window))
+		in.window = window
+	}
+	if in.window <= in.trim {
+		in.trim = 0
+	}
 }
 
 // probeLocked asks for a ping, once in two round trips at most. The first one

@@ -3,6 +3,8 @@ package session
 import (
 	"sync"
 	"time"
+
+	"ptthqd/pkg/wire"
 )
 
 // paths remember how short the round trip over a relay to a peer can be. What a
@@ -71,6 +73,14 @@ const (
 	minGrowthRTT = 2500 * time.Microsecond
 	// minGrowth is the least by which a window grows when the budget is short.
 	minGrowth = 16 << 10
+	// minStandRTT is the shortest round trip of a path of which it says
+	// something that nothing comes for a quarter of it; on shorter ones the
+	// processors had something else to do, and large steps aren't needed.
+	minStandRTT = 10 * time.Millisecond
+	// lossyWindow is what a window is not trimmed below where packets are lost.
+	// While one of both links repairs, there is something to send on the other.
+	// It leaves room in firstQuota for others.
+	lossyWindow = 3 * wire.InitialWindow
 	// minEpoch is how long a rate is measured at least.
 	minEpoch = 8 * time.Millisecond
 	// standstill is how long a TCP side takes nothing until it counts as a slow
