@@ -24,8 +24,9 @@ import (
 // A crowd are peers of a ptthqd relay that connect and do nothing: links of one process, each with a key of its own.
 type crowd struct{ keys []ident.PrivateKey }
 
-// busyTime is how long after its beginning a link counts as idle, with a margin.
-const busyTime = 12 * time.Second
+// busyTime is how long it takes from the beginning of a link until it counts as idle, and until the relay has given back what
+// the handshakes have left, with a margin.
+const busyTime = 30 * time.Second
 
 func newCrowd(n int) (*crowd, error) {
 	c := new(crowd)

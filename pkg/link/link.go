@@ -217,11 +217,11 @@ func (l *Link) Open(head []byte) (*Stream, error) {
 // A tip comes in a stream's first packet, as a rule, so Accept reads it itself; only for a late one there is a goroutine.
 func (l *Link) Accept(ctx context.Context) (*Stream, wire.Message, error) {
 	for {
-		s, tip, err := l.acceptStream(ctx)
+		s, tip := l.acceptStream(ctx)
 		if tip != nil && l.Err() == nil {
 			return s, tip, nil
 		}
-		if s, tip, err = l.look(ctx, s); tip != nil || err != nil {
+		if s, tip, err := l.look(ctx, s); tip != nil || err != nil {
 			return s, tip, err
 		}
 	}
@@ -261,9 +261,9 @@ func (l *Link) look(ctx context.Context, s *Stream) (*Stream, wire.Message, erro
 	return nil, nil, nil
 }
 
-// acceptStream returns a stream whose late tip is ready, or a new one without its tip. An error means to look again. An idle
-// link waits in here, so what takes stack is elsewhere.
-func (l *Link) acceptStream(ctx context.Context) (*Stream, wire.Message, error) {
+// acceptStream returns a stream whose late tip is ready, or a new one without its tip; or none, and Accept is to
+// look what there is. An idle link waits in here, so what takes stack is elsewhere.
+func (l *Link) acceptStream(ctx context.Context) (*Stream, wire.Message) {
 	l.accept.mu.Lock()
 	late := l.accept.late
 	ready := len(l.accept.ready) > 0
@@ -273,9 +273,9 @@ func (l *Link) acceptStream(ctx context.Context) (*Stream, wire.Message, error) 
 	}
 	qs, err := l.conn.AcceptStream(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil
 	}
-	return l.accepted(qs), nil, nil
+	return l.accepted(qs), nil
 }
 
 func (l *Link) accepted(qs *quic.Stream) *Stream { return &Stream{stream: qs, link: l, accepted: true} }
@@ -283,18 +283,18 @@ func (l *Link) accepted(qs *quic.Stream) *Stream { return &Stream{stream: qs, li
 // acceptLate is acceptStream where tips are late.
 //
 //go:noinline
-func (l *Link) acceptLate(ctx context.Context) (*Stream, wire.Message, error) {
+func (l *Link) acceptLate(ctx context.Context) (*Stream, wire.Message) {
 	l.accept.mu.Lock()
 	if len(l.accept.ready) > 0 {
 		a := l.accept.ready[0]
 		l.accept.ready = slices.Delete(l.accept.ready, 0, 1)
 		l.accept.mu.Unlock()
-		return a.stream, a.tip, nil
+		return a.stream, a.tip
 	}
 	late := l.accept.late
 	if late == 0 { // since acceptStream has looked
 		l.accept.mu.Unlock()
-		return nil, nil, context.Canceled
+		return nil, nil
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -306,13 +306,13 @@ func (l *Link) acceptLate(ctx context.Context) (*Stream, wire.Message, error) {
 		case <-ctx.Done():
 		case <-l.Done():
 		}
-		return nil, nil, context.Canceled
+		return nil, nil
 	}
 	qs, err := l.conn.AcceptStream(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil
 	}
-	return l.accepted(qs), nil, nil
+	return l.accepted(qs), nil
 }
 
 // readTip is what reading a tip gave.
