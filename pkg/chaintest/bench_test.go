@@ -198,7 +198,7 @@ func (l *loopback) bareEnds() string {
 					stream.Reset(wire.CodeLost)
 					return
 				}
-				new(splice.Join).Run(ctx, stream, newBareTCP(conn))
+				new(splice.Join).Run(ctx, stream, newBareTCP(conn), joins.Go, func(splice.End) {})
 			})
 		}
 	}
@@ -222,7 +222,7 @@ func (l *loopback) bareEnds() string {
 					_ = conn.Close()
 					return
 				}
-				new(splice.Join).Run(ctx, newBareTCP(conn), stream)
+				new(splice.Join).Run(ctx, newBareTCP(conn), stream, joins.Go, func(splice.End) {})
 			})
 		}
 	}
