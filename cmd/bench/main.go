@@ -90,7 +90,7 @@ func (o *options) flags(set *flag.FlagSet) {
 	set.Float64Var(&o.wide, "wide-seconds", 4, "how long one of a wide-area row takes")
 	set.IntVar(&o.idle, "idle", 1000, "idle connections to hold for their memory")
 	set.IntVar(&o.peers, "peers", 1000, "idle peers to connect to the relay for their memory")
-	set.DurationVar(&o.settle, "settle", 5*time.Second, "how long what is idle is left alone before its memory is read")
+	set.DurationVar(&o.settle, "settle", 45*time.Second, "how long what is idle is left alone before its memory is read: ptthqd lets go of stacks after 30 s")
 	set.StringVar(&o.wan, "wan", "../shared/tools/wan", "`DIRECTORY` of the emulator of wide-area networks; it needs root")
 	set.StringVar(&o.output, "o", "", "write all figures to `FILE`, as JSON")
 	set.BoolVar(&o.quick, "quick", false, "a smoke test: one short round of each row, nothing wide, little held")
@@ -132,7 +132,7 @@ func (o *options) preset(set *flag.FlagSet) {
 		preset("wide-seconds", "8")
 		preset("idle", "10000")
 		preset("peers", "5000")
-		preset("settle", "15s")
+		preset("settle", "60s")
 	}
 }
 
