@@ -201,6 +201,9 @@ func parseHost(s string) (Target, error) {
 	if s == "localhost" {
 		return Target{kind: loopback}, nil
 	}
+	if s == "unix" { // in whatever case, it would be read as a socket when it comes back
+		return Target{}, fault("a Unix socket is written unix:/path; a host of this name, unix.DOMAIN", "no host can be called %q here", s)
+	}
 	if len(s) > maxHost {
 		return Target{}, fault("", "the name of a host has at most %d characters, this one %d", maxHost, len(s))
 	}
