@@ -80,8 +80,15 @@ func Run(ctx context.Context, o Options) error {
 	} else {
 		d.log.Error(msgFailed, "error", err)
 	}
+	if toJournal {
+		<-time.After(lastWords)
+	}
 	return &LoggedError{err}
 }
+
+// lastWords is how long a process that has failed lives on. The journal looks up whose a line is when it takes it, and a
+// line of somebody who is gone is in no unit's journal: `journalctl -u ptthqd` would not tell why it doesn't start.
+const lastWords = 300 * time.Millisecond
 
 // The states of a daemon.
 const (
