@@ -88,7 +88,7 @@ type Dialer struct {
 	penance   time.Duration // the pause after the last time that another node came with this one's key
 	notBefore time.Time     // the end of that pause
 	contested time.Time     // see State
-	short     int           // links in a row that lived a short time
+	short     int           // links in a row that lived a short time; two may be a relay that was restarted twice
 	outage    outage
 	lines     *rate.Limiter   // of the log, about links that come and go
 	tokens    quic.TokenStore // spare a Retry, also after the relay's restart
@@ -215,7 +215,7 @@ func (d *Dialer) prepare() error {
 func (d *Dialer) redial(ctx context.Context, old *Link, kicks <-chan string) (*Link, error) {
 	eagerUntil := time.Now().Add(eagerFor)
 	pause := backoffFirst
-	next := d.dialAt.Add(min(dialLeast<<min(max(d.short-1, 0), 5), backoffMost)) // in the past, if the last link lived
+	next := d.dialAt.Add(min(dialLeast<<min(max(d.short-2, 0), 5), backoffMost)) // in the past, if the last link lived
 	for {
 		why, err := d.waitUntil(ctx, next, kicks)
 		if err != nil {
