@@ -391,7 +391,7 @@ func (s *session) deliverFinLocked() {
 }
 
 // deliveredLocked notes that the TCP side has taken n bytes, and decides what
-// to allow and when to say so: at a quarter of the window; below that an
+// to allow and when to say so, as ackEveryLocked tells; below that an
 // acknowledgement rides on data or waits for the sweep.
 func (s *session) deliveredLocked(n int) {
 	in := &s.in
@@ -408,14 +408,22 @@ func (s *session) deliveredLocked(n int) {
 		s.trimLocked()
 	}
 	in.limit = max(in.limit, in.acked+in.window)
-	if often := ackEvery(in.window); in.acked-in.ackedSaid >= often || in.limit-in.limitSaid >= often {
+	if often := s.ackEveryLocked(); in.acked-in.ackedSaid >= often || in.limit-in.limitSaid >= often {
 		s.ackDue = true
 	}
 }
 
-// ackEvery is after how many bytes the peer hears what it may send: a quarter
-// of a small window, but of a large one less, so that all of it can be used.
-func ackEvery(window uint64) uint64 { return min(window/4, max(window/16, 32<<10)) }
+// ackEveryLocked is after how many bytes the peer hears what it may send: a quarter
+// of a small window, but of a large one less, so that all of it can be used. On a
+// short path a window is worth little, and what an acknowledgement costs (a packet
+// and a wake-up at three nodes) counts: there it is half of the window, up to 128 KiB.
+func (s *session) ackEveryLocked() uint64 {
+	window := s.in.window
+	if 0 < s.minRTT && s.minRTT < minStandRTT {
+		return min(window/2, max(window/16, 128<<10))
+	}
+	return min(window/4, max(window/16, 32<<10))
+}
 
 // growLocked makes the window larger if the path can use it, the TCP side keeps
 // up, and the budget allows. On a long path at first by a lot, until that doesn't
