@@ -682,13 +682,16 @@ func (v *Server) resume(client string, m *wire.Resume, st Stream, via Route) *se
 	}
 	if m.Unconfirmed {
 		s.mu.Lock()
-		if !s.closed && m.Attempt > s.attempt {
+		switch {
+		case m.Attempt <= s.attempt:
+			s.mu.Unlock()
+			v.refuse(st, &Refusal{wire.StatusNotNewest, "a newer attempt has been seen"})
+		case s.closed: // since it was found
+			v.epitaphLocked(s, st)
+		default:
 			v.endLocked(s, EndResetByP1, wire.CodeRevoked)
 			v.complete(st, wire.Granted{Version: wire.Version, Reset: true})
-			return nil
 		}
-		s.mu.Unlock()
-		v.refuse(st, &Refusal{wire.StatusNotNewest, "a newer attempt has been seen"})
 		return nil
 	}
 	if _, refusal := v.config.Decide(client, m.Target); refusal != nil {
