@@ -74,6 +74,7 @@ type Link struct {
 	badTips rate.Sometimes // logs them
 
 	later   later
+	turns   turns
 	credits credits
 	work    sync.WaitGroup // the goroutines of this link; see wait
 }

@@ -33,6 +33,8 @@ type Stream struct {
 	patience time.Duration // how long it waits for room in a window
 	ending   bool          // CloseWrite follows it
 	queued   bool
+
+	turn turn
 }
 
 // Link is what the stream runs over.
@@ -57,14 +59,21 @@ func (s *Stream) Peek(p []byte) (int, error) {
 	return n, streamError(err)
 }
 
-// Write returns when QUIC has sent all but the last packet's worth of p, which it has copied.
+// Write returns when QUIC has sent all but the last packet's worth of p, which it has copied. Where many write much, they take
+// turns.
 func (s *Stream) Write(p []byte) (int, error) {
 	s.link.touch()
 	if err := s.writeWaiting(); err != nil {
 		return 0, err
 	}
 	s.link.flush() // this one leaves now, and takes along what waits
+	if len(p) < turnLeast {
+		n, err := s.stream.Write(p)
+		return n, streamError(err)
+	}
+	s.link.turns.take(s)
 	n, err := s.stream.Write(p)
+	s.link.turns.give(s)
 	return n, streamError(err)
 }
 
@@ -100,6 +109,7 @@ func (s *Stream) CancelWrite(code wire.StreamCode) {
 	s.end(writingEnded)
 	s.dropWaiting()
 	s.stream.CancelWrite(quic.StreamErrorCode(code))
+	s.link.turns.hurry(s, true)
 }
 
 // Reset cancels both halves.
@@ -112,7 +122,11 @@ func (s *Stream) Reset(code wire.StreamCode) {
 func (s *Stream) SetReadDeadline(t time.Time) error { return s.stream.SetReadDeadline(t) }
 
 // SetWriteDeadline applies to the Write that waits, too. The zero time is none.
-func (s *Stream) SetWriteDeadline(t time.Time) error { return s.stream.SetWriteDeadline(t) }
+func (s *Stream) SetWriteDeadline(t time.Time) error {
+	err := s.stream.SetWriteDeadline(t)
+	s.link.turns.hurry(s, !t.IsZero())
+	return err
+}
 
 // Context is done when nothing can be written any more: the peer has stopped reading, the link is gone, or this end has
 // ended the half itself. Then context.Cause is the *wire.ResetError, or context.Canceled after CloseWrite.
