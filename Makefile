@@ -60,7 +60,18 @@ endif
 	@# What memory a session holds, and how a busy path behaves, can be measured without the race detector alone.
 	$(GO) test -shuffle=on -timeout=10m $(TESTFLAGS) ./pkg/session ./pkg/chaintest
 	@# These run whole processes and measure pauses: nothing else runs beside them.
-	$(TEST_PROCESSES)$(if $(AGAIN), || { echo '== TESTS FAILED: once more (see above what failed)' >&2; $(TEST_PROCESSES); })
+ifeq ($(AGAIN),)
+	$(TEST_PROCESSES)
+else
+	@# What failed, if all have run; else everything.
+	out=$$(mktemp); trap 'rm -f "$$out"' EXIT; \
+	$(TEST_PROCESSES) 2>&1 | tee "$$out" || { \
+		failed=$$(sed -n 's/^--- FAIL: \(Test[A-Za-z0-9_]*\) .*/\1/p' "$$out" | sort -u | paste -sd'|'); \
+		! grep -qE '^(panic|fatal error|signal): |\[(build|setup) failed\]' "$$out" || failed=; \
+		echo "== TESTS FAILED: $${failed:-all} once more (see above what failed)" >&2; \
+		$(TEST_PROCESSES) $${failed:+-run "^($$failed)\$$"}; \
+	}
+endif
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (10s)
