@@ -63,11 +63,13 @@ endif
 ifeq ($(AGAIN),)
 	$(TEST_PROCESSES)
 else
-	@# What failed, if all have run; else everything.
+	@# What failed, if all have run, and nothing has failed but tests that have a name; else everything.
 	out=$$(mktemp); trap 'rm -f "$$out"' EXIT; \
 	$(TEST_PROCESSES) 2>&1 | tee "$$out" || { \
-		failed=$$(sed -n 's/^--- FAIL: \(Test[A-Za-z0-9_]*\) .*/\1/p' "$$out" | sort -u | paste -sd'|'); \
-		! grep -qE '^(panic|fatal error|signal): |\[(build|setup) failed\]' "$$out" || failed=; \
+		failed=$$(awk '/^--- FAIL: / { names = names "|" $$3; named = 1 } \
+			/^(panic|fatal error|signal): / || /race detected outside/ || /^FAIL\t/ && !named { all = 1 } \
+			/^(ok|FAIL)\t/ { named = 0 } \
+			END { if (!all) print substr(names, 2) }' "$$out"); \
 		echo "== TESTS FAILED: $${failed:-all} once more (see above what failed)" >&2; \
 		$(TEST_PROCESSES) $${failed:+-run "^($$failed)\$$"}; \
 	}

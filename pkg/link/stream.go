@@ -67,13 +67,11 @@ func (s *Stream) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	s.link.flush() // this one leaves now, and takes along what waits
-	if len(p) < turnLeast {
-		n, err := s.stream.Write(p)
-		return n, streamError(err)
+	if len(p) >= turnLeast {
+		s.link.turns.take(s)
+		defer s.link.turns.give(s)
 	}
-	s.link.turns.take(s)
 	n, err := s.stream.Write(p)
-	s.link.turns.give(s)
 	return n, streamError(err)
 }
 

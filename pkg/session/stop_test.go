@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -299,4 +301,37 @@ func TestAge(t *testing.T) {
 			t.Errorf("ages %v", ages)
 		}
 	})
+}
+
+// TestResumeCrossesReset asks to have a session ended in the moment in which it ends, as a client does that has lost the stream on
+// which it had said so: whoever comes first, the answer is that it has ended, and not that there is a newer attempt.
+func TestResumeCrossesReset(t *testing.T) {
+	n := start(t, session.Limits{})
+	n.decideBy(func(_, _ string) *session.Refusal { return nil })
+	for i := range 2000 {
+		ours, p5 := connPair(100)
+		n.dialBy(func(context.Context) (session.Conn, error) { return ours, nil })
+		open, resume := hello(1), again(1, 2)
+		open.Token[2], open.Token[3] = byte(i), byte(i>>8)
+		resume.Token, resume.Unconfirmed = open.Token, true
+		first := n.play("laptop", open)
+		if status := first.status(); status != wire.StatusOpen {
+			t.Fatalf("status %v of the opening", status)
+		}
+		var said sync.WaitGroup
+		said.Go(func() {
+			first.frame(wire.Frame{Kind: wire.FrameReset})
+			_ = first.st.CloseWrite()
+		})
+		for range i % 50 {
+			runtime.Gosched()
+		}
+		second := n.play("laptop", resume)
+		if status := second.status(); status != wire.StatusComplete {
+			t.Fatalf("status %v of the resume, at round %d", status, i)
+		}
+		said.Wait()
+		second.st.Reset(wire.CodeLost)
+		_ = p5.Close()
+	}
 }

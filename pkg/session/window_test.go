@@ -2,15 +2,18 @@ package session_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"ptthqd/pkg/session"
+	"ptthqd/pkg/wire"
 )
 
 // TestDirectionsAreIndependent has one side send without reading until it has
@@ -353,6 +356,61 @@ func TestBudgets(t *testing.T) {
 				sessions.Wait()
 				close(over)
 				all.Wait()
+			})
+		})
+	}
+}
+
+// TestAcknowledgementsOfPath counts what a session says of bytes that it has delivered: on a short path it speaks half as often as on
+// a long one.
+func TestAcknowledgementsOfPath(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		pong  time.Duration // after which the peer answers a ping
+		least uint64        // that is acknowledged at a time, once the path is known
+		most  uint64
+	}{
+		{"short", 2 * time.Millisecond, 32 << 10, 128 << 10},
+		{"long", 40 * time.Millisecond, 16 << 10, 31 << 10},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := start(t, session.Limits{})
+				n.decideBy(func(_, _ string) *session.Refusal { return nil })
+				ours, p5 := connPair(1 << 20)
+				n.dialBy(func(context.Context) (session.Conn, error) { return ours, nil })
+				p := n.play("laptop", hello(1))
+				if status := p.status(); status != wire.StatusOpen {
+					t.Fatalf("status %v", status)
+				}
+				p.data(make([]byte, 1)) // of an unknown path one wants to know
+				if _, _, err := p.until(wire.FramePing); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(c.pong)
+				p.frame(wire.Frame{Kind: wire.FramePong})
+				time.Sleep(time.Second)
+				_ = p.st.SetReadDeadline(time.Now().Add(time.Millisecond)) // before a sweep would
+				for range wire.InitialWindow / 1024 / 2 {
+					p.data(make([]byte, 1024))
+					synctest.Wait() // each is delivered by itself
+				}
+				var acks []uint64
+				for {
+					f, _, err := p.next()
+					if err != nil {
+						break
+					}
+					if f.Acked > 1 {
+						acks = append(acks, f.Acked)
+					}
+				}
+				if len(acks) == 0 || slices.Min(acks) < c.least || slices.Max(acks) > c.most {
+					t.Errorf("acknowledged at a time: %d, want %d to %d", acks, c.least, c.most)
+				}
+				_ = p.st.SetReadDeadline(time.Time{})
+				p.st.Reset(wire.CodeLost)
+				_ = p5.Close()
 			})
 		})
 	}
