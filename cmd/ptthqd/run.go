@@ -34,6 +34,8 @@ func (f *runFlags) run(cmd *cobra.Command, _ []string) error {
 		LogFormat: f.format,
 		Version:   fmt.Sprintf("%s (%s)", version, commit),
 		Stderr:    cmd.ErrOrStderr(),
+
+		OwnProcess: true,
 	})
 	if logged, ok := errors.AsType[*daemon.LoggedError](err); ok {
 		return &exitError{exitCode(logged.Err), nil}

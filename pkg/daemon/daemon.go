@@ -36,6 +36,9 @@ type Options struct {
 	LogFormat string    // LogAuto, LogText or LogJSON; default LogAuto
 	Version   string    // for status and log
 	Stderr    io.Writer // where the log goes, unless it goes to the journal; default os.Stderr
+
+	// OwnProcess says that nothing else is in this process, so that the daemon may decide how many of Go's processors it has.
+	OwnProcess bool
 }
 
 // A LoggedError is an error that is in the log already, in its form: a caller need not print it.
@@ -265,6 +268,9 @@ func (d *daemon) begun(helpers *sync.WaitGroup) {
 	helpers.Go(func() { d.feedWatchdog(d.background) })
 	helpers.Go(func() { d.watch(d.background) })
 	helpers.Go(func() { tidy(d.background) })
+	if d.options.OwnProcess {
+		helpers.Go(func() { fitProcessors(d.background, d.log) })
+	}
 }
 
 // statusInterval is how often the service manager is told how things stand, if that has changed.

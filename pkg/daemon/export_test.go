@@ -3,6 +3,7 @@ package daemon
 import (
 	"fmt"
 	"strings"
+	"time"
 )
 
 // MetricsTable is the list of metrics for the manual.
@@ -21,3 +22,18 @@ func MetricsTable() string {
 
 // Tidy is the loop that gives memory back.
 var Tidy = tidy
+
+// FitProcessors is the loop that sets GOMAXPROCS.
+var FitProcessors = fitProcessors
+
+// Processors is how it decides.
+type Processors struct{ p processors }
+
+// NewProcessors has all there are.
+func NewProcessors(most int) *Processors { return &Processors{processors{most: most, now: most}} }
+
+// Use takes what was used.
+func (p *Processors) Use(used, in time.Duration) { p.p.use(used, in) }
+
+// Now is how many there are.
+func (p *Processors) Now() int { return p.p.now }
