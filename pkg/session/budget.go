@@ -1,6 +1,7 @@
 package session
 
 import (
+	"container/list"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,8 +55,15 @@ type quota struct {
 	used    int64
 	since   time.Time // when it was last measured how fast things arrive
 	arrived int64     // bytes since then
-	waiting map[*session]struct{}
-	users   int // guarded by quotas.mu
+	waiting list.List // of *session, in order; if there are any, nothing is left
+	users   int       // guarded by quotas.mu
+}
+
+// A claim is a session's part in its quota, under the quota's lock.
+type claim struct {
+	want    int64
+	place   *list.Element // among those who wait; nil: it isn't there
+	granted int64         // reserved for it while it waited, and not taken yet
 }
 
 const (
@@ -80,18 +88,25 @@ func (q *quota) silent(now time.Time) time.Duration {
 }
 
 // take reserves n bytes for s if anything is left, overdrawing by one piece at
-// most. If nothing is, s is kicked as soon as there is.
+// most. If nothing is, s waits for its turn, and is kicked when it has come.
 func (q *quota) take(n int64, s *session) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if s.claim.granted > 0 {
+		q.used += n - s.claim.granted
+		s.claim.granted = 0
+		return true
+	}
 	if q.used >= q.limit && !q.growLocked(max(quotaEpoch, 2*s.minRTT)) {
-		if q.waiting == nil {
-			q.waiting = make(map[*session]struct{})
+		s.claim.want = n
+		if s.claim.place == nil {
+			s.claim.place = q.waiting.PushBack(s)
 		}
-		q.waiting[s] = struct{}{}
 		return false
 	}
+	q.leaveLocked(s)
 	q.used += n
+	q.serveLocked()
 	return true
 }
 
@@ -132,19 +147,36 @@ func (q *quota) drop(n int64) {
 	}
 }
 
-// free returns n bytes. The sessions that waited are kicked from a goroutine of
-// their own, since the caller holds the lock of another session.
+// free returns n bytes.
 func (q *quota) free(n, arrived int64) {
 	q.mu.Lock()
+	defer q.mu.Unlock()
 	q.used -= n
 	q.arrived += arrived
-	var waiting map[*session]struct{}
-	if q.used < q.limit && len(q.waiting) > 0 {
-		waiting, q.waiting = q.waiting, nil
+	q.serveLocked()
+}
+
+// serveLocked gives what is left to those who wait, in order, and to no more of them: of a thousand who were told that there is
+// something, all but a few would find nothing. They are kicked from a goroutine of their own, since the caller holds the lock
+// of a session.
+func (q *quota) serveLocked() {
+	var served []*session
+	for q.used < q.limit && q.waiting.Len() > 0 {
+		s := q.waiting.Front().Value.(*session)
+		q.leaveLocked(s)
+		s.claim.granted = s.claim.want
+		q.used += s.claim.want
+		served = append(served, s)
 	}
-	q.mu.Unlock()
-	if waiting != nil {
-		go kickAll(waiting)
+	if served != nil {
+		go kickAll(served)
+	}
+}
+
+func (q *quota) leaveLocked(s *session) {
+	if s.claim.place != nil {
+		q.waiting.Remove(s.claim.place)
+		s.claim.place = nil
 	}
 }
 
@@ -152,17 +184,21 @@ func (q *quota) free(n, arrived int64) {
 func (q *quota) pressed() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(q.waiting) > 0
+	return q.waiting.Len() > 0
 }
 
+// forget gives up the claim of a session that has nothing more to send, or does so elsewhere.
 func (q *quota) forget(s *session) {
 	q.mu.Lock()
-	delete(q.waiting, s)
-	q.mu.Unlock()
+	defer q.mu.Unlock()
+	q.leaveLocked(s)
+	q.used -= s.claim.granted
+	s.claim.granted = 0
+	q.serveLocked()
 }
 
-func kickAll(waiting map[*session]struct{}) {
-	for s := range waiting {
+func kickAll(served []*session) {
+	for _, s := range served {
 		s.kick()
 	}
 }

@@ -211,7 +211,7 @@ func (s *session) sweep(now time.Time) {
 		s.mu.Unlock()
 		return
 	}
-	s.cond.Broadcast() // whoever was refused a budget asks again
+	s.wakeReaderLocked() // whoever was refused a budget asks again
 	if s.stream == nil {
 		s.mu.Unlock()
 		return

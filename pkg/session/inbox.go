@@ -172,7 +172,7 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 		if s.out.limit += f.Limit; s.out.limit-s.out.acked > 2*wire.MaxWindow {
 			return violated("a window of %d bytes; %d is the most", s.out.limit-s.out.acked, wire.MaxWindow)
 		}
-		s.cond.Broadcast()
+		s.wakeReaderLocked()
 	}
 	switch f.Kind {
 	case wire.FrameNone:

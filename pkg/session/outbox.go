@@ -160,13 +160,23 @@ func (s *session) mayRead() bool {
 		switch {
 		case s.closed || s.reset != nil:
 			return false
-		case s.out.read < s.out.limit &&
-			(s.stream == nil || s.frozen || s.out.sent == s.out.read) &&
-			s.budgetLocked():
+		case s.roomLocked() && s.budgetLocked():
 			s.out.listening = true
 			return true
 		}
 		s.cond.Wait()
+	}
+}
+
+// roomLocked tells whether more may be read from TCP but for the budget.
+func (s *session) roomLocked() bool {
+	return s.out.read < s.out.limit && (s.stream == nil || s.frozen || s.out.sent == s.out.read)
+}
+
+// wakeReaderLocked has mayRead look again, if there may be something for it. Where many send, most wait for something else.
+func (s *session) wakeReaderLocked() {
+	if s.roomLocked() {
+		s.cond.Broadcast()
 	}
 }
 
@@ -315,7 +325,7 @@ func (s *session) ackLocked(n uint64) error {
 		o.budgeted -= over
 	}
 	s.checkEndLocked()
-	s.cond.Broadcast()
+	s.wakeReaderLocked()
 	return nil
 }
 

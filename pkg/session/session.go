@@ -167,6 +167,7 @@ type session struct {
 	stream  Stream
 	route   Route
 	quota   *quota
+	claim   claim // in the quota
 	writing bool
 	frozen  bool
 	reading bool
@@ -394,6 +395,9 @@ func (s *session) wakeLocked() {
 // dropDataLocked gives back all memory that waits to be sent or delivered.
 func (s *session) dropDataLocked() {
 	s.out.drop()
+	if s.quota != nil {
+		s.quota.forget(s)
+	}
 	s.host.retained.give(s.out.budgeted)
 	s.out.budgeted = 0
 	s.in.drop()
