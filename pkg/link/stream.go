@@ -34,8 +34,12 @@ type Stream struct {
 	ending   bool          // CloseWrite follows it
 	queued   bool
 
-	turn turn
+	turn  turn
+	whole bool // see sendWhole; the writer's own
 }
+
+// streamUrgency is QUIC's default, of 0 to 7.
+const streamUrgency = 3
 
 // Link is what the stream runs over.
 func (s *Stream) Link() *Link { return s.link }
@@ -67,12 +71,21 @@ func (s *Stream) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	s.link.flush() // this one leaves now, and takes along what waits
-	if len(p) >= turnLeast {
-		s.link.turns.take(s)
-		defer s.link.turns.give(s)
-	}
+	large := len(p) >= turnLeast
+	s.sendWhole(large && s.link.turns.take(s))
 	n, err := s.stream.Write(p)
+	if large {
+		s.link.turns.give(s)
+	}
 	return n, streamError(err)
+}
+
+// sendWhole has QUIC send what is written without going round between this stream and others, or go round again.
+func (s *Stream) sendWhole(whole bool) {
+	if s.whole != whole {
+		s.whole = whole
+		s.stream.SetPriority(streamUrgency, !whole)
+	}
 }
 
 // TryWrite takes all of p, or nothing (false) if the flow-control windows have no room for it. It never waits.

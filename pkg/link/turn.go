@@ -41,13 +41,13 @@ type turn struct {
 	hurry bool          // it waits for nobody: its writes fail, or are to be over at a deadline
 }
 
-// take waits until it is the stream's turn, or until it is in a hurry. Its caller gives it back.
-func (q *turns) take(s *Stream) {
+// take waits until it is the stream's turn, or until it is in a hurry, and tells whether it had to wait. Its caller gives it back.
+func (q *turns) take(s *Stream) (waited bool) {
 	q.mu.Lock()
 	if s.turn.hurry || q.fresh+q.stale < turnsMost {
 		q.beginLocked(s)
 		q.mu.Unlock()
-		return
+		return false
 	}
 	if s.turn.came == nil {
 		s.turn.came = make(chan struct{}, 1)
@@ -62,6 +62,7 @@ func (q *turns) take(s *Stream) {
 	s.turn.place = q.waiting.PushBack(s)
 	q.mu.Unlock()
 	<-s.turn.came
+	return true
 }
 
 func (q *turns) beginLocked(s *Stream) {
