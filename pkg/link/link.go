@@ -97,6 +97,8 @@ type Stats struct {
 	BytesSent     uint64 // with all of QUIC's overhead
 	BytesReceived uint64
 	GSO           bool // packets leave in segments
+	ParitySent    uint64
+	Restored      uint64 // packets that were lost on the way here and made again from their parity
 }
 
 // A ClosedError says that one end closed a link on purpose.
@@ -512,6 +514,8 @@ func (l *Link) Stats() Stats {
 		BytesSent:     s.BytesSent,
 		BytesReceived: s.BytesReceived,
 		GSO:           l.conn.ConnectionState().GSO,
+		ParitySent:    l.pulse.protection.sent.Load(),
+		Restored:      l.pulse.protection.restored.Load(),
 	}
 }
 

@@ -72,6 +72,10 @@ type pulse struct {
 	sample    rttSample
 	sampledAt time.Time // when it changed: what this end sends is acknowledged
 	heardAt   time.Time // when the last heartbeat of the peer came
+
+	protection protection
+	lossy      bool // the path is one on which losses are looked for
+	news       bool // the peer is to hear of them at once
 }
 
 // An rttSample changes with each packet that is acknowledged.
@@ -91,6 +95,7 @@ func (p *pulse) stop() {
 	defer p.mu.Unlock()
 	p.stopped = true
 	p.timer.Stop()
+	p.protection.stop(p.link)
 }
 
 // wake makes an idle link's heartbeats fast at once.
@@ -123,7 +128,7 @@ func (p *pulse) tick() {
 		p.giveUpLocked(!silent)
 		return
 	}
-	if now.Sub(p.sentAt) >= p.intervalLocked(now) {
+	if p.news || now.Sub(p.sentAt) >= p.intervalLocked(now) {
 		p.sendLocked(now)
 	}
 	p.scheduleLocked(now, patience)
@@ -152,6 +157,10 @@ func (p *pulse) lookLocked(now time.Time) (patience time.Duration) {
 	if p.busy.Swap(false) {
 		p.busyAt = now
 	}
+	if p.protection.look(p.link, &stats, now) {
+		p.news = true
+	}
+	p.lossy = stats.MinRTT >= parityRTT
 	return suspicion(stats)
 }
 
@@ -183,13 +192,17 @@ func (p *pulse) scheduleLocked(now time.Time, patience time.Duration) {
 	if !p.awaiting.IsZero() && p.awaiting.Add(patience).Before(p.due) {
 		p.due = p.awaiting.Add(patience)
 	}
+	if next := now.Add(lossEvery); p.lossy && now.Sub(p.busyAt) < busyFor && next.Before(p.due) {
+		p.due = next
+	}
 	p.timer.Reset(p.due.Sub(now))
 }
 
 func (p *pulse) sendLocked(now time.Time) {
 	p.sentAt = now
 	p.seq++
-	m := &wire.Heartbeat{Seq: p.seq, Echo: p.echo}
+	p.news = false
+	m := &wire.Heartbeat{Seq: p.seq, Echo: p.echo, Parity: p.protection.maker != nil, Restored: p.protection.restored.Load()}
 	if p.seq%fullEvery == 0 && !p.slow.Load() {
 		m.Padding = fullPadding
 	}
@@ -214,6 +227,7 @@ func (p *pulse) heard(m *wire.Heartbeat) {
 	}
 	now := time.Now()
 	p.echo, p.heardAt = m.Seq, now
+	p.protection.heard(p.link, m.Parity, m.Restored)
 	patience := p.lookLocked(now)
 	answered := m.Echo > p.echoed && m.Echo <= p.seq
 	if answered {

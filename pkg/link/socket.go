@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"sync/atomic"
+
+	"golang.org/x/net/ipv4"
 )
 
 // socketBuffer is the kernel buffer, in bytes each way, that a Socket tries to get. quic-go wants 7 MiB (its wiki,
@@ -16,7 +18,7 @@ import (
 const socketBuffer = 8 << 20
 
 // Socket owns a UDP socket: everything that a link sends and receives passes through it, and it alone knows what the
-// kernel does for it (coalesced receives, segmented sends, buffer sizes, drops).
+// kernel does for it (coalesced receives, segmented sends, buffer sizes, drops), and that parity passes beside QUIC's packets.
 //
 // On Linux it receives coalesced datagrams (UDP GRO), as many as the kernel has at once, and splits them again. Elsewhere,
 // or where the kernel refuses, it reads datagram by datagram.
@@ -35,6 +37,12 @@ type Socket struct {
 	sendFails atomic.Uint64
 	lastFail  atomic.Pointer[sendFailure]
 	said      atomic.Uint32 // a bit for each remedy that was logged
+
+	makers      peers[parityMaker] // of the peers that parity is sent to
+	restorers   peers[restorer]    // of those that send it
+	paritySent  atomic.Uint64      // datagrams
+	parityStray atomic.Uint64      // datagrams of anyone else
+	restored    atomic.Uint64      // packets
 }
 
 type sendFailure struct{ err error }
@@ -48,6 +56,9 @@ type SocketStats struct {
 	Reads         uint64 // datagrams from the kernel: fewer than packets where they came coalesced
 	Dropped       uint64 // packets that the kernel dropped because the receive buffer was full
 	SendFailures  uint64 // packets that the kernel refused to send, which count as lost on the way
+	ParitySent    uint64 // datagrams
+	ParityStray   uint64 // datagrams, dropped: of nobody who has said on a link that it sends them
+	Restored      uint64 // packets that were lost on the way here and made again from their parity
 }
 
 // NewSocket makes a Socket of pc, and owns it from now on, also if it fails. A *net.UDPConn gets all that the system
@@ -95,6 +106,9 @@ func (s *Socket) Stats() SocketStats {
 		Reads:         s.reads.Load(),
 		Dropped:       s.dropped.Load(),
 		SendFailures:  s.sendFails.Load(),
+		ParitySent:    s.paritySent.Load(),
+		ParityStray:   s.parityStray.Load(),
+		Restored:      s.restored.Load(),
 	}
 }
 
@@ -121,6 +135,49 @@ func (s *Socket) sent(err error) error {
 	return nil
 }
 
+// arrived takes a packet off the network, the first n bytes of buf, and returns the size of what is there for QUIC in its place:
+// itself, or the one that it restores, or nothing, 0. Only the goroutine that reads from the socket may call it.
+func (s *Socket) arrived(buf []byte, n int, from net.Addr) int {
+	if n == 0 {
+		return 0
+	}
+	r := s.restorers.at(from)
+	switch {
+	case buf[0] != parityType:
+		if r != nil {
+			r.keep(buf[:n])
+		}
+		return n
+	case r == nil:
+		s.parityStray.Add(1)
+		return 0
+	default:
+		return r.restore(buf, n)
+	}
+}
+
+// sift does the same for a batch, of which it returns how many are left. The buffers of messages stay where they are, as quic-go
+// knows them by their place.
+func (s *Socket) sift(ms []ipv4.Message) int {
+	left := 0
+	for i := range ms {
+		from := &ms[i]
+		n := s.arrived(from.Buffers[0], from.N, from.Addr)
+		if n == 0 {
+			continue
+		}
+		to := &ms[left]
+		left++
+		if to != from {
+			copy(to.Buffers[0], from.Buffers[0][:n])
+			to.NN = copy(to.OOB, from.OOB[:from.NN])
+			to.Flags, to.Addr = from.Flags, from.Addr
+		}
+		to.N = n
+	}
+	return left
+}
+
 const (
 	saidBuffer = 1 << iota
 	saidSegments
@@ -140,17 +197,11 @@ type plainConn struct {
 }
 
 func (c *plainConn) ReadFrom(p []byte) (int, net.Addr, error) {
-	n, addr, err := c.PacketConn.ReadFrom(p)
-	if err == nil {
-		c.socket.received.Add(1)
-		c.socket.reads.Add(1)
-	}
-	return n, addr, err
+	return c.socket.readFrom(c.PacketConn, p)
 }
 
 func (c *plainConn) WriteTo(p []byte, addr net.Addr) (int, error) {
-	_, err := c.PacketConn.WriteTo(p, addr)
-	return len(p), c.socket.sent(err)
+	return c.socket.writeTo(c.PacketConn, p, addr)
 }
 
 // SetReadBuffer does nothing: the Socket has set the buffers, and quic-go's own attempt could shrink them.
@@ -158,6 +209,36 @@ func (*plainConn) SetReadBuffer(int) error { return nil }
 
 // SetWriteBuffer does nothing, for the same reason.
 func (*plainConn) SetWriteBuffer(int) error { return nil }
+
+// readFrom is a ReadFrom for quic-go.
+func (s *Socket) readFrom(pc net.PacketConn, p []byte) (int, net.Addr, error) {
+	for {
+		n, addr, err := pc.ReadFrom(p)
+		if err != nil {
+			return n, addr, err
+		}
+		s.received.Add(1)
+		s.reads.Add(1)
+		if n = s.arrived(p, n, addr); n > 0 {
+			return n, addr, nil
+		}
+	}
+}
+
+// writeTo is a WriteTo for quic-go.
+func (s *Socket) writeTo(pc net.PacketConn, p []byte, addr net.Addr) (int, error) {
+	_, err := pc.WriteTo(p, addr)
+	if err = s.sent(err); err != nil {
+		return len(p), err
+	}
+	if m := s.makers.at(addr); m != nil {
+		m.protect(p, len(p), func(parity []byte) {
+			_, err := pc.WriteTo(parity, addr)
+			_ = s.sent(err)
+		})
+	}
+	return len(p), nil
+}
 
 func addrPort(a net.Addr) netip.AddrPort {
 	if udp, ok := a.(*net.UDPAddr); ok {

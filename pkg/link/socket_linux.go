@@ -76,21 +76,41 @@ type udpConn struct {
 // ReadBatch fills ms with one packet each and returns how many; it waits until there is one. The message's buffers are
 // quic-go's, so each packet is copied, which costs less than the system call that it spares.
 func (c *udpConn) ReadBatch(ms []ipv4.Message, flags int) (int, error) {
-	if !c.socket.gro {
-		n, err := c.batch.ReadBatch(ms, flags)
-		for i := range max(n, 0) {
-			c.examine(ms[i].OOB[:ms[i].NN], nil)
+	for { // until there is one that is QUIC's
+		n, err := c.read(ms, flags)
+		if n > 0 || err != nil {
+			return n, err
 		}
-		c.socket.reads.Add(uint64(max(n, 0)))
-		c.socket.received.Add(uint64(max(n, 0)))
+	}
+}
+
+func (c *udpConn) read(ms []ipv4.Message, flags int) (int, error) {
+	if c.socket.gro {
+		return c.readCoalesced(ms, flags)
+	}
+	return c.readPlain(ms, flags)
+}
+
+func (c *udpConn) readPlain(ms []ipv4.Message, flags int) (int, error) {
+	n, err := c.batch.ReadBatch(ms, flags)
+	if err != nil {
 		return n, err
 	}
+	for i := range n {
+		c.examine(ms[i].OOB[:ms[i].NN], nil)
+	}
+	c.socket.reads.Add(uint64(n))
+	c.socket.received.Add(uint64(n))
+	return c.socket.sift(ms[:n]), nil
+}
+
+func (c *udpConn) readCoalesced(ms []ipv4.Message, flags int) (int, error) {
 	if c.next == c.filled {
 		if err := c.receive(flags); err != nil {
 			return 0, err
 		}
 	}
-	n := 0
+	n, packets := 0, 0
 	for n < len(ms) && c.next < c.filled {
 		read := &c.reads[c.next]
 		data := read.Buffers[0][c.offset:read.N]
@@ -98,18 +118,21 @@ func (c *udpConn) ReadBatch(ms []ipv4.Message, flags int) (int, error) {
 			data = data[:c.segment]
 		}
 		c.offset += len(data)
+		packets++
 		m := &ms[n]
 		m.N = copy(m.Buffers[0], data) // a packet longer than quic-go's buffer is none of QUIC's
-		m.NN = copy(m.OOB, c.oob)
-		m.Flags = read.Flags
-		m.Addr = read.Addr
-		n++
+		if m.N = c.socket.arrived(m.Buffers[0], m.N, read.Addr); m.N > 0 {
+			m.NN = copy(m.OOB, c.oob)
+			m.Flags = read.Flags
+			m.Addr = read.Addr
+			n++
+		}
 		if c.offset >= read.N {
 			c.next++
 			c.open()
 		}
 	}
-	c.socket.received.Add(uint64(n))
+	c.socket.received.Add(uint64(packets))
 	return n, nil
 }
 
@@ -172,9 +195,31 @@ func (c *udpConn) examine(oob []byte, rest *[]byte) (segment int) {
 	return segment
 }
 
-// WriteMsgUDP sends one packet, or several of equal size where oob says so. Some hosts, containers above all, refuse
-// segmented or ECN-marked sends: then those go out without.
+// WriteMsgUDP sends one packet, or several of equal size where oob says so, and their parity if the peer gets some.
 func (c *udpConn) WriteMsgUDP(b, oob []byte, addr *net.UDPAddr) (int, int, error) {
+	n, oobn, err := c.write(b, oob, addr)
+	if err == nil {
+		if m := c.socket.makers.at(addr); m != nil {
+			c.protect(m, b, oob, addr)
+		}
+	}
+	return n, oobn, err
+}
+
+// protect sends the parity of packets that have left, with the same mark and from the same address.
+func (c *udpConn) protect(m *parityMaker, b, oob []byte, addr *net.UDPAddr) {
+	size := segmentSize(oob)
+	if size == 0 {
+		size = len(b)
+	}
+	m.protect(b, size, func(parity []byte) {
+		m.control = appendUnsegmented(m.control[:0], oob)
+		_, _, _ = c.write(parity, m.control, addr)
+	})
+}
+
+// write sends. Some hosts, containers above all, refuse segmented or ECN-marked sends: then those go out without.
+func (c *udpConn) write(b, oob []byte, addr *net.UDPAddr) (int, int, error) {
 	_, _, err := c.UDPConn.WriteMsgUDP(b, oob, addr)
 	if err == nil {
 		return len(b), len(oob), nil
@@ -220,12 +265,46 @@ func splitControl(oob []byte) (segmented, marked bool, unmarked []byte) {
 			header.Level == unix.IPPROTO_IPV6 && header.Type == unix.IPV6_TCLASS:
 			marked = true
 			continue
-		case header.Level == unix.IPPROTO_UDP && header.Type == unix.UDP_SEGMENT:
+		case isSegment(header):
 			segmented = true
 		}
 		unmarked = append(unmarked, message...)
 	}
 	return segmented, marked, unmarked
+}
+
+// segmentSize is the size of the segments that control messages of a send ask for, 0 if they don't.
+func segmentSize(oob []byte) int {
+	for len(oob) > 0 {
+		header, body, remainder, err := unix.ParseOneSocketControlMessage(oob)
+		if err != nil {
+			return 0
+		}
+		if isSegment(header) && len(body) >= 2 {
+			return int(binary.NativeEndian.Uint16(body))
+		}
+		oob = remainder
+	}
+	return 0
+}
+
+// appendUnsegmented appends the control messages of a send to dst, but not the one that asks for segments.
+func appendUnsegmented(dst, oob []byte) []byte {
+	for len(oob) > 0 {
+		header, _, remainder, err := unix.ParseOneSocketControlMessage(oob)
+		if err != nil {
+			return dst
+		}
+		if !isSegment(header) {
+			dst = append(dst, oob[:len(oob)-len(remainder)]...)
+		}
+		oob = remainder
+	}
+	return dst
+}
+
+func isSegment(header unix.Cmsghdr) bool {
+	return header.Level == unix.IPPROTO_UDP && header.Type == unix.UDP_SEGMENT
 }
 
 func tooLarge(err error) bool { return errors.Is(err, syscall.EMSGSIZE) }

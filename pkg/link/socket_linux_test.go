@@ -112,7 +112,8 @@ func TestCoalescedPacketsAreSplit(t *testing.T) {
 		var marks []byte
 		for i := range 40 {
 			size := 100 + 33*i
-			train := bytes.Repeat([]byte{byte(i)}, (i+1)*size-i)
+			first := 0x40 | byte(i) // as QUIC's packets begin
+			train := bytes.Repeat([]byte{first}, (i+1)*size-i)
 			oob := append(segments(uint16(size)), control(unix.IPPROTO_IP, unix.IP_TOS, byte(i%4))...)
 			if _, _, err := writer.WriteMsgUDP(train, oob, addr); err != nil {
 				t.Fatal(err)
@@ -123,10 +124,10 @@ func TestCoalescedPacketsAreSplit(t *testing.T) {
 				marks = append(marks, byte(i%4))
 				train = train[n:]
 			}
-			if _, _, err := writer.WriteMsgUDP([]byte{byte(i)}, nil, addr); err != nil {
+			if _, _, err := writer.WriteMsgUDP([]byte{first}, nil, addr); err != nil {
 				t.Fatal(err)
 			}
-			sent, marks = append(sent, []byte{byte(i)}), append(marks, 0)
+			sent, marks = append(sent, []byte{first}), append(marks, 0)
 		}
 		got, gotMarks := readPackets(t, reader, len(sent))
 		for i := range sent {

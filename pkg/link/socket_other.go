@@ -24,29 +24,37 @@ type udpConn struct {
 }
 
 func (c *udpConn) ReadBatch(ms []ipv4.Message, flags int) (int, error) {
-	n, err := c.batch.ReadBatch(ms, flags)
-	c.socket.received.Add(uint64(max(n, 0)))
-	c.socket.reads.Add(uint64(max(n, 0)))
-	return n, err
+	for {
+		n, err := c.batch.ReadBatch(ms, flags)
+		if err != nil {
+			return n, err
+		}
+		c.socket.received.Add(uint64(n))
+		c.socket.reads.Add(uint64(n))
+		if n = c.socket.sift(ms[:n]); n > 0 {
+			return n, nil
+		}
+	}
 }
 
-func (c *udpConn) ReadFrom(p []byte) (int, net.Addr, error) {
-	n, addr, err := c.UDPConn.ReadFrom(p)
-	if err == nil {
-		c.socket.received.Add(1)
-		c.socket.reads.Add(1)
-	}
-	return n, addr, err
-}
+func (c *udpConn) ReadFrom(p []byte) (int, net.Addr, error) { return c.socket.readFrom(c.UDPConn, p) }
 
 func (c *udpConn) WriteTo(p []byte, addr net.Addr) (int, error) {
-	_, err := c.UDPConn.WriteTo(p, addr)
-	return len(p), c.socket.sent(err)
+	return c.socket.writeTo(c.UDPConn, p, addr)
 }
 
 func (c *udpConn) WriteMsgUDP(b, oob []byte, addr *net.UDPAddr) (int, int, error) {
 	_, _, err := c.UDPConn.WriteMsgUDP(b, oob, addr)
-	return len(b), len(oob), c.socket.sent(err)
+	if err = c.socket.sent(err); err != nil {
+		return len(b), len(oob), err
+	}
+	if m := c.socket.makers.at(addr); m != nil { // there are no segments
+		m.protect(b, len(b), func(parity []byte) {
+			_, _, err := c.UDPConn.WriteMsgUDP(parity, oob, addr)
+			_ = c.socket.sent(err)
+		})
+	}
+	return len(b), len(oob), nil
 }
 
 // SetReadBuffer does nothing: the Socket has set the buffers.

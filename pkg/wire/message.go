@@ -108,6 +108,9 @@ type Heartbeat struct {
 	Seq  uint64 // counts this end's heartbeats, from 1
 	Echo uint64 // the Seq of the peer's last heartbeat, 0 if none yet
 
+	Parity   bool   // this end sends parity on this link
+	Restored uint64 // packets that this end has restored from the peer's parity on this link
+
 	Padding int // bytes of padding beyond what it always has; not read
 }
 
@@ -714,7 +717,9 @@ func (m *Heartbeat) appendBody(dst []byte) []byte {
 	padding := 30 + m.Padding
 	dst = quicvarint.Append(dst, 3)
 	dst = quicvarint.Append(dst, uint64(padding))
-	return append(dst, make([]byte, padding)...)
+	dst = append(dst, make([]byte, padding)...)
+	dst = appendFlag(dst, 4, m.Parity)
+	return appendUint(dst, 5, m.Restored)
 }
 
 func (m *Heartbeat) field(number uint64, value []byte) (bool, error) {
@@ -725,6 +730,10 @@ func (m *Heartbeat) field(number uint64, value []byte) (bool, error) {
 		return takeUint(&m.Echo, value)
 	case 3:
 		return true, nil
+	case 4:
+		return takeFlag(&m.Parity, value)
+	case 5:
+		return takeUint(&m.Restored, value)
 	}
 	return false, nil
 }

@@ -42,6 +42,7 @@ var examples = map[string]any{
 	"reply: refused":          &wire.Reply{Status: wire.StatusNotAllowed, Text: "laptop may not reach db", Node: "relay"},
 	"control":                 &wire.Control{},
 	"heartbeat":               &wire.Heartbeat{Seq: 7, Echo: 6},
+	"heartbeat with parity":   &wire.Heartbeat{Seq: 7, Echo: 6, Parity: true, Restored: 300},
 	"closing":                 &wire.Closing{},
 	"revoked":                 &wire.Revoked{Client: "laptop", Target: ":22"},
 	"frame: data with an ack": []framed{{wire.Frame{Kind: wire.FrameData, Acked: 100, Limit: 100, Value: 5}, "hello"}},

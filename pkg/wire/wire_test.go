@@ -89,7 +89,10 @@ func genMessage() *rapid.Generator[wire.Message] {
 			m.Acked, m.Received, m.Limit = genOffsets(t)
 			return m
 		case 8:
-			return &wire.Heartbeat{Seq: integer.Draw(t, "seq"), Echo: integer.Draw(t, "echo")}
+			return &wire.Heartbeat{
+				Seq: integer.Draw(t, "seq"), Echo: integer.Draw(t, "echo"),
+				Parity: rapid.Bool().Draw(t, "parity"), Restored: integer.Draw(t, "restored"),
+			}
 		case 9:
 			return &wire.Closing{}
 		default:
