@@ -4,7 +4,6 @@ package chaintest
 
 import (
 	"io"
-	"net/netip"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -13,37 +12,6 @@ import (
 	"ptthqd/pkg/link/linktest"
 	"ptthqd/pkg/tcptest"
 )
-
-// A bottleneck is what a link of limited rate does, in each direction between two hosts: packets wait their turn, and those
-// that would wait for too long are dropped. Its methods are called under the network's lock.
-type bottleneck struct {
-	rate  float64 // bytes per second
-	queue time.Duration
-	extra time.Duration // latency
-	free  map[[2]netip.Addr]time.Time
-	drops int
-}
-
-// udpAndIP is the size of the headers around a QUIC packet.
-const udpAndIP = 28
-
-func (b *bottleneck) drop(p linktest.Packet) bool {
-	way, now := [2]netip.Addr{p.From.Addr(), p.To.Addr()}, time.Now()
-	begin := b.free[way]
-	if begin.Before(now) {
-		begin = now
-	}
-	if begin.Sub(now) > b.queue {
-		b.drops++
-		return true
-	}
-	b.free[way] = begin.Add(time.Duration(float64(len(p.Data)+udpAndIP) / b.rate * float64(time.Second)))
-	return false
-}
-
-func (b *bottleneck) delay(p linktest.Packet) time.Duration {
-	return b.extra + time.Until(b.free[[2]netip.Addr{p.From.Addr(), p.To.Addr()}])
-}
 
 // TestBulkLeavesRoom uploads over two links of 200 Mbit/s with 50 ms of queue each. The upload fills them, but makes no
 // queue worth speaking of: what else is on its way hardly waits. With a window of twice what the path holds, or more, the round
@@ -62,9 +30,9 @@ func TestBulkLeavesRoom(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, w *world) {
 				w.quiet = true
-				b := &bottleneck{rate: 200e6 / 8, queue: 50 * time.Millisecond, extra: test.extra, free: make(map[[2]netip.Addr]time.Time)}
-				w.network.Drop(b.drop)
-				w.network.Delay(b.delay)
+				b := &linktest.Bottleneck{Rate: 200e6 / 8, Queue: 50 * time.Millisecond, Extra: test.extra}
+				w.network.Drop(b.Drop)
+				w.network.Delay(b.Delay)
 				var arrived atomic.Int64
 				w.target("127.0.0.1:9", func(conn *tcptest.Conn) {
 					_, _ = io.Copy(counter{&arrived}, conn)
@@ -101,7 +69,7 @@ func TestBulkLeavesRoom(t *testing.T) {
 				slices.Sort(trips)
 				median := trips[len(trips)/2]
 				early := float64(before) / (1 << 20)
-				t.Logf("%.1f MiB, then %.1f MiB/s, round trip beside it p50 %v, p99 %v, %d packets dropped", early, rate, median, trips[len(trips)*99/100], b.drops)
+				t.Logf("%.1f MiB, then %.1f MiB/s, round trip beside it p50 %v, p99 %v, %d packets dropped", early, rate, median, trips[len(trips)*99/100], b.Drops)
 				if early < test.early {
 					t.Errorf("%.1f MiB in the first two seconds, want at least %v", early, test.early)
 				}

@@ -71,3 +71,56 @@ func TestParityMakesUpForLoss(t *testing.T) {
 		t.Errorf("%.2f MiB/s with parity, %.2f without", with, without)
 	}
 }
+
+// Where a full queue drops packets, parity would only add to what is too much: but for its trial, none is sent.
+func TestNoParityWhereQueuesOverflow(t *testing.T) {
+	for _, queue := range []time.Duration{50 * time.Millisecond, 20 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			network := linktest.New(t, 10*time.Millisecond)
+			b := &linktest.Bottleneck{Rate: 20e6 / 8, Queue: queue}
+			dialled, accepted := network.Pair()
+			network.Drop(b.Drop)
+			network.Delay(b.Delay)
+			rate := upload(t, dialled, accepted, 20*time.Second)
+			stats := dialled.Stats()
+			t.Logf("queue of %v: %.2f MiB/s, %d of %d packets dropped, %d of parity", queue, rate, b.Drops, stats.PacketsSent, stats.ParitySent)
+			if b.Drops < 10 {
+				t.Errorf("%d packets dropped: the queue has not overflowed", b.Drops)
+			}
+			if stats.ParitySent > stats.PacketsSent/50 {
+				t.Errorf("%d packets of parity for %d packets", stats.ParitySent, stats.PacketsSent)
+			}
+		})
+	}
+}
+
+// A short path gets none, whatever it loses, nor does an idle link or one that loses nothing, but for the trial.
+func TestNoParityWithoutNeed(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		latency time.Duration
+		loss    float64
+		most    uint64
+	}{
+		{"short", time.Millisecond, 0.01, 0},
+		{"clean", 10 * time.Millisecond, 0, 2000},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				network := linktest.New(t, test.latency)
+				dialled, accepted := network.Pair()
+				b := &linktest.Bottleneck{Rate: 20e6 / 8, Queue: time.Second}
+				lost := losing(1, test.loss)
+				network.Drop(func(p linktest.Packet) bool { return lost(p) || b.Drop(p) })
+				network.Delay(b.Delay)
+				upload(t, dialled, accepted, 5*time.Second)
+				if n := dialled.Stats().ParitySent; n > test.most {
+					t.Errorf("%d packets of parity", n)
+				}
+				if n := accepted.Stats().Restored; n > 0 {
+					t.Errorf("%d packets restored, of none lost", n)
+				}
+			})
+		})
+	}
+}

@@ -22,18 +22,24 @@ type protection struct {
 	at           netip.AddrPort
 	maker        *parityMaker // nil while the peer gets no parity
 	restorer     *restorer    // nil while it sends none
+	useful       bool         // it has restored something
 }
 
-// look takes a look at the link's losses, if it is time for one. It tells whether the peer has to hear at once that parity comes.
-func (p *protection) look(l *Link, stats *quic.ConnectionStats, now time.Time) (begins bool) {
+// look takes a look at the link's losses, if it is time for one. It tells whether there is something that the peer has to hear at once:
+// that parity comes, or that its own has been of use for the first time.
+func (p *protection) look(l *Link, stats *quic.ConnectionStats, now time.Time) (news bool) {
 	p.follow(l)
 	if now.Sub(p.watch.seen.at) < lossEvery {
 		return false
+	}
+	if !p.useful && p.restored.Load() > 0 {
+		p.useful, news = true, true
 	}
 	state := p.watch.look(lossSample{
 		at:       now,
 		minRTT:   stats.MinRTT,
 		rtt:      stats.SmoothedRTT,
+		sent:     stats.PacketsSent,
 		lost:     stats.PacketsLost,
 		restored: p.peerRestored,
 	})
@@ -45,13 +51,13 @@ func (p *protection) look(l *Link, stats *quic.ConnectionStats, now time.Time) (
 		maker := newParityMaker(&p.sent, &l.socket.paritySent)
 		if l.socket.makers.put(p.at, maker, mostProtected) {
 			p.maker = maker
-			begins = true
+			news = true
 		}
 	}
 	if p.maker != nil {
 		p.maker.pause(state == parityPaused)
 	}
-	return begins
+	return news
 }
 
 // heard takes what the peer says in a heartbeat: whether it sends parity, and how many packets it has restored.

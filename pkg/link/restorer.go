@@ -21,7 +21,8 @@ type restorer struct {
 
 	ids    [keptPackets]uint32
 	kept   [keptPackets]keptPacket
-	next   int // of kept, where the next one goes: the oldest
+	next   int  // of kept, where the next one goes: the oldest
+	ready  bool // it keeps packets for longer than a group takes
 	groups [openGroups]openGroup
 	opened int // groups so far
 }
@@ -89,8 +90,10 @@ func (r *restorer) restore(buf []byte, n int) int {
 	if !ok {
 		return 0
 	}
+	// The first packets of the first group may have come before there was a restorer: they are not missing.
+	r.ready = r.ready || r.find(part.id(0)) != nil
 	missing, id := r.missing(&part)
-	if missing == 0 {
+	if missing == 0 || !r.ready {
 		return 0
 	}
 	g := r.group(&part)
