@@ -155,13 +155,15 @@ type Listener struct {
 
 // Figures are how a link does.
 type Figures struct {
-	RTT           Seconds `json:"rtt"`            // smoothed round trip
-	Loss          float64 `json:"loss"`           // share of the packets sent by this end that were lost, 0 to 1
-	PacketsSent   uint64  `json:"packets_sent"`   // by this end
-	PacketsLost   uint64  `json:"packets_lost"`   // of those
-	BytesSent     uint64  `json:"bytes_sent"`     // by this end, with QUIC's overhead
-	BytesReceived uint64  `json:"bytes_received"` // with QUIC's overhead
-	GSO           bool    `json:"gso"`            // packets leave in segments
+	RTT           Seconds `json:"rtt"`              // smoothed round trip
+	Loss          float64 `json:"loss"`             // share of the packets sent by this end that were lost, 0 to 1
+	PacketsSent   uint64  `json:"packets_sent"`     // by this end
+	PacketsLost   uint64  `json:"packets_lost"`     // of those
+	BytesSent     uint64  `json:"bytes_sent"`       // by this end, with QUIC's overhead
+	BytesReceived uint64  `json:"bytes_received"`   // with QUIC's overhead
+	GSO           bool    `json:"gso"`              // packets leave in segments
+	ParitySent    uint64  `json:"parity_sent"`      // packets of parity, against loss, sent besides
+	Restored      uint64  `json:"packets_restored"` // lost on the way to this end, and made again from the other end's parity
 }
 
 // Socket is what the kernel gives the UDP socket of a link.

@@ -153,6 +153,7 @@ func (s *sample) links(relays []uplink.State, running []session.Info) {
 		s.link(relay.LinkTotals{
 			Ended:       t.Ended,
 			PacketsSent: t.PacketsSent, PacketsLost: t.PacketsLost,
+			ParitySent: t.ParitySent, Restored: t.Restored,
 			BytesSent: t.BytesSent, BytesReceived: t.BytesReceived,
 		}, at, "")
 		for _, reason := range link.DialReasons {
@@ -175,6 +176,8 @@ func (s *sample) link(t relay.LinkTotals, at, peer string) {
 	s.counts(linkBytes, t.BytesReceived, at, peer, "received")
 	s.counts(linkPackets, t.PacketsSent, at, peer)
 	s.counts(linkLost, t.PacketsLost, at, peer)
+	s.counts(linkParity, t.ParitySent, at, peer)
+	s.counts(linkRestored, t.Restored, at, peer)
 	for _, reason := range link.EndReasons {
 		s.counts(linkEnded, t.Ended[reason], at, peer, string(reason))
 	}

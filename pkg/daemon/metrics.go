@@ -91,6 +91,8 @@ var (
 	linkBytes       = counter("link_bytes_total", "Bytes over all links to this neighbour, with QUIC's overhead, by direction: sent or received.", "relay", "peer", "direction")
 	linkPackets     = counter("link_packets_sent_total", "Packets sent over all links to this neighbour.", "relay", "peer")
 	linkLost        = counter("link_packets_lost_total", "Packets of those that were lost.", "relay", "peer")
+	linkParity      = counter("link_parity_sent_total", "Packets of parity sent besides: they make up for loss that is not congestion.", "relay", "peer")
+	linkRestored    = counter("link_packets_restored_total", "Packets that were lost on their way to this end, and made again from the neighbour's parity. The sender's count of lost ones has few of them.", "relay", "peer")
 	linkEnded       = counter("link_ended_total", "Links that have ended, by reason (docs/metrics.md).", "relay", "peer", "reason")
 	dialsFailed     = counter("link_dials_failed_total", "Dials of a relay that failed, by reason (docs/metrics.md).", "relay", "reason")
 

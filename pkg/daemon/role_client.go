@@ -123,6 +123,8 @@ func figures(s link.Stats) *control.Figures {
 		BytesSent:     s.BytesSent,
 		BytesReceived: s.BytesReceived,
 		GSO:           s.GSO,
+		ParitySent:    s.ParitySent,
+		Restored:      s.Restored,
 	}
 	if s.PacketsSent > 0 {
 		f.Loss = float64(s.PacketsLost) / float64(s.PacketsSent)

@@ -3,6 +3,8 @@ package link_test
 import (
 	"io"
 	"math/rand/v2"
+	"net"
+	"net/netip"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -123,4 +125,61 @@ func TestNoParityWithoutNeed(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A NAT gives the dialler another port: what comes from there is restored, too, and parity goes there.
+func TestParityFollowsTheAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := linktest.New(t, 10*time.Millisecond)
+		dialled, accepted := network.Pair()
+		network.Drop(losing(1, 0.01))
+		upload(t, dialled, accepted, 5*time.Second)
+		upload(t, accepted, dialled, 5*time.Second)
+		up, down := accepted.Stats().Restored, dialled.Stats().Restored
+		if up < 30 || down < 30 {
+			t.Errorf("%d and %d packets restored", up, down)
+		}
+		before := accepted.RemoteAddr()
+		network.Rebind(linktest.DiallerHost)
+		upload(t, dialled, accepted, 5*time.Second)
+		upload(t, accepted, dialled, 5*time.Second)
+		if accepted.RemoteAddr() == before {
+			t.Error("the listener has not noticed the new address")
+		}
+		if more := accepted.Stats().Restored - up; more < 30 {
+			t.Errorf("%d packets restored of those from the new address", more)
+		}
+		if more := dialled.Stats().Restored - down; more < 30 {
+			t.Errorf("%d packets restored of those to the new address", more)
+		}
+	})
+}
+
+// Parity of strangers is dropped, and makes nothing grow.
+func TestForgedParity(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := linktest.New(t, 10*time.Millisecond)
+		dialled, accepted := network.Pair()
+		forged := network.Listen("192.0.2.66:6")
+		defer forged.Close()
+		relay := net.UDPAddrFromAddrPort(netip.MustParseAddrPort(linktest.RelayAddress))
+		random := rand.New(rand.NewPCG(1, 1))
+		for range 1000 {
+			b := make([]byte, 700)
+			for i := range b {
+				b[i] = byte(random.Uint32())
+			}
+			b[0], b[1], b[2] = 8, byte(random.IntN(2)), byte(1+random.IntN(8))
+			if _, err := forged.WriteTo(b, relay); err != nil {
+				t.Fatal(err)
+			}
+		}
+		upload(t, dialled, accepted, time.Second) // whose first parity may come before it is known of
+		if stats := accepted.Socket().Stats(); stats.ParityStray < 1000 || stats.ParityStray > 1050 || stats.Restored != 0 {
+			t.Errorf("%+v", stats)
+		}
+		if dialled.Err() != nil {
+			t.Error(dialled.Err())
+		}
+	})
 }

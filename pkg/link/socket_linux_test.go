@@ -5,8 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -247,5 +249,132 @@ func TestRefusedSends(t *testing.T) {
 	_ = from.Close()
 	if _, _, err := writer.WriteMsgUDP([]byte("x"), nil, to); err == nil {
 		t.Error("a closed socket sends")
+	}
+}
+
+// Parity of segmented sends, and what is restored, over real sockets: with the same mark, also where it comes coalesced.
+func TestParityOverRealSockets(t *testing.T) {
+	for _, gro := range []bool{true, false} {
+		to, reader := udpSocket(t, nil)
+		from, writer := udpSocket(t, nil)
+		if !to.Stats().GRO {
+			t.Skip("this kernel has no UDP GRO")
+		}
+		to.gro = gro
+		raw, err := reader.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = raw.Control(func(fd uintptr) {
+			if !gro {
+				_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 0)
+			}
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_RECVTOS, 1) // as quic-go does
+		})
+		addr := reader.LocalAddr().(*net.UDPAddr)
+		random := rand.New(rand.NewPCG(1, 1))
+
+		// Parity of a stranger is dropped.
+		maker := newParityMaker(new(atomic.Uint64), &from.paritySent)
+		from.makers.put(addrPort(addr), maker, 1)
+		send := func(count, size int) (packets [][]byte) {
+			var train []byte
+			for range count {
+				packets = append(packets, qpacket(random, size))
+				train = append(train, packets[len(packets)-1]...)
+			}
+			oob := append(segments(uint16(size)), control(unix.IPPROTO_IP, unix.IP_TOS, 2)...)
+			if _, _, err := writer.WriteMsgUDP(train, oob, addr); err != nil {
+				t.Fatal(err)
+			}
+			return packets
+		}
+		send(1+parityGroup, 1200)
+		readPackets(t, reader, 1+parityGroup)
+		send(1, 1200)
+		readPackets(t, reader, 1)
+		if n := to.Stats().ParityStray; n != parityParts {
+			t.Errorf("gro=%v: %d datagrams of stray parity, want %d", gro, n, parityParts)
+		}
+
+		// A loss: the maker hears of a packet that is not sent. That is the group of the last packet above.
+		restored := new(atomic.Uint64)
+		to.restorers.put(addrPort(writer.LocalAddr()), newRestorer(restored, &to.restored), 1)
+		send(7, 1200)
+		readPackets(t, reader, 7)
+		for range 10 {
+			lost := qpacket(random, 1200)
+			sent := send(3, 1200)
+			maker.protect(lost, len(lost), func([]byte) { t.Error("a group is full") })
+			sent = append(sent, send(4, 1200)...)
+			sent = append(sent, lost)
+			got, marks := readPackets(t, reader, len(sent))
+			for i := range sent {
+				if !bytes.Equal(got[i], sent[i]) || marks[i] != 2 {
+					t.Fatalf("gro=%v: packet %d has %d bytes, mark %d", gro, i, len(got[i]), marks[i])
+				}
+			}
+		}
+		for range keptPackets / 8 {
+			send(8, 1200)
+			readPackets(t, reader, 8)
+		}
+		if n := to.Stats().Restored; n != 10 || restored.Load() != n {
+			t.Errorf("gro=%v: %d packets restored", gro, n)
+		}
+		if n := from.Stats().ParitySent; n != 2*(1+1+10+keptPackets/8) {
+			t.Errorf("gro=%v: %d datagrams of parity sent", gro, n)
+		}
+	}
+}
+
+func TestParityAllocatesNothing(t *testing.T) {
+	to, reader := udpSocket(t, nil)
+	from, writer := udpSocket(t, nil)
+	addr := reader.LocalAddr().(*net.UDPAddr)
+	random := rand.New(rand.NewPCG(1, 1))
+	packet := qpacket(random, 1200)
+	train := bytes.Repeat(packet, 4)
+	oob := append(segments(1200), control(unix.IPPROTO_IP, unix.IP_TOS, 2)...)
+	buf := make([]byte, packetMost)
+	run := func() {
+		if _, _, err := writer.WriteMsgUDP(train, oob, addr); err != nil { // nobody reads it
+			t.Fatal(err)
+		}
+		packet[len(packet)-1]++
+		to.arrived(buf, copy(buf, packet), writer.LocalAddr())
+	}
+	each := testing.AllocsPerRun(100, func() { // what the standard library allocates for a send
+		if _, _, err := writer.UDPConn.WriteMsgUDP(train, oob, addr); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if n := testing.AllocsPerRun(100, run); n > each {
+		t.Errorf("%v allocations without parity", n-each)
+	}
+
+	maker := newParityMaker(new(atomic.Uint64), &from.paritySent)
+	from.makers.put(addrPort(addr), maker, 1)
+	r := newRestorer(new(atomic.Uint64), &to.restored)
+	to.restorers.put(addrPort(writer.LocalAddr()), r, 1)
+	run()
+	// Every other send fills a group, which makes two more.
+	if n := testing.AllocsPerRun(100, run); n > 2*each || maker.sent[0].Load() < 100 {
+		t.Errorf("%v allocations with %d datagrams of parity", n-2*each, maker.sent[0].Load())
+	}
+
+	p := newParityPath()
+	r.ready = true
+	left := p.group(t)
+	if n := testing.AllocsPerRun(100, func() {
+		*r = restorer{restored: r.restored, groups: r.groups, ready: true}
+		for _, b := range left[1:] {
+			to.arrived(buf, copy(buf, b), writer.LocalAddr())
+		}
+		if !bytes.Equal(buf[:1200], left[0]) {
+			t.Error("nothing was restored")
+		}
+	}); n > 0 {
+		t.Errorf("%v allocations where a packet is restored", n)
 	}
 }

@@ -12,6 +12,7 @@ type Totals struct {
 
 	PacketsSent, PacketsLost uint64 // of links
 	BytesSent, BytesReceived uint64 // of links, with all of QUIC's overhead
+	ParitySent, Restored     uint64 // of links; see Stats
 	Dropped, SendFailures    uint64 // packets, by the sockets of dials and links; see SocketStats
 }
 
@@ -88,6 +89,8 @@ func (t *Totals) add(s *Socket, l *Link) {
 	stats := l.Stats()
 	t.PacketsSent += stats.PacketsSent
 	t.PacketsLost += stats.PacketsLost
+	t.ParitySent += stats.ParitySent
+	t.Restored += stats.Restored
 	t.BytesSent += stats.BytesSent
 	t.BytesReceived += stats.BytesReceived
 }

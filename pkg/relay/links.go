@@ -215,6 +215,8 @@ func (l *links) look(id string) (n *neighbour, left time.Time, totals LinkTotals
 func (t *LinkTotals) add(s link.Stats) {
 	t.PacketsSent += s.PacketsSent
 	t.PacketsLost += s.PacketsLost
+	t.ParitySent += s.ParitySent
+	t.Restored += s.Restored
 	t.BytesSent += s.BytesSent
 	t.BytesReceived += s.BytesReceived
 }

@@ -37,6 +37,7 @@ type Peer struct {
 type LinkTotals struct {
 	Ended                    map[link.Reason]uint64 // links, by why they ended
 	PacketsSent, PacketsLost uint64
+	ParitySent, Restored     uint64
 	BytesSent, BytesReceived uint64 // with all of QUIC's overhead
 }
 
