@@ -12,10 +12,10 @@ const (
 	// nothing is sent nothing is lost, and parity costs nothing.
 	parityFor = time.Minute
 	// A loss in QUIC's slow start costs the most: it ends there, and on a long path the rate takes minutes to grow from what it
-	// has come to. So each link tries parity once, when it first sends trialPackets between two looks, for trialFor: by then the
-	// slow start is over, or the peer has told of what it has restored.
+	// has come to. So each link tries parity once, when it first sends trialPackets between two looks, for trialTrips round trips:
+	// by then the slow start is over, or the peer has told of what it has restored.
 	trialPackets = 50
-	trialFor     = 500 * time.Millisecond
+	trialTrips   = 10
 	// Where a short queue overflows, there are many losses at once, which no parity makes up for, and of the queue nothing is seen
 	// in the round trips. So parity must prove useful: when uselessFor has passed without loss, and more than uselessLosses beyond
 	// twice those that were restored are lost for good, it ends. Twice, as QUIC may have taken each for lost before it was restored.
@@ -30,7 +30,7 @@ const (
 //
 //	off    -> trial   it sends much for the first time, and there is no queue
 //	any    -> on      loss without a queue
-//	trial  -> off     a queue, or no loss for trialFor
+//	trial  -> off     a queue, or no loss for trialTrips
 //	on     -> paused  loss with a queue
 //	on     -> off     no loss for parityFor, or parity was of no use
 //	paused -> off     the same
@@ -100,7 +100,7 @@ func (w *lossWatch) next(loss, queue bool, sent uint64) parityState {
 			return parityTrial
 		}
 	case parityTrial:
-		if queue || w.clean >= trialFor {
+		if queue || w.clean >= trialTrips*w.seen.minRTT {
 			return parityOff
 		}
 	case parityOn, parityPaused:

@@ -87,7 +87,7 @@ func TestParityMustProveUseful(t *testing.T) {
 }
 
 func TestParityIsTriedOnce(t *testing.T) {
-	looks := int(trialFor / lossEvery)
+	looks := int(trialTrips * 20 * time.Millisecond / lossEvery)
 	begin := func() *watched {
 		w := watch()
 		w.sample.sent += trialPackets
