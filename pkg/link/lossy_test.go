@@ -58,7 +58,7 @@ func TestParityMakesUpForLoss(t *testing.T) {
 			dialled, accepted := network.Pair()
 			lost := losing(seed, 0.01)
 			network.Drop(func(p linktest.Packet) bool { return lost(p) || !parity && isParity(p) })
-			rate = upload(t, dialled, accepted, 15*time.Second)
+			rate = upload(t, dialled, accepted, 4*time.Second)
 			t.Logf("parity %v: %.2f MiB/s, %d of %d packets lost, %d restored", parity, rate, dialled.Stats().PacketsLost, dialled.Stats().PacketsSent, accepted.Stats().Restored)
 		})
 		return rate
@@ -79,11 +79,11 @@ func TestNoParityWhereQueuesOverflow(t *testing.T) {
 	for _, queue := range []time.Duration{50 * time.Millisecond, 20 * time.Millisecond} {
 		synctest.Test(t, func(t *testing.T) {
 			network := linktest.New(t, 10*time.Millisecond)
-			b := &linktest.Bottleneck{Rate: 20e6 / 8, Queue: queue}
+			b := &linktest.Bottleneck{Rate: 10e6 / 8, Queue: queue}
 			dialled, accepted := network.Pair()
 			network.Drop(b.Drop)
 			network.Delay(b.Delay)
-			rate := upload(t, dialled, accepted, 20*time.Second)
+			rate := upload(t, dialled, accepted, 10*time.Second)
 			stats := dialled.Stats()
 			t.Logf("queue of %v: %.2f MiB/s, %d of %d packets dropped, %d of parity", queue, rate, b.Drops, stats.PacketsSent, stats.ParitySent)
 			if b.Drops < 10 {
@@ -133,23 +133,23 @@ func TestParityFollowsTheAddress(t *testing.T) {
 		network := linktest.New(t, 10*time.Millisecond)
 		dialled, accepted := network.Pair()
 		network.Drop(losing(1, 0.01))
-		upload(t, dialled, accepted, 5*time.Second)
-		upload(t, accepted, dialled, 5*time.Second)
+		upload(t, dialled, accepted, 2*time.Second)
+		upload(t, accepted, dialled, 2*time.Second)
 		up, down := accepted.Stats().Restored, dialled.Stats().Restored
-		if up < 30 || down < 30 {
+		if up < 10 || down < 10 {
 			t.Errorf("%d and %d packets restored", up, down)
 		}
 		before := accepted.RemoteAddr()
 		network.Rebind(linktest.DiallerHost)
-		upload(t, dialled, accepted, 5*time.Second)
-		upload(t, accepted, dialled, 5*time.Second)
+		upload(t, dialled, accepted, 2*time.Second)
+		upload(t, accepted, dialled, 2*time.Second)
 		if accepted.RemoteAddr() == before {
 			t.Error("the listener has not noticed the new address")
 		}
-		if more := accepted.Stats().Restored - up; more < 30 {
+		if more := accepted.Stats().Restored - up; more < 10 {
 			t.Errorf("%d packets restored of those from the new address", more)
 		}
-		if more := dialled.Stats().Restored - down; more < 30 {
+		if more := dialled.Stats().Restored - down; more < 10 {
 			t.Errorf("%d packets restored of those to the new address", more)
 		}
 	})
@@ -174,7 +174,7 @@ func TestForgedParity(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		upload(t, dialled, accepted, time.Second) // whose first parity may come before it is known of
+		upload(t, dialled, accepted, 100*time.Millisecond) // whose first parity may come before it is known of
 		if stats := accepted.Socket().Stats(); stats.ParityStray < 1000 || stats.ParityStray > 1050 || stats.Restored != 0 {
 			t.Errorf("%+v", stats)
 		}
