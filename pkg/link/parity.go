@@ -21,9 +21,9 @@ const (
 	// parityType is the first byte of a parity datagram. Of the values that RFC 9443 leaves to nobody (4 to 15) and which quic-go
 	// drops, as neither 0x40 nor 0x80 is set: a peer that knows no parity isn't disturbed.
 	parityType = 8
-	// parityGroup is how many packets a group has. At 1 % loss, one group in 13 misses a packet, and one in 350 misses two, which
-	// is what is left; parity adds an eighth to what is sent, and the headers. Half as many packets would lose half as often
-	// what is lost now, for twice the price.
+	// parityGroup is how many packets a group has. At 1 % loss, one group in 13 misses a packet; one in 240 misses two, or one and a
+	// part of its parity, and is what is left. Over two such links, 40 ms in all (TestBulkOverLossyPaths), groups of 4 carry 3.3 to 3.6
+	// MiB/s, of 8 2.8 to 3.3, of 16 2.4 to 2.6; parity adds 13 % to what is sent with 8, and twice as much with 4.
 	parityGroup = 8
 	// parityGroupMost is how many packets of a group are understood.
 	parityGroupMost = 16
