@@ -368,11 +368,12 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 	link := newLink(conn, d.Address, d.Key, limits, d.log)
 	link.hits = &d.hits
 	link.dialled, link.revoked, link.socket, link.release = true, d.OnRevoked, socket, release
+	link.heard = &heard{confirmed: make(chan struct{}), closing: make(chan struct{})}
 	link.start(control)
 	// The handshake is over for the dialler before the relay has looked at its key. Only the relay's first heartbeat says that
 	// it has been let in.
 	select {
-	case <-link.confirmed:
+	case <-link.heard.confirmed:
 		d.tally.linked(link)
 		return link, nil
 	case <-conn.Context().Done():

@@ -187,8 +187,19 @@ func (h *penalties) Pop() any {
 // Forgive forgets which sources have failed to authenticate: those of a config before.
 func (t *Links) Forgive() { t.door.forgive() }
 
-// insideKey is the key of a connection's context under which the function is that ends its handshake.
+// insideKey is the key of a connection's context under which its visit is.
 type insideKey struct{}
+
+// A visit is a handshake that is let in.
+type visit struct {
+	door   *door
+	source netip.Prefix
+	proved bool
+	left   sync.Once
+	ended  func() bool // has the end of the connection mean nothing any more
+}
+
+func (v *visit) leave() { v.left.Do(func() { v.door.leave(v.source, v.proved) }) }
 
 var errKeptOut = errors.New("a limit is reached")
 
@@ -202,20 +213,22 @@ func (l *Listener) enter(ctx context.Context, info *quic.ClientInfo) (context.Co
 		return nil, errKeptOut
 	}
 	began := time.Now()
-	leave := sync.OnceFunc(func() { door.leave(source, proved) })
-	context.AfterFunc(ctx, func() {
+	v := &visit{door: door, source: source, proved: proved}
+	v.ended = context.AfterFunc(ctx, func() {
 		if unauthenticated(context.Cause(ctx)) {
 			door.punish(source, l.current())
 		}
-		time.AfterFunc(holdFailed-time.Since(began), leave) // at once if it has lasted longer
+		time.AfterFunc(holdFailed-time.Since(began), v.leave) // at once if it has lasted longer
 	})
-	return context.WithValue(ctx, insideKey{}, leave), nil
+	return context.WithValue(ctx, insideKey{}, v), nil
 }
 
-// entered ends the handshake of a connection.
+// entered ends the handshake of a connection, which then keeps as little of it as it can.
 func entered(conn *quic.Conn) {
-	if leave, ok := conn.Context().Value(insideKey{}).(func()); ok {
-		leave()
+	if v, ok := conn.Context().Value(insideKey{}).(*visit); ok {
+		v.ended()
+		v.ended = nil
+		v.leave()
 	}
 }
 

@@ -56,10 +56,8 @@ type Link struct {
 
 	pulse pulse
 
-	confirmed   chan struct{} // closed at the peer's first heartbeat
-	suspect     chan struct{}
-	peerClosing chan struct{}
-	once        struct{ confirmed, suspect, peerClosing sync.Once }
+	suspect atomic.Bool // it is over, as nothing arrived of what was expected, or nothing large
+	heard   *heard      // from the relay; nil: this end is the relay
 
 	// replaced is set before the peer can hear of a newer link of this process; then `superseded` says nothing new.
 	replaced atomic.Bool
@@ -77,6 +75,13 @@ type Link struct {
 	turns   turns
 	credits credits
 	work    sync.WaitGroup // the goroutines of this link; see wait
+}
+
+// heard is what a dialler waits for. Accepted links, which are many, do without.
+type heard struct {
+	once      struct{ confirmed, closing sync.Once }
+	confirmed chan struct{} // closed at its first heartbeat
+	closing   chan struct{}
 }
 
 type accepted struct {
@@ -124,16 +129,13 @@ var ErrStreamLimit = errors.New("open a stream: the other end's limit of streams
 
 func newLink(conn *quic.Conn, peer string, key ident.PublicKey, limits *Limits, log *slog.Logger) *Link {
 	return &Link{
-		conn:        conn,
-		peer:        peer,
-		key:         key,
-		since:       time.Now(),
-		log:         log,
-		limits:      limits,
-		confirmed:   make(chan struct{}),
-		suspect:     make(chan struct{}),
-		peerClosing: make(chan struct{}),
-		badTips:     rate.Sometimes{Interval: refusedEvery},
+		conn:    conn,
+		peer:    peer,
+		key:     key,
+		since:   time.Now(),
+		log:     log,
+		limits:  limits,
+		badTips: rate.Sometimes{Interval: refusedEvery},
 	}
 }
 
@@ -219,12 +221,19 @@ func (l *Link) Open(head []byte) (*Stream, error) {
 //
 // A tip comes in a stream's first packet, as a rule, so Accept reads it itself; only for a late one there is a goroutine.
 func (l *Link) Accept(ctx context.Context) (*Stream, wire.Message, error) {
+	// An idle link waits in here, so what takes stack is elsewhere.
 	for {
-		s, tip := l.acceptStream(ctx)
-		if tip != nil && l.Err() == nil {
-			return s, tip, nil
+		var next accepted
+		if l.anyLate() {
+			next = l.acceptLate(ctx)
+		} else {
+			qs, _ := l.conn.AcceptStream(ctx) // look finds the error, too
+			next = l.accepted(qs)
 		}
-		if s, tip, err := l.look(ctx, s); tip != nil || err != nil {
+		if next.tip != nil && l.Err() == nil {
+			return next.stream, next.tip, nil
+		}
+		if s, tip, err := l.look(ctx, next.stream); tip != nil || err != nil {
 			return s, tip, err
 		}
 	}
@@ -264,40 +273,41 @@ func (l *Link) look(ctx context.Context, s *Stream) (*Stream, wire.Message, erro
 	return nil, nil, nil
 }
 
-// acceptStream returns a stream whose late tip is ready, or a new one without its tip; or none, and Accept is to
-// look what there is. An idle link waits in here, so what takes stack is elsewhere.
-func (l *Link) acceptStream(ctx context.Context) (*Stream, wire.Message) {
-	l.accept.mu.Lock()
-	late := l.accept.late
-	ready := len(l.accept.ready) > 0
-	l.accept.mu.Unlock()
-	if ready || late > 0 {
-		return l.acceptLate(ctx)
-	}
-	qs, err := l.conn.AcceptStream(ctx)
-	if err != nil {
-		return nil, nil
-	}
-	return l.accepted(qs), nil
-}
-
-func (l *Link) accepted(qs *quic.Stream) *Stream { return &Stream{stream: qs, link: l, accepted: true} }
-
-// acceptLate is acceptStream where tips are late.
+// anyLate tells whether the tip of any stream is late.
 //
 //go:noinline
-func (l *Link) acceptLate(ctx context.Context) (*Stream, wire.Message) {
+func (l *Link) anyLate() bool {
+	l.accept.mu.Lock()
+	defer l.accept.mu.Unlock()
+	return l.accept.late > 0 || len(l.accept.ready) > 0
+}
+
+// accepted is a stream without its tip, or nothing if there is none.
+//
+//go:noinline
+func (l *Link) accepted(qs *quic.Stream) accepted {
+	if qs == nil {
+		return accepted{}
+	}
+	return accepted{stream: &Stream{stream: qs, link: l, accepted: true}}
+}
+
+// acceptLate returns a stream whose late tip is ready, or a new one without its tip; or none, and Accept is to look what
+// there is.
+//
+//go:noinline
+func (l *Link) acceptLate(ctx context.Context) accepted {
 	l.accept.mu.Lock()
 	if len(l.accept.ready) > 0 {
 		a := l.accept.ready[0]
 		l.accept.ready = slices.Delete(l.accept.ready, 0, 1)
 		l.accept.mu.Unlock()
-		return a.stream, a.tip
+		return a
 	}
 	late := l.accept.late
-	if late == 0 { // since acceptStream has looked
+	if late == 0 { // since Accept has looked
 		l.accept.mu.Unlock()
-		return nil, nil
+		return accepted{}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -309,13 +319,10 @@ func (l *Link) acceptLate(ctx context.Context) (*Stream, wire.Message) {
 		case <-ctx.Done():
 		case <-l.Done():
 		}
-		return nil, nil
+		return accepted{}
 	}
-	qs, err := l.conn.AcceptStream(ctx)
-	if err != nil {
-		return nil, nil
-	}
-	return l.accepted(qs), nil
+	qs, _ := l.conn.AcceptStream(ctx)
+	return l.accepted(qs)
 }
 
 // readTip is what reading a tip gave.
@@ -431,14 +438,13 @@ func (l *Link) Err() error {
 	if l.conn.Context().Err() == nil {
 		return nil
 	}
-	select {
-	case <-l.suspect:
-		if l.pulse.stuck.Load() {
-			return errStuck
-		}
-		return errSilent
-	default:
+	switch {
+	case !l.suspect.Load():
 		return linkError(context.Cause(l.conn.Context()))
+	case l.pulse.stuck.Load():
+		return errStuck
+	default:
+		return errSilent
 	}
 }
 
@@ -462,17 +468,18 @@ func linkError(err error) error {
 	return fmt.Errorf("the link failed: %w", err)
 }
 
-// Suspect is closed when nothing at all arrived from the peer for max(1.5 s, min(4 × PTO, 5 s + 4 × RTT)) while something was expected, or
-// when packets arrive, but the path has begun to lose large ones. The link is over then: Done follows at once.
-func (l *Link) Suspect() <-chan struct{} { return l.suspect }
-
 // Overdue is for how long a heartbeat of the peer should have been here. On a link that is not suspect, as other packets do
 // arrive, something is in its way: what streams have brought and nobody has read fills the window that they all share. It
 // is 0 at the end that has dialled.
 func (l *Link) Overdue() time.Duration { return l.pulse.overdue() }
 
-// PeerClosing is closed when the relay at the other end has said that it is about to go.
-func (l *Link) PeerClosing() <-chan struct{} { return l.peerClosing }
+// PeerClosing is closed when the relay at the other end has said that it is about to go. It is nil where this end is the relay.
+func (l *Link) PeerClosing() <-chan struct{} {
+	if l.heard == nil {
+		return nil
+	}
+	return l.heard.closing
+}
 
 // SendClosing tells the peer that this relay is about to go.
 func (l *Link) SendClosing() error { return l.sendControl(&wire.Closing{}) }
@@ -505,7 +512,7 @@ func (l *Link) endLevel() slog.Level {
 // Stats returns the link's figures.
 func (l *Link) Stats() Stats {
 	s := l.conn.ConnectionStats()
-	return Stats{
+	stats := Stats{
 		RTT:           s.SmoothedRTT,
 		MinRTT:        s.MinRTT,
 		AppRTT:        time.Duration(l.pulse.rtt.Load()),
@@ -514,9 +521,11 @@ func (l *Link) Stats() Stats {
 		BytesSent:     s.BytesSent,
 		BytesReceived: s.BytesReceived,
 		GSO:           l.conn.ConnectionState().GSO,
-		ParitySent:    l.pulse.protection.sent.Load(),
-		Restored:      l.pulse.protection.restored.Load(),
 	}
+	if guard := l.pulse.protection.Load(); guard != nil {
+		stats.ParitySent, stats.Restored = guard.sent.Load(), guard.restored.Load()
+	}
+	return stats
 }
 
 // touch notes that a stream carries data.

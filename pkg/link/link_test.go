@@ -255,7 +255,9 @@ func TestSuspicion(t *testing.T) {
 					})
 				}
 				wg.Wait()
-				<-accepted.Suspect()
+				if reason := accepted.Reason(); reason != link.EndSilent && reason != link.EndStuck {
+					t.Errorf("the relay's end is over as %s: %v", reason, accepted.Err())
+				}
 				want(t, "Read", func() error { _, err := s.Read(make([]byte, 1)); return err }(), &wire.ResetError{Code: wire.CodeLost})
 			})
 		})

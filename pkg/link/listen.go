@@ -133,7 +133,8 @@ func (l *Listener) Run(ctx context.Context) error {
 		}
 		work.Go(func() {
 			if link := l.welcome(ctx, conn); link != nil {
-				work.Go(func() { l.serve(link) }) // whose stack is as small as an idle link needs
+				work.Add(1)
+				go l.serve(link, &work) // whose stack is as small as an idle link needs
 			}
 		})
 	}
@@ -207,7 +208,8 @@ func (l *Listener) welcome(ctx context.Context, conn *quic.Conn) *Link {
 }
 
 // serve takes a link to its end.
-func (l *Listener) serve(link *Link) {
+func (l *Listener) serve(link *Link, work *sync.WaitGroup) {
+	defer work.Done()
 	defer l.gone(link)
 	link.run(l.Serve)
 }

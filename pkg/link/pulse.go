@@ -53,30 +53,43 @@ type pulse struct {
 
 	mu       sync.Mutex
 	timer    *time.Timer
-	stopped  bool
-	due      time.Time // when the timer fires
-	busyAt   time.Time
-	sentAt   time.Time    // of the last heartbeat
-	seq      uint64       // of the last heartbeat
-	times    [8]time.Time // when heartbeats left, by seq modulo 8
-	echoed   uint64       // the last heartbeat of ours that the peer has answered
-	echo     uint64       // the peer's last heartbeat
-	answered time.Time
-	awaiting time.Time // since when something is expected; zero if nothing is
-	packets  uint64    // received, when the pulse last looked
+	due      moment // when the timer fires
+	busyAt   moment
+	sentAt   moment    // of the last heartbeat
+	seq      uint64    // of the last heartbeat
+	times    [8]moment // when heartbeats left, by seq modulo 8
+	echoed   uint64    // the last heartbeat of ours that the peer has answered
+	echo     uint64    // the peer's last heartbeat
+	answered moment
+	awaiting moment // since when something is expected; zero if nothing is
+	packets  uint64 // received, when the pulse last looked
 
 	stuck     atomic.Bool // the link was given up as large packets don't arrive
-	unheard   int         // heartbeats of ours since the last that the peer has answered
-	unheardAt time.Time   // when the first of them left
-	lost      uint64      // packets lost by then
+	stopped   bool
+	unheard   int    // heartbeats of ours since the last that the peer has answered
+	unheardAt moment // when the first of them left
+	lost      uint64 // packets lost by then
 	sample    rttSample
-	sampledAt time.Time // when it changed: what this end sends is acknowledged
-	heardAt   time.Time // when the last heartbeat of the peer came
+	sampledAt moment // when it changed: what this end sends is acknowledged
+	heardAt   moment // when the last heartbeat of the peer came
 
-	protection protection
-	lossy      bool // the path is one on which losses are looked for
-	news       bool // the peer is to hear of them at once
+	protection atomic.Pointer[protection] // nil on a path on which losses are not looked for; set under mu
+	lossy      bool                       // they are
+	news       bool                       // the peer is to hear of them at once
 }
+
+// A moment is a time of a link, of the monotonic clock; zero is long ago. A link has many, and a time.Time is three times as
+// large.
+type moment time.Duration
+
+// longAgo is how long before the link's beginning the moment zero was: longer than anything is waited for.
+const longAgo = time.Hour
+
+func (p *pulse) now() moment { return moment(time.Since(p.link.since) + longAgo) }
+
+func (m moment) sub(earlier moment) time.Duration { return time.Duration(m - earlier) }
+
+func (m moment) add(d time.Duration) moment { return m + moment(d) }
 
 // An rttSample changes with each packet that is acknowledged.
 type rttSample struct{ latest, smoothed, deviation time.Duration }
@@ -85,7 +98,7 @@ func (p *pulse) start(l *Link) {
 	p.link = l
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.busyAt = time.Now() // a new link is about to be used, and was lost most likely if it is silent
+	p.busyAt = p.now() // a new link is about to be used, and was lost most likely if it is silent
 	p.due = p.busyAt
 	p.timer = time.AfterFunc(0, p.tick)
 }
@@ -95,7 +108,9 @@ func (p *pulse) stop() {
 	defer p.mu.Unlock()
 	p.stopped = true
 	p.timer.Stop()
-	p.protection.stop(p.link)
+	if guard := p.protection.Load(); guard != nil {
+		guard.stop(p.link)
+	}
 }
 
 // wake makes an idle link's heartbeats fast at once.
@@ -103,7 +118,7 @@ func (p *pulse) wake() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.timer != nil && !p.stopped {
-		p.due = time.Now()
+		p.due = p.now()
 		p.timer.Reset(0)
 	}
 }
@@ -115,20 +130,20 @@ func (p *pulse) tick() {
 		return
 	}
 	p.link.credits.release()
-	now := time.Now()
+	now := p.now()
 	patience := p.lookLocked(now)
-	if now.Sub(p.due) > pausedAfter { // what has arrived meanwhile is still to be read
-		if !p.awaiting.IsZero() {
+	if now.sub(p.due) > pausedAfter { // what has arrived meanwhile is still to be read
+		if p.awaiting != 0 {
 			p.awaiting = now
 		}
 		p.unheard = 0
 	}
-	silent := !p.awaiting.IsZero() && now.Sub(p.awaiting) >= patience
+	silent := p.awaiting != 0 && now.sub(p.awaiting) >= patience
 	if silent || p.isStuckLocked(now, patience) {
 		p.giveUpLocked(!silent)
 		return
 	}
-	if p.news || now.Sub(p.sentAt) >= p.intervalLocked(now) {
+	if p.news || now.sub(p.sentAt) >= p.intervalLocked(now) {
 		p.sendLocked(now)
 	}
 	p.scheduleLocked(now, patience)
@@ -142,11 +157,11 @@ func (p *pulse) giveUpLocked(stuck bool) {
 }
 
 // lookLocked takes note of what has happened since the last time, and returns how long silence may last now.
-func (p *pulse) lookLocked(now time.Time) (patience time.Duration) {
+func (p *pulse) lookLocked(now moment) (patience time.Duration) {
 	stats := p.link.conn.ConnectionStats()
 	if stats.PacketsReceived != p.packets {
 		p.packets = stats.PacketsReceived
-		p.awaiting = time.Time{}
+		p.awaiting = 0
 	}
 	if sample := (rttSample{stats.LatestRTT, stats.SmoothedRTT, stats.MeanDeviation}); sample != p.sample {
 		p.sample, p.sampledAt = sample, now
@@ -157,27 +172,38 @@ func (p *pulse) lookLocked(now time.Time) (patience time.Duration) {
 	if p.busy.Swap(false) {
 		p.busyAt = now
 	}
-	if p.protection.look(p.link, &stats, now) {
+	if p.lossy = stats.MinRTT >= parityRTT; p.lossy {
+		p.protectLocked()
+	}
+	if guard := p.protection.Load(); guard != nil && guard.look(p.link, &stats, time.Now()) {
 		p.news = true
 	}
-	p.lossy = stats.MinRTT >= parityRTT
 	return suspicion(stats)
 }
 
+func (p *pulse) protectLocked() *protection {
+	guard := p.protection.Load()
+	if guard == nil {
+		guard = new(protection)
+		p.protection.Store(guard)
+	}
+	return guard
+}
+
 // isStuckLocked tells whether packets arrive, but not those that this end sends.
-func (p *pulse) isStuckLocked(now time.Time, patience time.Duration) bool {
+func (p *pulse) isStuckLocked(now moment, patience time.Duration) bool {
 	patience = max(stuckAfter, 2*patience)
-	unheard := now.Sub(p.unheardAt)
+	unheard := now.sub(p.unheardAt)
 	if p.unheard < stuckBeats || unheard < patience {
 		return false
 	}
-	return now.Sub(p.sampledAt) >= patience ||
+	return now.sub(p.sampledAt) >= patience ||
 		unheard >= 3*patience && p.link.conn.ConnectionStats().PacketsLost >= p.lost+stuckLosses
 }
 
-func (p *pulse) intervalLocked(now time.Time) time.Duration {
+func (p *pulse) intervalLocked(now moment) time.Duration {
 	interval := heartbeatIdle
-	if now.Sub(p.busyAt) < busyFor {
+	if now.sub(p.busyAt) < busyFor {
 		interval = heartbeatBusy
 	}
 	p.slow.Store(interval == heartbeatIdle)
@@ -187,22 +213,25 @@ func (p *pulse) intervalLocked(now time.Time) time.Duration {
 	return interval
 }
 
-func (p *pulse) scheduleLocked(now time.Time, patience time.Duration) {
-	p.due = p.sentAt.Add(p.intervalLocked(now))
-	if !p.awaiting.IsZero() && p.awaiting.Add(patience).Before(p.due) {
-		p.due = p.awaiting.Add(patience)
+func (p *pulse) scheduleLocked(now moment, patience time.Duration) {
+	p.due = p.sentAt.add(p.intervalLocked(now))
+	if p.awaiting != 0 && p.awaiting.add(patience) < p.due {
+		p.due = p.awaiting.add(patience)
 	}
-	if next := now.Add(lossEvery); p.lossy && now.Sub(p.busyAt) < busyFor && next.Before(p.due) {
+	if next := now.add(lossEvery); p.lossy && now.sub(p.busyAt) < busyFor && next < p.due {
 		p.due = next
 	}
-	p.timer.Reset(p.due.Sub(now))
+	p.timer.Reset(p.due.sub(now))
 }
 
-func (p *pulse) sendLocked(now time.Time) {
+func (p *pulse) sendLocked(now moment) {
 	p.sentAt = now
 	p.seq++
 	p.news = false
-	m := &wire.Heartbeat{Seq: p.seq, Echo: p.echo, Parity: p.protection.maker != nil, Restored: p.protection.restored.Load()}
+	m := &wire.Heartbeat{Seq: p.seq, Echo: p.echo}
+	if guard := p.protection.Load(); guard != nil {
+		m.Parity, m.Restored = guard.maker != nil, guard.restored.Load()
+	}
 	if p.seq%fullEvery == 0 && !p.slow.Load() {
 		m.Padding = fullPadding
 	}
@@ -213,7 +242,7 @@ func (p *pulse) sendLocked(now time.Time) {
 	if p.unheard++; p.unheard == 1 {
 		p.unheardAt = now
 	}
-	if p.awaiting.IsZero() {
+	if p.awaiting == 0 {
 		p.awaiting = now
 	}
 }
@@ -225,9 +254,11 @@ func (p *pulse) heard(m *wire.Heartbeat) {
 	if p.stopped {
 		return
 	}
-	now := time.Now()
+	now := p.now()
 	p.echo, p.heardAt = m.Seq, now
-	p.protection.heard(p.link, m.Parity, m.Restored)
+	if m.Parity || p.protection.Load() != nil {
+		p.protectLocked().heard(p.link, m.Parity, m.Restored)
+	}
 	patience := p.lookLocked(now)
 	answered := m.Echo > p.echoed && m.Echo <= p.seq
 	if answered {
@@ -239,7 +270,7 @@ func (p *pulse) heard(m *wire.Heartbeat) {
 		return
 	}
 	if !p.link.dialled {
-		if now.Sub(p.answered) >= answerGap {
+		if now.sub(p.answered) >= answerGap {
 			p.answered = now
 			p.sendLocked(now)
 			p.scheduleLocked(now, patience)
@@ -247,7 +278,7 @@ func (p *pulse) heard(m *wire.Heartbeat) {
 		return
 	}
 	if answered && m.Echo+uint64(len(p.times)) > p.seq {
-		sample := now.Sub(p.times[m.Echo%uint64(len(p.times))])
+		sample := now.sub(p.times[m.Echo%uint64(len(p.times))])
 		smoothed := time.Duration(p.rtt.Load())
 		if smoothed == 0 {
 			smoothed = sample
@@ -260,14 +291,14 @@ func (p *pulse) heard(m *wire.Heartbeat) {
 func (p *pulse) overdue() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.link.dialled || p.heardAt.IsZero() {
+	if p.link.dialled || p.heardAt == 0 {
 		return 0
 	}
 	interval := heartbeatIdle
-	if p.busyAt.Sub(p.heardAt) > heartbeatBusy-busyFor { // the dialler, too, sees the link as busy
+	if p.busyAt.sub(p.heardAt) > heartbeatBusy-busyFor { // the dialler, too, sees the link as busy
 		interval = heartbeatBusy
 	}
-	return max(0, time.Since(p.heardAt)-interval)
+	return max(0, p.now().sub(p.heardAt)-interval)
 }
 
 // suspicion is how long a link may be silent while something is expected.
@@ -287,22 +318,26 @@ func (l *Link) giveUp() {
 	if l.pulse.stuck.Load() {
 		why = errStuck.Error()
 	}
-	l.once.suspect.Do(func() { close(l.suspect) })
+	l.suspect.Store(true)
 	l.Close(wire.CloseClosing, why)
 }
 
 // readControl takes the peer's link messages. It waits for them on the smallest stack that there is, and has each one taken
 // on another, which is gone afterwards: idle links are many.
 func (l *Link) readControl() {
-	turn := make(chan bool, 1)
-	take := func() { turn <- l.takeControl() }
-	head := make([]byte, 1)
-	for {
-		_, _ = l.control.Peek(head) // the read finds the error, too
+	// A channel of anything larger would be an object of a size that handshakes make many of, and little else of this process
+	// keeps: one for each link, strewn over the pages that those have left, held 2 KiB of them.
+	taken := make(chan struct{}, 1)
+	over := false
+	take := func() {
+		over = !l.takeControl()
+		taken <- struct{}{}
+	}
+	var head [1]byte
+	for !over {
+		_, _ = l.control.Peek(head[:]) // the read finds the error, too
 		go take()
-		if !<-turn {
-			return
-		}
+		<-taken
 	}
 }
 
@@ -318,10 +353,12 @@ func (l *Link) takeControl() bool {
 	switch m := m.(type) {
 	case *wire.Heartbeat:
 		l.pulse.heard(m)
-		l.once.confirmed.Do(func() { close(l.confirmed) })
+		if l.dialled {
+			l.heard.once.confirmed.Do(func() { close(l.heard.confirmed) })
+		}
 	case *wire.Closing:
 		if l.dialled { // only a relay says so
-			l.once.peerClosing.Do(func() { close(l.peerClosing) })
+			l.heard.once.closing.Do(func() { close(l.heard.closing) })
 		}
 	case *wire.Revoked:
 		if l.dialled && l.revoked != nil {

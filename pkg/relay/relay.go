@@ -133,13 +133,23 @@ func (r *Relay) LimitHit(limit string) { r.counts.hit(limit) }
 // returns when every stream of it is finished: [link.Listener]'s Serve. It is the
 // listener that closes the link when ctx is done.
 func (r *Relay) Serve(ctx context.Context, l *link.Link) {
-	// An idle link waits in here, so what takes stack is done in calls that return.
-	n := r.arrived(l)
-	if n == nil {
-		return
+	// An idle link waits in here, on the smallest stack that there is. None becomes as small again that has grown, so what
+	// takes more is done on another, which is gone afterwards, or by calls that return.
+	var n *neighbour
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		n = r.arrived(l)
+	}()
+	<-done
+	for n != nil {
+		s, tip, err := l.Accept(ctx)
+		if err != nil {
+			r.departed(n)
+			return
+		}
+		r.accept(n, s, tip)
 	}
-	r.accept(ctx, n)
-	r.departed(n)
 }
 
 // arrived notes a link, and greets it. It has closed one whose key has been withdrawn since the handshake.
@@ -156,16 +166,12 @@ func (r *Relay) arrived(l *link.Link) *neighbour {
 	return n
 }
 
-// accept takes the streams of a link.
-func (r *Relay) accept(ctx context.Context, n *neighbour) {
+// accept takes a stream of a link.
+//
+//go:noinline
+func (r *Relay) accept(n *neighbour, s *link.Stream, tip wire.Message) {
 	spawn := n.work.Go
-	for {
-		s, tip, err := n.link.Accept(ctx)
-		if err != nil {
-			return
-		}
-		spawn(func() { r.connect(n, s, tip, spawn) })
-	}
+	spawn(func() { r.connect(n, s, tip, spawn) })
 }
 
 // departed forgets a link when all is ended that was joined over it, as its streams are.
