@@ -97,7 +97,11 @@ func (q *quota) take(n int64, s *session) bool {
 		s.claim.granted = 0
 		return true
 	}
-	if q.used >= q.limit && !q.growLocked(max(quotaEpoch, 2*s.minRTT)) {
+	epoch := max(quotaEpoch, 2*s.minRTT)
+	if now := time.Now(); q.used <= 0 && now.Sub(q.since) > epoch {
+		q.since, q.arrived = now, 0 // the first on its way; what was before says nothing of it
+	}
+	if q.used >= q.limit && !q.growLocked(epoch) {
 		s.claim.want = n
 		if s.claim.place == nil {
 			s.claim.place = q.waiting.PushBack(s)
