@@ -86,6 +86,67 @@ func TestBulkLeavesRoom(t *testing.T) {
 	}
 }
 
+// TestBulkStarts uploads over links that are new, and again. The window doesn't hold up QUIC's start: with one that grew once in two
+// round trips, 2.0 and 2.7 MiB were delivered in 0.3 s. Nor does it let QUIC lose packets: they were 740 on the fast links
+// with one of three times what the path holds, made fourfold at a time, and 55 on the slow ones of 52 ms with the one that grew in two round trips.
+func TestBulkStarts(t *testing.T) {
+	for _, test := range []struct {
+		name         string
+		rate         float64       // Mbit/s
+		extra        time.Duration // for each of the four hops of a round trip
+		fresh, again float64       // MiB in 0.3 s
+	}{
+		{"200 Mbit/s, 40 ms", 200, 0, 1.9, 4.2},
+		{"20 Mbit/s, 40 ms", 20, 0, 0.5, 0.5},
+		{"20 Mbit/s, 52 ms", 20, 3 * time.Millisecond, 0.4, 0.4},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, w *world) {
+				w.quiet = true
+				b := &bottleneck{rate: test.rate * 1e6 / 8, queue: 50 * time.Millisecond, extra: test.extra, free: make(map[[2]netip.Addr]time.Time)}
+				w.network.Drop(b.drop)
+				w.network.Delay(b.delay)
+				var arrived atomic.Int64
+				w.target("127.0.0.1:9", func(conn *tcptest.Conn) {
+					_, _ = conn.Write([]byte("!"))
+					_, _ = io.Copy(counter{&arrived}, conn)
+					_ = conn.Close()
+				})
+				w.relay(relayHost, nas)
+				w.server(w.serverConfig(w.relays(relayHost), "9 laptop"))
+				w.client(w.clientConfig(w.relays(relayHost), "sink nas 9"))
+				settle()
+				for _, least := range []float64{test.fresh, test.again} {
+					bulk := w.connect("sink")
+					if _, err := io.ReadFull(bulk, make([]byte, 1)); err != nil { // it is open
+						t.Fatal(err)
+					}
+					before, begun := arrived.Load(), time.Now()
+					early := make(chan int64, 1)
+					time.AfterFunc(300*time.Millisecond, func() { early <- arrived.Load() - before })
+					for chunk := make([]byte, 64<<10); time.Since(begun) < 2*time.Second; {
+						if _, err := bulk.Write(chunk); err != nil {
+							t.Fatal(err)
+						}
+					}
+					_ = bulk.CloseWrite()
+					_, _ = io.Copy(io.Discard, bulk)
+					mib := float64(<-early) / (1 << 20)
+					t.Logf("%.2f MiB in 0.3 s, %d packets dropped", mib, b.drops)
+					if mib < least {
+						t.Errorf("%.2f MiB in 0.3 s, want at least %v", mib, least)
+					}
+					_ = bulk.Close()
+					time.Sleep(5 * time.Second)
+				}
+				if b.drops > 0 {
+					t.Errorf("%d packets dropped", b.drops)
+				}
+			})
+		})
+	}
+}
+
 // counter counts what is written.
 type counter struct{ n *atomic.Int64 }
 

@@ -23,10 +23,10 @@ type inbox struct {
 	queued     int
 	delivering bool // a goroutine delivers the queue
 
-	// The growth of the window is decided once a window's worth is delivered.
+	// The growth of the window is decided once a window's worth is delivered; at the start of a long path, within each round trip.
 	epoch      time.Time
 	epochBytes uint64
-	epochFrom  uint64        // where it begins: what lies before was allowed by a smaller window, and says nothing of this one
+	epochFrom  uint64        // where it begins to count: what lies before was allowed by a smaller window, and says nothing of this one
 	stood      time.Duration // how long nothing came in the epoch
 	settled    bool          // the window has once been larger than the path could use
 	trim       uint64        // what the window shrinks to, as what it has allowed comes; 0 if it doesn't
@@ -238,7 +238,7 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 		if window < in.window {
 			s.host.windows.give(int64(in.window - window))
 			in.window = window
-			in.settled, in.trim, in.rate = false, 0, 0
+			in.settled, in.trim, in.rate, in.epochFrom = false, 0, 0, 0
 		}
 	}
 	return nil
@@ -396,12 +396,12 @@ func (s *session) deliverFinLocked() {
 func (s *session) deliveredLocked(n int) {
 	in := &s.in
 	in.acked += uint64(n)
-	if in.acked > in.epochFrom {
+	if in.acked > in.epochFrom || !in.settled {
 		in.epochBytes += uint64(n)
 	} else {
 		in.epoch, in.stood = time.Now(), 0
 	}
-	if in.epochBytes >= in.window {
+	if !s.startLocked() && in.epochBytes >= in.window {
 		s.growLocked()
 	}
 	if in.trim > 0 {
@@ -425,37 +425,103 @@ func (s *session) ackEveryLocked() uint64 {
 	return min(window/4, max(window/16, 32<<10))
 }
 
-// growLocked makes the window larger if the path can use it, the TCP side keeps
-// up, and the budget allows. On a long path at first by a lot, until that doesn't
-// pay, as the window must not hold up QUIC's own start; then it is trimmed to 1.3
-// times what the path has shown to hold. From then on it grows by half while what is
-// delivered in a round trip is most of it, or half of it and the last time has
-// paid, as on paths whose round trips vary. More would be a queue, in which
-// everything beside it waits.
+// startLocked lets the window of a long path follow QUIC's own start, as it must not hold that up, and tells whether it is
+// in charge. QUIC doubles within the round trip of each link, which is a part of the session's. So the window grows as
+// soon as half of it has come within a round trip, and not when all has: to twice what a round trip carries at the rate of that half.
+// It is doubled at most, as QUIC's start loses what it sends too early, or made fourfold where that is over. With three times
+// what the path holds, fourfold, it lost 740 packets on links of 200 Mbit/s with a queue of 50 ms.
+func (s *session) startLocked() bool {
+	in := &s.in
+	if in.settled || in.epochBytes < in.window/4 || 0 < s.minRTT && s.minRTT < minStandRTT {
+		return false
+	}
+	now := time.Now()
+	rtt := s.growthRTTLocked(now)
+	known := rtt > 0
+	if !known {
+		rtt = s.route.RTT // a part of it
+	}
+	if rtt < minStandRTT {
+		return false
+	}
+	if s.minRTT == 0 {
+		s.probeLocked(now)
+	}
+	if in.epoch.IsZero() {
+		in.epoch, in.epochBytes, in.stood = now, 0, 0 // nobody knows how long that took
+		return true
+	}
+	elapsed := max(now.Sub(in.epoch), minEpoch)
+	carries := uint64(float64(in.epochBytes) * float64(rtt) / float64(elapsed)) // a round trip, at this rate
+	if min(carries, in.epochBytes) > in.window/2 && s.mayGrowLocked(now) {
+		most := 2 * in.window
+		if s.host.paths.filled(s.pathLocked(), s.route.Link) {
+			most *= 2
+		}
+		s.widenLocked(min(2*carries, most)-in.window, rtt)
+	}
+	if elapsed >= rtt {
+		s.judgeLocked(now, rtt, known)
+	}
+	return true
+}
+
+// judgeLocked ends a round trip of the start. Where no more has come in it than in the last one, the path is full, and the window
+// is trimmed to 1.3 times what the path has shown to hold; but not while there still comes what a smaller window has allowed.
+func (s *session) judgeLocked(now time.Time, rtt time.Duration, known bool) {
+	in := &s.in
+	elapsed, bytes, stood, last := now.Sub(in.epoch), in.epochBytes, in.stood, in.rate
+	in.epoch, in.epochBytes, in.stood = now, 0, 0
+	in.rate = float64(bytes) / float64(elapsed)
+	switch {
+	case !known || elapsed > 32*rtt || !s.mayGrowLocked(now):
+		in.rate = 0 // the peer has little to send, or the TCP side is slow, which says nothing of the path
+	case in.rate < 1.2*last && in.acked-bytes >= in.epochFrom:
+		in.settled = true
+		s.host.paths.fill(s.pathLocked(), s.route.Link)
+		least := uint64(wire.InitialWindow)
+		if stood >= elapsed/5 {
+			least = lossyWindow
+		}
+		if trim := max(uint64(1.3*in.rate*float64(rtt)), least); trim < in.window {
+			in.trim = trim
+		}
+		return
+	}
+	s.probeLocked(now)
+}
+
+// mayGrowLocked tells whether the TCP side keeps up, and there is more to be had.
 // Who has stood still keeps up only after a while: a kernel lets a slow reader's
 // connection be written to in bursts of megabytes, which say nothing of the reader.
+func (s *session) mayGrowLocked(now time.Time) bool {
+	in := &s.in
+	return in.trim == 0 && in.queued <= int(in.window/4) && in.window < s.host.maxWindow.Load() && !now.Before(in.keepsUp)
+}
+
+// growLocked makes the window larger if the path can use it, the TCP side keeps
+// up, and the budget allows: by half while what is delivered in a round trip is
+// most of it, or half of it and the last time has paid, as on paths whose round
+// trips vary. More would be a queue, in which everything beside it waits.
 func (s *session) growLocked() {
 	in := &s.in
 	now := time.Now()
-	elapsed, bytes, stood := now.Sub(in.epoch), in.epochBytes, in.stood
+	elapsed, bytes := now.Sub(in.epoch), in.epochBytes
 	first := in.epoch.IsZero()
 	if !first && elapsed < minEpoch {
 		return // what comes in a burst is not a rate
 	}
 	in.epoch, in.epochBytes, in.stood = now, 0, 0
-	if in.trim > 0 || in.queued > int(in.window/4) || in.window >= s.host.maxWindow.Load() || now.Before(in.keepsUp) {
+	if !s.mayGrowLocked(now) {
 		return
 	}
 	if s.minRTT == 0 {
 		s.probeLocked(now)
 	}
-	rtt := s.growthRTTLocked(now)
 	if first {
-		if rtt = max(rtt, s.route.RTT); rtt >= minStandRTT {
-			s.widenLocked(in.window, rtt)
-		}
 		return
 	}
+	rtt := s.growthRTTLocked(now)
 	if rtt == 0 {
 		if elapsed > minGrowthRTT {
 			return
@@ -464,10 +530,6 @@ func (s *session) growLocked() {
 	}
 	rate := float64(bytes) / float64(elapsed)
 	used := rate * float64(rtt) / float64(in.window)
-	if rtt >= minStandRTT && !in.settled {
-		s.startLocked(elapsed, rtt, rate, used, stood)
-		return
-	}
 	paid := 1.2
 	if rtt >= minStandRTT {
 		paid = 1.35
@@ -477,34 +539,6 @@ func (s *session) growLocked() {
 	}
 	in.rate = rate
 	s.probeLocked(now)
-}
-
-// startLocked makes the window larger as long as that pays, and then trims it.
-func (s *session) startLocked(elapsed, rtt time.Duration, rate, used float64, stood time.Duration) {
-	in := &s.in
-	last := in.rate
-	in.rate = rate
-	switch {
-	case elapsed > 32*rtt: // the peer has little to send, which says nothing of the path
-		in.rate = 0
-	case used > 0.85 && in.window > wire.InitialWindow:
-		s.widenLocked(3*in.window, rtt)
-	case rate >= 1.2*last: // QUIC's own start is under way
-		if used > 0.5 {
-			s.widenLocked(in.window, rtt)
-		}
-	default:
-		in.settled = true
-		least := uint64(wire.InitialWindow)
-		if stood >= elapsed/5 {
-			least = lossyWindow
-		}
-		if trim := max(uint64(1.3*rate*float64(rtt)), least); trim < in.window {
-			in.trim = trim
-		}
-		return
-	}
-	s.probeLocked(in.epoch)
 }
 
 // widenLocked makes the window larger by so much, or by what the budget has. It tells whether it did.

@@ -20,7 +20,8 @@ type pathKey struct{ relay, peer string }
 type path struct {
 	rtt   time.Duration // the shortest since then
 	since time.Time
-	link  any // over which it was; another may take another way
+	link  any  // over which it was; another may take another way
+	full  bool // a session has filled it over this link: QUIC's own start on it is over
 }
 
 const (
@@ -45,6 +46,7 @@ func (ps *paths) note(key pathKey, link any, rtt time.Duration, now time.Time) {
 	if ps.by == nil {
 		ps.by = make(map[pathKey]path)
 	}
+	p.full = p.full && p.link == link
 	if fresh {
 		p.link, p.since = link, now
 	}
@@ -61,6 +63,24 @@ func (ps *paths) shortest(key pathKey, link any, now time.Time) time.Duration {
 		return 0
 	}
 	return p.rtt
+}
+
+// fill notes that a session has filled a path that is known.
+func (ps *paths) fill(key pathKey, link any) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if p := ps.by[key]; p.link == link {
+		p.full = true
+		ps.by[key] = p
+	}
+}
+
+// filled tells whether a session has filled it before.
+func (ps *paths) filled(key pathKey, link any) bool {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	p := ps.by[key]
+	return p.full && p.link == link
 }
 
 func (s *session) pathLocked() pathKey { return pathKey{s.info.Relay, s.peerName()} }
