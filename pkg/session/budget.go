@@ -98,8 +98,10 @@ func (q *quota) take(n int64, s *session) bool {
 		return true
 	}
 	epoch := max(quotaEpoch, 2*s.minRTT)
-	if now := time.Now(); q.used <= 0 && now.Sub(q.since) > epoch {
-		q.since, q.arrived = now, 0 // the first on its way; what was before says nothing of it
+	if q.used <= 0 {
+		if now := time.Now(); now.Sub(q.since) > epoch {
+			q.since, q.arrived = now, 0 // the first on its way; what was before says nothing of it
+		}
 	}
 	if q.used >= q.limit && !q.growLocked(epoch) {
 		s.claim.want = n
