@@ -56,9 +56,9 @@ type Link struct {
 
 	pulse pulse
 
-	suspect atomic.Bool // it is over, as nothing arrived of what was expected, or nothing large
-	heard   *heard      // from the relay; nil: this end is the relay
+	heard *heard // from the relay; nil: this end is the relay
 
+	suspect atomic.Bool // it is over, as nothing arrived of what was expected, or nothing large
 	// replaced is set before the peer can hear of a newer link of this process; then `superseded` says nothing new.
 	replaced atomic.Bool
 

@@ -66,6 +66,8 @@ type pulse struct {
 
 	stuck     atomic.Bool // the link was given up as large packets don't arrive
 	stopped   bool
+	lossy     bool   // the path is one on which losses are looked for
+	news      bool   // the peer is to hear of them at once
 	unheard   int    // heartbeats of ours since the last that the peer has answered
 	unheardAt moment // when the first of them left
 	lost      uint64 // packets lost by then
@@ -73,9 +75,7 @@ type pulse struct {
 	sampledAt moment // when it changed: what this end sends is acknowledged
 	heardAt   moment // when the last heartbeat of the peer came
 
-	protection atomic.Pointer[protection] // nil on a path on which losses are not looked for; set under mu
-	lossy      bool                       // they are
-	news       bool                       // the peer is to hear of them at once
+	protection atomic.Pointer[protection] // set under mu; nil as long as the path has not been lossy
 }
 
 // A moment is a time of a link, of the monotonic clock; zero is long ago. A link has many, and a time.Time is three times as
