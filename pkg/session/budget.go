@@ -56,6 +56,8 @@ type quota struct {
 	since   time.Time // when it was last measured how fast things arrive
 	arrived int64     // bytes since then
 	waiting list.List // of *session, in order; if there are any, nothing is left
+	askedAt time.Time // the last sweep in which sessions were to ask
+	asked   int       // how many of them it was
 	users   int       // guarded by quotas.mu
 }
 
@@ -72,6 +74,8 @@ const (
 	// quotaEpoch is how long, at least, what arrives may take to make the quota
 	// grow if it is as much as that.
 	quotaEpoch = 250 * time.Millisecond
+	// quotaAsks is how many sessions ask in one sweep whether what they have sent has arrived.
+	quotaAsks = 16
 )
 
 // hear notes that something has arrived.
@@ -186,11 +190,19 @@ func (q *quota) leaveLocked(s *session) {
 	}
 }
 
-// pressed tells whether sessions wait for the quota.
-func (q *quota) pressed() bool {
+// asks tells whether one more session, which the sweep visits, is to ask whether what it has sent has arrived: others wait
+// for that. Of a thousand that are well it would bring nothing to ask all, ten times a second.
+func (q *quota) asks(now time.Time) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.waiting.Len() > 0
+	if q.waiting.Len() == 0 {
+		return false
+	}
+	if !now.Equal(q.askedAt) { // another sweep
+		q.askedAt, q.asked = now, 0
+	}
+	q.asked++
+	return q.asked <= quotaAsks
 }
 
 // forget gives up the claim of a session that has nothing more to send, or does so elsewhere.

@@ -115,8 +115,11 @@ func (h *host) memory() Memory {
 }
 
 const (
-	// sweepInterval is how long an acknowledgement waits for data to ride on.
+	// sweepInterval is how long the acknowledgement of an end waits for data to ride on.
 	sweepInterval = 100 * time.Millisecond
+	// ackPatience is how long that of data does, when no more comes: there is room for more, or it would have been sent. Where
+	// a thousand send, most are silent for longer than sweepInterval before their turn comes again.
+	ackPatience = 500 * time.Millisecond
 	// busyFor is how long after its last data a stream is watched for a dead
 	// path (PROTOCOL.md, section 6).
 	busyFor = 10 * time.Second
@@ -216,10 +219,10 @@ func (s *session) sweep(now time.Time) {
 		s.mu.Unlock()
 		return
 	}
-	if s.in.acked != s.in.ackedSaid {
+	idle := now.Sub(s.lastData)
+	if s.in.acked != s.in.ackedSaid && (s.in.fin || idle >= ackPatience) {
 		s.ackDue = true
 	}
-	idle := now.Sub(s.lastData)
 	waiting := !s.pingSince.IsZero()
 	silent := now.Sub(s.lastIn)
 	onLink := s.out.onLink() > 0
@@ -231,7 +234,7 @@ func (s *session) sweep(now time.Time) {
 	case !waiting && idle < busyFor && silent > silenceBeforePing:
 		s.pingLocked(now)
 	}
-	if onLink && s.pingSince.IsZero() && (silent > silenceBeforePing || s.quota.pressed()) {
+	if onLink && s.pingSince.IsZero() && (silent > silenceBeforePing || s.quota.asks(now)) {
 		s.pingLocked(now) // has what was sent arrived? It may be far from being acknowledged
 	}
 	if idle > idleBeforeYield && s.out.sent == s.out.read && !onLink {

@@ -28,6 +28,7 @@ type inbox struct {
 	epochBytes uint64
 	epochFrom  uint64        // where it begins to count: what lies before was allowed by a smaller window, and says nothing of this one
 	stood      time.Duration // how long nothing came in the epoch
+	lasts      time.Duration // for how long the window lasted of late, on a short path; 0 if it isn't known
 	settled    bool          // the window has once been larger than the path could use
 	trim       uint64        // what the window shrinks to, as what it has allowed comes; 0 if it doesn't
 	rate       float64       // in bytes a nanosecond, when the window last grew; until it is settled, in the last epoch
@@ -379,9 +380,11 @@ func (s *session) deliver() {
 
 // deliverFinLocked passes the peer's end on to the TCP side.
 func (s *session) deliverFinLocked() {
-	if err := s.end.CloseWrite(); err != nil && !s.out.fin {
-		s.resetLocked(s.resetByTCP(), resetByTCP)
-		return
+	if !s.out.fin { // else closing it says so
+		if err := s.end.CloseWrite(); err != nil {
+			s.resetLocked(s.resetByTCP(), resetByTCP)
+			return
+		}
 	}
 	s.in.acked++
 	// Our own fin is about to follow, as a rule, and takes the acknowledgement along; if not, the sweep sends it.
@@ -416,10 +419,15 @@ func (s *session) deliveredLocked(n int) {
 // ackEveryLocked is after how many bytes the peer hears what it may send: a quarter
 // of a small window, but of a large one less, so that all of it can be used. On a
 // short path a window is worth little, and what an acknowledgement costs (a packet
-// and a wake-up at three nodes) counts: there it is half of the window, up to 128 KiB.
+// and a wake-up at three nodes) counts: there it is half of the window, up to 128 KiB;
+// and where a window lasts for many round trips, as many share what there is, most of it.
 func (s *session) ackEveryLocked() uint64 {
 	window := s.in.window
-	if 0 < s.minRTT && s.minRTT < minStandRTT {
+	switch {
+	case s.minRTT == 0 || s.minRTT >= minStandRTT:
+	case s.in.lasts >= slowWindow && window == wire.InitialWindow:
+		return window - window/8
+	default:
 		return min(window/2, max(window/16, 128<<10))
 	}
 	return min(window/4, max(window/16, 32<<10))
@@ -512,6 +520,10 @@ func (s *session) growLocked() {
 		return // what comes in a burst is not a rate
 	}
 	in.epoch, in.epochBytes, in.stood = now, 0, 0
+	in.lasts = 0
+	if !first {
+		in.lasts = time.Duration(float64(elapsed) * float64(in.window) / float64(bytes))
+	}
 	if !s.mayGrowLocked(now) {
 		return
 	}

@@ -92,6 +92,10 @@ const (
 	// and 136 MiB/s, and a message beside them takes 4.1, 5.0 and 5.5 ms; one upload
 	// alone 119, 123 and 121 MiB/s.
 	minGrowthRTT = 1500 * time.Microsecond
+	// slowWindow is how long a window of the floor lasts, at least, so that it can be acknowledged nearly as a whole: the sender
+	// waits for that then, but what it waits for is a small part of the time between. Where it lasts for less there
+	// are few who send, and waiting would leave the processors idle.
+	slowWindow = 50 * time.Millisecond
 	// minGrowth is the least by which a window grows when the budget is short.
 	minGrowth = 16 << 10
 	// minStandRTT is the shortest round trip of a path of which it says
