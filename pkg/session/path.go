@@ -88,10 +88,10 @@ func (s *session) pathLocked() pathKey { return pathKey{s.info.Relay, s.peerName
 const (
 	// minGrowthRTT is the shortest round trip that a window is made for: less
 	// leaves the processors idle between them. Measured on two cores, 4 uploads
-	// at once, whole processes, medians of 9: with 1.5, 2 and 2.5 ms they move 117, 126
-	// and 136 MiB/s, and a message beside them takes 4.1, 5.0 and 5.5 ms; one upload
-	// alone 119, 123 and 121 MiB/s.
-	minGrowthRTT = 1500 * time.Microsecond
+	// at once, whole processes, medians of 5: with 1.2 and 1.5 ms they move 145 and 159
+	// MiB/s, and a message beside them takes 3.6 and 4.2 ms; one upload alone
+	// 182 and 170 MiB/s.
+	minGrowthRTT = 1200 * time.Microsecond
 	// slowWindow is how long a window of the floor lasts, at least, so that it can be acknowledged nearly as a whole: the sender
 	// waits for that then, but what it waits for is a small part of the time between. Where it lasts for less there
 	// are few who send, and waiting would leave the processors idle.
