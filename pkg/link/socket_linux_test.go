@@ -89,24 +89,31 @@ func readPackets(t *testing.T, c *udpConn, count int) (packets [][]byte, marks [
 	return packets, marks
 }
 
+// readingSocket is one that is read from as quic-go does it, with or without GRO.
+func readingSocket(t *testing.T, gro bool) (*Socket, *udpConn) {
+	t.Helper()
+	s, reader := udpSocket(t, nil)
+	if !s.Stats().GRO {
+		t.Skip("this kernel has no UDP GRO")
+	}
+	s.gro = gro
+	raw, err := reader.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if !gro {
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 0)
+		}
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_RECVTOS, 1)
+	})
+	return s, reader
+}
+
 func TestCoalescedPacketsAreSplit(t *testing.T) {
 	for _, gro := range []bool{true, false} {
-		to, reader := udpSocket(t, nil)
+		to, reader := readingSocket(t, gro)
 		_, writer := udpSocket(t, nil)
-		if !to.Stats().GRO {
-			t.Skip("this kernel has no UDP GRO")
-		}
-		to.gro = gro
-		raw, err := reader.SyscallConn()
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = raw.Control(func(fd uintptr) {
-			if !gro {
-				_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 0)
-			}
-			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_RECVTOS, 1) // as quic-go does
-		})
 		addr := reader.LocalAddr().(*net.UDPAddr)
 
 		// Trains of all lengths, whose last packet is shorter, with single packets in between.
@@ -255,22 +262,8 @@ func TestRefusedSends(t *testing.T) {
 // Parity of segmented sends, and what is restored, over real sockets: with the same mark, also where it comes coalesced.
 func TestParityOverRealSockets(t *testing.T) {
 	for _, gro := range []bool{true, false} {
-		to, reader := udpSocket(t, nil)
+		to, reader := readingSocket(t, gro)
 		from, writer := udpSocket(t, nil)
-		if !to.Stats().GRO {
-			t.Skip("this kernel has no UDP GRO")
-		}
-		to.gro = gro
-		raw, err := reader.SyscallConn()
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = raw.Control(func(fd uintptr) {
-			if !gro {
-				_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 0)
-			}
-			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_RECVTOS, 1) // as quic-go does
-		})
 		addr := reader.LocalAddr().(*net.UDPAddr)
 		random := rand.New(rand.NewPCG(1, 1))
 
