@@ -57,8 +57,8 @@ ifeq ($(RACE),)
 	@echo 'make test: no C compiler, so the race detector is off; to have it: apt-get install gcc libc6-dev' >&2
 endif
 	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -shuffle=on -timeout=10m $(TESTFLAGS) $$($(GO) list ./... | grep -v -e '/pkg/e2e$$' -e '/deploy$$')
-	@# What memory a session holds, and how a busy path behaves, can be measured without the race detector alone.
-	$(GO) test -shuffle=on -timeout=10m $(TESTFLAGS) ./pkg/session ./pkg/chaintest
+	@# What memory a session holds, and how a busy link or path behaves, can be measured without the race detector alone.
+	$(GO) test -shuffle=on -timeout=10m $(TESTFLAGS) ./pkg/link ./pkg/session ./pkg/chaintest
 	@# These run whole processes and measure pauses: nothing else runs beside them.
 ifeq ($(AGAIN),)
 	$(TEST_PROCESSES)

@@ -80,7 +80,8 @@ func (s *Stream) Write(p []byte) (int, error) {
 	return n, streamError(err)
 }
 
-// sendWhole has QUIC send what is written without going round between this stream and others, or go round again.
+// sendWhole has QUIC send what is written without going round between this stream and others, or go round again. It still
+// goes between the first of such streams and all others, so that small writes don't wait.
 func (s *Stream) sendWhole(whole bool) {
 	if s.whole != whole {
 		s.whole = whole
