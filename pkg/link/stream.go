@@ -76,9 +76,18 @@ func (s *Stream) Write(p []byte) (int, error) {
 	n, err := s.stream.Write(p)
 	if large {
 		s.link.turns.give(s)
+	} else {
+		lineUp()
 	}
 	return n, streamError(err)
 }
+
+// lineUp has QUIC's goroutine, which a write has just made ready, wait for its turn behind all that is ready by now. Go runs what
+// was made ready last right after the one that did it: so of 16 streams that have something to say at the same time, each
+// would get a packet of its own, and a system call, and an acknowledgement. Behind the others it finds all that they have
+// written. What is made ready after it, here by a goroutine that does nothing, takes its place at the front. Where no other
+// goroutine is ready that costs a quarter of a microsecond.
+func lineUp() { go func() {}() }
 
 // sendWhole has QUIC send what is written without going round between this stream and others, or go round again. It still
 // goes between the first of such streams and all others, so that small writes don't wait.
@@ -94,6 +103,7 @@ func (s *Stream) TryWrite(p []byte) (bool, error) {
 	s.link.touch()
 	s.link.flush()
 	err := s.tryWrite(p)
+	lineUp()
 	if errors.Is(err, quic.ErrWouldBlock) {
 		return false, nil
 	}

@@ -53,6 +53,7 @@ func TestTotals(t *testing.T) {
 		w.start()
 		first := w.took(0, 2*sec)
 		time.Sleep(20 * sec)
+		synctest.Wait() // what else is at this moment is over
 		live, totals := first.Stats(), w.dialer.Totals()
 		if totals.BytesSent != live.BytesSent || totals.PacketsSent != live.PacketsSent || totals.BytesReceived != live.BytesReceived || live.BytesSent == 0 {
 			t.Errorf("counted %+v, the link has %+v", totals, live)
@@ -61,6 +62,7 @@ func TestTotals(t *testing.T) {
 		w.start()
 		second := w.took(0, 30*sec)
 		time.Sleep(sec)
+		synctest.Wait()
 		totals = w.dialer.Totals()
 		if now := second.Stats(); totals.BytesSent < live.BytesSent+now.BytesSent || totals.BytesReceived < live.BytesReceived+now.BytesReceived {
 			t.Errorf("counted %+v, the links have %+v and %+v", totals, live, now)

@@ -3,6 +3,7 @@
 package link_test
 
 import (
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -44,6 +45,47 @@ func TestWhatHasWaitedComesTogether(t *testing.T) {
 		if each := count * size * times / reads.Load(); each < 12<<10 {
 			t.Errorf("%d bytes at a time", each)
 		}
+		resetAll(here, there)
+	})
+}
+
+// TestWhatIsSaidAtOnceGoesTogether has many streams say something little at the same time, on a process with one processor.
+// It goes in few packets, not in one for each. The race detector mixes up what runs when.
+func TestWhatIsSaidAtOnceGoesTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+		const count = 32
+		network := linktest.New(t, time.Millisecond)
+		_, here, there := many(t, network, count)
+		packets := 0
+		network.Drop(func(p linktest.Packet) bool {
+			if p.To.Addr().String() == linktest.RelayHost {
+				packets++
+			}
+			return false
+		})
+		var all sync.WaitGroup
+		now := make(chan struct{})
+		for i := range count {
+			all.Go(func() {
+				<-now
+				if _, err := here[i].Write([]byte("ls\n")); err != nil {
+					t.Error(err)
+				}
+			})
+			all.Go(func() {
+				if _, err := there[i].Read(make([]byte, 8)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		close(now)
+		all.Wait()
+		if packets > count/4 {
+			t.Errorf("%d packets for what %d streams had to say at once", packets, count)
+		}
+		t.Log(packets, "packets")
 		resetAll(here, there)
 	})
 }
