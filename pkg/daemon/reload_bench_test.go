@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"ptthqd/pkg/control"
 	"ptthqd/pkg/ident"
 )
 
@@ -54,7 +55,10 @@ func BenchmarkFileToForce(b *testing.B) {
 						b.Fatalf("%+v, %v", done, err)
 					}
 				}
-				now := p.until("it is in force", p.hasPeer(id))
+				there := p.hasPeer(id)
+				now := p.until("it is in force", func(s *control.Status) bool { // the peer is there before the record of the reload is
+					return there(s) && s.Config.Reload != nil && s.Config.Reload.At.After(begun)
+				})
 				took = append(took, now.Config.Reload.At.Sub(begun))
 			}
 			took.report(b, "to-force")
