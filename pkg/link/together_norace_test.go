@@ -57,10 +57,10 @@ func TestWhatIsSaidAtOnceGoesTogether(t *testing.T) {
 		const count = 32
 		network := linktest.New(t, time.Millisecond)
 		_, here, there := many(t, network, count)
-		packets := 0
+		var packets atomic.Int32
 		network.Drop(func(p linktest.Packet) bool {
 			if p.To.Addr().String() == linktest.RelayHost {
-				packets++
+				packets.Add(1)
 			}
 			return false
 		})
@@ -82,10 +82,9 @@ func TestWhatIsSaidAtOnceGoesTogether(t *testing.T) {
 		synctest.Wait()
 		close(now)
 		all.Wait()
-		if packets > count/4 {
-			t.Errorf("%d packets for what %d streams had to say at once", packets, count)
+		if n := packets.Load(); n == 0 || n > count/4 {
+			t.Errorf("%d packets for what %d streams had to say at once", n, count)
 		}
-		t.Log(packets, "packets")
 		resetAll(here, there)
 	})
 }

@@ -339,7 +339,8 @@ func (v *Server) live(s *session, dial Dial) {
 }
 
 // makeRoom has the goroutine's stack grow at once to what dialling takes of it. By itself it grows in steps, each of which copies all
-// that is on it by then: that was 8 % of the time of a server which opens sessions all the while.
+// that is on it by then. Of the time of a server which opens sessions all the while, growing took 9 %, and takes 5, most of it for
+// other goroutines; room for 10 KiB is no better.
 //
 //go:noinline
 func makeRoom(i int) byte {
