@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// groReads is how many coalesced datagrams one system call takes at most; quic-go itself takes 8 packets.
-	groReads = 8
+	// batchReads is how many datagrams, coalesced or not, one system call takes at most, as in quic-go itself.
+	batchReads = 8
 	// groSize is the size of the largest coalesced datagram: the kernel stops below 64 KiB.
 	groSize = 64 << 10
 	// oobSize holds the control messages that are asked for: ECN, packet info of IPv6, GRO, drops.
@@ -27,7 +27,10 @@ func (s *Socket) setUp(udp *net.UDPConn) (net.PacketConn, error) {
 	if err != nil {
 		return nil, err
 	}
+	v6 := false
 	err = raw.Control(func(fd uintptr) {
+		family, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN)
+		v6 = err == nil && family == unix.AF_INET6
 		s.receiveBuffer = growBuffer(int(fd), unix.SO_RCVBUF, unix.SO_RCVBUFFORCE)
 		s.sendBuffer = growBuffer(int(fd), unix.SO_SNDBUF, unix.SO_SNDBUFFORCE)
 		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1)
@@ -36,7 +39,7 @@ func (s *Socket) setUp(udp *net.UDPConn) (net.PacketConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &udpConn{UDPConn: udp, socket: s, batch: ipv4.NewPacketConn(udp)}, nil
+	return &udpConn{UDPConn: udp, socket: s, raw: newRawUDP(raw, v6)}, nil
 }
 
 // growBuffer raises a kernel buffer to socketBuffer, if it is smaller, and returns what it is then. FORCE goes beyond
@@ -61,7 +64,7 @@ func growBuffer(fd, option, force int) int {
 type udpConn struct {
 	*net.UDPConn
 	socket *Socket
-	batch  *ipv4.PacketConn
+	raw    *rawUDP
 
 	// What was read and is not handed out yet. quic-go reads from one goroutine.
 	reads   []ipv4.Message // made at the first read
@@ -75,24 +78,24 @@ type udpConn struct {
 
 // ReadBatch fills ms with one packet each and returns how many; it waits until there is one. The message's buffers are
 // quic-go's, so each packet is copied, which costs less than the system call that it spares.
-func (c *udpConn) ReadBatch(ms []ipv4.Message, flags int) (int, error) {
+func (c *udpConn) ReadBatch(ms []ipv4.Message, _ int) (int, error) {
 	for { // until there is one that is QUIC's
-		n, err := c.read(ms, flags)
+		n, err := c.read(ms)
 		if n > 0 || err != nil {
 			return n, err
 		}
 	}
 }
 
-func (c *udpConn) read(ms []ipv4.Message, flags int) (int, error) {
+func (c *udpConn) read(ms []ipv4.Message) (int, error) {
 	if c.socket.gro {
-		return c.readCoalesced(ms, flags)
+		return c.readCoalesced(ms)
 	}
-	return c.readPlain(ms, flags)
+	return c.readPlain(ms)
 }
 
-func (c *udpConn) readPlain(ms []ipv4.Message, flags int) (int, error) {
-	n, err := c.batch.ReadBatch(ms, flags)
+func (c *udpConn) readPlain(ms []ipv4.Message) (int, error) {
+	n, err := c.raw.receive(ms)
 	if err != nil {
 		return n, err
 	}
@@ -104,9 +107,9 @@ func (c *udpConn) readPlain(ms []ipv4.Message, flags int) (int, error) {
 	return c.socket.sift(ms[:n]), nil
 }
 
-func (c *udpConn) readCoalesced(ms []ipv4.Message, flags int) (int, error) {
+func (c *udpConn) readCoalesced(ms []ipv4.Message) (int, error) {
 	if c.next == c.filled {
-		if err := c.receive(flags); err != nil {
+		if err := c.receive(); err != nil {
 			return 0, err
 		}
 	}
@@ -137,16 +140,16 @@ func (c *udpConn) readCoalesced(ms []ipv4.Message, flags int) (int, error) {
 }
 
 // receive waits for datagrams and takes what is there.
-func (c *udpConn) receive(flags int) error {
+func (c *udpConn) receive() error {
 	if c.reads == nil {
-		c.reads = make([]ipv4.Message, groReads)
+		c.reads = make([]ipv4.Message, batchReads)
 		for i := range c.reads {
 			c.reads[i].Buffers = [][]byte{make([]byte, groSize)}
 			c.reads[i].OOB = make([]byte, oobSize)
 		}
 		c.oob = make([]byte, 0, oobSize)
 	}
-	n, err := c.batch.ReadBatch(c.reads, flags)
+	n, err := c.raw.receive(c.reads)
 	c.next, c.filled = 0, max(n, 0)
 	if err != nil {
 		return err
@@ -220,14 +223,14 @@ func (c *udpConn) protect(m *parityMaker, b, oob []byte, addr *net.UDPAddr) {
 
 // write sends. Some hosts, containers above all, refuse segmented or ECN-marked sends: then those go out without.
 func (c *udpConn) write(b, oob []byte, addr *net.UDPAddr) (int, int, error) {
-	_, _, err := c.UDPConn.WriteMsgUDP(b, oob, addr)
+	err := c.send(b, oob, addr)
 	if err == nil {
 		return len(b), len(oob), nil
 	}
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EIO) {
 		segmented, marked, plain := splitControl(oob)
 		if marked {
-			if _, _, again := c.UDPConn.WriteMsgUDP(b, plain, addr); again == nil {
+			if again := c.send(b, plain, addr); again == nil {
 				c.socket.sayOnce(saidECN, slog.LevelWarn, "this host refuses to send packets with an ECN mark, so they go without; "+
 					"QUIC_GO_DISABLE_ECN=true in the environment spares the attempt", slog.Any("error", err))
 				return len(b), len(oob), nil
@@ -242,6 +245,17 @@ func (c *udpConn) write(b, oob []byte, addr *net.UDPAddr) (int, int, error) {
 		}
 	}
 	return len(b), len(oob), c.socket.sent(err)
+}
+
+func (c *udpConn) send(b, oob []byte, addr *net.UDPAddr) error {
+	if len(b) == 0 || !c.raw.takes(addr) {
+		_, _, err := c.UDPConn.WriteMsgUDP(b, oob, addr)
+		return err
+	}
+	if err := c.raw.send(b, oob, addr); err != nil {
+		return &net.OpError{Op: "write", Net: "udp", Source: c.LocalAddr(), Addr: addr, Err: err}
+	}
+	return nil
 }
 
 // SetReadBuffer does nothing: the Socket has set the buffers, and quic-go's own attempt could shrink them.

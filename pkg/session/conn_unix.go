@@ -74,7 +74,7 @@ func (e *rawEnd) tryRead(reserve func() []byte, cancel func()) int {
 func (e *rawEnd) readReady(fd uintptr) bool {
 	p := e.reserve()
 	for {
-		e.readN, e.readErr = unix.Read(int(fd), p)
+		e.readN, e.readErr = readSocket(fd, p)
 		if !errors.Is(e.readErr, unix.EINTR) {
 			break
 		}
@@ -102,7 +102,7 @@ func (e *rawEnd) tryWrite(p []byte) (int, error) {
 
 func (e *rawEnd) writeReady(fd uintptr) bool {
 	for {
-		e.writeN, e.writeErr = unix.Write(int(fd), e.out)
+		e.writeN, e.writeErr = writeSocket(fd, e.out)
 		if !errors.Is(e.writeErr, unix.EINTR) {
 			return true
 		}
