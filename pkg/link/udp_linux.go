@@ -85,14 +85,11 @@ func (u *rawUDP) receive(ms []ipv4.Message) (int, error) {
 func (u *rawUDP) readReady(fd uintptr) bool {
 	for {
 		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&u.headers[0])), uintptr(u.wanted), 0, 0, 0)
-		switch errno {
-		case unix.EINTR:
+		if errno == unix.EINTR {
 			continue
-		case unix.EAGAIN:
-			return false
 		}
 		u.got, u.errno = int(n), errno
-		return true
+		return errno != unix.EAGAIN
 	}
 }
 
@@ -175,12 +172,8 @@ func newSending() *sending {
 func (s *sending) writeReady(fd uintptr) bool {
 	for {
 		_, _, s.errno = unix.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&s.header)), 0)
-		switch s.errno {
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
-			return false
+		if s.errno != unix.EINTR {
+			return s.errno != unix.EAGAIN
 		}
-		return true
 	}
 }
