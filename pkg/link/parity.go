@@ -188,6 +188,12 @@ type peers[T any] struct {
 	mu    sync.Mutex // of those who change it
 }
 
+// any tells whether there is anything, for any address.
+func (p *peers[T]) any() bool {
+	table := p.table.Load()
+	return table != nil && len(*table) > 0
+}
+
 // at returns what there is for an address, or nil.
 func (p *peers[T]) at(addr net.Addr) *T {
 	table := p.table.Load()

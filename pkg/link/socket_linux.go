@@ -198,39 +198,57 @@ func (c *udpConn) examine(oob []byte, rest *[]byte) (segment int) {
 	return segment
 }
 
-// WriteMsgUDP sends one packet, or several of equal size where oob says so, and their parity if the peer gets some.
+// WriteMsgUDP sends one packet, or several of equal size where oob says so, and their parity if the peer gets some. QUIC has a goroutine
+// for each link that does nothing else; with 2 KiB of stack it has what this needs as a rule, and what is rare is elsewhere.
 func (c *udpConn) WriteMsgUDP(b, oob []byte, addr *net.UDPAddr) (int, int, error) {
-	n, oobn, err := c.write(b, oob, addr)
-	if err == nil {
-		if m := c.socket.makers.at(addr); m != nil {
-			c.protect(m, b, oob, addr)
-		}
+	if err := c.raw.send(b, oob, addr); err != nil {
+		return c.sendOtherwise(b, oob, addr, err)
 	}
-	return n, oobn, err
+	if c.socket.makers.any() {
+		c.protect(b, oob, addr)
+	}
+	return len(b), len(oob), nil
 }
 
-// protect sends the parity of packets that have left, with the same mark and from the same address.
-func (c *udpConn) protect(m *parityMaker, b, oob []byte, addr *net.UDPAddr) {
+// protect sends the parity of packets that have left, if the peer gets any, with the same mark and from the same address.
+//
+//go:noinline
+func (c *udpConn) protect(b, oob []byte, addr *net.UDPAddr) {
+	m := c.socket.makers.at(addr)
+	if m == nil {
+		return
+	}
 	size := segmentSize(oob)
 	if size == 0 {
 		size = len(b)
 	}
 	m.protect(b, size, func(parity []byte) {
 		m.control = appendUnsegmented(m.control[:0], oob)
-		_, _, _ = c.write(parity, m.control, addr)
+		if err := c.raw.send(parity, m.control, addr); err != nil {
+			_, _, _ = c.sendOtherwise(parity, m.control, addr, err)
+		}
 	})
 }
 
-// write sends. Some hosts, containers above all, refuse segmented or ECN-marked sends: then those go out without.
-func (c *udpConn) write(b, oob []byte, addr *net.UDPAddr) (int, int, error) {
-	err := c.send(b, oob, addr)
-	if err == nil {
-		return len(b), len(oob), nil
+// sendOtherwise sends what was refused with err. Some hosts, containers above all, refuse segmented or ECN-marked sends: then
+// those go out without.
+//
+//go:noinline
+func (c *udpConn) sendOtherwise(b, oob []byte, addr *net.UDPAddr, err error) (int, int, error) {
+	send := c.raw.send
+	if errors.Is(err, errAddress) {
+		send = func(b, oob []byte, addr *net.UDPAddr) error {
+			_, _, err := c.UDPConn.WriteMsgUDP(b, oob, addr)
+			return err
+		}
+		if err = send(b, oob, addr); err == nil {
+			return len(b), len(oob), nil
+		}
 	}
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EIO) {
 		segmented, marked, plain := splitControl(oob)
 		if marked {
-			if again := c.send(b, plain, addr); again == nil {
+			if again := send(b, plain, addr); again == nil {
 				c.socket.sayOnce(saidECN, slog.LevelWarn, "this host refuses to send packets with an ECN mark, so they go without; "+
 					"QUIC_GO_DISABLE_ECN=true in the environment spares the attempt", slog.Any("error", err))
 				return len(b), len(oob), nil
@@ -244,18 +262,10 @@ func (c *udpConn) write(b, oob []byte, addr *net.UDPAddr) (int, int, error) {
 			return 0, 0, os.NewSyscallError("sendmsg", unix.EIO)
 		}
 	}
+	if _, ok := errors.AsType[*net.OpError](err); !ok {
+		err = &net.OpError{Op: "write", Net: "udp", Source: c.LocalAddr(), Addr: addr, Err: err}
+	}
 	return len(b), len(oob), c.socket.sent(err)
-}
-
-func (c *udpConn) send(b, oob []byte, addr *net.UDPAddr) error {
-	if len(b) == 0 || !c.raw.takes(addr) {
-		_, _, err := c.UDPConn.WriteMsgUDP(b, oob, addr)
-		return err
-	}
-	if err := c.raw.send(b, oob, addr); err != nil {
-		return &net.OpError{Op: "write", Net: "udp", Source: c.LocalAddr(), Addr: addr, Err: err}
-	}
-	return nil
 }
 
 // SetReadBuffer does nothing: the Socket has set the buffers, and quic-go's own attempt could shrink them.

@@ -8,6 +8,10 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -315,8 +319,9 @@ func TestAddresses(t *testing.T) {
 	// What a socket can't reach is refused, and sent nowhere.
 	_, c := udpSocket(t, nil)
 	for _, to := range []*net.UDPAddr{{IP: net.IPv6loopback, Port: 9}, {IP: net.IP{1, 2, 3}, Port: 9}} {
-		if err := c.send([]byte("x"), nil, to); err == nil {
-			t.Errorf("sent to %v", to)
+		before := c.socket.Stats().SendFailures
+		if _, _, err := c.WriteMsgUDP([]byte("x"), nil, to); err != nil || c.socket.Stats().SendFailures != before+1 {
+			t.Errorf("to %v: %v, %d failures", to, err, c.socket.Stats().SendFailures-before)
 		}
 	}
 	// A link-local address has its interface.
@@ -351,6 +356,52 @@ func TestReadersAreWoken(t *testing.T) {
 	if err := <-read; !errors.Is(err, net.ErrClosed) {
 		t.Error(err)
 	}
+}
+
+// A link's goroutine that sends keeps the 2 KiB of stack that it begins with: there are thousands at a relay. QUIC's own part of that is
+// 512 bytes.
+func TestSendingNeedsLittleStack(t *testing.T) {
+	if raced || testing.CoverMode() != "" {
+		t.Skip("frames are larger")
+	}
+	_, reader := udpSocket(t, nil)
+	_, writer := udpSocket(t, nil)
+	addr := reader.LocalAddr().(*net.UDPAddr)
+	oob := control(unix.IPPROTO_IP, unix.IP_TOS, 2)
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // it shrinks stacks
+	_, _, _ = writer.WriteMsgUDP([]byte("x"), oob, addr)
+	stacks := func() uint64 {
+		sample := []metrics.Sample{{Name: "/memory/classes/heap/stacks:bytes"}}
+		metrics.Read(sample)
+		return sample[0].Value.Uint64()
+	}
+	const count = 2000
+	before := stacks()
+	var sent, all sync.WaitGroup
+	stay := make(chan struct{})
+	for range count {
+		sent.Add(1)
+		all.Go(func() {
+			sendDeep(writer, oob, addr)
+			sent.Done()
+			<-stay
+		})
+	}
+	sent.Wait()
+	each := int64(stacks()-before) / count
+	close(stay)
+	all.Wait()
+	if each > 3<<10 {
+		t.Errorf("%d bytes of stack", each)
+	}
+}
+
+//go:noinline
+func sendDeep(c *udpConn, oob []byte, addr *net.UDPAddr) {
+	var frame [512]byte
+	frame[len(oob)] = 1
+	_, _, _ = c.WriteMsgUDP([]byte("x"), oob, addr)
+	runtime.KeepAlive(&frame)
 }
 
 // Parity of segmented sends, and what is restored, over real sockets: with the same mark, also where it comes coalesced.

@@ -2,6 +2,7 @@ package link
 
 import (
 	"encoding/binary"
+	"errors"
 	"net"
 	"os"
 	"slices"
@@ -115,35 +116,29 @@ func (u *rawUDP) address(name *unix.RawSockaddrInet6) *net.UDPAddr {
 	return addr
 }
 
-// takes tells whether send can send to an address. What it can't is for the net package to send, or to refuse.
-func (u *rawUDP) takes(to *net.UDPAddr) bool {
-	return to != nil && to.Zone == "" && (u.v6 && len(to.IP) != 0 || to.IP.To4() != nil)
-}
+// errAddress says that an address is none that send can send to; the net package may.
+var errAddress = errors.New("internal error: an address with a zone or of the other family")
 
-// send sends b, which isn't empty, with the control messages oob to an address that it takes. It waits while the socket's buffer is full.
+// send sends b with the control messages oob. It waits while the socket's buffer is full. Most errors are an *os.SyscallError.
 func (u *rawUDP) send(b, oob []byte, to *net.UDPAddr) error {
 	s := u.sendings.Get().(*sending)
-	defer u.sendings.Put(s)
-	s.to = unix.RawSockaddrInet6{Family: unix.AF_INET6}
-	s.header.Namelen = unix.SizeofSockaddrInet6
-	if u.v6 {
-		copy(s.to.Addr[:], to.IP.To16())
-	} else {
-		v4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(&s.to))
-		v4.Family = unix.AF_INET
-		copy(v4.Addr[:], to.IP.To4())
-		s.header.Namelen = unix.SizeofSockaddrInet4
+	if !s.address(to, u.v6) {
+		u.sendings.Put(s)
+		return errAddress
 	}
-	binary.BigEndian.PutUint16(portOf(&s.to), uint16(to.Port))
 	s.buffer.Base = unsafe.SliceData(b)
 	s.buffer.SetLen(len(b))
 	s.header.Control = unsafe.SliceData(oob)
 	s.header.SetControllen(len(oob))
-	err := u.conn.Write(s.onWrite)
-	s.buffer.Base, s.header.Control = nil, nil
-	if err == nil && s.errno != 0 {
-		err = os.NewSyscallError("sendmsg", s.errno)
+	err := u.conn.Control(s.onControl) // not Write, which lets only one send at a time
+	if err == nil && s.errno == unix.EAGAIN {
+		err = u.conn.Write(s.onWrite)
 	}
+	if err == nil && s.errno != 0 {
+		err = s.failed()
+	}
+	s.buffer.Base, s.header.Control = nil, nil
+	u.sendings.Put(s)
 	return err
 }
 
@@ -156,7 +151,9 @@ type sending struct {
 	buffer  unix.Iovec
 	to      unix.RawSockaddrInet6 // IPv4's is smaller
 	errno   unix.Errno
-	onWrite func(fd uintptr) bool
+
+	onControl func(fd uintptr)
+	onWrite   func(fd uintptr) bool
 }
 
 func newSending() *sending {
@@ -164,16 +161,53 @@ func newSending() *sending {
 	s.header.Name = (*byte)(unsafe.Pointer(&s.to))
 	s.header.Iov = &s.buffer
 	s.header.SetIovlen(1)
-	s.onWrite = s.writeReady
+	s.onControl, s.onWrite = s.write, s.writeReady
 	return s
+}
+
+// address sets whom it is for, and tells whether that is possible.
+//
+//go:noinline
+func (s *sending) address(to *net.UDPAddr, v6 bool) bool {
+	if to == nil || to.Zone != "" {
+		return false
+	}
+	if v6 {
+		ip := to.IP.To16()
+		if ip == nil {
+			return false
+		}
+		s.to = unix.RawSockaddrInet6{Family: unix.AF_INET6}
+		copy(s.to.Addr[:], ip)
+		s.header.Namelen = unix.SizeofSockaddrInet6
+	} else {
+		ip := to.IP.To4()
+		if ip == nil {
+			return false
+		}
+		v4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(&s.to))
+		*v4 = unix.RawSockaddrInet4{Family: unix.AF_INET}
+		copy(v4.Addr[:], ip)
+		s.header.Namelen = unix.SizeofSockaddrInet4
+	}
+	binary.BigEndian.PutUint16(portOf(&s.to), uint16(to.Port))
+	return true
+}
+
+//go:noinline
+func (s *sending) failed() error { return os.NewSyscallError("sendmsg", s.errno) }
+
+func (s *sending) write(fd uintptr) {
+	for {
+		_, _, s.errno = unix.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&s.header)), 0)
+		if s.errno != unix.EINTR {
+			return
+		}
+	}
 }
 
 // writeReady is called when the socket may take something; false asks to be called again when it does.
 func (s *sending) writeReady(fd uintptr) bool {
-	for {
-		_, _, s.errno = unix.RawSyscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&s.header)), 0)
-		if s.errno != unix.EINTR {
-			return s.errno != unix.EAGAIN
-		}
-	}
+	s.write(fd)
+	return s.errno != unix.EAGAIN
 }
