@@ -147,10 +147,10 @@ func portOf(name *unix.RawSockaddrInet6) []byte { return (*[2]byte)(unsafe.Point
 
 // A sending is what the kernel reads while a datagram is sent.
 type sending struct {
-	header  unix.Msghdr
-	buffer  unix.Iovec
-	to      unix.RawSockaddrInet6 // IPv4's is smaller
-	errno   unix.Errno
+	header unix.Msghdr
+	buffer unix.Iovec
+	to     unix.RawSockaddrInet6 // IPv4's is smaller
+	errno  unix.Errno
 
 	onControl func(fd uintptr)
 	onWrite   func(fd uintptr) bool
