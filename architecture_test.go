@@ -19,10 +19,11 @@ const module = "ptthqd"
 // floors says how high each package stands. A package imports only from floors below its own; roles, which share a
 // floor, therefore never import each other.
 var floors = map[string]int{
-	"pkg/wire":  0,
-	"pkg/ident": 0,
-	"pkg/pace":  0,
-	"pkg/spare": 0,
+	"pkg/wire":   0,
+	"pkg/ident":  0,
+	"pkg/pace":   0,
+	"pkg/spare":  0,
+	"pkg/nowait": 0,
 
 	"pkg/splice":  1, // needs wire's codes for how a stream ends
 	"pkg/policy":  1,
@@ -65,7 +66,7 @@ var knows = []struct {
 	{"github.com/BurntSushi/toml", []string{"pkg/config"}, "only config knows TOML"},
 	{"github.com/spf13/", []string{"cmd/ptthqd"}, "only the command knows the command line"},
 	{"os/exec", []string{"cmd/ptthqd", "cmd/bench", "pkg/e2e"}, "nothing that speaks to a network starts programs"},
-	{"unsafe", []string{"pkg/link", "pkg/daemon"}, "what foreign bytes reach is memory-safe"},
+	{"unsafe", []string{"pkg/nowait", "pkg/link", "pkg/daemon"}, "what foreign bytes reach is memory-safe"},
 }
 
 // relayMayNot lists what would let the relay dial: it is a security boundary, and its imports show it.

@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"ptthqd/pkg/nowait"
 )
 
 // rawEnd reads and writes a socket by its descriptor. The functions handed to
@@ -74,7 +76,7 @@ func (e *rawEnd) tryRead(reserve func() []byte, cancel func()) int {
 func (e *rawEnd) readReady(fd uintptr) bool {
 	p := e.reserve()
 	for {
-		e.readN, e.readErr = readSocket(fd, p)
+		e.readN, e.readErr = nowait.Read(fd, p)
 		if !errors.Is(e.readErr, unix.EINTR) {
 			break
 		}
@@ -102,7 +104,7 @@ func (e *rawEnd) tryWrite(p []byte) (int, error) {
 
 func (e *rawEnd) writeReady(fd uintptr) bool {
 	for {
-		e.writeN, e.writeErr = writeSocket(fd, e.out)
+		e.writeN, e.writeErr = nowait.Write(fd, e.out)
 		if !errors.Is(e.writeErr, unix.EINTR) {
 			return true
 		}

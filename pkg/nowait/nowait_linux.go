@@ -1,0 +1,21 @@
+package nowait
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Read reads what is there into p, as read(2) does. The error is a unix.Errno, EAGAIN where nothing is there.
+func Read(fd uintptr, p []byte) (int, error) { return transfer(unix.SYS_READ, fd, p) }
+
+// Write writes what fits of p, as write(2) does. The error is a unix.Errno, EAGAIN where nothing fits.
+func Write(fd uintptr, p []byte) (int, error) { return transfer(unix.SYS_WRITE, fd, p) }
+
+func transfer(call, fd uintptr, p []byte) (int, error) {
+	n, _, errno := unix.RawSyscall(call, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
