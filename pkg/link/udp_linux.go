@@ -19,7 +19,7 @@ import (
 // runtime polls the socket, but often last for longer than 20 µs, after which the runtime takes a call that it knows of for
 // one that waits: it gives the processor to another of its threads, which the kernel has to wake, and the caller has to
 // wait for it afterwards. With one of Go's processors, without this and the same for TCP (pkg/nowait), two cores, medians of 8
-// to 10: a fifth to a quarter less processor time for bulk, and a quarter less for an idle round trip.
+// to 10: a fifth less processor time for bulk, and a quarter less time for an idle round trip.
 //
 // One goroutine may receive; any may send.
 type rawUDP struct {
