@@ -64,6 +64,7 @@ type quota struct {
 // A claim is a session's part in its quota, under the quota's lock.
 type claim struct {
 	want    int64
+	epoch   time.Duration // how long what arrives may take to make the quota grow
 	place   *list.Element // among those who wait; nil: it isn't there
 	granted int64         // reserved for it while it waited, and not taken yet
 }
@@ -74,6 +75,9 @@ const (
 	// quotaEpoch is how long, at least, what arrives may take to make the quota
 	// grow if it is as much as that.
 	quotaEpoch = 250 * time.Millisecond
+	// quotaAskedFor is how much of a scarce quota a session holds at least, in bytes, when it asks at once whether what it has
+	// sent has arrived.
+	quotaAskedFor = 1 << 10
 	// quotaAsks is how many sessions ask in one sweep whether what they have sent has arrived.
 	quotaAsks = 16
 )
@@ -101,13 +105,13 @@ func (q *quota) take(n int64, s *session) bool {
 		s.claim.granted = 0
 		return true
 	}
-	epoch := max(quotaEpoch, 2*s.minRTT)
+	s.claim.epoch = max(quotaEpoch, 2*s.minRTT)
 	if q.used <= 0 {
-		if now := time.Now(); now.Sub(q.since) > epoch {
+		if now := time.Now(); now.Sub(q.since) > s.claim.epoch {
 			q.since, q.arrived = now, 0 // the first on its way; what was before says nothing of it
 		}
 	}
-	if q.used >= q.limit && !q.growLocked(epoch) {
+	if q.used >= q.limit && !q.growLocked(s) {
 		s.claim.want = n
 		if s.claim.place == nil {
 			s.claim.place = q.waiting.PushBack(s)
@@ -120,11 +124,11 @@ func (q *quota) take(n int64, s *session) bool {
 	return true
 }
 
-// growLocked is for when the quota is used up: it makes more of it if as much
+// growLocked is for when the quota is used up, and s waits: it makes more of it if as much
 // has arrived in no more than an epoch.
-func (q *quota) growLocked(epoch time.Duration) bool {
+func (q *quota) growLocked(s *session) bool {
 	now := time.Now()
-	took := now.Sub(q.since)
+	took, epoch := now.Sub(q.since), s.claim.epoch
 	if took <= epoch && q.arrived < q.limit {
 		return false // it may still
 	}
@@ -171,8 +175,11 @@ func (q *quota) free(n, arrived int64) {
 // of a session.
 func (q *quota) serveLocked() {
 	var served []*session
-	for q.used < q.limit && q.waiting.Len() > 0 {
+	for q.waiting.Len() > 0 {
 		s := q.waiting.Front().Value.(*session)
+		if q.used >= q.limit && !q.growLocked(s) {
+			break
+		}
 		q.leaveLocked(s)
 		s.claim.granted = s.claim.want
 		q.used += s.claim.want
@@ -188,6 +195,13 @@ func (q *quota) leaveLocked(s *session) {
 		q.waiting.Remove(s.claim.place)
 		s.claim.place = nil
 	}
+}
+
+// scarce tells whether others may soon wait for what a session holds: more than a quarter of it is taken.
+func (q *quota) scarce() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return 4*q.used > q.limit
 }
 
 // asks tells whether one more session, which the sweep visits, is to ask whether what it has sent has arrived: others wait

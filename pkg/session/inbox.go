@@ -227,6 +227,9 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 			s.host.paths.note(s.pathLocked(), s.route.Link, rtt, now)
 			s.pingSince, s.pingSent = time.Time{}, time.Time{}
 			s.arrivedLocked(s.pingAt) // the peer reads in order
+			if !s.writing {
+				s.askLocked() // for what was sent since
+			}
 		}
 	case wire.FrameYield:
 		in := &s.in
@@ -426,7 +429,7 @@ func (s *session) ackEveryLocked() uint64 {
 	switch {
 	case s.minRTT == 0 || s.minRTT >= minStandRTT:
 	case s.in.lasts >= slowWindow && window == wire.InitialWindow:
-		return window - window/8
+		return window
 	default:
 		return min(window/2, max(window/16, 128<<10))
 	}

@@ -422,7 +422,7 @@ const lastReadTime = time.Second
 func (s *session) flush(st Stream) {
 	for {
 		s.mu.Lock()
-		if s.stream != st || s.frozen || !s.somethingLocked() {
+		if s.stream != st || s.frozen || !s.somethingLocked() && !s.askLocked() {
 			s.writing = false
 			s.cond.Broadcast()
 			s.mu.Unlock()
@@ -501,6 +501,17 @@ func (s *session) somethingLocked() bool {
 		return false
 	}
 	return s.rest != nil || s.controlLocked() || s.dataLocked() || s.lastWordLocked()
+}
+
+// askLocked has a ping follow what was sent, when nothing more can be, if the link's quota is scarce: the peer acknowledges a
+// part of a window only after a while, and others wait for what it holds. A whole window it acknowledges by itself.
+func (s *session) askLocked() bool {
+	if s.lost != nil || s.closed || s.quota == nil || !s.pingSince.IsZero() || s.out.sent >= s.out.limit ||
+		s.out.onLink() < quotaAskedFor || !s.quota.scarce() {
+		return false
+	}
+	s.pingLocked(time.Now())
+	return true
 }
 
 // controlLocked tells whether there are frames without data to write.

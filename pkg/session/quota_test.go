@@ -153,3 +153,61 @@ func TestQuotaReturns(t *testing.T) {
 		}
 	})
 }
+
+// TestQuotaIsNotHeldByWhatHasArrived has far more sessions send at once than the quota has room for. What one has sent and what
+// has arrived gives its quota to the next at once, though it waits for an acknowledgement to ride on, or the session has
+// sent less than a window and has nothing more to say.
+func TestQuotaIsNotHeldByWhatHasArrived(t *testing.T) {
+	const sessions, quota = 300, 1 << 20
+	begin := func(t *testing.T) *network {
+		t.Helper()
+		n := start(t, session.Limits{LinkQuota: quota})
+		n.capacity, n.conns = 1<<20, 64<<10
+		n.replaceLinks(&memLink{name: "near", latency: time.Millisecond})
+		return n
+	}
+	t.Run("bulk", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			n := begin(t)
+			const size = 512 << 10
+			var all sync.WaitGroup
+			var begun time.Time
+			for range sessions {
+				p1, p5, _ := n.established()
+				all.Go(func() { both(t, p1, p5, size, 1) })
+			}
+			begun = time.Now()
+			all.Wait()
+			// 150 quotas' worth, each of which is there and acknowledged in 2 ms.
+			if d := time.Since(begun); d > 3*time.Second {
+				t.Errorf("it took %v", d)
+			}
+		})
+	})
+	t.Run("pieces", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			n := begin(t)
+			const size, pieces = 20 << 10, 20
+			var all sync.WaitGroup
+			for range sessions {
+				p1, p5, _ := n.established()
+				all.Go(func() {
+					piece := make([]byte, size)
+					for range pieces {
+						begun := time.Now()
+						_, _ = p1.Write(piece)
+						_, _ = io.ReadFull(p5, piece)
+						if d := time.Since(begun); d > 100*time.Millisecond {
+							t.Errorf("a piece took %v", d)
+							break
+						}
+						time.Sleep(100 * time.Millisecond)
+					}
+					p1.reset()
+				})
+			}
+			all.Wait()
+			synctest.Wait()
+		})
+	})
+}

@@ -375,7 +375,7 @@ func TestAcknowledgementsOfPath(t *testing.T) {
 		most  uint64
 	}{
 		{"short", 2 * time.Millisecond, 0, 32, 0, 32 << 10, 128 << 10},
-		{"short and slow", 2 * time.Millisecond, 5 * time.Millisecond, 480, 3, 56 << 10, 58 << 10},
+		{"short and slow", 2 * time.Millisecond, 5 * time.Millisecond, 480, 3, 64 << 10, 64 << 10},
 		{"long", 40 * time.Millisecond, 0, 32, 0, 16 << 10, 31 << 10},
 	} {
 		t.Run(c.name, func(t *testing.T) {
