@@ -5,7 +5,7 @@
 // in the same run. Rounds are interleaved, so that what else the machine does falls on all alike; figures are medians
 // with the least and the greatest.
 //
-//	make bench                                # about eight minutes
+//	make bench                                # about ten minutes
 //	make bench BENCHFLAGS='-quick'            # under one, as a smoke test
 //	make bench BENCHFLAGS='-full -o bench.json cmd/bench/tunnels/ssh'
 //	bin/bench -rows rtt,open-16 -rounds 9

@@ -186,7 +186,9 @@ func bulkRow(streams int, down bool) func(context.Context, *bench, *chain, recor
 	return func(ctx context.Context, b *bench, c *chain, record recorder) error {
 		l := load{mode: "bulk", seconds: b.seconds, streams: streams, down: down}
 		if streams > fewStreams {
-			l.kib = max(64, int(256*b.seconds))
+			// So much that opening windows at first, and closing connections in the end, is a small part of it; and that it
+			// goes on for long: a link that came to a standstill after two seconds was not seen with a quarter of that.
+			l.kib = max(64, int(1024*b.seconds))
 		}
 		return b.bulk(ctx, c, l, record)
 	}

@@ -40,7 +40,7 @@ func (b *budget) give(n int64) { b.used.Add(-n) }
 //
 // That window is small at first, and grows as the other end of the link sees
 // more being taken from it. So does the quota: it is what arrives in a quarter
-// of a second, or in two round trips, between firstQuota and its most. Who takes
+// of a second, or in two round trips, or on a short path in 20 ms, between firstQuota and its most. Who takes
 // nothing never gets more than the first.
 //
 // Since it knows all sessions that share the way, it also knows when something
@@ -75,6 +75,10 @@ const (
 	// quotaEpoch is how long, at least, what arrives may take to make the quota
 	// grow if it is as much as that.
 	quotaEpoch = 250 * time.Millisecond
+	// shortQuotaEpoch is the same for a path whose round trips take less than minStandRTT. More than a few round trips' worth on its way would
+	// only be a queue at the relay, in buffers that have left the processor's cache: with 250 ms, 1,000 uploads take 4 % more
+	// processor time. With 3 ms it was the same as with 10; this is two of the longest such round trips.
+	shortQuotaEpoch = 2 * minStandRTT
 	// quotaAskedFor is how much of a scarce quota a session holds at least, in bytes, when it asks at once whether what it has
 	// sent has arrived.
 	quotaAskedFor = 1 << 10
@@ -106,6 +110,9 @@ func (q *quota) take(n int64, s *session) bool {
 		return true
 	}
 	s.claim.epoch = max(quotaEpoch, 2*s.minRTT)
+	if 0 < s.minRTT && s.minRTT < minStandRTT {
+		s.claim.epoch = shortQuotaEpoch
+	}
 	if q.used <= 0 {
 		if now := time.Now(); now.Sub(q.since) > s.claim.epoch {
 			q.since, q.arrived = now, 0 // the first on its way; what was before says nothing of it
