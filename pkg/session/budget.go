@@ -100,7 +100,9 @@ func (q *quota) silent(now time.Time) time.Duration {
 }
 
 // take reserves n bytes for s if anything is left, overdrawing by one piece at
-// most. If nothing is, s waits for its turn, and is kicked when it has come.
+// most. If nothing is, s waits for its turn, and is kicked when it has come. Who
+// has little on its way, this included, does not wait behind the others' bulk: all of them
+// together may overdraw the quota by a quarter.
 func (q *quota) take(n int64, s *session) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -118,7 +120,8 @@ func (q *quota) take(n int64, s *session) bool {
 			q.since, q.arrived = now, 0 // the first on its way; what was before says nothing of it
 		}
 	}
-	if q.used >= q.limit && !q.growLocked(s) {
+	brief := s.claim.place == nil && s.out.onLink()+uint64(n) <= smallBuffer && 4*q.used < 5*q.limit
+	if q.used >= q.limit && !brief && !q.growLocked(s) {
 		s.claim.want = n
 		if s.claim.place == nil {
 			s.claim.place = q.waiting.PushBack(s)

@@ -85,6 +85,59 @@ func quotaOfStalledLink(t *testing.T, limits session.Limits) {
 	})
 }
 
+// TestSmallMessagesPassTheQuota fills the quota of a link, whose peer takes nothing. A small message goes past those who wait for
+// it, but only as much of them as a quarter of it.
+func TestSmallMessagesPassTheQuota(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const quota, size = 256 << 10, 3 << 10
+		n := start(t, session.Limits{LinkQuota: quota})
+		n.conns = 64 << 10
+		var peers []*peer
+		var ends []*memConn
+		open := func(write int) *peer {
+			p1, _ := n.forwardVia("evil")
+			p := <-n.strangers
+			p.grant(opened())
+			synctest.Wait() // what follows isn't part of the opening
+			go func() { _, _ = p1.Write(make([]byte, write)) }()
+			peers, ends = append(peers, p), append(ends, p1)
+			return p
+		}
+		onTheWay := func() (sent int) {
+			for _, p := range peers {
+				sent += p.st.in.onTheWay()
+			}
+			return sent
+		}
+		for range 20 {
+			open(1 << 20)
+		}
+		time.Sleep(200 * time.Millisecond)
+		full := onTheWay()
+		if full < quota || full > quota+(70<<10) {
+			t.Fatalf("%d bytes were sent", full)
+		}
+		p := open(size)
+		synctest.Wait()
+		if got := p.st.in.onTheWay(); got < size {
+			t.Errorf("of a small message %d bytes were sent", got)
+		}
+		for range 100 {
+			open(size)
+		}
+		time.Sleep(200 * time.Millisecond) // not so long that the path counts as dead
+		if sent := onTheWay(); sent > quota+quota/4+(70<<10) {
+			t.Errorf("with more of them %d bytes were sent", sent)
+		}
+		for _, c := range ends {
+			c.reset()
+		}
+		for _, p := range peers {
+			p.st.Reset(2)
+		}
+	})
+}
+
 // TestQuotaGrows moves much to one peer far away, in many sessions: the quota
 // becomes as large as the way is long.
 func TestQuotaGrows(t *testing.T) {
