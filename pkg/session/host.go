@@ -22,8 +22,8 @@ type Limits struct {
 	// MaxWindow bounds the window of one direction of one session, in bytes:
 	// 64 KiB to 16 MiB, which fills 1 Gbit/s at 130 ms. 16 MiB.
 	MaxWindow int
-	// LinkQuota bounds what is unacknowledged over one link towards one remote
-	// peer, in bytes: a quarter of the largest connection window of a link. It begins
+	// LinkQuota bounds what is on its way over one link towards one remote
+	// peer, in bytes; small messages may exceed it by a quarter. It is a quarter of the largest connection window of a link. It begins
 	// with a quarter of the smallest, and grows with what arrives. 8 MiB.
 	LinkQuota int64
 	// Sessions bounds the sessions of this process. 65,536.
