@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -135,6 +136,78 @@ func TestSmallMessagesPassTheQuota(t *testing.T) {
 		for _, p := range peers {
 			p.st.Reset(2)
 		}
+	})
+}
+
+// TestRestedSessionsGoFirst has so many upload that each has its part of the quota again only after a second and more. A message of
+// several KiB, from a session that has been silent, does not wait for all of them; and however many of those there are, the
+// uploads go on.
+func TestRestedSessionsGoFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const uploads, size = 200, 16 << 10
+		n := start(t, session.Limits{LinkQuota: 256 << 10})
+		n.capacity = 1 << 20
+		n.replaceLinks(&memLink{name: "near", latency: 10 * time.Millisecond})
+		var ends []*memConn
+		var received atomic.Int64
+		for range uploads {
+			p1, p5, _ := n.established()
+			go func() {
+				for {
+					if _, err := p1.Write(make([]byte, 64<<10)); err != nil {
+						return
+					}
+				}
+			}()
+			go func() {
+				p := make([]byte, 64<<10)
+				for {
+					k, err := p5.Read(p)
+					if received.Add(int64(k)); err != nil {
+						return
+					}
+				}
+			}()
+			ends = append(ends, p1, p5)
+		}
+		time.Sleep(3 * time.Second)
+		message := func(p1, p5 *memConn) time.Duration {
+			begun := time.Now()
+			_, _ = p1.Write(make([]byte, size))
+			_, _ = io.ReadFull(p5, make([]byte, size))
+			return time.Since(begun)
+		}
+		p1, p5, _ := n.established()
+		ends = append(ends, p1, p5)
+		for range 5 {
+			time.Sleep(time.Second)
+			if d := message(p1, p5); d > 150*time.Millisecond {
+				t.Errorf("a message took %v", d)
+			}
+		}
+		alone := received.Swap(0) / 8
+		var messages sync.WaitGroup
+		for range 200 {
+			p1, p5, _ := n.established()
+			ends = append(ends, p1, p5)
+			messages.Go(func() {
+				for range 20 {
+					message(p1, p5)
+					time.Sleep(100 * time.Millisecond)
+				}
+			})
+		}
+		received.Store(0)
+		begun := time.Now()
+		messages.Wait()
+		beside := received.Load() * int64(time.Second) / int64(time.Since(begun))
+		if beside < alone/4 {
+			t.Errorf("uploads had %d bytes a second alone, and %d beside many messages", alone, beside)
+		}
+		for _, c := range ends {
+			c.reset()
+		}
+		synctest.Wait()
 	})
 }
 
