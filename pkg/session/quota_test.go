@@ -51,6 +51,23 @@ func TestQuotaOfStalledLink(t *testing.T) {
 	t.Run("by default", func(t *testing.T) { quotaOfStalledLink(t, session.Limits{}) })
 }
 
+// unread has a session send so many bytes to a peer that reads nothing, behind the opening.
+func (n *network) unread(size int) (p *peer, p1 *memConn) {
+	p1, _ = n.forwardVia("evil")
+	p = <-n.strangers
+	p.grant(opened())
+	synctest.Wait()
+	go func() { _, _ = p1.Write(make([]byte, size)) }()
+	return p, p1
+}
+
+func onTheWay(peers []*peer) (sent int) {
+	for _, p := range peers {
+		sent += p.st.in.onTheWay()
+	}
+	return sent
+}
+
 func quotaOfStalledLink(t *testing.T, limits session.Limits) {
 	synctest.Test(t, func(t *testing.T) {
 		const quota = 256 << 10
@@ -58,17 +75,11 @@ func quotaOfStalledLink(t *testing.T, limits session.Limits) {
 		var stalled []*peer
 		var ends []*memConn
 		for range 20 {
-			p1, _ := n.forwardVia("evil")
-			p := <-n.strangers
-			p.grant(opened())
-			go func() { _, _ = p1.Write(make([]byte, 1<<20)) }()
+			p, p1 := n.unread(1 << 20)
 			stalled, ends = append(stalled, p), append(ends, p1)
 		}
 		time.Sleep(10 * time.Second) // no ping is answered, either
-		sent := 0
-		for _, p := range stalled {
-			sent += p.st.in.onTheWay()
-		}
+		sent := onTheWay(stalled)
 		if sent < quota || sent > quota+(70<<10) {
 			t.Errorf("%d bytes were sent", sent)
 		}
@@ -95,26 +106,16 @@ func TestSmallMessagesPassTheQuota(t *testing.T) {
 		n.conns = 64 << 10
 		var peers []*peer
 		var ends []*memConn
-		open := func(write int) *peer {
-			p1, _ := n.forwardVia("evil")
-			p := <-n.strangers
-			p.grant(opened())
-			synctest.Wait() // what follows isn't part of the opening
-			go func() { _, _ = p1.Write(make([]byte, write)) }()
+		open := func(size int) *peer {
+			p, p1 := n.unread(size)
 			peers, ends = append(peers, p), append(ends, p1)
 			return p
-		}
-		onTheWay := func() (sent int) {
-			for _, p := range peers {
-				sent += p.st.in.onTheWay()
-			}
-			return sent
 		}
 		for range 20 {
 			open(1 << 20)
 		}
 		time.Sleep(200 * time.Millisecond)
-		full := onTheWay()
+		full := onTheWay(peers)
 		if full < quota || full > quota+(70<<10) {
 			t.Fatalf("%d bytes were sent", full)
 		}
@@ -127,7 +128,7 @@ func TestSmallMessagesPassTheQuota(t *testing.T) {
 			open(size)
 		}
 		time.Sleep(200 * time.Millisecond) // not so long that the path counts as dead
-		if sent := onTheWay(); sent > quota+quota/4+(70<<10) {
+		if sent := onTheWay(peers); sent > quota+quota/4+(70<<10) {
 			t.Errorf("with more of them %d bytes were sent", sent)
 		}
 		for _, c := range ends {
@@ -139,7 +140,7 @@ func TestSmallMessagesPassTheQuota(t *testing.T) {
 	})
 }
 
-// TestRestedSessionsGoFirst has so many upload that each has its part of the quota again only after a second and more. A message of
+// TestRestedSessionsGoFirst has so many upload that each has its part of the quota again only after half a second. A message of
 // several KiB, from a session that has been silent, does not wait for all of them; and however many of those there are, the
 // uploads go on.
 func TestRestedSessionsGoFirst(t *testing.T) {
