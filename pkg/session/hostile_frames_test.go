@@ -63,15 +63,20 @@ var violations = []struct {
 		p.frame(wire.Frame{Kind: wire.FrameFin})
 	}},
 	{"ends beyond the window", func(p *peer, _ *memConn) {
-		p.data(make([]byte, wire.InitialWindow))
-		p.frame(wire.Frame{Kind: wire.FrameFin})
+		p.frames(
+			wire.Frame{Kind: wire.FrameYield, Value: wire.InitialWindow - 1000},
+			wire.Frame{Kind: wire.FrameData, Value: 1000},
+			wire.Frame{Kind: wire.FrameFin},
+		)
 	}},
 	{"gives back more than there is", func(p *peer, _ *memConn) {
 		p.frame(wire.Frame{Kind: wire.FrameYield, Value: wire.InitialWindow + 1})
 	}},
 	{"gives back more than there is left", func(p *peer, _ *memConn) {
-		p.data(make([]byte, 3000))
-		p.frame(wire.Frame{Kind: wire.FrameYield, Value: wire.InitialWindow - 2999})
+		p.frames(
+			wire.Frame{Kind: wire.FrameData, Value: 1000},
+			wire.Frame{Kind: wire.FrameYield, Value: wire.InitialWindow - 999},
+		)
 	}},
 	{"gives back and sends", func(p *peer, _ *memConn) {
 		p.frame(wire.Frame{Kind: wire.FrameYield, Value: wire.InitialWindow})
@@ -153,6 +158,7 @@ func TestHostileClient(t *testing.T) {
 				if _, data, err := p.until(wire.FrameData); err != nil || string(data) != "0123456789" {
 					t.Fatal(err)
 				}
+				synctest.Wait() // nothing is said any more that could go along with what is delivered
 				c.say(p, p5)
 				if err := p.end(); resetWith(err) != wire.CodeProtocol {
 					t.Errorf("the stream ended with %v", err)
@@ -187,6 +193,7 @@ func TestHostileServer(t *testing.T) {
 				if _, data, err := p.until(wire.FrameData); err != nil || string(data) != "0123456789" {
 					t.Fatal(err)
 				}
+				synctest.Wait() // nothing is said any more that could go along with what is delivered
 				c.say(p, p1)
 				if err := p.end(); resetWith(err) != wire.CodeProtocol {
 					t.Errorf("the stream ended with %v", err)

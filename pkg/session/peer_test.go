@@ -52,6 +52,19 @@ func (p *peer) say(b []byte) { _, _ = p.st.Write(b) }
 // frame writes a frame.
 func (p *peer) frame(f wire.Frame, data ...byte) { p.say(append(f.Append(nil), data...)) }
 
+// frames writes frames at once, those of data with zeros. The other end reads
+// them at once if they are short, and says nothing between them.
+func (p *peer) frames(fs ...wire.Frame) {
+	var b []byte
+	for _, f := range fs {
+		b = f.Append(b)
+		if f.Kind == wire.FrameData {
+			b = append(b, make([]byte, f.Value)...)
+		}
+	}
+	p.say(b)
+}
+
 // data writes a data frame.
 func (p *peer) data(b []byte) { p.frame(wire.Frame{Kind: wire.FrameData, Value: uint64(len(b))}, b...) }
 
