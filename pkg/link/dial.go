@@ -156,8 +156,8 @@ func (d *Dialer) Run(ctx context.Context) error {
 			return err
 		}
 		current = link
+		d.up(link) // so Serve finds it in State
 		work.Go(func() { link.run(d.Serve) })
-		d.up(link)
 		select {
 		case <-ctx.Done():
 			link.finish("stopping")
