@@ -135,6 +135,41 @@ const (
 	sec = time.Second
 )
 
+// A slowLog takes a second to say that a link is up.
+type slowLog struct {
+	slog.Handler
+	said *atomic.Bool
+}
+
+func (h slowLog) WithAttrs([]slog.Attr) slog.Handler { return h }
+
+func (h slowLog) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == "link up" {
+		time.Sleep(time.Second)
+		h.said.Store(true)
+	}
+	return nil
+}
+
+// TestLinkIsUpBeforeItIsServed has Serve find its link in State and in the log.
+func TestLinkIsUpBeforeItIsServed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		var said atomic.Bool
+		w.dialer.Logger = slog.New(slowLog{w.log, &said})
+		w.dialer.Serve = func(ctx context.Context, l *link.Link) {
+			if s := w.dialer.State(); s.Link != l || !said.Load() {
+				t.Errorf("said: %v; state %+v", said.Load(), s)
+			}
+			w.links <- l
+			<-ctx.Done()
+		}
+		w.start()
+		w.dial()
+		<-w.links
+	})
+}
+
 func TestDialBeforeTheRelayIsThere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
