@@ -102,7 +102,7 @@ func TestService(t *testing.T) {
 			h.run("journalctl -o cat -u ptthqd | grep 'Watchdog timeout' && journalctl -o cat -u ptthqd | grep '^goroutine 1 '")
 		})
 		l.sub("the relay's socket is systemd's", func(t *testing.T) {
-			fresh(t, strings.Replace(relay, "\n", "\nlisten = [\"systemd:relay\"]\n", 1))
+			fresh(t, strings.Replace(relay, "\n", "\nlisten = \"systemd:relay\"\n", 1))
 			h.run("systemctl start ptthqd.socket")
 			h.is("inactive", "systemctl is-active ptthqd")
 			h.run("ss -Hlunm 'sport = 30380' | grep >/dev/null rb33554432") // 16 MiB, as the kernel counts
@@ -120,7 +120,7 @@ func TestService(t *testing.T) {
 			h.run("systemctl disable ptthqd.socket 2>/dev/null")
 		})
 		l.sub("a privileged port needs no privilege where the socket is systemd's", func(t *testing.T) {
-			fresh(t, strings.Replace(relay, "\n", "\nlisten = [\"systemd:relay\"]\n", 1))
+			fresh(t, strings.Replace(relay, "\n", "\nlisten = \"systemd:relay\"\n", 1))
 			h.run("mkdir -p /etc/systemd/system/ptthqd.socket.d && printf '[Socket]\nListenDatagram=\nListenDatagram=[::]:443\n' > /etc/systemd/system/ptthqd.socket.d/port.conf && systemctl daemon-reload")
 			h.run("systemctl start ptthqd.socket ptthqd")
 			h.run("ss -Hlunm 'sport = 443' | grep >/dev/null rb33554432 && ! ss -Hlun 'sport = 30380' | grep .")
@@ -129,7 +129,7 @@ func TestService(t *testing.T) {
 		})
 		l.sub("an instance has a socket unit of its own", func(t *testing.T) {
 			fresh(t, relay)
-			h.run("ptthqd keygen -o /etc/ptthq/edge.key && cat > /etc/ptthq/edge.toml <<'END'\n" + strings.Replace(relay, "\n", "\nlisten = [\"systemd:relay\"]\n", 1) + "\nEND")
+			h.run("ptthqd keygen -o /etc/ptthq/edge.key && cat > /etc/ptthq/edge.toml <<'END'\n" + strings.Replace(relay, "\n", "\nlisten = \"systemd:relay\"\n", 1) + "\nEND")
 			h.run("systemctl start ptthqd@edge.socket")
 			h.is("inactive", "systemctl is-active ptthqd@edge")
 			h.run("echo knock > /dev/udp/127.0.0.1/30380")
@@ -180,7 +180,7 @@ func TestService(t *testing.T) {
 			h.soon("systemctl is-failed ptthqd.socket")
 			h.is("trigger-limit-hit", "systemctl show -P Result ptthqd.socket")
 			h.is("78", "systemctl show -P ExecMainStatus ptthqd")
-			h.run("cat > /etc/ptthq.toml <<'END'\n" + strings.Replace(relay, "\n", "\nlisten = [\"systemd:relay\"]\n", 1) + "\nEND")
+			h.run("cat > /etc/ptthq.toml <<'END'\n" + strings.Replace(relay, "\n", "\nlisten = \"systemd:relay\"\n", 1) + "\nEND")
 			h.run("systemctl restart ptthqd.socket && systemctl start ptthqd")
 		})
 		l.sub("a mapping's socket is systemd's", func(t *testing.T) {

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -150,8 +151,13 @@ func invalidUTF8(text string) int {
 
 // globs returns the patterns of the include key; a key of a wrong type is Parse's to report.
 func (d *document) globs(path string) []glob {
-	list, ok := d.tree["include"].([]any)
-	if !ok {
+	var list []any
+	switch value := d.tree["include"].(type) {
+	case []any:
+		list = value
+	case string:
+		list = []any{value}
+	default:
 		return []glob{defaultGlob(path)}
 	}
 	var globs []glob
@@ -255,8 +261,11 @@ func typeName(value any) string {
 // mistyped reports a value of a wrong type, and shows how it should be written.
 func (s *section) mistyped(at spot, value any, want string) {
 	k := keysByName[at.key]
-	hint := "write " + k.Example
+	hint := "write " + cmp.Or(written(k, value), k.Example)
+	n, isInteger := value.(int64)
 	switch {
+	case k.Type == typeDuration && isInteger:
+		hint = fmt.Sprintf(`a duration is a string with a unit: write "%ds" or "%dm"`, n, n)
 	case k.Type == typeDuration:
 		hint = `a duration is a string with a unit, such as "30s" or "10m"`
 	case k.Type == typeSize:
@@ -266,10 +275,43 @@ func (s *section) mistyped(at spot, value any, want string) {
 	case k.Type == typeTable:
 		hint = fmt.Sprintf("write [%s]", k.Name)
 	}
-	if n, ok := value.(int64); ok && want == "a string" && strings.HasPrefix(hint, "write ") {
-		hint = fmt.Sprintf(`write "%d"`, n)
-	}
 	s.add(at, hint, "is %s, not %s", typeName(value), want)
+}
+
+// written returns the line, or the element of a list, that says with the right type what was written; empty if there is
+// none. A public key is not repeated: it might be a private one.
+func written(k Key, value any) string {
+	if strings.HasSuffix(k.Name, "public_key") {
+		return ""
+	}
+	_, name, ok := strings.Cut(k.Name, ".")
+	if !ok {
+		name = k.Name
+	}
+	list, isList := value.([]any)
+	if isList && len(list) == 1 {
+		value = list[0]
+	}
+	switch value := value.(type) {
+	case int64:
+		if k.Type == typeString || k.Type == typeStrings {
+			return fmt.Sprintf(`"%d"`, value)
+		}
+	case string:
+		_, notInteger := strconv.ParseInt(value, 10, 64)
+		switch {
+		case k.Type == typeString && isList && isPrintable(value):
+			return fmt.Sprintf("%s = %q", name, value)
+		case k.Type == typeBoolean && (value == "true" || value == "false"), k.Type == typeInteger && notInteger == nil:
+			return name + " = " + value
+		}
+	}
+	return ""
+}
+
+// isPrintable reports whether Go's quotes around s are TOML's.
+func isPrintable(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r >= 0x7f })
 }
 
 // scalar returns the value of a key, if it is there and of the type that is wanted.
@@ -343,23 +385,19 @@ type item struct {
 	at   spot
 }
 
-// texts returns the elements of a list of strings; with orOne, a mere string counts as a list of one.
-func (s *section) texts(key string, orOne bool) ([]item, bool) {
+// texts returns the elements of a list of strings. A mere string counts as a list of one.
+func (s *section) texts(key string) ([]item, bool) {
 	value, ok := s.values[key]
 	if !ok {
 		return nil, false
 	}
 	at := s.spot(key)
-	if text, ok := value.(string); ok && orOne {
+	if text, ok := value.(string); ok {
 		return []item{{text, at}}, true
 	}
 	list, ok := value.([]any)
 	if !ok {
-		want := "a list of strings"
-		if orOne {
-			want = "a string or a list of strings"
-		}
-		s.mistyped(at, value, want)
+		s.mistyped(at, value, "a string or a list of strings")
 		return nil, false
 	}
 	items := make([]item, 0, len(list))

@@ -8,21 +8,20 @@ import (
 // The types of keys, in the words of the manual.
 const (
 	typeString   = "string"
-	typeStrings  = "list of strings"
+	typeStrings  = "string or list of strings"
 	typeBoolean  = "boolean"
 	typeInteger  = "integer"
 	typeDuration = "duration" // a string: "30s"
 	typeSize     = "size"     // a string: "256MiB"
 	typeTable    = "table"
 	typeTables   = "list of tables"
-	typeOneOrAll = "string or list of strings"
 )
 
 // Key documents one key of the configuration. The list of [Keys] is the only one: unknown keys, hints and the manual all
 // follow from it.
 type Key struct {
 	Name    string // "log_level", "peers.public_key", "limits.links"
-	Type    string // "string", "list of strings", "duration", ...
+	Type    string // "string", "string or list of strings", "duration", ...
 	Roles   []Role // of whose configuration it can be a part; nil: of every role's
 	Default string // as it would stand in the file; empty when there is none
 	Example string // a line as it could stand in the file; empty for tables
@@ -93,7 +92,7 @@ var keys = append([]Key{
 		Doc: `What the peer is: "client" or "server".`,
 	},
 	{
-		Name: "peers.public_key", Type: typeOneOrAll, Roles: relayOnly, Example: `public_key = "(what ptthqd pubkey prints there)"`,
+		Name: "peers.public_key", Type: typeStrings, Roles: relayOnly, Example: `public_key = "(what ptthqd pubkey prints there)"`,
 		Doc: "The peer's public key, as `ptthqd pubkey` prints it there; a list while a key is being changed. No two peers have the same.",
 	},
 	{

@@ -226,7 +226,7 @@ func (p *parser) logLevel(top *section) slog.Level {
 }
 
 func (p *parser) include(top *section) []string {
-	items, ok := top.texts("include", false)
+	items, ok := top.texts("include")
 	if !ok {
 		return nil
 	}
@@ -242,7 +242,7 @@ func (p *parser) include(top *section) []string {
 }
 
 func (p *parser) relayListen(top *section) []Listen {
-	items, ok := top.texts("listen", false)
+	items, ok := top.texts("listen")
 	if !ok {
 		return []Listen{{UDP, fmt.Sprintf("[::]:%d", wire.DefaultPort)}}
 	}
@@ -343,7 +343,7 @@ func (p *parser) publicKeys(s *section, many bool) []publicKey {
 	}
 	var items []item
 	if many {
-		items, _ = s.texts("public_key", true)
+		items, _ = s.texts("public_key")
 		if list, ok := s.values["public_key"].([]any); ok && len(list) == 0 {
 			p.add(s.spot("public_key"), "", "is an empty list")
 		}
@@ -391,7 +391,7 @@ func (p *parser) peer(s *section) {
 		p.own(k.at, fmt.Sprintf("peer %q", id), k.key, "each peer has a key of its own, made with `ptthqd keygen`")
 		peer.Keys = append(peer.Keys, k.key)
 	}
-	items, _ := s.texts("allowed_servers", false)
+	items, _ := s.texts("allowed_servers")
 	if _, there := s.values["allowed_servers"]; there && peer.Role == policy.RoleServer {
 		p.add(s.spotOfName("allowed_servers"), "", "belongs to a peer with the role client, and this is a server")
 	}
@@ -499,7 +499,7 @@ func (p *parser) service(s *section) {
 		}
 		service.Target = target
 	}
-	clients, _ := s.texts("clients", false)
+	clients, _ := s.texts("clients")
 	for _, it := range clients {
 		pattern, err := policy.ParsePattern(it.text)
 		if err != nil {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -163,6 +165,32 @@ func TestListen(t *testing.T) {
 			t.Errorf("%s: %v, %v, loopback %v", test.text, l, got, l.Loopback())
 		}
 		again(t, test.kind, l)
+	}
+}
+
+// A string counts as a list of one, wherever a list of strings may stand.
+func TestStringIsAListOfOne(t *testing.T) {
+	for _, test := range []struct{ list, text string }{
+		{"listen = [\"systemd:relay\"]\n" + relayHead, "listen = \"systemd:relay\"\n" + relayHead},
+		{relayHead + clientPeer("a", key1, `["nas"]`), relayHead + clientPeer("a", key1, `"nas"`)},
+		{serverHead + service("ssh", "22", `["laptop"]`), serverHead + service("ssh", "22", `"laptop"`)},
+		{"include = [\"more/*.toml\"]\n" + relayHead, "include = \"more/*.toml\"\n" + relayHead},
+	} {
+		list, text := parse(t, test.list), parse(t, test.text)
+		if d := describe(Compare(list, text)); d != nil || !slices.Equal(list.Include, text.Include) {
+			t.Errorf("%s\nand\n%s\ndiffer: %v", test.list, test.text, d)
+		}
+	}
+
+	dir := t.TempDir()
+	main := filepath.Join(dir, "ptthq.toml")
+	for name, text := range map[string]string{"ptthq.toml": "include = \"one.toml\"\n" + relayHead, "one.toml": serverPeer("nas", key1)} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c, err := Load(main); err != nil || len(c.Peers) != 1 {
+		t.Errorf("the file of an include that is a string: %+v, %v", c, err)
 	}
 }
 
