@@ -20,6 +20,7 @@ const module = "ptthqd"
 // floor, therefore never import each other.
 var floors = map[string]int{
 	"pkg/wire":   0,
+	"pkg/door":   0,
 	"pkg/ident":  0,
 	"pkg/pace":   0,
 	"pkg/spare":  0,

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
+
+	"ptthqd/pkg/door"
 )
 
 // Limits bound what a neighbour, or a stranger, can make grow. The zero value of each field stands for its default, if
@@ -73,6 +75,14 @@ func (l Limits) withDefaults() *Limits {
 	orDefault(&l.AuthPenaltyMax, 10*time.Minute)
 	orDefault(&l.PenaltySources, 65536)
 	return &l
+}
+
+// door returns those limits that are a door's.
+func (l *Limits) door() *door.Limits {
+	return &door.Limits{
+		Handshakes: l.Handshakes, HandshakesPerSource: l.HandshakesPerSource,
+		AuthPenalty: l.AuthPenalty, AuthPenaltyMax: l.AuthPenaltyMax, PenaltySources: l.PenaltySources,
+	}
 }
 
 func orDefault[T comparable](field *T, value T) {

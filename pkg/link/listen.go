@@ -13,6 +13,7 @@ import (
 	"github.com/quic-go/quic-go"
 	"golang.org/x/time/rate"
 
+	"ptthqd/pkg/door"
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/pace"
 	"ptthqd/pkg/wire"
@@ -58,7 +59,7 @@ type Links struct {
 	mu      sync.Mutex
 	live    map[string]*Link
 	waiting map[string]int // connections that are not links yet, of each peer ID
-	door    door
+	door    door.Door
 	tips    atomic.Int64 // streams that wait for their tip
 }
 
@@ -155,7 +156,7 @@ func (l *Listener) pressed(calm *rate.Limiter, from net.Addr) bool {
 	limits := l.current()
 	calm.SetLimit(rate.Limit(limits.HandshakesPerSecond))
 	calm.SetBurst(2 * limits.HandshakesPerSecond)
-	if !l.links().door.asks(sourceOf(addrPort(from).Addr()), limits) && calm.Allow() {
+	if !l.links().door.MustProve(door.SourceOf(addrPort(from).Addr()), limits.door()) && calm.Allow() {
 		return false
 	}
 	l.hits.hit(limitRetry, slog.Any("remote", from))
