@@ -41,23 +41,8 @@ type Snapshot struct {
 	Hash       string // SHA-256 over the names, as seen from the main file, and the contents, in hexadecimal
 	Credential string // the key file that systemd hands over, when it does; see [Config.PrivateKeyFile]
 
-	main *document // Files[0], parsed: its include key says what else to read
-	dirs []string  // where included files are looked for
-}
-
-// Gone returns the files that an older snapshot has and this one hasn't: they may be about to come back.
-func (s *Snapshot) Gone(older *Snapshot) []string {
-	here := make(map[string]bool, len(s.Files))
-	for _, f := range s.Files {
-		here[f.Path] = true
-	}
-	var gone []string
-	for _, f := range older.Files {
-		if !here[f.Path] {
-			gone = append(gone, f.Path)
-		}
-	}
-	return gone
+	main *document   // Files[0], parsed: its include key says what else to read
+	dirs []directory // where included files are looked for
 }
 
 // ReadFiles reads the main file, and those that its include key names; it does not judge them. The error is a
@@ -215,14 +200,20 @@ func newGlob(dir, pattern string) glob {
 // literal reports whether the pattern is the name of one file.
 func (g glob) literal() bool { return len(g.parts) == 0 }
 
+// directory is one in which included files are looked for.
+type directory struct {
+	path string
+	info fs.FileInfo // which directory it was when it was listed; nil where there was none
+}
+
 // expand returns the files that match, sorted, and the directories in which others could. As in a shell a wildcard matches no leading dot, so the swap and lock files
 // of editors stay out. What can't be listed is an error: it must not look as if the peers in it were withdrawn.
-func (g glob) expand() (files, dirs []string, err error) {
+func (g glob) expand() (files []string, dirs []directory, err error) {
 	files = []string{g.base}
 	for i, part := range g.parts {
 		var next []string
 		for _, dir := range files {
-			names, err := matches(dir, part)
+			names, info, err := matches(dir, part)
 			if i > 0 && errors.Is(err, syscall.ENOTDIR) {
 				continue // a wildcard for directories matches files, too
 			}
@@ -230,25 +221,26 @@ func (g glob) expand() (files, dirs []string, err error) {
 				return nil, nil, err
 			}
 			next = append(next, names...)
+			dirs = append(dirs, directory{dir, info})
 		}
-		dirs = append(dirs, files...)
 		files = next
 	}
 	slices.Sort(files)
 	return files, dirs, nil
 }
 
-// matches returns the paths in dir that one part of a pattern matches; none if there is no such directory.
-func matches(dir, part string) ([]string, error) {
+// matches returns the paths in dir that one part of a pattern matches, and which directory that is: none, and nil, if
+// there is no such directory.
+func matches(dir, part string) ([]string, fs.FileInfo, error) {
 	if part == ".." {
-		return []string{filepath.Join(dir, part)}, nil
+		return []string{filepath.Join(dir, part)}, nil, nil
 	}
-	list, err := os.ReadDir(dir)
+	list, info, err := listDir(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, nil
+		return nil, nil, nil
 	case err != nil:
-		return nil, hostError("list", dir, false, err)
+		return nil, nil, hostError("list", dir, false, err)
 	}
 	var found []string
 	for _, e := range list {
@@ -259,7 +251,22 @@ func matches(dir, part string) ([]string, error) {
 			found = append(found, filepath.Join(dir, e.Name()))
 		}
 	}
-	return found, nil
+	return found, info, nil
+}
+
+// listDir lists a directory and tells which one it is, both of the same open one: the path may mean another at any time.
+func listDir(dir string) ([]fs.DirEntry, fs.FileInfo, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	list, err := f.ReadDir(-1)
+	return list, info, err
 }
 
 // Watches returns what a watcher has to look at for the configuration at path: directories, since editors and
@@ -270,7 +277,9 @@ func matches(dir, part string) ([]string, error) {
 func Watches(path string, s *Snapshot) []string {
 	names := []string{path}
 	if s != nil {
-		names = append(names, s.dirs...)
+		for _, d := range s.dirs {
+			names = append(names, d.path)
+		}
 		for _, f := range s.Files {
 			names = append(names, f.Path)
 		}

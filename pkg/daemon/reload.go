@@ -51,6 +51,9 @@ func (d *daemon) applyLocked(ctx context.Context, trigger string, begun time.Tim
 
 // exchange goes over to what was read.
 func (d *daemon) exchange(ctx context.Context, snapshot *config.Snapshot, result *control.Reload) error {
+	if err := lost(d.loaded.Load().snapshot, snapshot); err != nil {
+		return err
+	}
 	next, err := config.Parse(snapshot)
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 
 	"ptthqd/pkg/config"
+	"ptthqd/pkg/control"
 )
 
 // The times of watching.
@@ -21,29 +22,30 @@ const (
 	// rewriteTime is the same for a file that is written in place. One that is put in another's place is whole at once; this
 	// one may be half, and half a file must revoke nobody.
 	rewriteTime = time.Second
-	// goneTime is how long a file or directory that has vanished counts as still there.
-	goneTime = 2 * time.Second
-	// pollTime is how often the files are read where the system can't watch them.
+	// goneTime is how long a file that has vanished counts as still there, and one that is shorter than before, being
+	// written in place, as not yet written. It costs nothing: `ptthqd reload` acts at once.
+	goneTime = 10 * time.Second
+	// pollTime is how often the files are read where the system can't watch them, and where they can't be used for a
+	// fault of the host: a volume that is mounted again makes no event.
 	pollTime = 5 * time.Second
 )
 
 // watch reloads the config when its files change, until ctx is done.
 func (d *daemon) watch(ctx context.Context) {
-	var poll <-chan time.Time
+	ticker := time.NewTicker(pollTime)
+	defer ticker.Stop()
 	watcher, err := fsnotify.NewWatcher()
-	if err != nil {
+	blind := err != nil
+	if blind {
 		d.log.Warn("the config can't be watched: it is read every few seconds instead", "every", pollTime, "error", err,
 			"hint", "raise fs.inotify.max_user_instances")
-		ticker := time.NewTicker(pollTime)
-		defer ticker.Stop()
-		poll = ticker.C
 		watcher = &fsnotify.Watcher{}
 	} else {
 		defer func() { _ = watcher.Close() }()
 	}
 	complained := false
 	for {
-		if poll == nil {
+		if !blind {
 			if err := lookAt(watcher, config.Watches(d.options.Config, d.loaded.Load().snapshot)); err != nil && !complained {
 				complained = true
 				d.log.Warn("a directory of the config can't be watched: changes there need `ptthqd reload`", "error", err,
@@ -52,6 +54,10 @@ func (d *daemon) watch(ctx context.Context) {
 		}
 		// What changed before it was looked at makes no event.
 		for d.checkFiles(ctx) {
+		}
+		var poll <-chan time.Time
+		if r := d.lastReload.Load(); blind || r != nil && r.Cause == control.CauseHost {
+			poll = ticker.C
 		}
 		select {
 		case <-ctx.Done():
@@ -187,7 +193,7 @@ func settle(ctx context.Context, now *loaded, read func() reading, considered st
 			continue
 		case isGone(again, now) && time.Since(goneSince) < goneTime:
 			continue
-		case rewritten(again, now) && time.Since(since) < rewriteTime:
+		case time.Since(since) < rewritten(again, now):
 			continue
 		}
 		return &again, false
@@ -202,24 +208,30 @@ func isGone(found reading, now *loaded) bool {
 	return len(found.snapshot.Gone(now.snapshot)) > 0
 }
 
-// rewritten tells whether a file has another content and is still the same file.
-func rewritten(found reading, now *loaded) bool {
+// rewritten returns how long the files must have stayed as they are, since one of them has another content and is still
+// the same file: longer where it has shrunk, for that is how one begins that is cut off and written anew.
+func rewritten(found reading, now *loaded) time.Duration {
 	if found.snapshot == nil {
-		return false
+		return 0
 	}
 	before := make(map[string]string, len(now.snapshot.Files))
 	for _, f := range now.snapshot.Files {
 		before[f.Path] = string(f.Data)
 	}
+	var wait time.Duration
 	for _, f := range found.snapshot.Files {
 		content, known := before[f.Path]
 		if !known || content == string(f.Data) {
 			continue
 		}
 		was, is := now.files[f.Path], found.files[f.Path]
-		if was == nil || is == nil || os.SameFile(was, is) {
-			return true
+		switch {
+		case was != nil && is != nil && !os.SameFile(was, is):
+		case len(f.Data) < len(content):
+			return goneTime
+		default:
+			wait = rewriteTime
 		}
 	}
-	return false
+	return wait
 }

@@ -109,7 +109,7 @@ func TestDiskFull(t *testing.T) {
 		t.Fatalf("the disk is not full: %v", err)
 	}
 	_ = f.Close()
-	eventually(t, 10*time.Second, "the relay refuses the empty file", func() error {
+	eventually(t, 25*time.Second, "the relay refuses the empty file", func() error {
 		if r := w.status("relay").Config.Reload; r == nil || r.OK || !strings.Contains(r.Error, "peers.toml") {
 			return fmt.Errorf("%+v", r)
 		}
