@@ -163,7 +163,7 @@ var limitKeys = []limitKey{
 	},
 	{
 		"opens_per_second", whoAccepts, func(l *Limits) any { return &l.OpensPerSecond }, 10000, 1, million,
-		"New connections per second from one client, sustained; twice as many may come at once. More are refused with 429.",
+		"New connections per second from one client, sustained; twice as many may come at once. More are refused with 429. At a relay a request that is refused counts tenfold; those beyond wait.",
 	},
 	{
 		"pending_tips", whoAccepts, func(l *Limits) any { return &l.PendingTips }, 512, 1, million,

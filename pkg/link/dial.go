@@ -50,10 +50,10 @@ type Dialer struct {
 	// Serve is called for each live link, in a goroutine of its own, and returns soon after the link is over; then ctx is
 	// done too. While a new link replaces an old one that still lives (after a change of address, say), both are served.
 	Serve func(ctx context.Context, l *Link)
-	// OnRevoked is called when the relay says that client's right to reach target was withdrawn: at a server all targets if it is
-	// empty; a client hears that of itself, without a target, when it has lost some right. It must
+	// OnRevoked is called when the relay says that a client's right to reach a target was withdrawn: at a server all targets but
+	// the kept ones if it is empty; a client hears that of itself, without a target, when it has lost some right. It must
 	// not wait for anything that the link does. Nil: ignored.
-	OnRevoked func(l *Link, client, target string)
+	OnRevoked func(l *Link, r *wire.Revoked)
 	// LimitHit is told of each time that a limit makes something wait, with the limit's name in the config. It must not
 	// block. Nil: nobody.
 	LimitHit func(limit string)

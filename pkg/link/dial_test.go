@@ -467,7 +467,7 @@ func TestLinkMessages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		revoked := make(chan string, 1)
-		w.dialer.OnRevoked = func(_ *link.Link, client, target string) { revoked <- client + " " + target }
+		w.dialer.OnRevoked = func(_ *link.Link, r *wire.Revoked) { revoked <- r.Client + " " + r.Target }
 		w.start()
 		w.dial()
 		dialled, accepted := w.took(40*ms, 40*ms), <-w.accepted

@@ -52,7 +52,7 @@ type Link struct {
 	hits     *hits
 	socket   *Socket
 	release  func() // what the link leaves behind; nil: nothing
-	revoked  func(l *Link, client, target string)
+	revoked  func(l *Link, r *wire.Revoked)
 
 	pulse pulse
 
@@ -484,10 +484,10 @@ func (l *Link) PeerClosing() <-chan struct{} {
 // SendClosing tells the peer that this relay is about to go.
 func (l *Link) SendClosing() error { return l.sendControl(&wire.Closing{}) }
 
-// SendRevoked tells a server that client's right to reach target was withdrawn (all targets if it is empty), or client itself
-// that it has lost rights (target is empty then).
-func (l *Link) SendRevoked(client, target string) error {
-	return l.sendControl(&wire.Revoked{Client: client, Target: target})
+// SendRevoked tells a server that client's right to reach target was withdrawn (all targets but the kept ones if it is
+// empty), or client itself that it has lost rights (target is empty then).
+func (l *Link) SendRevoked(client, target string, kept ...string) error {
+	return l.sendControl(&wire.Revoked{Client: client, Target: target, Kept: kept})
 }
 
 // Close closes the link; the peer gets code and reason, unless they are lost on the way. Streams end at once, whatever they

@@ -309,7 +309,7 @@ func TestFloodOfHeartbeats(t *testing.T) {
 			}
 			answers++
 		}
-		if answers < 18 || answers > 30 {
+		if answers < 18 || answers > 35 { // those that wait are read afterwards
 			t.Errorf("%d answers to 2,000 heartbeats in 2 s (%d packets)", answers, l.Stats().PacketsSent-before)
 		}
 		_ = conn.CloseWithError(0, "")

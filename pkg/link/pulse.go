@@ -36,6 +36,10 @@ const (
 	stuckBeats  = 6
 	stuckAfter  = 5 * time.Second
 	stuckLosses = 3
+	// messageGap is the least time between two messages of the peer on the control stream that are read, but for messageBurst of
+	// them. An honest peer's come ten a second at most. What comes faster waits in QUIC, and fills the peer's own window.
+	messageGap   = 50 * time.Millisecond
+	messageBurst = 40
 	// controlTimeout bounds how long a message waits for the peer to read its control stream.
 	controlTimeout = 5 * time.Second
 )
@@ -74,6 +78,7 @@ type pulse struct {
 	sample    rttSample
 	sampledAt moment // when it changed: what this end sends is acknowledged
 	heardAt   moment // when the last heartbeat of the peer came
+	readable  moment // of readControl: when the peer's next message would be due if all came messageGap apart
 
 	protection atomic.Pointer[protection] // set under mu; nil as long as the path has not been lossy
 }
@@ -343,6 +348,7 @@ func (l *Link) readControl() {
 
 // takeControl takes one message. It tells whether there can be another.
 func (l *Link) takeControl() bool {
+	l.pulse.paceReading()
 	m, err := wire.Read(quicReader{l.control})
 	if err != nil {
 		if l.conn.Context().Err() == nil {
@@ -361,8 +367,11 @@ func (l *Link) takeControl() bool {
 			l.heard.once.closing.Do(func() { close(l.heard.closing) })
 		}
 	case *wire.Revoked:
+		if l.dialled {
+			l.pulse.readable = 0 // the relay may withdraw a thousand rights at once
+		}
 		if l.dialled && l.revoked != nil {
-			l.revoked(l, m.Client, m.Target)
+			l.revoked(l, m)
 		}
 	case nil: // of a later version
 	default:
@@ -370,6 +379,22 @@ func (l *Link) takeControl() bool {
 		return false
 	}
 	return true
+}
+
+// paceReading waits while the peer's messages come too fast. It is the reader's alone.
+func (p *pulse) paceReading() {
+	now := p.now()
+	p.readable = max(p.readable, now).add(messageGap)
+	early := p.readable.sub(now) - messageBurst*messageGap
+	if early <= 0 {
+		return
+	}
+	timer := time.NewTimer(early)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-p.link.Done():
+	}
 }
 
 // quicReader reads the control stream, whose bytes are not a stream's traffic.

@@ -171,6 +171,24 @@ func (r *Relay) Allow(client, server, target string) Decision {
 	return d
 }
 
+// Targets returns which targets of a server a client may reach: all, or those, without repeats.
+func (r *Relay) Targets(client, server string) (all bool, targets []string) {
+	c := r.byID[client]
+	if c == nil {
+		return false, nil
+	}
+	for _, rule := range c.Allowed {
+		switch {
+		case !r.Allow(client, server, rule.Target).Allowed || !rule.Server.Match(server):
+		case rule.Target == "":
+			return true, nil
+		case !slices.Contains(targets, rule.Target):
+			targets = append(targets, rule.Target)
+		}
+	}
+	return false, targets
+}
+
 // allowedBy says yes, if there is such a server at all.
 func (r *Relay) allowedBy(rule Rule, client, server string) Decision {
 	d := Decision{Rule: rule.String(), Source: rule.Source}

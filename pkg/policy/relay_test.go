@@ -2,6 +2,7 @@ package policy_test
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -189,5 +190,34 @@ func TestPeersThatCannotBe(t *testing.T) {
 				t.Errorf("error %q about %s at %v, want %q", fault, fault.Key, fault.Source, test.want)
 			}
 		})
+	}
+}
+
+func TestTargets(t *testing.T) {
+	r, err := policy.NewRelay([]policy.Peer{
+		{ID: "laptop", Role: policy.RoleClient, Keys: keys(1), Allowed: rules(t, 1, "nas:22", "n*:80", "nas:22", "db", "db:5432", "ghost")},
+		{ID: "nas", Role: policy.RoleServer, Keys: keys(2)},
+		{ID: "db", Role: policy.RoleServer, Keys: keys(3)},
+		{ID: "mail", Role: policy.RoleServer, Keys: keys(4)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		client, server string
+		all            bool
+		targets        string
+	}{
+		{"laptop", "nas", false, "[:22 :80]"},
+		{"laptop", "db", true, "[]"},
+		{"laptop", "mail", false, "[]"},
+		{"laptop", "ghost", false, "[]"},
+		{"nobody", "nas", false, "[]"},
+		{"nas", "db", false, "[]"},
+	} {
+		all, targets := r.Targets(c.client, c.server)
+		if got := fmt.Sprint(targets); all != c.all || got != c.targets {
+			t.Errorf("%s at %s: all %v, %s", c.client, c.server, all, got)
+		}
 	}
 }

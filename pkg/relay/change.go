@@ -44,8 +44,16 @@ func (r *Relay) Apply(p *policy.Relay, l Limits) Applied {
 	for _, client := range r.table.knownClients() {
 		keyLost[client] = r.lostKey(p, client)
 	}
-	r.table.withdraw(func(server string, way right) bool {
-		return keyLost[way.client] || !p.Allow(way.client, server, way.target).Allowed
+	r.table.withdraw(func(server string, way right) standing {
+		switch {
+		case keyLost[way.client]:
+			return lost
+		case way.target == "" && lostTargets(was.policy, p, way.client, server):
+			return withdrawn
+		case way.target != "" && !p.Allow(way.client, server, way.target).Allowed:
+			return withdrawn
+		}
+		return stands
 	})
 	applied := Applied{Connections: len(connections)}
 	var sending sync.WaitGroup
@@ -97,6 +105,13 @@ func narrowed(was, now *policy.Relay, client string) bool {
 	})
 }
 
+// lostTargets tells whether there is a target of a server that a client could reach before, and can't now.
+func lostTargets(was, now *policy.Relay, client, server string) bool {
+	wasAll, before := was.Targets(client, server)
+	all, after := now.Targets(client, server)
+	return !all && (wasAll || slices.ContainsFunc(before, func(target string) bool { return !slices.Contains(after, target) }))
+}
+
 // revoke resets a connection that is no longer allowed, and names the rule that
 // had allowed it.
 func (r *Relay) revoke(c *connection, was, now *policy.Relay) {
@@ -117,8 +132,18 @@ func (r *Relay) sendWithdrawn(n *neighbour) {
 	if n.role != policy.RoleServer {
 		return
 	}
-	for _, way := range r.table.takeWithdrawn(n.id) {
-		if err := n.link.SendRevoked(way.client, way.target); err != nil {
+	for way, how := range r.table.takeWithdrawn(n.id) {
+		var kept []string
+		if way.target == "" && how == withdrawn {
+			all, targets := r.rules.Load().policy.Targets(way.client, n.id)
+			if all {
+				continue // it was given back
+			}
+			if wire.FitsKept(targets) {
+				kept = targets
+			}
+		}
+		if err := n.link.SendRevoked(way.client, way.target, kept...); err != nil {
 			// Its sessions can't resume over this relay, and end by their timeout.
 			n.log.Warn("could not tell the server that a right was withdrawn",
 				slog.String("client", way.client), slog.String("target", way.target), slog.Any("error", err))

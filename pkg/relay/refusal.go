@@ -68,6 +68,11 @@ func notOpened(to *neighbour, err error) refusal {
 func (r *Relay) refuse(from *neighbour, s *link.Stream, q request, no refusal) {
 	r.counts.refuse(no.status)
 	from.refusals.note(from, time.Now(), q, no, r.name)
+	switch no.status {
+	case wire.StatusMalformed, wire.StatusNotAllowed, wire.StatusTooMany:
+		from.charge()
+	default: // nothing that the client could know before
+	}
 
 	// A dead stream fails where it is used.
 	_ = s.SetReadDeadline(time.Now().Add(refusalTime))

@@ -143,6 +143,7 @@ func (r *Relay) Serve(ctx context.Context, l *link.Link) {
 	}()
 	<-done
 	for n != nil {
+		r.payOff(ctx, n)
 		s, tip, err := l.Accept(ctx)
 		if err != nil {
 			r.departed(n)
@@ -172,6 +173,34 @@ func (r *Relay) arrived(l *link.Link) *neighbour {
 func (r *Relay) accept(n *neighbour, s *link.Stream, tip wire.Message) {
 	spawn := n.work.Go
 	spawn(func() { r.connect(n, s, tip, spawn) })
+}
+
+// refusalCost is what a request that is refused with 400, 403 or 429 takes of opens_per_second: to answer it is most of
+// the work that a connection makes at its beginning, and nobody has any good of it.
+const refusalCost = 10
+
+// charge takes what a refused request costs beyond the one token that each request takes.
+func (n *neighbour) charge() {
+	n.opens.ReserveN(time.Now(), min(refusalCost-1, n.opens.Burst()))
+}
+
+// payOff waits until the peer owes nothing of opens_per_second. Its further requests wait in QUIC meanwhile: an answer to
+// each, even a 429, would be what the limit is against.
+//
+//go:noinline
+func (r *Relay) payOff(ctx context.Context, n *neighbour) {
+	owed := -n.opens.Tokens()
+	if owed <= 0 {
+		return
+	}
+	r.counts.hit(limitOpens)
+	timer := time.NewTimer(time.Duration(owed / float64(n.opens.Limit()) * float64(time.Second)))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-n.link.Done():
+	case <-ctx.Done():
+	}
 }
 
 // departed forgets a link when all is ended that was joined over it, as its streams are.
@@ -282,6 +311,7 @@ func (r *Relay) join(c *connection, s, onward *link.Stream, spawn func(func())) 
 
 // open decides about a stream and opens the next hop. It has refused what can't be joined.
 func (r *Relay) open(from *neighbour, s *link.Stream, tip wire.Message) (*connection, *link.Stream) {
+	inTime := from.opens.Allow() // whatever comes of it
 	q, inner, err := parseRequest(from, tip)
 	if err != nil {
 		status := wire.StatusMalformed
@@ -289,6 +319,14 @@ func (r *Relay) open(from *neighbour, s *link.Stream, tip wire.Message) (*connec
 			status = bad.Status()
 		}
 		r.refuse(from, s, q, refusal{status: status, text: err.Error()})
+		return nil, nil
+	}
+	if !inTime {
+		r.counts.hit(limitOpens)
+		r.refuse(from, s, q, refusal{
+			status: wire.StatusTooMany,
+			text:   fmt.Sprintf("more than %d requests a second", r.rules.Load().limits.OpensPerSecond),
+		})
 		return nil, nil
 	}
 	c, no := r.admit(from, q)
@@ -321,13 +359,6 @@ func (r *Relay) admit(from *neighbour, q request) (*connection, refusal) {
 		return nil, refusal{
 			status: wire.StatusTooMany,
 			text:   fmt.Sprintf("connections between %s and %s have held up those of others again and again; in %v there may be new ones", q.client, q.server, left.Round(time.Second)),
-		}
-	}
-	if !from.opens.Allow() {
-		r.counts.hit(limitOpens)
-		return nil, refusal{
-			status: wire.StatusTooMany,
-			text:   fmt.Sprintf("more than %d requests a second", rules.limits.OpensPerSecond),
 		}
 	}
 	c := newConnection(q, from)

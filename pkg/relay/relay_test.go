@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -561,7 +562,7 @@ func TestRevokes(t *testing.T) {
 			t.Errorf("ended at the server: %v", ends)
 		}
 		mu.Unlock()
-		if told := nas.told(); !slices.Equal(told, []wire.Revoked{{Client: "laptop", Target: ":22"}}) {
+		if told := nas.told(); !reflect.DeepEqual(told, []wire.Revoked{{Client: "laptop", Target: ":22"}}) {
 			t.Errorf("the server was told %+v", told)
 		}
 		for name, s := range map[string]*link.Stream{"web": web, "phone's": other} {
@@ -602,12 +603,12 @@ func TestRevokesDetachedSessions(t *testing.T) {
 			t.Errorf("Apply says %+v", got)
 		}
 		time.Sleep(time.Second)
-		if told := nas.told(); !slices.Equal(told, []wire.Revoked{{Client: "laptop", Target: ":22"}}) {
+		if told := nas.told(); !reflect.DeepEqual(told, []wire.Revoked{{Client: "laptop", Target: ":22"}}) {
 			t.Errorf("nas was told %+v", told)
 		}
 		db = w.server("db", echo)
 		time.Sleep(time.Second)
-		if told := db.told(); !slices.Equal(told, []wire.Revoked{{Client: "laptop", Target: ":5432"}}) {
+		if told := db.told(); !reflect.DeepEqual(told, []wire.Revoked{{Client: "laptop", Target: ":5432"}}) {
 			t.Errorf("db was told %+v", told)
 		}
 		// It is said once.
@@ -647,7 +648,7 @@ func TestRevokesKeys(t *testing.T) {
 					t.Errorf("the link ended with %v", gone.live().Err())
 				}
 				if who == "laptop" {
-					if told := nas.told(); !slices.Equal(told, []wire.Revoked{{Client: "laptop", Target: ":22"}}) {
+					if told := nas.told(); !reflect.DeepEqual(told, []wire.Revoked{{Client: "laptop", Target: ":22"}}) {
 						t.Errorf("the server was told %+v", told)
 					}
 				}

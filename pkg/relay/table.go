@@ -84,7 +84,17 @@ const maxRights = 1024
 
 // A right is a way that a client has gone. Sessions that use it may be detached, and
 // then no table but their server's knows them; what is withdrawn must reach them there.
+// An empty target stands for all: of a client that has gone more than maxRights ways, those to one server are one.
 type right struct{ client, target string }
+
+// A standing says whether a remembered right is withdrawn, and the server hasn't been told.
+type standing int
+
+const (
+	stands    standing = iota
+	withdrawn          // of all targets: those that the policy does not allow any more
+	lost               // with the client's key: of all targets every one
+)
 
 // table holds the connections. Its lock is for its own maps alone; nothing blocks under it.
 type table struct {
@@ -94,10 +104,10 @@ type table struct {
 	clients  map[string]int                          // sessions of each client
 	streams  int
 	parked   int
-	up, down uint64                    // bytes of the streams that have left
-	rights   map[string]map[right]bool // by server; true: withdrawn, and the server hasn't been told
-	known    map[string]int            // rights of each client
-	left     chan struct{}             // of capacity 1: something has left
+	up, down uint64                        // bytes of the streams that have left
+	rights   map[string]map[right]standing // by server
+	known    map[string]int                // rights of each client
+	left     chan struct{}                 // of capacity 1: something has left
 }
 
 func newTable() table {
@@ -105,7 +115,7 @@ func newTable() table {
 		sessions: make(map[key][]*connection),
 		over:     make(map[*neighbour]map[*connection]struct{}),
 		clients:  make(map[string]int),
-		rights:   make(map[string]map[right]bool),
+		rights:   make(map[string]map[right]standing),
 		known:    make(map[string]int),
 		left:     make(chan struct{}, 1),
 	}
@@ -162,30 +172,53 @@ func (t *table) notOverLocked(n *neighbour, c *connection) {
 }
 
 func (t *table) rememberLocked(server string, r right) {
-	rights := t.rights[server]
-	if _, known := rights[r]; known {
+	if t.isKnownLocked(server, r) {
 		return
 	}
-	if rights == nil {
-		rights = make(map[right]bool)
-		t.rights[server] = rights
-	}
 	if t.known[r.client] >= maxRights {
-		t.forgetOneLocked(r.client)
-	}
-	t.known[r.client]++
-	rights[r] = false
-}
-
-func (t *table) forgetOneLocked(client string) {
-	for server, rights := range t.rights {
-		for r := range rights {
-			if r.client == client {
-				t.forgetLocked(server, r)
-				return
-			}
+		t.foldLocked(r.client)
+		if t.isKnownLocked(server, r) {
+			return
 		}
 	}
+	if t.rights[server] == nil {
+		t.rights[server] = make(map[right]standing)
+	}
+	t.known[r.client]++
+	t.rights[server][r] = stands
+}
+
+func (t *table) isKnownLocked(server string, r right) bool {
+	_, one := t.rights[server][r]
+	_, all := t.rights[server][right{client: r.client}]
+	return one || all
+}
+
+// foldLocked makes one of a client's rights to the server for which it has the most.
+func (t *table) foldLocked(client string) {
+	var most []right
+	var at string
+	for server, rights := range t.rights {
+		var of []right
+		for r := range rights {
+			if r.client == client {
+				of = append(of, r)
+			}
+		}
+		if len(of) > len(most) {
+			most, at = of, server
+		}
+	}
+	if len(most) < 2 { // it has one for each of very many servers, which the config names
+		return
+	}
+	now := stands
+	for _, r := range most {
+		now = max(now, t.rights[at][r])
+		delete(t.rights[at], r)
+	}
+	t.rights[at][right{client: client}] = now
+	t.known[client] -= len(most) - 1
 }
 
 func (t *table) forgetLocked(server string, r right) {
@@ -326,26 +359,30 @@ func (t *table) knownClients() []string {
 }
 
 // withdraw marks the remembered rights that are gone.
-func (t *table) withdraw(gone func(server string, r right) bool) {
+func (t *table) withdraw(gone func(server string, r right) standing) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for server, rights := range t.rights {
-		for r := range rights {
-			if gone(server, r) {
-				rights[r] = true
-			}
+		for r, was := range rights {
+			rights[r] = max(was, gone(server, r))
 		}
 	}
 }
 
-// takeWithdrawn returns what a server has to be told, and forgets it.
-func (t *table) takeWithdrawn(server string) []right {
+// takeWithdrawn returns what a server has to be told, and forgets it. Of what stands for all targets some may be kept, and
+// so it stays.
+func (t *table) takeWithdrawn(server string) map[right]standing {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var taken []right
-	for r, withdrawn := range t.rights[server] {
-		if withdrawn {
-			taken = append(taken, r)
+	taken := make(map[right]standing)
+	for r, now := range t.rights[server] {
+		if now == stands {
+			continue
+		}
+		taken[r] = now
+		if r.target == "" && now == withdrawn {
+			t.rights[server][r] = stands
+		} else {
 			t.forgetLocked(server, r)
 		}
 	}

@@ -124,10 +124,10 @@ func (w *world) node(id, host string, serve func(*link.Stream, *wire.Incoming)) 
 			work.Go(func() { serve(s, incoming) })
 		}
 	})
-	d.OnRevoked = func(_ *link.Link, client, target string) {
+	d.OnRevoked = func(_ *link.Link, r *wire.Revoked) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		n.revoked = append(n.revoked, wire.Revoked{Client: client, Target: target})
+		n.revoked = append(n.revoked, *r)
 	}
 	d.Logger = slog.New(slog.DiscardHandler)
 	n.dialer = d

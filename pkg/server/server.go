@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -383,13 +384,13 @@ func (s *Server) ended(sum session.Summary) {
 	s.ledger.Enter(sum)
 }
 
-// revoked is told by a relay that a client's right to reach a target, or any if
-// it is empty, was withdrawn there. Sessions that another relay carries have
+// revoked is told by a relay that a client's right to reach a target, or any but
+// the kept ones if it is empty, was withdrawn there. Sessions that another relay carries have
 // their rights from that.
-func (s *Server) revoked(l *link.Link, client, target string) {
+func (s *Server) revoked(l *link.Link, r *wire.Revoked) {
 	relay := l.Peer()
 	s.sessions.End(func(i session.Info) bool {
-		return i.Client == client && i.Relay == relay && (target == "" || i.Target == target)
+		return i.Client == r.Client && i.Relay == relay && (i.Target == r.Target || r.Target == "" && !slices.Contains(r.Kept, i.Target))
 	}, session.EndRevoked)
 }
 

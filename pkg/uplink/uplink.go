@@ -17,6 +17,7 @@ import (
 
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
+	"ptthqd/pkg/wire"
 )
 
 // A Relay is where to dial, and the key that must answer there.
@@ -114,9 +115,9 @@ func (s *Set) Apply(relays []Relay) {
 			m.dialer.Serve = func(ctx context.Context, l *link.Link) { s.serve(ctx, m, l) }
 			m.dialer.OnRefused = func() { s.refuse(m) }
 			revoked := m.dialer.OnRevoked
-			m.dialer.OnRevoked = func(l *link.Link, client, target string) {
+			m.dialer.OnRevoked = func(l *link.Link, r *wire.Revoked) {
 				if revoked != nil {
-					revoked(l, client, target)
+					revoked(l, r)
 				}
 				s.askAgain()
 			}

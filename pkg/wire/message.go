@@ -37,6 +37,7 @@ const (
 	typeHeartbeat = 16
 	typeClosing   = 17
 	typeRevoked   = 18
+	typeWelcome   = 19
 
 	firstLinkMessage = 16
 )
@@ -44,14 +45,18 @@ const (
 // Connect is P2's request to P3: connect me to Server, and forward Inner, which
 // is an encoded Open or Resume.
 type Connect struct {
-	Server string
-	Inner  []byte
+	Server  string
+	Inner   []byte
+	Hold    bool     // P2 has no other relay to ask: an open may wait for its server's link
+	Granted Instance // the process that has granted the session; zero: none yet, or not known
 }
 
 // Incoming is P3's request to P4: Client wants to connect, and sends Inner.
 type Incoming struct {
 	Client string
 	Inner  []byte
+	Server string   // the name by which Client has asked for this server; empty: not told
+	Names  []string // the other names that Client has, or had; MaxNames at most
 }
 
 // Open asks P4 for a new session. It is idempotent by client and token.
@@ -81,7 +86,10 @@ type Resume struct {
 }
 
 // Control says that a stream carries link messages.
-type Control struct{}
+type Control struct {
+	Instance Instance // the dialler's process; zero: not told
+	Waits    bool     // another process with the dialler's key keeps its place
+}
 
 // Reply answers Connect and Incoming. It is the first message on the way back.
 type Reply struct {
@@ -89,6 +97,8 @@ type Reply struct {
 	Text   string // for people
 	Node   string // who says it: "relay" or a server's ID
 	Inner  []byte // an encoded Granted, with statuses 200 and 208
+	// Instance is the process of P4 that says it; zero: not told.
+	Instance Instance
 }
 
 // Granted is the inner part of a Reply: what P4 grants, and where it stands.
@@ -100,28 +110,6 @@ type Granted struct {
 	Limit         uint64 // P4 takes bytes up to this offset
 	ResumeTimeout time.Duration
 	Reset         bool // with 208: the session ended by a reset, not by its orderly end
-}
-
-// Heartbeat is sent each way on the control stream. Its encoding is 32 bytes or
-// more, so that a restarted relay answers it with a stateless reset.
-type Heartbeat struct {
-	Seq  uint64 // counts this end's heartbeats, from 1
-	Echo uint64 // the Seq of the peer's last heartbeat, 0 if none yet
-
-	Parity   bool   // this end sends parity on this link
-	Restored uint64 // packets that this end has restored from the peer's parity on this link
-
-	Padding int // bytes of padding beyond what it always has; not read
-}
-
-// Closing says that this relay is about to go: resume elsewhere.
-type Closing struct{}
-
-// Revoked tells a server to end Client's sessions to Target (all if empty) that
-// were last carried by this relay.
-type Revoked struct {
-	Client string
-	Target string
 }
 
 // Append appends the encoding of m to dst. A body over MaxBody is a bug of the
@@ -331,6 +319,8 @@ func newMessage(kind uint64) (Message, error) {
 		return new(Closing), nil
 	case typeRevoked:
 		return new(Revoked), nil
+	case typeWelcome:
+		return new(Welcome), nil
 	}
 	if kind >= firstLinkMessage {
 		return nil, nil //nolint:nilnil // skipped by Parse and Read
@@ -465,11 +455,74 @@ func takeToken(into *Token, value []byte) (bool, error) {
 	return true, nil
 }
 
+func appendInstance(dst []byte, number uint64, i Instance) []byte {
+	if i == (Instance{}) {
+		return dst
+	}
+	return appendString(dst, number, i[:])
+}
+
+func takeInstance(into *Instance, value []byte) (bool, error) {
+	if len(value) != len(into) {
+		return true, malformed("an instance of %d bytes", len(value))
+	}
+	copy(into[:], value)
+	return true, nil
+}
+
+// appendList appends strings, each behind its length; none is an absent field.
+func appendList(dst []byte, number uint64, list []string) []byte {
+	if len(list) == 0 {
+		return dst
+	}
+	dst = quicvarint.Append(dst, number)
+	dst = quicvarint.Append(dst, uint64(listSize(list)))
+	for _, text := range list {
+		dst = quicvarint.Append(dst, uint64(len(text)))
+		dst = append(dst, text...)
+	}
+	return dst
+}
+
+func listSize(list []string) (n int) {
+	for _, text := range list {
+		n += quicvarint.Len(uint64(len(text))) + len(text)
+	}
+	return n
+}
+
+// takeList takes at most so many strings of at most so many bytes each.
+func takeList(into *[]string, value []byte, most, longest int) (bool, error) {
+	if len(value) == 0 {
+		return true, malformed("an empty list")
+	}
+	var list []string
+	for len(value) > 0 {
+		length, n, err := quicvarint.Parse(value)
+		if err != nil || length > uint64(len(value)-n) {
+			return true, malformed("a list is truncated")
+		}
+		if len(list) >= most {
+			return true, malformed("more than %d in a list", most)
+		}
+		var text string
+		if _, err := takeString(&text, value[n:n+int(length)], longest); err != nil {
+			return true, err
+		}
+		list = append(list, text)
+		value = value[n+int(length):]
+	}
+	*into = list
+	return true, nil
+}
+
 func (*Connect) messageType() uint64 { return typeConnect }
 
 func (m *Connect) appendBody(dst []byte) []byte {
 	dst = appendString(dst, 1, m.Server)
-	return appendString(dst, 2, m.Inner)
+	dst = appendString(dst, 2, m.Inner)
+	dst = appendFlag(dst, 3, m.Hold)
+	return appendInstance(dst, 4, m.Granted)
 }
 
 func (m *Connect) field(number uint64, value []byte) (bool, error) {
@@ -478,6 +531,10 @@ func (m *Connect) field(number uint64, value []byte) (bool, error) {
 		return takeString(&m.Server, value, maxID)
 	case 2:
 		return takeInner(&m.Inner, value)
+	case 3:
+		return takeFlag(&m.Hold, value)
+	case 4:
+		return takeInstance(&m.Granted, value)
 	}
 	return false, nil
 }
@@ -493,7 +550,9 @@ func (*Incoming) messageType() uint64 { return typeIncoming }
 
 func (m *Incoming) appendBody(dst []byte) []byte {
 	dst = appendString(dst, 1, m.Client)
-	return appendString(dst, 2, m.Inner)
+	dst = appendString(dst, 2, m.Inner)
+	dst = appendString(dst, 3, m.Server)
+	return appendList(dst, 4, m.Names)
 }
 
 func (m *Incoming) field(number uint64, value []byte) (bool, error) {
@@ -502,6 +561,10 @@ func (m *Incoming) field(number uint64, value []byte) (bool, error) {
 		return takeString(&m.Client, value, maxID)
 	case 2:
 		return takeInner(&m.Inner, value)
+	case 3:
+		return takeString(&m.Server, value, maxID)
+	case 4:
+		return takeList(&m.Names, value, MaxNames, maxID)
 	}
 	return false, nil
 }
@@ -509,6 +572,16 @@ func (m *Incoming) field(number uint64, value []byte) (bool, error) {
 func (m *Incoming) complete() error {
 	if err := CheckID(m.Client); err != nil {
 		return malformed("client: %v", err)
+	}
+	if m.Server != "" {
+		if err := CheckID(m.Server); err != nil {
+			return malformed("server: %v", err)
+		}
+	}
+	for _, name := range m.Names {
+		if err := CheckID(name); err != nil {
+			return malformed("another name of the client: %v", err)
+		}
 	}
 	return nil
 }
@@ -610,17 +683,33 @@ func (m *Resume) complete() error {
 	return checkSession(m.Token, m.Attempt, m.Target)
 }
 
-func (*Control) messageType() uint64                { return typeControl }
-func (*Control) appendBody(dst []byte) []byte       { return dst }
-func (*Control) field(uint64, []byte) (bool, error) { return false, nil }
-func (*Control) complete() error                    { return nil }
-func (*Reply) messageType() uint64                  { return typeReply }
+func (*Control) messageType() uint64 { return typeControl }
+
+func (m *Control) appendBody(dst []byte) []byte {
+	dst = appendInstance(dst, 1, m.Instance)
+	return appendFlag(dst, 2, m.Waits)
+}
+
+func (m *Control) field(number uint64, value []byte) (bool, error) {
+	switch number {
+	case 1:
+		return takeInstance(&m.Instance, value)
+	case 2:
+		return takeFlag(&m.Waits, value)
+	}
+	return false, nil
+}
+
+func (*Control) complete() error { return nil }
+
+func (*Reply) messageType() uint64 { return typeReply }
 
 func (m *Reply) appendBody(dst []byte) []byte {
 	dst = appendUint(dst, 1, uint64(m.Status))
 	dst = appendString(dst, 2, clean(m.Text, MaxText))
 	dst = appendString(dst, 3, m.Node)
-	return appendString(dst, 4, m.Inner)
+	dst = appendString(dst, 4, m.Inner)
+	return appendInstance(dst, 5, m.Instance)
 }
 
 // clean makes s what takeString takes: UTF-8 without control characters, cut
@@ -652,6 +741,8 @@ func (m *Reply) field(number uint64, value []byte) (bool, error) {
 		return takeString(&m.Node, value, maxID)
 	case 4:
 		return takeInner(&m.Inner, value)
+	case 5:
+		return takeInstance(&m.Instance, value)
 	}
 	return false, nil
 }
@@ -704,66 +795,6 @@ func (m *Granted) field(number uint64, value []byte) (bool, error) {
 func (m *Granted) complete() error {
 	if m.Acked > m.Received || m.Received > m.Limit {
 		return malformed("acked %d, received %d and limit %d are out of order", m.Acked, m.Received, m.Limit)
-	}
-	return nil
-}
-
-func (*Heartbeat) messageType() uint64 { return typeHeartbeat }
-
-func (m *Heartbeat) appendBody(dst []byte) []byte {
-	dst = appendUint(dst, 1, m.Seq)
-	dst = appendUint(dst, 2, m.Echo)
-	// With its two bytes of header the padding alone makes up 32 bytes.
-	padding := 30 + m.Padding
-	dst = quicvarint.Append(dst, 3)
-	dst = quicvarint.Append(dst, uint64(padding))
-	dst = append(dst, make([]byte, padding)...)
-	dst = appendFlag(dst, 4, m.Parity)
-	return appendUint(dst, 5, m.Restored)
-}
-
-func (m *Heartbeat) field(number uint64, value []byte) (bool, error) {
-	switch number {
-	case 1:
-		return takeUint(&m.Seq, value)
-	case 2:
-		return takeUint(&m.Echo, value)
-	case 3:
-		return true, nil
-	case 4:
-		return takeFlag(&m.Parity, value)
-	case 5:
-		return takeUint(&m.Restored, value)
-	}
-	return false, nil
-}
-
-func (*Heartbeat) complete() error { return nil }
-
-func (*Closing) messageType() uint64                { return typeClosing }
-func (*Closing) appendBody(dst []byte) []byte       { return dst }
-func (*Closing) field(uint64, []byte) (bool, error) { return false, nil }
-func (*Closing) complete() error                    { return nil }
-func (*Revoked) messageType() uint64                { return typeRevoked }
-
-func (m *Revoked) appendBody(dst []byte) []byte {
-	dst = appendString(dst, 1, m.Client)
-	return appendString(dst, 2, m.Target)
-}
-
-func (m *Revoked) field(number uint64, value []byte) (bool, error) {
-	switch number {
-	case 1:
-		return takeString(&m.Client, value, maxID)
-	case 2:
-		return takeString(&m.Target, value, MaxTarget)
-	}
-	return false, nil
-}
-
-func (m *Revoked) complete() error {
-	if err := CheckID(m.Client); err != nil {
-		return malformed("client: %v", err)
 	}
 	return nil
 }
