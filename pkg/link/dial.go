@@ -367,8 +367,8 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 	}
 	link := newLink(conn, d.Address, d.Key, limits, d.log)
 	link.hits = &d.hits
-	link.dialled, link.revoked, link.socket, link.release = true, d.OnRevoked, socket, release
-	link.heard = &heard{confirmed: make(chan struct{}), closing: make(chan struct{})}
+	link.dialled, link.socket = true, socket
+	link.heard = &heard{release: release, revoked: d.OnRevoked, confirmed: make(chan struct{}), closing: make(chan struct{})}
 	link.start(control)
 	// The handshake is over for the dialler before the relay has looked at its key. Only the relay's first heartbeat says that
 	// it has been let in.

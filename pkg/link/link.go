@@ -51,8 +51,6 @@ type Link struct {
 	limits   *Limits
 	hits     *hits
 	socket   *Socket
-	release  func() // what the link leaves behind; nil: nothing
-	revoked  func(l *Link, r *wire.Revoked)
 
 	pulse pulse
 
@@ -79,6 +77,8 @@ type Link struct {
 
 // heard is what a dialler waits for. Accepted links, which are many, do without.
 type heard struct {
+	release   func() // what the link leaves behind
+	revoked   func(l *Link, r *wire.Revoked)
 	once      struct{ confirmed, closing sync.Once }
 	confirmed chan struct{} // closed at its first heartbeat
 	closing   chan struct{}
@@ -152,8 +152,8 @@ func (l *Link) run(serve func(context.Context, *Link)) {
 	serve(l.conn.Context(), l)
 	l.finish("no more use for the link")
 	l.wait()
-	if l.release != nil {
-		l.release()
+	if l.heard != nil {
+		l.heard.release()
 	}
 }
 

@@ -369,9 +369,9 @@ func (l *Link) takeControl() bool {
 	case *wire.Revoked:
 		if l.dialled {
 			l.pulse.readable = 0 // the relay may withdraw a thousand rights at once
-		}
-		if l.dialled && l.revoked != nil {
-			l.revoked(l, m)
+			if l.heard.revoked != nil {
+				l.heard.revoked(l, m)
+			}
 		}
 	case nil: // of a later version
 	default:
