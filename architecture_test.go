@@ -19,36 +19,39 @@ const module = "ptthqd"
 // floors says how high each package stands. A package imports only from floors below its own; roles, which share a
 // floor, therefore never import each other.
 var floors = map[string]int{
-	"pkg/wire":   0,
-	"pkg/door":   0,
-	"pkg/ident":  0,
-	"pkg/pace":   0,
-	"pkg/spare":  0,
-	"pkg/nowait": 0,
+	"pkg/wire":    0,
+	"pkg/door":    0,
+	"pkg/ident":   0,
+	"pkg/pace":    0,
+	"pkg/spare":   0,
+	"pkg/nowait":  0,
+	"pkg/parity":  0,
+	"pkg/tcptest": 0, // for tests
 
 	"pkg/splice":  1, // needs wire's codes for how a stream ends
 	"pkg/policy":  1,
-	"pkg/link":    1,
+	"pkg/carrier": 1, // needs parity
 	"pkg/session": 1,
 	"pkg/control": 1,
 
-	"pkg/config":        2,
-	"pkg/account":       2, // what client and server share
-	"pkg/uplink":        2,
-	"pkg/link/linktest": 2, // for tests
-	"pkg/tcptest":       0, // for tests
+	"pkg/link":    2,
+	"pkg/config":  2,
+	"pkg/account": 2, // what client and server share
 
-	"pkg/client": 3,
-	"pkg/relay":  3,
-	"pkg/server": 3,
+	"pkg/link/linktest": 3, // for tests
+	"pkg/uplink":        3,
 
-	"pkg/daemon": 4,
+	"pkg/client": 4,
+	"pkg/relay":  4,
+	"pkg/server": 4,
 
-	"cmd/ptthqd":     5,
-	"cmd/bench":      5, // measures the other two
-	"cmd/plainchain": 5,
+	"pkg/daemon": 5,
 
-	"pkg/e2e": 6, // for tests of whole processes
+	"cmd/ptthqd":     6,
+	"cmd/bench":      6, // measures the other two
+	"cmd/plainchain": 6,
+
+	"pkg/e2e": 7, // for tests of whole processes
 }
 
 // knows says which packages may import what; a name ending in "/" stands for all below it.
@@ -67,7 +70,7 @@ var knows = []struct {
 	{"github.com/BurntSushi/toml", []string{"pkg/config"}, "only config knows TOML"},
 	{"github.com/spf13/", []string{"cmd/ptthqd"}, "only the command knows the command line"},
 	{"os/exec", []string{"cmd/ptthqd", "cmd/bench", "pkg/e2e"}, "nothing that speaks to a network starts programs"},
-	{"unsafe", []string{"pkg/nowait", "pkg/link", "pkg/daemon"}, "what foreign bytes reach is memory-safe"},
+	{"unsafe", []string{"pkg/nowait", "pkg/carrier"}, "what foreign bytes reach is memory-safe"},
 }
 
 // relayMayNot lists what would let the relay dial: it is a security boundary, and its imports show it.

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/client"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/ident"
@@ -61,7 +62,7 @@ func newLoopback(b *testing.B) *loopback {
 	if err != nil {
 		b.Fatal(err)
 	}
-	socket, err := link.NewSocket(udp, nil)
+	socket, err := carrier.New(udp, nil)
 	if err != nil {
 		b.Fatal(err)
 	}

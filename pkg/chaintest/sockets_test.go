@@ -17,6 +17,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/client"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/ident"
@@ -98,7 +99,7 @@ func overSockets(t *testing.T, serve func(net.Conn)) *realChain {
 	if err != nil {
 		t.Fatal(err)
 	}
-	socket, err := link.NewSocket(pc, log)
+	socket, err := carrier.New(pc, log)
 	if err != nil {
 		t.Fatal(err)
 	}

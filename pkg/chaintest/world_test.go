@@ -21,6 +21,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/client"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/ident"
@@ -157,7 +158,7 @@ func (p prefixed) Write(line []byte) (int, error) {
 type relayNode struct {
 	*relay.Relay
 	*process
-	socket *link.Socket
+	socket *carrier.Socket
 }
 
 // stop ends the relay and its socket.
@@ -192,7 +193,7 @@ func (w *world) relay(host string, allowed ...string) *relayNode {
 	w.t.Helper()
 	log := w.logger("relay " + host)
 	r := relay.New(relay.Config{Policy: w.policy(allowed...), Logger: log})
-	socket, err := link.NewSocket(w.network.Listen(host+":30380"), log)
+	socket, err := carrier.New(w.network.Listen(host+":30380"), log)
 	if err != nil {
 		w.t.Fatal(err)
 	}

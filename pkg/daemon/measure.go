@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"ptthqd/pkg/account"
+	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/policy"
@@ -241,7 +242,7 @@ func (s *sample) peers(peers []relay.Peer) {
 func (s *sample) listeners(r *relayRole) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	all := make(map[string]link.SocketStats)
+	all := make(map[string]carrier.Stats)
 	for _, socket := range r.sockets {
 		seen, first := socket.Stats(), all[socket.place]
 		if first.ReceiveBuffer > 0 {

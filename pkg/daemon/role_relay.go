@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/control"
 	"ptthqd/pkg/link"
@@ -37,7 +38,7 @@ type relayRole struct {
 }
 
 type relaySocket struct {
-	*link.Socket
+	*carrier.Socket
 	listener *link.Listener
 	place    string // "[::]:30380", "systemd:quic"
 	ofUnit   bool   // a socket unit's: systemd has it already
@@ -142,7 +143,7 @@ func (r *relayRole) Run(ctx context.Context) error {
 }
 
 // newListener makes the listener of a socket.
-func (r *relayRole) newListener(socket *link.Socket) *link.Listener {
+func (r *relayRole) newListener(socket *carrier.Socket) *link.Listener {
 	limits := listenerLimits(r.settings.Limits)
 	limits.Windows = r.windows
 	return &link.Listener{
@@ -238,7 +239,7 @@ func (r *relayRole) bind(ctx context.Context) error {
 }
 
 func (r *relayRole) enter(place string, conn net.PacketConn, ofUnit bool) error {
-	socket, err := link.NewSocket(conn, r.daemon.log)
+	socket, err := carrier.New(conn, r.daemon.log)
 	if err != nil {
 		return err
 	}

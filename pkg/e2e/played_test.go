@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/session"
@@ -52,7 +53,7 @@ func (w *world) playedListener(t *testing.T, serve func(context.Context, *link.L
 	if err != nil {
 		t.Fatal(err)
 	}
-	socket, err := link.NewSocket(conn, nil)
+	socket, err := carrier.New(conn, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

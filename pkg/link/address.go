@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/wire"
 )
 
@@ -193,5 +194,5 @@ func route(to netip.AddrPort) (netip.Addr, error) {
 		return netip.Addr{}, err
 	}
 	defer func() { _ = conn.Close() }()
-	return addrPort(conn.LocalAddr()).Addr(), nil
+	return carrier.AddrPort(conn.LocalAddr()).Addr(), nil
 }

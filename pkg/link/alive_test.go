@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/ident"
 )
 
@@ -16,7 +17,7 @@ func TestAlive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	socket, err := NewSocket(pc, nil)
+	socket, err := carrier.New(pc, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

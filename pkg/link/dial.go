@@ -17,6 +17,7 @@ import (
 	"github.com/quic-go/quic-go"
 	"golang.org/x/time/rate"
 
+	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/wire"
 )
@@ -318,12 +319,12 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 	if err != nil {
 		return nil, fmt.Errorf("open a UDP socket: %v", err) //nolint:errorlint // explain tells it from an error of sending
 	}
-	socket, err := NewSocket(pc, d.log)
+	socket, err := carrier.New(pc, d.log)
 	if err != nil {
 		return nil, err
 	}
 	d.tally.opened(socket)
-	transport := &quic.Transport{Conn: socket.quic, ConnectionIDLength: connectionIDLength}
+	transport := &quic.Transport{Conn: socket.PacketConn(), ConnectionIDLength: connectionIDLength}
 	limits := d.limits.Load()
 	grants := newGrants(limits.Windows)
 	config := limits.quicConfig(grants)
@@ -388,9 +389,9 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 
 // withPatience ends a handshake over socket, with the reason as the context's cause, that has had no answer within
 // patience, or has not come to its end after one. Half of that time without any answer, it calls knock.
-func withPatience(ctx context.Context, patience time.Duration, socket *Socket, knock func()) (_ context.Context, stop func()) {
+func withPatience(ctx context.Context, patience time.Duration, socket *carrier.Socket, knock func()) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	silent := func() bool { return socket.received.Load() == 0 }
+	silent := func() bool { return socket.Received() == 0 }
 	var knocked atomic.Bool
 	timers := []*time.Timer{
 		time.AfterFunc(patience/2, func() {
@@ -401,13 +402,13 @@ func withPatience(ctx context.Context, patience time.Duration, socket *Socket, k
 		}),
 		time.AfterFunc(patience, func() {
 			if silent() {
-				cancel(cmp.Or(socket.sendError(), errNoAnswer))
+				cancel(cmp.Or(socket.SendError(), errNoAnswer))
 			}
 		}),
 		time.AfterFunc(max(patience, dialAnswered), func() {
 			switch {
 			case silent():
-			case knocked.Load() && socket.received.Load() <= maxAddresses:
+			case knocked.Load() && socket.Received() <= maxAddresses:
 				cancel(errOnlySmall)
 			default:
 				cancel(errTooSlow)

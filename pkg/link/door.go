@@ -11,6 +11,7 @@ import (
 	"github.com/quic-go/quic-go"
 	"golang.org/x/time/rate"
 
+	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/door"
 )
 
@@ -49,7 +50,7 @@ var errKeptOut = errors.New("a limit is reached")
 // that the connection is refused, and no more.
 func (l *Listener) enter(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
 	d := &l.links().door
-	source, proved := door.SourceOf(addrPort(info.RemoteAddr).Addr()), info.AddrVerified
+	source, proved := door.SourceOf(carrier.AddrPort(info.RemoteAddr).Addr()), info.AddrVerified
 	if limit := d.Enter(source, proved, l.current().door()); limit != "" {
 		l.hits.hit(limit, slog.Any("remote", info.RemoteAddr))
 		return nil, errKeptOut

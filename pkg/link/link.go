@@ -34,6 +34,7 @@ import (
 	"github.com/quic-go/quic-go"
 	"golang.org/x/time/rate"
 
+	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/wire"
 )
@@ -50,7 +51,7 @@ type Link struct {
 	log      *slog.Logger
 	limits   *Limits
 	hits     *hits
-	socket   *Socket
+	socket   *carrier.Socket
 
 	pulse pulse
 
@@ -175,13 +176,13 @@ func (l *Link) Peer() string { return l.peer }
 func (l *Link) Key() ident.PublicKey { return l.key }
 
 // RemoteAddr is where the peer's packets come from at the moment.
-func (l *Link) RemoteAddr() netip.AddrPort { return addrPort(l.conn.RemoteAddr()) }
+func (l *Link) RemoteAddr() netip.AddrPort { return carrier.AddrPort(l.conn.RemoteAddr()) }
 
 // Since is when the link was made.
 func (l *Link) Since() time.Time { return l.since }
 
 // Socket is what the link runs over: a listener's links share one, a dialler's has its own.
-func (l *Link) Socket() *Socket { return l.socket }
+func (l *Link) Socket() *carrier.Socket { return l.socket }
 
 // Open opens a stream that begins with head: its tips, and perhaps data, 64 KiB at most, which leave in the first packets.
 // It waits for nobody, unless the connection's flow-control window has no room for head, which it waits for TipTimeout at

@@ -13,6 +13,7 @@ import (
 	"github.com/quic-go/quic-go"
 	"golang.org/x/time/rate"
 
+	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/door"
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/pace"
@@ -25,7 +26,7 @@ const connectionIDLength = 8
 // Listener takes the links of a relay's clients and servers on one socket. Set the fields, then call Run once.
 type Listener struct {
 	// Socket is where to listen. Run does not close it.
-	Socket *Socket
+	Socket *carrier.Socket
 	// Links is shared by the Listeners of a relay that listens on several sockets. Nil: this is the only one.
 	Links *Links
 	// Identity is the relay's key.
@@ -104,7 +105,7 @@ func (l *Listener) Run(ctx context.Context) error {
 	tokenKey := quic.TokenGeneratorKey(l.Identity.Derive("quic token"))
 	calm := rate.NewLimiter(rate.Limit(l.current().HandshakesPerSecond), 2*l.current().HandshakesPerSecond)
 	transport := &quic.Transport{
-		Conn:                l.Socket.quic,
+		Conn:                l.Socket.PacketConn(),
 		ConnectionIDLength:  connectionIDLength,
 		StatelessResetKey:   &resetKey,
 		TokenGeneratorKey:   &tokenKey,
@@ -156,7 +157,7 @@ func (l *Listener) pressed(calm *rate.Limiter, from net.Addr) bool {
 	limits := l.current()
 	calm.SetLimit(rate.Limit(limits.HandshakesPerSecond))
 	calm.SetBurst(2 * limits.HandshakesPerSecond)
-	if !l.links().door.MustProve(door.SourceOf(addrPort(from).Addr()), limits.door()) && calm.Allow() {
+	if !l.links().door.MustProve(door.SourceOf(carrier.AddrPort(from).Addr()), limits.door()) && calm.Allow() {
 		return false
 	}
 	l.hits.hit(limitRetry, slog.Any("remote", from))

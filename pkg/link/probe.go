@@ -11,6 +11,7 @@ import (
 	"github.com/quic-go/quic-go/qlog"
 	"github.com/quic-go/quic-go/qlogwriter"
 
+	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/wire"
 )
 
@@ -30,7 +31,7 @@ type Probed struct {
 	RTT       time.Duration    // the smallest seen
 	MTU       int              // of the path, as far as QUIC uses it: headers included, 1,500 at most; 0 if not found out
 	GSO       bool             // packets leave in segments
-	Socket    SocketStats
+	Socket    carrier.Stats
 
 	Reason Reason // why it failed; empty if it didn't
 	Error  string // the same in words for people
@@ -67,7 +68,7 @@ func (d *Dialer) probe(ctx context.Context, p *Probed) error {
 	if err != nil {
 		return err
 	}
-	socket, err := NewSocket(pc, nil)
+	socket, err := carrier.New(pc, nil)
 	if err != nil {
 		return err
 	}
@@ -75,7 +76,7 @@ func (d *Dialer) probe(ctx context.Context, p *Probed) error {
 		p.Socket = socket.Stats()
 		_ = socket.Close()
 	}()
-	transport := &quic.Transport{Conn: socket.quic, ConnectionIDLength: connectionIDLength}
+	transport := &quic.Transport{Conn: socket.PacketConn(), ConnectionIDLength: connectionIDLength}
 	defer func() { _ = transport.Close() }()
 	config := d.limits.Load().quicConfig(newGrants(nil))
 	config.HandshakeIdleTimeout = 2 * dialAnswered
@@ -93,7 +94,7 @@ func (d *Dialer) probe(ctx context.Context, p *Probed) error {
 		return err
 	}
 	defer func() { _ = conn.CloseWithError(quic.ApplicationErrorCode(wire.CloseClosing), "a probe") }()
-	p.Remote = addrPort(conn.RemoteAddr())
+	p.Remote = carrier.AddrPort(conn.RemoteAddr())
 	// For this end the handshake is over before the relay has looked at the key.
 	if err := seen.await(handshake, conn, seen.isAdmitted); err != nil {
 		return err
@@ -105,7 +106,7 @@ func (d *Dialer) probe(ctx context.Context, p *Probed) error {
 	defer cancel()
 	_ = seen.await(looking, conn, seen.isMeasured) // what was found until then counts
 	p.RTT, p.GSO = conn.ConnectionStats().MinRTT, conn.ConnectionState().GSO
-	if _, plain := socket.quic.(*plainConn); !plain { // there QUIC doesn't look for it
+	if socket.FindsMTU() {
 		p.MTU = seen.mtu() + headers(p.Remote)
 	}
 	return nil

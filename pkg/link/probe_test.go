@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/link/linktest"
 )
@@ -79,7 +80,7 @@ func TestProbeSupersedesNothing(t *testing.T) {
 
 // The path MTU is found over real sockets alone.
 func TestProbeFindsTheMTU(t *testing.T) {
-	socket, err := link.NewSocket(listenUDP(t), nil)
+	socket, err := carrier.New(listenUDP(t), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,77 +6,78 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
+
+	"ptthqd/pkg/parity"
 )
 
-// mostProtected is for how many peers of a Socket parity is made, and of how many it is used, which takes 100 KiB each.
-const mostProtected = 512
-
-// protection is what a link does against loss: it sends parity, or uses the peer's, or both. It belongs to the link's pulse,
-// under whose lock its methods are called, and tells the socket what to do, where the peer goes by its address.
+// A protection is what a link does against loss: it sends parity, or uses the peer's, or both. The
+// link's pulse owns it and calls its methods under its lock. The socket knows the peer by address.
 type protection struct {
 	sent     atomic.Uint64 // parity datagrams
 	restored atomic.Uint64 // packets of the peer
 
-	watch        lossWatch
-	peerRestored uint64 // of this end's packets
+	watch        parity.Watch
+	peerRestored uint64 // packets of this end
 	at           netip.AddrPort
-	maker        *parityMaker // nil while the peer gets no parity
-	restorer     *restorer    // nil while it sends none
-	useful       bool         // it has restored something
+	maker        *parity.Maker    // nil while the peer gets no parity
+	restorer     *parity.Restorer // nil while the peer sends none
+	useful       bool             // the restorer has restored something
 }
 
-// look takes a look at the link's losses, if it is time for one. It tells whether there is something that the peer has to hear at once:
-// that parity comes, or that its own has been of use for the first time.
+// look takes a look at the link's losses, if it is time for one. It reports whether the peer has to
+// hear something at once: parity begins, or the peer's parity has been useful for the first time.
 func (p *protection) look(l *Link, stats *quic.ConnectionStats, now time.Time) (news bool) {
 	p.follow(l)
-	if now.Sub(p.watch.seen.at) < lossEvery {
+	if now.Sub(p.watch.Seen().At) < parity.LookEvery {
 		return false
 	}
 	if !p.useful && p.restored.Load() > 0 {
 		p.useful, news = true, true
 	}
-	state := p.watch.look(lossSample{
-		at:       now,
-		minRTT:   stats.MinRTT,
-		rtt:      stats.SmoothedRTT,
-		sent:     stats.PacketsSent,
-		lost:     stats.PacketsLost,
-		restored: p.peerRestored,
+	state := p.watch.Look(parity.Sample{
+		At:       now,
+		MinRTT:   stats.MinRTT,
+		RTT:      stats.SmoothedRTT,
+		Sent:     stats.PacketsSent,
+		Lost:     stats.PacketsLost,
+		Restored: p.peerRestored,
 	})
 	switch {
-	case state == parityOff:
+	case state == parity.Off:
 		p.stopMaking(l)
 	case p.maker == nil:
 		p.at = l.RemoteAddr()
-		maker := newParityMaker(&p.sent, &l.socket.paritySent)
-		if l.socket.makers.put(p.at, maker, mostProtected) {
+		maker := l.socket.NewMaker(&p.sent)
+		if l.socket.SendParity(p.at, maker) {
 			p.maker = maker
 			news = true
 		}
 	}
 	if p.maker != nil {
-		p.maker.pause(state == parityPaused)
+		p.maker.Pause(state == parity.Paused)
 	}
 	return news
 }
 
-// heard takes what the peer says in a heartbeat: whether it sends parity, and how many packets it has restored.
-func (p *protection) heard(l *Link, parity bool, restored uint64) {
+// heard takes what a heartbeat of the peer says: whether the peer sends parity, and how many packets
+// it has restored.
+func (p *protection) heard(l *Link, sends bool, restored uint64) {
 	p.follow(l)
 	p.peerRestored = restored
 	switch {
-	case !parity:
+	case !sends:
 		p.stopRestoring(l)
 	case p.restorer == nil:
 		p.at = l.RemoteAddr()
-		r := newRestorer(&p.restored, &l.socket.restored)
-		if l.socket.restorers.put(p.at, r, mostProtected) {
+		r := l.socket.NewRestorer(&p.restored)
+		if l.socket.TakeParity(p.at, r) {
 			p.restorer = r
 		}
 	}
 }
 
-// follow goes with the peer to its new address. What was sent to the old one proves nothing of the new path.
+// follow moves the parity to the peer's new address. Packets to the old address prove nothing of the
+// new path.
 func (p *protection) follow(l *Link) {
 	if p.maker == nil && p.restorer == nil {
 		return
@@ -86,27 +87,27 @@ func (p *protection) follow(l *Link) {
 		return
 	}
 	if p.maker != nil {
-		l.socket.makers.remove(p.at, p.maker)
-		p.maker.reset()
-		l.socket.makers.put(at, p.maker, mostProtected)
+		l.socket.StopParity(p.at, p.maker)
+		p.maker.Reset()
+		l.socket.SendParity(at, p.maker)
 	}
 	if p.restorer != nil {
-		l.socket.restorers.remove(p.at, p.restorer)
-		l.socket.restorers.put(at, p.restorer, mostProtected)
+		l.socket.DropParity(p.at, p.restorer)
+		l.socket.TakeParity(at, p.restorer)
 	}
 	p.at = at
 }
 
 func (p *protection) stopMaking(l *Link) {
 	if p.maker != nil {
-		l.socket.makers.remove(p.at, p.maker)
+		l.socket.StopParity(p.at, p.maker)
 		p.maker = nil
 	}
 }
 
 func (p *protection) stopRestoring(l *Link) {
 	if p.restorer != nil {
-		l.socket.restorers.remove(p.at, p.restorer)
+		l.socket.DropParity(p.at, p.restorer)
 		p.restorer = nil
 	}
 }

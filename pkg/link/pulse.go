@@ -8,6 +8,7 @@ import (
 
 	"github.com/quic-go/quic-go"
 
+	"ptthqd/pkg/parity"
 	"ptthqd/pkg/wire"
 )
 
@@ -177,7 +178,7 @@ func (p *pulse) lookLocked(now moment) (patience time.Duration) {
 	if p.busy.Swap(false) {
 		p.busyAt = now
 	}
-	if p.lossy = stats.MinRTT >= parityRTT; p.lossy {
+	if p.lossy = stats.MinRTT >= parity.MinRTT; p.lossy {
 		p.protectLocked()
 	}
 	if guard := p.protection.Load(); guard != nil && guard.look(p.link, &stats, time.Now()) {
@@ -223,7 +224,7 @@ func (p *pulse) scheduleLocked(now moment, patience time.Duration) {
 	if p.awaiting != 0 && p.awaiting.add(patience) < p.due {
 		p.due = p.awaiting.add(patience)
 	}
-	if next := now.add(lossEvery); p.lossy && now.sub(p.busyAt) < busyFor && next < p.due {
+	if next := now.add(parity.LookEvery); p.lossy && now.sub(p.busyAt) < busyFor && next < p.due {
 		p.due = next
 	}
 	p.timer.Reset(p.due.sub(now))

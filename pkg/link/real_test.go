@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/wire"
@@ -22,7 +23,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // loopback returns both ends of a link over real sockets, and the relay's socket.
-func loopback(tb testing.TB) (dialled, accepted *link.Link, socket *link.Socket) {
+func loopback(tb testing.TB) (dialled, accepted *link.Link, socket *carrier.Socket) {
 	tb.Helper()
 	relayKey, err := ident.Generate()
 	if err != nil {
@@ -36,7 +37,7 @@ func loopback(tb testing.TB) (dialled, accepted *link.Link, socket *link.Socket)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	socket, err = link.NewSocket(pc, nil)
+	socket, err = carrier.New(pc, nil)
 	if err != nil {
 		tb.Fatal(err)
 	}

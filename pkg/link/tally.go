@@ -3,6 +3,8 @@ package link
 import (
 	"maps"
 	"sync"
+
+	"ptthqd/pkg/carrier"
 )
 
 // Totals is what a Dialer has counted since it was made, over all its dials and links. No figure ever falls.
@@ -13,7 +15,7 @@ type Totals struct {
 	PacketsSent, PacketsLost uint64 // of links
 	BytesSent, BytesReceived uint64 // of links, with all of QUIC's overhead
 	ParitySent, Restored     uint64 // of links; see Stats
-	Dropped, SendFailures    uint64 // packets, by the sockets of dials and links; see SocketStats
+	Dropped, SendFailures    uint64 // packets, by the sockets of dials and links; see carrier.Stats
 }
 
 // Totals may be called at any time, from any goroutine.
@@ -23,15 +25,15 @@ func (d *Dialer) Totals() Totals { return d.tally.sum() }
 type tally struct {
 	mu   sync.Mutex
 	past Totals
-	open map[*Socket]*Link // what is there; no link before it is confirmed
+	open map[*carrier.Socket]*Link // what is there; no link before it is confirmed
 }
 
 // opened notes a socket, before anything goes over it.
-func (t *tally) opened(s *Socket) {
+func (t *tally) opened(s *carrier.Socket) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.open == nil {
-		t.open = make(map[*Socket]*Link)
+		t.open = make(map[*carrier.Socket]*Link)
 	}
 	t.open[s] = nil
 }
@@ -44,7 +46,7 @@ func (t *tally) linked(l *Link) {
 }
 
 // closed notes that a socket is gone, and its link with it.
-func (t *tally) closed(s *Socket) {
+func (t *tally) closed(s *carrier.Socket) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	l := t.open[s]
@@ -79,7 +81,7 @@ func (t *tally) sum() Totals {
 	return sum
 }
 
-func (t *Totals) add(s *Socket, l *Link) {
+func (t *Totals) add(s *carrier.Socket, l *Link) {
 	seen := s.Stats()
 	t.Dropped += seen.Dropped
 	t.SendFailures += seen.SendFailures

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/wire"
@@ -280,7 +281,7 @@ type State struct {
 	Remote    netip.AddrPort // where the relay's packets come from; invalid while there is no link
 	Closing   bool           // the relay has said that it is about to go
 	Stats     link.Stats     // of the live link
-	Socket    link.SocketStats
+	Socket    carrier.Stats
 	Totals    link.Totals // of all links and dials
 }
 

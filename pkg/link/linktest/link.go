@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
 )
@@ -49,7 +50,7 @@ func (p Peers) Admit(key ident.PublicKey) (string, error) {
 func (n *Network) Listener(address string, key ident.PrivateKey, peers Peers, serve func(context.Context, *link.Link)) *link.Listener {
 	n.t.Helper()
 	log := Logger(n.t).With(slog.String("at", address))
-	socket, err := link.NewSocket(n.Listen(address), log)
+	socket, err := carrier.New(n.Listen(address), log)
 	if err != nil {
 		n.t.Fatal(err)
 	}

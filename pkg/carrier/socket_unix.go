@@ -1,6 +1,6 @@
 //go:build !linux && !windows
 
-package link
+package carrier
 
 import (
 	"errors"

@@ -1,4 +1,4 @@
-package link
+package carrier
 
 import (
 	"bytes"
@@ -17,9 +17,28 @@ import (
 	"testing"
 	"time"
 
+	"ptthqd/pkg/parity"
+
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
 )
+
+// What pkg/parity makes: two datagrams behind eight packets; a Restorer keeps 64.
+const (
+	groupSize     = 8
+	partsPerGroup = 2
+	keptPackets   = 64
+)
+
+// qpacket makes a packet that looks like one of QUIC's: a short header, and random bytes.
+func qpacket(random *rand.Rand, size int) []byte {
+	b := make([]byte, size)
+	for i := range b {
+		b[i] = byte(random.Uint32())
+	}
+	b[0] = b[0]&0x3f | 0x40
+	return b
+}
 
 func udpSocket(t *testing.T, log *slog.Logger) (*Socket, *udpConn) {
 	t.Helper()
@@ -27,12 +46,12 @@ func udpSocket(t *testing.T, log *slog.Logger) (*Socket, *udpConn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := NewSocket(pc, log)
+	s, err := New(pc, log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Close() })
-	return s, s.quic.(*udpConn)
+	return s, s.conn.(*udpConn)
 }
 
 func control(level, kind int32, data ...byte) []byte {
@@ -198,7 +217,7 @@ func TestBuffersOnlyGrow(t *testing.T) {
 		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20)
 		before, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF)
 	})
-	s, err := NewSocket(pc, nil)
+	s, err := New(pc, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +226,7 @@ func TestBuffersOnlyGrow(t *testing.T) {
 		t.Errorf("the receive buffer shrank from %d to %d bytes", before, got)
 	}
 	// quic-go tries too.
-	if err := s.quic.(*udpConn).SetReadBuffer(1); err != nil {
+	if err := s.conn.(*udpConn).SetReadBuffer(1); err != nil {
 		t.Error(err)
 	}
 	_ = raw.Control(func(fd uintptr) {
@@ -254,8 +273,8 @@ func TestRefusedSends(t *testing.T) {
 	if _, _, err := writer.WriteMsgUDP([]byte("x"), nil, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}); err != nil {
 		t.Error(err)
 	}
-	if n := from.Stats().SendFailures; n != 1 || from.sendError() == nil {
-		t.Errorf("%d failures, %v", n, from.sendError())
+	if n := from.Stats().SendFailures; n != 1 || from.SendError() == nil {
+		t.Errorf("%d failures, %v", n, from.SendError())
 	}
 	// A closed socket is told.
 	_ = from.Close()
@@ -286,7 +305,7 @@ func TestAddresses(t *testing.T) {
 				return pc
 			}
 			pc := listen(c.at)
-			s, err := NewSocket(pc, nil)
+			s, err := New(pc, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -301,14 +320,14 @@ func TestAddresses(t *testing.T) {
 				t.Fatal(err)
 			}
 			ms := batch()
-			if n, err := s.quic.(*udpConn).ReadBatch(ms, 0); n != 1 || err != nil {
+			if n, err := s.conn.(*udpConn).ReadBatch(ms, 0); n != 1 || err != nil {
 				t.Fatal(n, err)
 			}
 			from := ms[0].Addr.(*net.UDPAddr)
 			if want := peer.LocalAddr().(*net.UDPAddr); !from.IP.Equal(want.IP) || from.Port != want.Port || from.Zone != "" || string(ms[0].Buffers[0][:ms[0].N]) != "ping" {
 				t.Errorf("%q from %v, not from %v", ms[0].Buffers[0][:ms[0].N], from, want)
 			}
-			if _, _, err := s.quic.(*udpConn).WriteMsgUDP([]byte("pong"), nil, from); err != nil {
+			if _, _, err := s.conn.(*udpConn).WriteMsgUDP([]byte("pong"), nil, from); err != nil {
 				t.Fatal(err)
 			}
 			b := make([]byte, 10)
@@ -475,8 +494,8 @@ func TestParityOverRealSockets(t *testing.T) {
 		random := rand.New(rand.NewPCG(1, 1))
 
 		// Parity of a stranger is dropped.
-		maker := newParityMaker(new(atomic.Uint64), &from.paritySent)
-		from.makers.put(addrPort(addr), maker, 1)
+		maker := parity.NewMaker(new(atomic.Uint64), &from.paritySent)
+		from.makers.put(AddrPort(addr), maker, 1)
 		send := func(count, size int) (packets [][]byte) {
 			var train []byte
 			for range count {
@@ -489,23 +508,23 @@ func TestParityOverRealSockets(t *testing.T) {
 			}
 			return packets
 		}
-		send(1+parityGroup, 1200)
-		readPackets(t, reader, 1+parityGroup)
+		send(1+groupSize, 1200)
+		readPackets(t, reader, 1+groupSize)
 		send(1, 1200)
 		readPackets(t, reader, 1)
-		if n := to.Stats().ParityStray; n != parityParts {
-			t.Errorf("gro=%v: %d datagrams of stray parity, want %d", gro, n, parityParts)
+		if n := to.Stats().ParityStray; n != partsPerGroup {
+			t.Errorf("gro=%v: %d datagrams of stray parity, want %d", gro, n, partsPerGroup)
 		}
 
 		// A loss: the maker hears of a packet that is not sent. That is the group of the last packet above.
 		restored := new(atomic.Uint64)
-		to.restorers.put(addrPort(writer.LocalAddr()), newRestorer(restored, &to.restored), 1)
+		to.restorers.put(AddrPort(writer.LocalAddr()), parity.NewRestorer(restored, &to.restored), 1)
 		send(7, 1200)
 		readPackets(t, reader, 7)
 		for range 10 {
 			lost := qpacket(random, 1200)
 			sent := send(3, 1200)
-			maker.protect(lost, len(lost), func([]byte) { t.Error("a group is full") })
+			maker.Protect(lost, len(lost), func([]byte) { t.Error("a group is full") })
 			sent = append(sent, send(4, 1200)...)
 			sent = append(sent, lost)
 			got, marks := readPackets(t, reader, len(sent))
@@ -536,7 +555,7 @@ func TestSendingAllocatesNothing(t *testing.T) {
 	packet := qpacket(random, 1200)
 	train := bytes.Repeat(packet, 4)
 	oob := append(segments(1200), control(unix.IPPROTO_IP, unix.IP_TOS, 2)...)
-	buf := make([]byte, packetMost)
+	buf := make([]byte, parity.MaxPacket)
 	run := func() {
 		if _, _, err := writer.WriteMsgUDP(train, oob, addr); err != nil { // nobody reads it
 			t.Fatal(err)
@@ -548,27 +567,12 @@ func TestSendingAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations without parity", n)
 	}
 
-	maker := newParityMaker(new(atomic.Uint64), &from.paritySent)
-	from.makers.put(addrPort(addr), maker, 1)
-	r := newRestorer(new(atomic.Uint64), &to.restored)
-	to.restorers.put(addrPort(writer.LocalAddr()), r, 1)
+	maker := parity.NewMaker(new(atomic.Uint64), &from.paritySent)
+	from.makers.put(AddrPort(addr), maker, 1)
+	r := parity.NewRestorer(new(atomic.Uint64), &to.restored)
+	to.restorers.put(AddrPort(writer.LocalAddr()), r, 1)
 	run()
-	if n := testing.AllocsPerRun(100, run); n > 0 && !raced || maker.sent[0].Load() < 100 {
-		t.Errorf("%v allocations with %d datagrams of parity", n, maker.sent[0].Load())
-	}
-
-	p := newParityPath()
-	r.ready = true
-	left := p.group(t)
-	if n := testing.AllocsPerRun(100, func() {
-		*r = restorer{restored: r.restored, groups: r.groups, ready: true}
-		for _, b := range left[1:] {
-			to.arrived(buf, copy(buf, b), writer.LocalAddr())
-		}
-		if !bytes.Equal(buf[:1200], left[0]) {
-			t.Error("nothing was restored")
-		}
-	}); n > 0 {
-		t.Errorf("%v allocations where a packet is restored", n)
+	if n := testing.AllocsPerRun(100, run); n > 0 && !raced || from.Stats().ParitySent < 100 {
+		t.Errorf("%v allocations with %d datagrams of parity", n, from.Stats().ParitySent)
 	}
 }

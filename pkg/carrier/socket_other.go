@@ -1,6 +1,6 @@
 //go:build !linux
 
-package link
+package carrier
 
 import (
 	"net"
@@ -8,15 +8,16 @@ import (
 	"golang.org/x/net/ipv4"
 )
 
-// setUp prepares a UDP socket and returns what quic-go is given of it.
+// setUp prepares a UDP socket and returns what quic-go is given.
 func (s *Socket) setUp(udp *net.UDPConn) (net.PacketConn, error) {
-	// What was got can't be read back in one way on all systems, and asking for too much is no error on some.
+	// There is no portable way to read the sizes back, and some systems accept any size.
 	_ = udp.SetReadBuffer(socketBuffer)
 	_ = udp.SetWriteBuffer(socketBuffer)
 	return &udpConn{UDPConn: udp, socket: s, batch: ipv4.NewPacketConn(udp)}, nil
 }
 
-// udpConn is a UDP socket as quic-go sees it: it reads by ReadBatch where it reads control messages, else by ReadFrom.
+// A udpConn is a UDP socket as quic-go sees it. quic-go reads by ReadBatch where it wants control
+// messages, else by ReadFrom.
 type udpConn struct {
 	*net.UDPConn
 	socket *Socket
@@ -31,7 +32,7 @@ func (c *udpConn) ReadBatch(ms []ipv4.Message, flags int) (int, error) {
 		}
 		c.socket.received.Add(uint64(n))
 		c.socket.reads.Add(uint64(n))
-		if n = c.socket.sift(ms[:n]); n > 0 {
+		if n = c.socket.arrivedAll(ms[:n]); n > 0 {
 			return n, nil
 		}
 	}
@@ -48,8 +49,8 @@ func (c *udpConn) WriteMsgUDP(b, oob []byte, addr *net.UDPAddr) (int, int, error
 	if err = c.socket.sent(err); err != nil {
 		return len(b), len(oob), err
 	}
-	if m := c.socket.makers.at(addr); m != nil { // there are no segments
-		m.protect(b, len(b), func(parity []byte) {
+	if m := c.socket.makers.at(addr); m != nil { // never segmented here
+		m.Protect(b, len(b), func(parity []byte) {
 			_, _, err := c.UDPConn.WriteMsgUDP(parity, oob, addr)
 			_ = c.socket.sent(err)
 		})

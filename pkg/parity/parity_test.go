@@ -1,10 +1,8 @@
-package link
+package parity
 
 import (
 	"bytes"
 	"math/rand/v2"
-	"net"
-	"net/netip"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -22,18 +20,18 @@ func qpacket(random *rand.Rand, size int) []byte {
 
 // A parityPath is both ends of a peer's parity.
 type parityPath struct {
-	maker    *parityMaker
-	restorer *restorer
+	maker    *Maker
+	restorer *Restorer
 	restored atomic.Uint64
 	random   *rand.Rand
 }
 
 func newParityPath() *parityPath {
 	p := &parityPath{random: rand.New(rand.NewPCG(1, 1))}
-	p.maker = newParityMaker(new(atomic.Uint64), new(atomic.Uint64))
-	p.restorer = newRestorer(&p.restored, new(atomic.Uint64))
+	p.maker = NewMaker(new(atomic.Uint64), new(atomic.Uint64))
+	p.restorer = NewRestorer(&p.restored, new(atomic.Uint64))
 	// The first one shows that such packets arrive, and isn't covered; with the group behind it the restorer is ready.
-	for _, packet := range p.send(slices.Repeat([]int{1200}, 1+parityGroup)...) {
+	for _, packet := range p.send(slices.Repeat([]int{1200}, 1+groupSize)...) {
 		p.arrive(packet)
 	}
 	return p
@@ -44,26 +42,26 @@ func (p *parityPath) send(sizes ...int) (left [][]byte) {
 	for _, size := range sizes {
 		packet := qpacket(p.random, size)
 		left = append(left, packet)
-		p.maker.protect(packet, size, func(parity []byte) { left = append(left, bytes.Clone(parity)) })
+		p.maker.Protect(packet, size, func(parity []byte) { left = append(left, bytes.Clone(parity)) })
 	}
 	return left
 }
 
 // arrive has a packet arrive and returns what is restored then, if anything.
 func (p *parityPath) arrive(packet []byte) []byte {
-	if packet[0] != parityType {
-		p.restorer.keep(packet)
+	if packet[0] != FirstByte {
+		p.restorer.Keep(packet)
 		return nil
 	}
-	buf := make([]byte, packetMost)
-	return buf[:p.restorer.restore(buf, copy(buf, packet))]
+	buf := make([]byte, MaxPacket)
+	return buf[:p.restorer.Restore(buf, copy(buf, packet))]
 }
 
 // group sends a group of packets of different sizes. Its parity is the last two of what is returned.
 func (p *parityPath) group(t *testing.T) [][]byte {
 	t.Helper()
 	left := p.send(1200, 1199, 100, 700, 1200, 101, 1000, 333)
-	if len(left) != parityGroup+parityParts {
+	if len(left) != groupSize+partsPerGroup {
 		t.Fatalf("%d datagrams", len(left))
 	}
 	return left
@@ -71,9 +69,9 @@ func (p *parityPath) group(t *testing.T) [][]byte {
 
 func TestEachLostPacketIsRestored(t *testing.T) {
 	p := newParityPath()
-	for lost := range parityGroup {
+	for lost := range groupSize {
 		left := p.group(t)
-		for _, part := range left[parityGroup:] {
+		for _, part := range left[groupSize:] {
 			if len(part) > 1200 || part[0]&0xc0 != 0 {
 				t.Errorf("parity of %d bytes, which begins with %#x", len(part), part[0])
 			}
@@ -94,7 +92,7 @@ func TestEachLostPacketIsRestored(t *testing.T) {
 	for range keptPackets {
 		p.arrive(qpacket(p.random, 200))
 	}
-	if n := p.restored.Load(); n != parityGroup {
+	if n := p.restored.Load(); n != groupSize {
 		t.Errorf("%d packets counted", n)
 	}
 }
@@ -145,7 +143,7 @@ func TestParityOutOfOrder(t *testing.T) {
 // What came before there was a restorer is not missing.
 func TestRestorerBeginsInAGroup(t *testing.T) {
 	p := newParityPath()
-	p.restorer = newRestorer(&p.restored, new(atomic.Uint64))
+	p.restorer = NewRestorer(&p.restored, new(atomic.Uint64))
 	for range 3 {
 		for _, packet := range p.group(t)[1:] {
 			if restored := p.arrive(packet); len(restored) > 0 {
@@ -159,11 +157,11 @@ func TestWhatParityCovers(t *testing.T) {
 	p := newParityPath()
 	long := qpacket(p.random, 1200)
 	long[0] |= 0x80
-	for range 2 * parityGroup {
+	for range 2 * groupSize {
 		if left := p.send(99, 42, 1); len(left) != 3 {
 			t.Fatal("small packets are covered")
 		}
-		p.maker.protect(long, len(long), func([]byte) { t.Error("a packet with a long header is covered") })
+		p.maker.Protect(long, len(long), func([]byte) { t.Error("a packet with a long header is covered") })
 	}
 }
 
@@ -172,22 +170,22 @@ func TestProbesAreNotCovered(t *testing.T) {
 	p := newParityPath()
 	count := func(sizes ...int) (parity int) {
 		for _, b := range p.send(sizes...) {
-			if b[0] == parityType {
+			if b[0] == FirstByte {
 				parity++
 			}
 		}
 		return parity
 	}
-	for range 2 * parityGroup {
+	for range 2 * groupSize {
 		if count(1326, 50) != 0 {
 			t.Fatal("a probe is covered")
 		}
 	}
-	if count(slices.Repeat([]int{1326}, parityGroup)...) != 0 || count(1326) != parityParts {
+	if count(slices.Repeat([]int{1326}, groupSize)...) != 0 || count(1326) != partsPerGroup {
 		t.Error("packets of the size of a probe that was answered are covered from the second one on")
 	}
-	p.maker.reset() // another path
-	if count(slices.Repeat([]int{1326}, parityGroup)...) != 0 || count(1326) != parityParts {
+	p.maker.Reset() // another path
+	if count(slices.Repeat([]int{1326}, groupSize)...) != 0 || count(1326) != partsPerGroup {
 		t.Error("what the old path has proved counts on the new one")
 	}
 }
@@ -195,34 +193,56 @@ func TestProbesAreNotCovered(t *testing.T) {
 func TestPausedParity(t *testing.T) {
 	p := newParityPath()
 	p.send(1200, 1200, 1200)
-	p.maker.pause(true)
-	if left := p.send(slices.Repeat([]int{1200}, 3*parityGroup)...); len(left) != 3*parityGroup {
+	p.maker.Pause(true)
+	if left := p.send(slices.Repeat([]int{1200}, 3*groupSize)...); len(left) != 3*groupSize {
 		t.Error("parity is sent in a pause")
 	}
-	p.maker.pause(false)
-	if left := p.send(slices.Repeat([]int{1200}, parityGroup)...); len(left) != parityGroup {
+	p.maker.Pause(false)
+	if left := p.send(slices.Repeat([]int{1200}, groupSize)...); len(left) != groupSize {
 		t.Error("a group goes on behind a pause")
+	}
+}
+
+func TestRestoringAllocatesNothing(t *testing.T) {
+	p := newParityPath()
+	left := p.group(t)
+	buf := make([]byte, MaxPacket)
+	n := testing.AllocsPerRun(100, func() {
+		*p.restorer = Restorer{restored: p.restorer.restored, groups: p.restorer.groups, ready: true}
+		for _, b := range left[1:] {
+			if b[0] != FirstByte {
+				p.restorer.Keep(b)
+			} else {
+				p.restorer.Restore(buf, copy(buf, b))
+			}
+		}
+		if !bytes.Equal(buf[:1200], left[0]) {
+			t.Error("nothing was restored")
+		}
+	})
+	if n > 0 {
+		t.Errorf("%v allocations where a packet is restored", n)
 	}
 }
 
 func TestMalformedParity(t *testing.T) {
 	p := newParityPath()
 	left := p.group(t)
-	good := left[parityGroup+1]
-	for _, packet := range left[1 : parityGroup+1] {
+	good := left[groupSize+1]
+	for _, packet := range left[1 : groupSize+1] {
 		p.arrive(packet)
 	}
 	change := func(f func(b []byte) []byte) []byte { return f(bytes.Clone(good)) }
 	for name, bad := range map[string][]byte{
 		"cut":               good[:4],
 		"no packets":        change(func(b []byte) []byte { b[2] = 0; return b }),
-		"too many packets":  change(func(b []byte) []byte { b[2] = parityGroupMost + 1; return b }),
-		"a third part":      change(func(b []byte) []byte { b[1] = parityParts; return b }),
+		"too many packets":  change(func(b []byte) []byte { b[2] = maxGroup + 1; return b }),
+		"a third part":      change(func(b []byte) []byte { b[1] = partsPerGroup; return b }),
 		"another length":    change(func(b []byte) []byte { b[3] ^= 0x80; return b }),
-		"another packet":    change(func(b []byte) []byte { b[parityFixed+5]++; return b }),
-		"no sum":            good[:parityFixed+parityGroup*parityIDSize],
+		"another packet":    change(func(b []byte) []byte { b[fixedSize+5]++; return b }),
+		"no sum":            good[:fixedSize+groupSize*idSize],
 		"a longer sum":      append(bytes.Clone(good), 0),
-		"a sum that is too": append(bytes.Clone(good), make([]byte, packetMost)...),
+		"a sum that is too": append(bytes.Clone(good), make([]byte, MaxPacket)...),
 	} {
 		if restored := p.arrive(bad); len(restored) > 0 {
 			t.Errorf("%s: something was restored", name)
@@ -236,33 +256,33 @@ func TestMalformedParity(t *testing.T) {
 // FuzzParity: whatever comes as parity of packets that have arrived restores nothing, or what QUIC takes for a packet.
 func FuzzParity(f *testing.F) {
 	random := rand.New(rand.NewPCG(1, 1))
-	packets := make([][]byte, parityGroup)
+	packets := make([][]byte, groupSize)
 	for i := range packets {
 		packets[i] = qpacket(random, 100+40*i)
 	}
-	m := newParityMaker(new(atomic.Uint64), new(atomic.Uint64))
-	m.last = packetMost
-	m.proved = packetMost
+	m := NewMaker(new(atomic.Uint64), new(atomic.Uint64))
+	m.last = MaxPacket
+	m.proved = MaxPacket
 	var parts [][]byte
 	for _, packet := range packets {
-		m.protect(packet, len(packet), func(parity []byte) { parts = append(parts, bytes.Clone(parity)) })
+		m.Protect(packet, len(packet), func(parity []byte) { parts = append(parts, bytes.Clone(parity)) })
 	}
 	f.Add(parts[0], parts[1], byte(3))
 	f.Add(parts[1], parts[0], byte(0))
-	f.Add(parts[0], parts[1], byte(parityGroup))
-	f.Add(parts[0][:50], []byte{parityType, 0, 1, 0, 0, 0}, byte(1))
+	f.Add(parts[0], parts[1], byte(groupSize))
+	f.Add(parts[0][:50], []byte{FirstByte, 0, 1, 0, 0, 0}, byte(1))
 	f.Fuzz(func(t *testing.T, first, second []byte, lost byte) {
-		r := newRestorer(new(atomic.Uint64), new(atomic.Uint64))
+		r := NewRestorer(new(atomic.Uint64), new(atomic.Uint64))
 		r.ready = true
 		for i, packet := range packets {
 			if i != int(lost) {
-				r.keep(packet)
+				r.Keep(packet)
 			}
 		}
-		buf := make([]byte, packetMost)
+		buf := make([]byte, MaxPacket)
 		for _, b := range [][]byte{first, second, first} {
-			n := r.restore(buf, copy(buf, b))
-			if n < 0 || n > packetMost || n > 0 && !covered(buf[:n]) {
+			n := r.Restore(buf, copy(buf, b))
+			if n < 0 || n > MaxPacket || n > 0 && !covered(buf[:n]) {
 				t.Fatalf("%d bytes", n)
 			}
 			genuine := bytes.Equal(first, parts[0]) && bytes.Equal(second, parts[1])
@@ -271,25 +291,4 @@ func FuzzParity(f *testing.F) {
 			}
 		}
 	})
-}
-
-func TestPeersTable(t *testing.T) {
-	var table peers[int]
-	one, two := new(int), new(int)
-	a, b := netip.MustParseAddrPort("192.0.2.1:1"), netip.MustParseAddrPort("[2001:db8::1]:2")
-	at := func(ap netip.AddrPort) *int { return table.at(net.UDPAddrFromAddrPort(ap)) }
-	if !table.put(a, one, 1) || table.put(b, two, 1) || at(a) != one || at(b) != nil {
-		t.Error("the bound is not kept")
-	}
-	if !table.put(a, two, 1) || at(a) != two {
-		t.Error("a newer value does not replace the older one")
-	}
-	table.remove(a, one)
-	if at(a) != two {
-		t.Error("the older value's owner has removed the newer one")
-	}
-	table.remove(a, two)
-	if at(a) != nil || table.table.Load() != nil {
-		t.Error("the table is not empty")
-	}
 }

@@ -1,5 +1,5 @@
 //go:build !race
 
-package link
+package carrier
 
 const raced = false

@@ -1,4 +1,4 @@
-package link
+package carrier
 
 import (
 	"encoding/binary"
@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 
 	"golang.org/x/net/ipv4"
@@ -13,15 +14,16 @@ import (
 )
 
 const (
-	// batchReads is how many datagrams, coalesced or not, one system call takes at most, as in quic-go itself.
+	// batchReads is the number of datagrams, coalesced or not, that one system call takes at most, as
+	// in quic-go.
 	batchReads = 8
-	// groSize is the size of the largest coalesced datagram: the kernel stops below 64 KiB.
+	// groSize is the size in bytes of the largest coalesced datagram: the kernel stops below 64 KiB.
 	groSize = 64 << 10
-	// oobSize holds the control messages that are asked for: ECN, packet info of IPv6, GRO, drops.
+	// oobSize is room for the control messages that are asked for: ECN, packet info of IPv6, GRO, drops.
 	oobSize = 160
 )
 
-// setUp prepares a UDP socket and returns what quic-go is given of it.
+// setUp prepares a UDP socket and returns what quic-go is given.
 func (s *Socket) setUp(udp *net.UDPConn) (net.PacketConn, error) {
 	raw, err := udp.SyscallConn()
 	if err != nil {
@@ -39,11 +41,14 @@ func (s *Socket) setUp(udp *net.UDPConn) (net.PacketConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &udpConn{UDPConn: udp, socket: s, raw: newRawUDP(raw, v6)}, nil
+	c := &udpConn{UDPConn: udp, socket: s, raw: newRawUDP(raw, v6)}
+	c.controls.New = func() any { return new([]byte) }
+	return c, nil
 }
 
-// growBuffer raises a kernel buffer to socketBuffer, if it is smaller, and returns what it is then. FORCE goes beyond
-// net.core.rmem_max, and needs CAP_NET_ADMIN; the plain option stops there, and could shrink a buffer that FORCE made.
+// growBuffer raises a kernel buffer to socketBuffer, if it is smaller, and returns its size then.
+// FORCE goes beyond net.core.rmem_max and needs CAP_NET_ADMIN. The plain option stops there, and
+// could shrink a buffer that FORCE made.
 func growBuffer(fd, option, force int) int {
 	size, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, option)
 	if err != nil || size >= socketBuffer {
@@ -60,26 +65,29 @@ func growBuffer(fd, option, force int) int {
 	return size
 }
 
-// udpConn is a UDP socket as quic-go sees it: through its method ReadBatch it gets what the kernel has coalesced, in pieces.
+// A udpConn is a UDP socket as quic-go sees it. Its ReadBatch returns the pieces of what the kernel
+// has coalesced.
 type udpConn struct {
 	*net.UDPConn
 	socket *Socket
 	raw    *rawUDP
 
-	// What was read and is not handed out yet. quic-go reads from one goroutine.
+	controls sync.Pool // of *[]byte, the control messages of parity
+
+	// What was read and not handed out yet. quic-go reads from one goroutine.
 	reads   []ipv4.Message // made at the first read
-	next    int            // of reads[:filled], the one that is being split
+	next    int            // index in reads[:filled] of the one that is being split
 	filled  int
 	offset  int    // in that one's data
 	segment int    // its packets' size; the last one may be shorter
-	oob     []byte // its control messages that are quic-go's business
+	oob     []byte // its control messages that are for quic-go
 	drops   uint32 // the kernel's count so far
 }
 
-// ReadBatch fills ms with one packet each and returns how many; it waits until there is one. The message's buffers are
-// quic-go's, so each packet is copied, which costs less than the system call that it spares.
+// ReadBatch waits for a packet, fills ms with one packet each, and returns how many. The messages'
+// buffers are quic-go's, so each packet is copied: that costs less than the system call it spares.
 func (c *udpConn) ReadBatch(ms []ipv4.Message, _ int) (int, error) {
-	for { // until there is one that is QUIC's
+	for { // until one of the packets is for QUIC
 		n, err := c.read(ms)
 		if n > 0 || err != nil {
 			return n, err
@@ -104,7 +112,7 @@ func (c *udpConn) readPlain(ms []ipv4.Message) (int, error) {
 	}
 	c.socket.reads.Add(uint64(n))
 	c.socket.received.Add(uint64(n))
-	return c.socket.sift(ms[:n]), nil
+	return c.socket.arrivedAll(ms[:n]), nil
 }
 
 func (c *udpConn) readCoalesced(ms []ipv4.Message) (int, error) {
@@ -123,7 +131,7 @@ func (c *udpConn) readCoalesced(ms []ipv4.Message) (int, error) {
 		c.offset += len(data)
 		packets++
 		m := &ms[n]
-		m.N = copy(m.Buffers[0], data) // a packet longer than quic-go's buffer is none of QUIC's
+		m.N = copy(m.Buffers[0], data) // no QUIC packet is longer than quic-go's buffer
 		if m.N = c.socket.arrived(m.Buffers[0], m.N, read.Addr); m.N > 0 {
 			m.NN = copy(m.OOB, c.oob)
 			m.Flags = read.Flags
@@ -139,7 +147,7 @@ func (c *udpConn) readCoalesced(ms []ipv4.Message) (int, error) {
 	return n, nil
 }
 
-// receive waits for datagrams and takes what is there.
+// receive waits for datagrams and takes all that one system call gives.
 func (c *udpConn) receive() error {
 	if c.reads == nil {
 		c.reads = make([]ipv4.Message, batchReads)
@@ -159,7 +167,7 @@ func (c *udpConn) receive() error {
 	return nil
 }
 
-// open begins with the read at c.next, if there is one.
+// open begins to split the read at c.next, if there is one.
 func (c *udpConn) open() {
 	if c.next == c.filled {
 		return
@@ -173,8 +181,8 @@ func (c *udpConn) open() {
 	}
 }
 
-// examine reads the control messages of one datagram. It returns the size of the packets in it, 0 if it is a single one,
-// counts the kernel's drops, and appends what is not the socket's own business to rest.
+// examine reads the control messages of one datagram. It returns the size of the packets in it (0 for
+// a single packet), counts the kernel's drops, and appends quic-go's messages to rest.
 func (c *udpConn) examine(oob []byte, rest *[]byte) (segment int) {
 	for len(oob) > 0 {
 		header, body, remainder, err := unix.ParseOneSocketControlMessage(oob)
@@ -198,8 +206,10 @@ func (c *udpConn) examine(oob []byte, rest *[]byte) (segment int) {
 	return segment
 }
 
-// WriteMsgUDP sends one packet, or several of equal size where oob says so, and their parity if the peer gets some. QUIC has a goroutine
-// for each link that does nothing else; with 2 KiB of stack it has what this needs as a rule, and what is rare is elsewhere.
+// WriteMsgUDP sends one packet, or several of equal size where oob says so, and their parity. Each
+// link has a goroutine of quic-go that does nothing else. Its first stack of 2 KiB is enough for
+// this function; rare cases are in functions of their own. A test holds that: a stack of 4 KiB
+// would cost each idle peer 2 KiB more.
 func (c *udpConn) WriteMsgUDP(b, oob []byte, addr *net.UDPAddr) (int, int, error) {
 	if err := c.raw.send(b, oob, addr); err != nil {
 		return c.sendOtherwise(b, oob, addr, err)
@@ -210,7 +220,8 @@ func (c *udpConn) WriteMsgUDP(b, oob []byte, addr *net.UDPAddr) (int, int, error
 	return len(b), len(oob), nil
 }
 
-// protect sends the parity of packets that have left, if the peer gets any, with the same mark and from the same address.
+// protect sends the parity of packets that have left, if the peer gets any, with the same ECN mark
+// and from the same local address.
 //
 //go:noinline
 func (c *udpConn) protect(b, oob []byte, addr *net.UDPAddr) {
@@ -222,16 +233,18 @@ func (c *udpConn) protect(b, oob []byte, addr *net.UDPAddr) {
 	if size == 0 {
 		size = len(b)
 	}
-	m.protect(b, size, func(parity []byte) {
-		m.control = appendUnsegmented(m.control[:0], oob)
-		if err := c.raw.send(parity, m.control, addr); err != nil {
-			_, _, _ = c.sendOtherwise(parity, m.control, addr, err)
+	control := c.controls.Get().(*[]byte)
+	m.Protect(b, size, func(parity []byte) {
+		*control = appendUnsegmented((*control)[:0], oob)
+		if err := c.raw.send(parity, *control, addr); err != nil {
+			_, _, _ = c.sendOtherwise(parity, *control, addr, err)
 		}
 	})
+	c.controls.Put(control)
 }
 
-// sendOtherwise sends what was refused with err. Some hosts, containers above all, refuse segmented or ECN-marked sends: then
-// those go out without.
+// sendOtherwise sends what was refused with err. Some hosts, containers above all, refuse segmented
+// or ECN-marked sends: those packets go without.
 //
 //go:noinline
 func (c *udpConn) sendOtherwise(b, oob []byte, addr *net.UDPAddr, err error) (int, int, error) {
@@ -249,16 +262,16 @@ func (c *udpConn) sendOtherwise(b, oob []byte, addr *net.UDPAddr, err error) (in
 		segmented, marked, plain := splitControl(oob)
 		if marked {
 			if again := send(b, plain, addr); again == nil {
-				c.socket.sayOnce(saidECN, slog.LevelWarn, "this host refuses to send packets with an ECN mark, so they go without; "+
+				c.socket.logOnce(saidECN, slog.LevelWarn, "this host refuses to send packets with an ECN mark, so they go without; "+
 					"QUIC_GO_DISABLE_ECN=true in the environment spares the attempt", slog.Any("error", err))
 				return len(b), len(oob), nil
 			}
 		}
 		if segmented {
-			c.socket.sayOnce(saidSegments, slog.LevelInfo, "this host refuses to send packets in segments (GSO), so they go one by one, which costs processor time; "+
+			c.socket.logOnce(saidSegments, slog.LevelInfo, "this host refuses to send packets in segments (GSO), so they go one by one, which costs processor time; "+
 				"QUIC_GO_DISABLE_GSO=true in the environment spares the attempt", slog.Any("error", err))
-			// EIO is what quic-go knows: it sends the packets one by one, and the rest of the connection too. EINVAL it
-			// would end the connection for. It also comes when the path's MTU has shrunk below the segment.
+			// At EIO quic-go sends the packets one by one, for the rest of the connection. At EINVAL it
+			// would end the connection. EINVAL also comes when the path's MTU falls below the segment.
 			return 0, 0, os.NewSyscallError("sendmsg", unix.EIO)
 		}
 	}
@@ -274,8 +287,8 @@ func (*udpConn) SetReadBuffer(int) error { return nil }
 // SetWriteBuffer does nothing, for the same reason.
 func (*udpConn) SetWriteBuffer(int) error { return nil }
 
-// splitControl tells whether control messages of a send ask for segments and for an ECN mark, and returns those
-// without the mark.
+// splitControl reports whether the control messages of a send ask for segments and for an ECN mark,
+// and returns the messages without the mark.
 func splitControl(oob []byte) (segmented, marked bool, unmarked []byte) {
 	for len(oob) > 0 {
 		header, _, remainder, err := unix.ParseOneSocketControlMessage(oob)
@@ -297,7 +310,7 @@ func splitControl(oob []byte) (segmented, marked bool, unmarked []byte) {
 	return segmented, marked, unmarked
 }
 
-// segmentSize is the size of the segments that control messages of a send ask for, 0 if they don't.
+// segmentSize returns the size of the segments that the control messages of a send ask for, or 0.
 func segmentSize(oob []byte) int {
 	for len(oob) > 0 {
 		header, body, remainder, err := unix.ParseOneSocketControlMessage(oob)
@@ -312,7 +325,8 @@ func segmentSize(oob []byte) int {
 	return 0
 }
 
-// appendUnsegmented appends the control messages of a send to dst, but not the one that asks for segments.
+// appendUnsegmented appends the control messages of a send to dst, without the one that asks for
+// segments.
 func appendUnsegmented(dst, oob []byte) []byte {
 	for len(oob) > 0 {
 		header, _, remainder, err := unix.ParseOneSocketControlMessage(oob)

@@ -1,6 +1,6 @@
 //go:build race
 
-package link
+package carrier
 
 // raced tells that the race detector is on, under which pools forget on purpose.
 const raced = true
