@@ -10,6 +10,7 @@ import (
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/control"
 	"ptthqd/pkg/daemon"
+	"ptthqd/pkg/server"
 )
 
 func newExplainCommand() *cobra.Command {
@@ -56,7 +57,7 @@ func explain(cmd *cobra.Command, socket string, q control.Question) (answer *con
 	if err != nil {
 		return nil, "", err
 	}
-	answer, err = daemon.Explain(c, q)
+	answer, err = daemon.Explain(c, new(server.Host), q)
 	return answer, configPath, err
 }
 

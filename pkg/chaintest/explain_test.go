@@ -2,9 +2,12 @@ package chaintest
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,15 +30,15 @@ var (
 	askers       = []string{"laptop", "desk"}
 	servers      = []string{"nas", "db-1"}
 	asked        = []string{"nas", "db-1", "ghost"} // nobody knows the last
-	askedTargets = []string{"22", "23", "ssh", "web", "10.0.0.5:80", "10.0.0.5:81", "10.0.1.9:80", "unix:/run/x.sock", "host.example:443"}
+	askedTargets = []string{"22", "23", "ssh", "web", "10.0.0.5:80", "10.0.0.5:81", "10.0.1.9:80", "unix:/run/x.sock", "host.example:443", "10.0.0.7:80", "169.254.169.254:80"}
 
 	rules          = []string{"nas", "db-1", "db-*", "n?s", "*", "*", "ghost", "other"}
 	ruleTargets    = []string{"", "", "", "", ":22", ":ssh", ":web", ":10.0.0.5:80", ":unix:/run/x.sock", ":host.example:443"}
 	clientPatterns = []string{"laptop", "desk", "l*", "d?sk", "*", "*", "nobody"}
 	serviceNames   = []string{"ssh", "web"}
 	exactTargets   = []string{"22", "23", "10.0.0.5:80", "10.0.1.9:80", "unix:/run/x.sock", "host.example:443"}
-	ranges         = []string{"20-22", "22-30", "10.0.0.0/24:80", "10.0.0.0/16:80-90", "10.0.1.9:1-100"}
-	destinations   = []string{"127.0.0.1:22", "127.0.0.1:23", "10.0.0.5:80", "10.0.0.5:81", "10.0.1.9:80", "/run/x.sock", "host.example:443"}
+	ranges         = []string{"20-22", "22-30", "10.0.0.0/24:80", "10.0.0.0/16:80-90", "10.0.1.9:1-100", "0.0.0.0/0:80", "169.254.0.0/16:80", "10.0.0.7:80-81"}
+	destinations   = []string{"127.0.0.1:22", "127.0.0.1:23", "10.0.0.5:80", "10.0.0.5:81", "10.0.1.9:80", "/run/x.sock", "host.example:443", "10.0.0.7:80", "169.254.169.254:80"}
 )
 
 // TestExplainAgrees gives the nodes of a chain random policies, one after the other, and asks for every target of every
@@ -136,7 +139,7 @@ func (a *agreement) change(r *rand.Rand) {
 	for _, name := range servers {
 		s, err := server.New(server.Config{
 			Settings: a.configs[name], Identity: a.key(a.hosts[name]), Logger: a.logger(name),
-			Dial: a.dial, AdjustDialer: a.on(a.hosts[name]),
+			Host: a.host(), Dial: a.dial, AdjustDialer: a.on(a.hosts[name]),
 		})
 		if err != nil {
 			a.t.Fatal(err)
@@ -202,12 +205,24 @@ func (a *agreement) random(r *rand.Rand) map[string]string {
 				fmt.Fprintf(&p4, "name = %q\n", pick(r, serviceNames))
 			}
 			clients := some(r, 3, func() string { return pick(r, clientPatterns) })
-			fmt.Fprintf(&p4, "target = %q\nclients = [%s]\n", target, strings.Join(clients, ", "))
+			fmt.Fprintf(&p4, "target = %q\nclients = [%s]\nallow_local = %v\n", target, strings.Join(clients, ", "), r.IntN(2) == 0)
 		}
 		texts[name] = p4.String()
 	}
 	texts["relay"] = p3.String()
 	return texts
+}
+
+// host is what each server runs on.
+func (a *agreement) host() *server.Host {
+	return &server.Host{
+		Addresses: func() ([]net.Addr, error) {
+			return []net.Addr{&net.IPNet{IP: net.IPv4(10, 0, 0, 7), Mask: net.CIDRMask(24, 32)}}, nil
+		},
+		Resolver: &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
+			return nil, errors.New("no name server") // what a name means is left to the dial
+		}},
+	}
 }
 
 // questions are all that can be asked.
@@ -232,7 +247,7 @@ func mappingOf(q control.Question) string {
 func (a *agreement) explained(q control.Question) string {
 	a.t.Helper()
 	at := func(node string) *control.Explanation {
-		e, err := daemon.Explain(a.configs[node], q)
+		e, err := daemon.Explain(a.configs[node], a.host(), q)
 		if err != nil || !e.Decides || e.Reason == "" || e.Allowed && e.Rule == "" || !strings.Contains(e.Source, node+".toml") {
 			a.t.Fatalf("%s explains %v by %+v, %v", node, q, e, err)
 		}

@@ -131,6 +131,7 @@ func Compare(old, next *Config) Diff {
 	d.Services = compareLists(old.Services, next.Services,
 		func(s policy.Service) string { return s.String() },
 		field[policy.Service]{"target", func(s policy.Service) string { return s.Target.String() }},
+		field[policy.Service]{"allow_local", func(s policy.Service) string { return strconv.FormatBool(s.AllowLocal) }},
 		field[policy.Service]{"clients", func(s policy.Service) string { return set(texts(s.Clients)) }})
 	d.Relays = compareLists(old.Relays, next.Relays,
 		func(r Relay) string { return r.Address },

@@ -118,11 +118,17 @@ var keys = append([]Key{
 	},
 	{
 		Name: "services.target", Type: typeString, Roles: serverOnly, Example: `target = "22"`,
-		Doc: `Where it is: "22", a port of this host's loopback; "host:port"; "unix:/path"; or a range of which the client names the exact address, "192.168.1.0/24:5900-5910".`,
+		Doc: `Where it is: "22", a port of this host's loopback; "host:port"; "unix:/path"; or a range of which the client names the exact address, "192.168.1.0/24:5900-5910". ` +
+			"A network leaves out loopback, link-local and multicast addresses, unless it is a part of them, and the server's own (see allow_local).",
 	},
 	{
 		Name: "services.clients", Type: typeStrings, Roles: serverOnly, Default: "[]", Example: `clients = ["laptop", "ops-*"]`,
 		Doc: "The IDs of the clients that may reach it; * and ? match any characters and any one. Where there is none, nobody may.",
+	},
+	{
+		Name: "services.allow_local", Type: typeBoolean, Roles: serverOnly, Default: "false", Example: "allow_local = true",
+		Doc: "Lets a network in target contain the server's own addresses, and a host's name in it mean the server's loopback, own or link-local addresses. " +
+			"Without it they are refused: what is not named is not offered.",
 	},
 
 	{Name: "mappings", Type: typeTables, Roles: clientOnly, Doc: "What this client listens on, and where that leads."},

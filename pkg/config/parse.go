@@ -482,7 +482,10 @@ func isHostName(name string) bool {
 }
 
 func (p *parser) service(s *section) {
-	service := policy.Service{Source: policy.Source{File: s.file, Line: s.at.value.line}}
+	service := policy.Service{
+		Source:     policy.Source{File: s.file, Line: s.at.value.line},
+		AllowLocal: s.flag("allow_local", false),
+	}
 	if name, at, ok := s.text("name"); ok {
 		if err := policy.CheckServiceName(name); strings.ContainsAny(name, ":/") {
 			p.add(at, `for example name = "ssh"`, `the name of a service has neither ":" nor "/" in it: %q`, name)

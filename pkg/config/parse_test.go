@@ -257,6 +257,10 @@ func TestWarnings(t *testing.T) {
 			"services that nobody reaches", serverHead + "[[services]]\ntarget = \"22\"\n" + service("screens", "10.0.0.0/24:5900-5910", `["a"]`),
 			[]string{`6: services.clients: no client can reach service ":22"`, `8: services.name: "10.0.0.0/24:5900-5910" is a range`},
 		},
+		{
+			"services that are everything", serverHead + "[[services]]\ntarget = \"0.0.0.0/0:22\"\nclients = [\"a\"]\n[[services]]\ntarget = \"[::/0]:22\"\nclients = [\"a\"]\n",
+			[]string{`6: services.target: "0.0.0.0/0:22" is every address that this host can reach`, `9: services.target: "[::/0]:22" is every address`},
+		},
 		{"a client that listens nowhere", clientHead + mapping("a 2200 nas 22", "enabled = false"), []string{"1: mappings: none is enabled"}},
 		{
 			"listeners",

@@ -129,6 +129,10 @@ func (w *warnings) server() {
 		if _, single := s.Target.Single(); s.Name != "" && !single {
 			w.add(s.Source, "services.name", "take it out: clients name the exact address", "%q is a range, which nobody can ask for by the name %q", s.Target, s.Name)
 		}
+		if s.Target.Everywhere() {
+			w.add(s.Source, "services.target", `write the networks that are meant, for example "192.168.1.0/24:22"`,
+				"%q is every address that this host can reach: those of its networks, and of the Internet", s.Target)
+		}
 	}
 }
 

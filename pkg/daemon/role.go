@@ -5,10 +5,12 @@ import (
 	"context"
 	"fmt"
 	"syscall"
+	"time"
 
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/control"
 	"ptthqd/pkg/policy"
+	"ptthqd/pkg/server"
 )
 
 // A role is what the process is by its config. Its methods may be called from any goroutine.
@@ -46,8 +48,12 @@ func newRole(d *daemon, c *config.Config) (role, error) {
 	panic(fmt.Sprintf("internal error: role %q", c.Role))
 }
 
-// Explain tells which rule of a config allows or refuses. The error says what is wrong with the question.
-func Explain(c *config.Config, q control.Question) (*control.Explanation, error) {
+// explainTimeout is how long an explanation may take to look up a host's name.
+const explainTimeout = 3 * time.Second
+
+// Explain tells which rule of a config allows or refuses; a server's targets are judged as on the given host. The error
+// says what is wrong with the question.
+func Explain(c *config.Config, host *server.Host, q control.Question) (*control.Explanation, error) {
 	target, err := policy.ParseTarget(q.Target)
 	if err != nil {
 		return nil, &control.Error{Message: fmt.Sprintf("target %q: %v", q.Target, err)}
@@ -61,7 +67,7 @@ func Explain(c *config.Config, q control.Question) (*control.Explanation, error)
 	case config.RoleRelay:
 		return explainRelay(e, c)
 	case config.RoleServer:
-		return explainServer(e, c, target)
+		return explainServer(e, c, host, target)
 	case config.RoleClient:
 		return explainClient(e, c)
 	}
@@ -82,7 +88,7 @@ func explainRelay(e *control.Explanation, c *config.Config) (*control.Explanatio
 	return e, nil
 }
 
-func explainServer(e *control.Explanation, c *config.Config, target policy.Target) (*control.Explanation, error) {
+func explainServer(e *control.Explanation, c *config.Config, host *server.Host, target policy.Target) (*control.Explanation, error) {
 	if e.Server != c.ID {
 		return nil, &control.Error{
 			Message: fmt.Sprintf("this node is the server %s, not %s", c.ID, e.Server),
@@ -93,7 +99,9 @@ func explainServer(e *control.Explanation, c *config.Config, target policy.Targe
 	if err != nil {
 		return nil, err
 	}
-	dial, d := services.Resolve(e.Client, target)
+	ctx, cancel := context.WithTimeout(context.Background(), explainTimeout)
+	defer cancel()
+	dial, d := host.Resolve(ctx, services, e.Client, target)
 	decided(e, c, d)
 	if e.Allowed {
 		e.Dial = dial.String()

@@ -18,6 +18,7 @@ import (
 
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/control"
+	"ptthqd/pkg/server"
 )
 
 // serveControl answers on the control socket until ctx is done, and closes it.
@@ -292,7 +293,7 @@ func (d *daemon) warnings(s *control.Status) []control.Warning {
 
 // Explain answers by the config in force.
 func (d *daemon) Explain(q control.Question) (*control.Explanation, error) {
-	return Explain(d.loaded.Load().config, q)
+	return Explain(d.loaded.Load().config, new(server.Host), q)
 }
 
 // LogLevel is the level in force.

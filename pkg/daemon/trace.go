@@ -49,7 +49,7 @@ func (r serverRole) Trace(ctx context.Context, q control.TraceQuestion) (*contro
 			continue
 		}
 		h := control.Hop{From: r.daemon.loaded.Load().config.ID, To: target.String(), OK: true}
-		took, refusal := r.Reach(ctx, target)
+		took, refusal := r.Reach(ctx, v, target)
 		if refusal != nil {
 			h.OK, h.Code, h.Error = false, int(refusal.Status), refusal.Text
 		}

@@ -404,7 +404,7 @@ func TestAddresses(t *testing.T) {
 	for _, target := range []string{
 		only6, second, fmt.Sprintf("127.3.4.0/24:%d-%d", low-5, low+5), host + ":" + everywhere, "127.0.0.1:" + everywhere,
 	} {
-		services += fmt.Sprintf("[[services]]\ntarget = %q\nclients = [\"l?pt*\"]\n", target)
+		services += fmt.Sprintf("[[services]]\ntarget = %q\nclients = [\"l?pt*\"]\nallow_local = true\n", target)
 	}
 	w.extra["nas"] = services
 

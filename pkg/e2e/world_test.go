@@ -194,7 +194,7 @@ func (w *world) forward(target string) int {
 	w.t.Helper()
 	port := freeTCPPort(w.t)
 	w.mapping(fmt.Sprintf("m%d", port), fmt.Sprintf("127.0.0.1:%d", port), "nas", target)
-	w.extra["nas"] += fmt.Sprintf("[[services]]\ntarget = %q\nclients = [\"laptop\"]\n", target)
+	w.extra["nas"] += fmt.Sprintf("[[services]]\ntarget = %q\nclients = [\"laptop\"]\nallow_local = true\n", target)
 	w.writeConfigs()
 	return port
 }

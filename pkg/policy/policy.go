@@ -33,6 +33,7 @@ type Decision struct {
 	Rule    string // the rule or service that decided, as it is written; empty where none did
 	Reason  string // a few words: "laptop may reach nas", "no service covers :23"
 	Source  Source // of that rule; where none decided, of the client's entry, or zero where there is none
+	Guarded bool   // what is allowed must not turn out to be a special address; see [Service.Guarded]
 }
 
 // Error is a fault in what an administrator wrote.

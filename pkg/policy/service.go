@@ -110,23 +110,45 @@ func (t ServiceTarget) Single() (Target, bool) {
 	return t.first, !t.prefix.IsValid() && t.low == t.high
 }
 
-// Covers tells whether asked is the target, or one of the range. A network does not cover this host's own loopback
-// unless it is itself a part of 127.0.0.0/8: who offers 0.0.0.0/0 offers what lies around the host, not what listens on
-// its loopback in the belief that it is safe there.
-func (t ServiceTarget) Covers(asked Target) bool {
+// Everywhere tells whether the target is all addresses of a family.
+func (t ServiceTarget) Everywhere() bool { return t.prefix.IsValid() && t.prefix.Bits() == 0 }
+
+// Covers tells whether asked is the target, or one of the range. A network covers special addresses (see [Special]) only
+// where it is itself a part of them: who offers 0.0.0.0/0 offers what lies around the host, not what listens on its
+// loopback in the belief that it is safe there, nor the cloud's 169.254.169.254.
+func (t ServiceTarget) Covers(asked Target) bool { return t.contains(asked) && t.excludes(asked) == "" }
+
+// contains is Covers without a look at what the address is.
+func (t ServiceTarget) contains(asked Target) bool {
 	if t.prefix.IsValid() {
-		addr := asked.addr
-		if asked.kind == loopback {
-			addr = loopback4
-		}
-		return addr.IsValid() && t.prefix.Contains(addr) && t.hasPort(asked.port) &&
-			(!addr.IsLoopback() || t.prefix.Addr().IsLoopback())
+		addr := asked.networkAddr()
+		return addr.IsValid() && t.prefix.Contains(addr) && t.hasPort(asked.port)
 	}
 	if !t.hasPort(asked.port) {
 		return false
 	}
 	asked.port = t.first.port
 	return asked == t.first
+}
+
+// excludes tells why a network that contains a target doesn't cover it.
+func (t ServiceTarget) excludes(asked Target) string {
+	if !t.prefix.IsValid() {
+		return ""
+	}
+	what, of := class(asked.networkAddr())
+	if what == "" || of.Contains(t.prefix.Addr()) && of.Bits() <= t.prefix.Bits() {
+		return ""
+	}
+	return what
+}
+
+// networkAddr is the address by which a network is asked for a target; that of the loopback is the IPv4 one.
+func (t Target) networkAddr() netip.Addr {
+	if t.kind == loopback {
+		return loopback4
+	}
+	return t.addr
 }
 
 func (t ServiceTarget) hasPort(p uint16) bool { return t.low <= p && p <= t.high }
@@ -137,6 +159,34 @@ type Service struct {
 	Target  ServiceTarget
 	Clients []Pattern // who may reach it; nobody if empty
 	Source  Source
+
+	// AllowLocal lets a network contain the host's own addresses, and a host's name mean this host or its link.
+	AllowLocal bool
+}
+
+// Guarded tells whether the service must not lead to special addresses (see [Special]) that nobody has named: where its
+// target is a network or a host's name, and it has no AllowLocal. The decision is made once more when a target is dialled,
+// since only then it is known what a name means.
+func (s *Service) Guarded() bool {
+	network := s.Target.prefix.IsValid() && !s.Target.prefix.Addr().IsLoopback()
+	return !s.AllowLocal && (network || s.Target.first.IsHostName())
+}
+
+// Bars tells why the service doesn't offer a target, although its range contains it; empty if it does. A network doesn't
+// offer the addresses of the server's own host, which own knows, unless the service has AllowLocal.
+func (s *Service) Bars(asked Target, own func(netip.Addr) bool) string {
+	what := s.Target.excludes(asked)
+	if what == "" && s.Guarded() && asked.addr.IsValid() && own(asked.addr) {
+		what = ownAddress
+	}
+	if what == "" {
+		return ""
+	}
+	hint := "name it as a target of its own"
+	if what == ownAddress {
+		hint += ", or write allow_local = true"
+	}
+	return fmt.Sprintf("%v does not cover %v, %s: %s", s.Target, asked, what, hint)
 }
 
 // String returns the name, or the target if there is none.
@@ -189,20 +239,25 @@ func CheckServiceName(s string) error {
 func (s *Services) All() []Service { return s.all }
 
 // Resolve decides whether a client may reach a target, and says what to dial for it: the target itself, or what the
-// service with that name offers. Without permission the target is zero.
-func (s *Services) Resolve(client string, asked Target) (dial Target, d Decision) {
+// service with that name offers. Without permission the target is zero. Own tells which addresses are those of the
+// server's host.
+func (s *Services) Resolve(client string, asked Target, own func(netip.Addr) bool) (dial Target, d Decision) {
 	if asked.IsName() {
 		return s.resolveName(client, asked)
 	}
 	d = Decision{Reason: "no service covers " + asked.String()}
 	for i := range s.all {
 		service := &s.all[i]
-		if !service.Target.Covers(asked) {
+		if !service.Target.contains(asked) {
 			continue
 		}
 		decision := service.decide(client)
 		if decision.Allowed {
-			return asked, decision
+			why := service.Bars(asked, own)
+			if why == "" {
+				return asked, decision
+			}
+			decision.Allowed, decision.Reason, decision.Guarded = false, why, false
 		}
 		if d.Rule == "" {
 			d = decision
@@ -223,7 +278,8 @@ func (s *Services) resolveName(client string, asked Target) (dial Target, d Deci
 	}
 	target, single := service.Target.Single()
 	if !single { // which one of the range would that be?
-		d.Allowed, d.Reason = false, fmt.Sprintf("%s is a range: the client must ask for one target in %v", service, service.Target)
+		d.Allowed, d.Guarded = false, false
+		d.Reason = fmt.Sprintf("%s is a range: the client must ask for one target in %v", service, service.Target)
 		return Target{}, d
 	}
 	return target, d
@@ -234,7 +290,7 @@ func (s *Service) decide(client string) Decision {
 	d := Decision{Rule: s.String(), Source: s.Source}
 	d.Allowed = slices.ContainsFunc(s.Clients, func(p Pattern) bool { return p.Match(client) })
 	if d.Allowed {
-		d.Reason = client + " may reach " + d.Rule
+		d.Reason, d.Guarded = client+" may reach "+d.Rule, s.Guarded()
 	} else {
 		d.Reason = fmt.Sprintf("the clients of %s do not include %s", d.Rule, client)
 	}

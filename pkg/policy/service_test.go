@@ -51,6 +51,16 @@ func TestServiceTargets(t *testing.T) {
 		{"126.0.0.0/7:22", "126.0.0.0/7:22", false, []string{"126.0.0.1:22"}, []string{"22", "127.0.0.2:22"}},
 		{"[::/0]:22", "[::/0]:22", false, []string{"[fd00::1]:22"}, []string{"22", "[::1]:22", "[::]:22", "10.0.0.1:22"}},
 		{"127.0.0.0/8:22", "127.0.0.0/8:22", false, []string{"22", "127.0.0.2:22"}, []string{"128.0.0.1:22"}},
+		{
+			"0.0.0.0/0:80", "0.0.0.0/0:80", false,
+			[]string{"10.0.0.1:80", "169.253.255.255:80"},
+			[]string{"169.254.169.254:80", "224.0.0.1:80", "239.1.2.3:80", "255.255.255.255:80"},
+		},
+		{"169.254.0.0/15:80", "169.254.0.0/15:80", false, []string{"169.255.0.1:80"}, []string{"169.254.169.254:80"}},
+		{"169.254.0.0/16:80", "169.254.0.0/16:80", false, []string{"169.254.169.254:80"}, nil},
+		{"169.254.169.254:80", "169.254.169.254:80", true, []string{"169.254.169.254:80"}, nil},
+		{"[::/0]:80", "[::/0]:80", false, []string{"[2001:db8::1]:80"}, []string{"[fe80::1]:80", "[ff02::1]:80"}},
+		{"[fe80::/64]:80", "[fe80::/64]:80", false, []string{"[fe80::1]:80"}, nil},
 		{"127.1.0.0/16:22", "127.1.0.0/16:22", false, []string{"127.1.0.1:22"}, []string{"22"}},
 	} {
 		parsed := serviceTarget(t, test.text)
@@ -169,20 +179,45 @@ func TestResolve(t *testing.T) {
 		{Name: "vnc", Target: serviceTarget(t, "5900-5910"), Clients: clients("laptop"), Source: at(3)},
 		{Name: "db", Target: serviceTarget(t, "unix:/run/pg"), Source: at(4)},
 		{Target: serviceTarget(t, "1-1000"), Clients: clients("root"), Source: at(5)},
+		{Target: serviceTarget(t, "10.0.0.0/8:22"), Clients: clients("laptop"), Source: at(6)},
+		{Target: serviceTarget(t, "10.0.0.0/8:80"), Clients: clients("laptop"), AllowLocal: true, Source: at(7)},
+		{Target: serviceTarget(t, "10.0.0.7:23"), Clients: clients("laptop"), Source: at(8)},
+		{Target: serviceTarget(t, "0.0.0.0/0:23"), Clients: clients("laptop"), AllowLocal: true, Source: at(9)},
+		{Name: "wiki", Target: serviceTarget(t, "wiki.example:80"), Clients: clients("laptop"), Source: at(10)},
+		{Name: "own", Target: serviceTarget(t, "own.example:80"), Clients: clients("laptop"), AllowLocal: true, Source: at(11)},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	own := func(addr netip.Addr) bool { return addr == netip.MustParseAddr("10.0.0.7") }
 	for _, test := range []struct {
 		client, asked, dial string
 		want                policy.Decision
 	}{
 		{"laptop", "ssh", ":22", policy.Decision{Allowed: true, Rule: "ssh", Source: at(1), Reason: "laptop may reach ssh"}},
 		{"ops-7", "22", ":22", policy.Decision{Allowed: true, Rule: "ssh", Source: at(1), Reason: "ops-7 may reach ssh"}},
-		{"laptop", "192.168.1.20:5901", "192.168.1.20:5901", policy.Decision{Allowed: true, Rule: "192.168.1.0/24:5900-5910", Source: at(2), Reason: "laptop may reach 192.168.1.0/24:5900-5910"}},
+		{"laptop", "192.168.1.20:5901", "192.168.1.20:5901", policy.Decision{Allowed: true, Rule: "192.168.1.0/24:5900-5910", Source: at(2), Guarded: true, Reason: "laptop may reach 192.168.1.0/24:5900-5910"}},
 		{"laptop", "5905", ":5905", policy.Decision{Allowed: true, Rule: "vnc", Source: at(3), Reason: "laptop may reach vnc"}},
 		{"root", "22", ":22", policy.Decision{Allowed: true, Rule: ":1-1000", Source: at(5), Reason: "root may reach :1-1000"}},
 
+		{"laptop", "10.0.0.8:22", "10.0.0.8:22", policy.Decision{Allowed: true, Rule: "10.0.0.0/8:22", Source: at(6), Guarded: true, Reason: "laptop may reach 10.0.0.0/8:22"}},
+		{"laptop", "10.0.0.7:80", "10.0.0.7:80", policy.Decision{Allowed: true, Rule: "10.0.0.0/8:80", Source: at(7), Reason: "laptop may reach 10.0.0.0/8:80"}},
+		{"laptop", "10.0.0.7:23", "10.0.0.7:23", policy.Decision{Allowed: true, Rule: "10.0.0.7:23", Source: at(8), Reason: "laptop may reach 10.0.0.7:23"}},
+		{"laptop", "wiki", "wiki.example:80", policy.Decision{Allowed: true, Rule: "wiki", Source: at(10), Guarded: true, Reason: "laptop may reach wiki"}},
+		{"laptop", "own", "own.example:80", policy.Decision{Allowed: true, Rule: "own", Source: at(11), Reason: "laptop may reach own"}},
+
+		{
+			"laptop", "10.0.0.7:22", "", policy.Decision{
+				Rule: "10.0.0.0/8:22", Source: at(6),
+				Reason: "10.0.0.0/8:22 does not cover 10.0.0.7:22, an address of the server itself: name it as a target of its own, or write allow_local = true",
+			},
+		},
+		{
+			"laptop", "169.254.169.254:23", "", policy.Decision{
+				Rule: "0.0.0.0/0:23", Source: at(9),
+				Reason: "0.0.0.0/0:23 does not cover 169.254.169.254:23, a link-local address: name it as a target of its own",
+			},
+		},
 		{"root", "ssh", "", policy.Decision{Rule: "ssh", Source: at(1), Reason: "the clients of ssh do not include root"}},
 		{"phone", "22", "", policy.Decision{Rule: "ssh", Source: at(1), Reason: "the clients of ssh do not include phone"}},
 		{"laptop", "db", "", policy.Decision{Rule: "db", Source: at(4), Reason: "the clients of db do not include laptop"}},
@@ -192,12 +227,12 @@ func TestResolve(t *testing.T) {
 		{"laptop", "SSH", "", policy.Decision{Reason: "no service has the name SSH"}},
 		{"laptop", "192.168.1.20:22", "", policy.Decision{Reason: "no service covers 192.168.1.20:22"}},
 	} {
-		dial, got := services.Resolve(test.client, target(t, test.asked))
+		dial, got := services.Resolve(test.client, target(t, test.asked), own)
 		if got != test.want || dial.String() != test.dial {
 			t.Errorf("%s to %s: dial %q\n got %+v\nwant %+v", test.client, test.asked, dial, got, test.want)
 		}
 	}
-	if all := services.All(); len(all) != 5 || all[0].String() != "ssh" || all[1].String() != "192.168.1.0/24:5900-5910" {
+	if all := services.All(); len(all) != 11 || all[0].String() != "ssh" || all[1].String() != "192.168.1.0/24:5900-5910" {
 		t.Errorf("the services are %v", all)
 	}
 }
@@ -213,6 +248,23 @@ func TestServicesThatCannotBe(t *testing.T) {
 		_, err := policy.NewServices([]policy.Service{ssh, {Name: name, Target: serviceTarget(t, "23"), Source: at(2)}})
 		if _, ok := errors.AsType[*policy.Error](err); !ok || err.Error() != want {
 			t.Errorf("%q: error %v, want %q", name, err, want)
+		}
+	}
+}
+
+// Whatever an address is written like, it is as special as it is.
+func TestSpecialAddresses(t *testing.T) {
+	own := func(addr netip.Addr) bool { return addr == netip.MustParseAddr("10.0.0.7") }
+	for text, want := range map[string]string{
+		"10.0.0.8": "", "2001:db8::1": "", "172.17.0.1": "", "fd00::1": "",
+		"127.0.1.1": "loopback", "::1": "loopback", "::ffff:127.0.0.1": "loopback", "0.0.0.0": "loopback", "::": "loopback",
+		"169.254.169.254": "link-local", "::ffff:169.254.169.254": "link-local", "fe80::1": "link-local", "fe80::1%eth0": "link-local",
+		"224.0.0.251": "multicast", "ff02::1%eth0": "multicast", "255.255.255.255": "broadcast",
+		"10.0.0.7": "server itself", "::ffff:10.0.0.7": "server itself",
+	} {
+		got := policy.Special(netip.MustParseAddr(text), own)
+		if (got == "") != (want == "") || !strings.Contains(got, want) {
+			t.Errorf("%s is %q, want %q", text, got, want)
 		}
 	}
 }

@@ -91,6 +91,17 @@ func (t Target) hostText() string {
 // IsName tells whether the target is a service's name: only the server that has the service knows what it means.
 func (t Target) IsName() bool { return t.kind == name }
 
+// IsHostName tells whether the target is a port of a host that a resolver must look up.
+func (t Target) IsHostName() bool { return t.kind == host && !t.addr.IsValid() }
+
+// Host is the host's name or address; empty for what is on no host but the server's own.
+func (t Target) Host() string {
+	if t.kind != host {
+		return ""
+	}
+	return t.text
+}
+
 // Network returns what net.Dial wants as the network: "tcp", or "unix" for a Unix socket. For a name it panics, as
 // [Target.Addresses] does: [Services.Resolve] turns names into what they mean.
 func (t Target) Network() string {

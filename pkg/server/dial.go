@@ -21,8 +21,9 @@ import (
 // all and for each target, so that a target that answers nobody can't hold all
 // of the process's sockets. What is beyond a bound waits its turn, within its time.
 type dialer struct {
-	dial func(ctx context.Context, network, address string) (net.Conn, error)
-	hit  func(limit string) // told of each attempt that has had no turn; nil: nobody
+	dial    func(ctx context.Context, network, address string) (net.Conn, error)
+	guarded func(ctx context.Context, network, address string) (net.Conn, error) // for names that must not mean special addresses
+	hit     func(limit string)                                                   // told of each attempt that has had no turn; nil: nobody
 
 	mu        sync.Mutex
 	perTarget int
@@ -47,9 +48,10 @@ func (d *dialer) limit(all, perTarget int) {
 	}
 }
 
-// connect dials a target that is no service's name, until the deadline of ctx.
+// connect dials a target that is no service's name, until the deadline of ctx. A guarded one must not turn out to be this
+// host itself, or another special address that was not named; see [policy.Decision].
 // The error is a *session.Refusal, with a text for the administrator at the other end.
-func (d *dialer) connect(ctx context.Context, target policy.Target) (session.Conn, error) {
+func (d *dialer) connect(ctx context.Context, target policy.Target, guarded bool) (session.Conn, error) {
 	deadline, _ := ctx.Deadline()
 	timeout := time.Until(deadline).Round(100 * time.Millisecond)
 	all, own := d.enter(target)
@@ -72,7 +74,12 @@ func (d *dialer) connect(ctx context.Context, target policy.Target) (session.Con
 			}
 		}
 	}
-	conn, err := d.dialTarget(ctx, target)
+	conn, err := d.dialTarget(ctx, target, guarded)
+	if err == nil && guarded {
+		if err = self(conn); err != nil {
+			_ = conn.Close()
+		}
+	}
 	if err != nil {
 		return nil, refuse(err, target, timeout)
 	}
@@ -109,10 +116,14 @@ func (d *dialer) leave(target policy.Target, own *turns) {
 
 // dialTarget tries the target's addresses one after another; of a host's name
 // net.Dial races the addresses that it has (RFC 8305).
-func (d *dialer) dialTarget(ctx context.Context, target policy.Target) (net.Conn, error) {
+func (d *dialer) dialTarget(ctx context.Context, target policy.Target, guarded bool) (net.Conn, error) {
+	dial := d.dial
+	if guarded && target.IsHostName() {
+		dial = d.guarded
+	}
 	var first error
 	for _, address := range target.Addresses() {
-		conn, err := d.dial(ctx, target.Network(), address)
+		conn, err := dial(ctx, target.Network(), address)
 		if err == nil {
 			return conn, nil
 		}
@@ -133,6 +144,9 @@ func refuse(err error, target policy.Target, timeout time.Duration) *session.Ref
 	unix := target.Network() == "unix"
 	refused := func(format string, args ...any) *session.Refusal {
 		return &session.Refusal{Status: wire.StatusRefused, Text: place(target) + ": " + fmt.Sprintf(format, args...)}
+	}
+	if special, ok := errors.AsType[*specialError](err); ok {
+		return &session.Refusal{Status: wire.StatusNotAllowed, Text: fmt.Sprintf("%s: %v; %s", place(target), special, specialHint)}
 	}
 	if dns, ok := errors.AsType[*net.DNSError](err); ok {
 		switch {
@@ -193,12 +207,16 @@ func (d *dialer) count() int {
 	return n
 }
 
-// Reach dials a target as for a connection, and closes it at once. It tells how long that took, or why it failed.
-func (s *Server) Reach(ctx context.Context, target policy.Target) (time.Duration, *session.Refusal) {
+// Reach dials a target of a service as for a connection, and closes it at once. It tells how long that took, or why it
+// failed.
+func (s *Server) Reach(ctx context.Context, service policy.Service, target policy.Target) (time.Duration, *session.Refusal) {
+	if why := service.Bars(target, s.host.Owns); why != "" {
+		return 0, &session.Refusal{Status: wire.StatusNotAllowed, Text: why}
+	}
 	ctx, cancel := context.WithTimeout(ctx, s.settings.Load().Limits.DialTimeout)
 	defer cancel()
 	began := time.Now()
-	conn, err := s.dialer.connect(ctx, target)
+	conn, err := s.dialer.connect(ctx, target, service.Guarded())
 	if refusal, ok := errors.AsType[*session.Refusal](err); ok {
 		return 0, refusal
 	}

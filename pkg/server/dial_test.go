@@ -31,7 +31,7 @@ func target(t *testing.T, text string) policy.Target {
 type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
 
 func newTestDialer(dial dialFunc) *dialer {
-	d := &dialer{dial: dial}
+	d := &dialer{dial: dial, guarded: dial}
 	d.limit(16, 16)
 	return d
 }
@@ -40,7 +40,7 @@ func connect(t *testing.T, d *dialer, to string) (session.Conn, *session.Refusal
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	conn, err := d.connect(ctx, target(t, to))
+	conn, err := d.connect(ctx, target(t, to), false)
 	if err == nil {
 		t.Cleanup(func() { _ = conn.Close() })
 		return conn, nil

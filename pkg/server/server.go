@@ -43,6 +43,9 @@ type Config struct {
 	// Dial connects to P5, as net.Dialer.DialContext, which it is by default.
 	// What it returns must have CloseWrite.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Host knows the addresses of this machine. Nil: the system is asked.
+	Host *Host
+
 	// Dialled is told how each dial of a target went and how long it took. It must not wait. Nil: nobody.
 	Dialled func(status wire.Status, took time.Duration)
 	// AdjustDialer may change how links are dialled, before each Run. Tests set it.
@@ -55,6 +58,7 @@ type Server struct {
 	config   Config
 	node     string
 	log      *slog.Logger
+	host     *Host
 	dialer   dialer
 	relays   *uplink.Set
 	sessions *session.Server
@@ -82,9 +86,13 @@ func New(c Config) (*Server, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.dialer.dial = c.Dial
-	if s.dialer.dial == nil {
-		s.dialer.dial = (&net.Dialer{Control: s.spareDescriptors}).DialContext
+	if s.host = c.Host; s.host == nil {
+		s.host = new(Host)
+	}
+	s.dialer.dial, s.dialer.guarded = c.Dial, c.Dial
+	if c.Dial == nil {
+		s.dialer.dial = (&net.Dialer{Control: s.spareDescriptors, Resolver: s.host.Resolver}).DialContext
+		s.dialer.guarded = (&net.Dialer{Control: s.guard, Resolver: s.host.Resolver}).DialContext
 	}
 	s.dialer.hit = s.hits.Hit
 	s.windows = link.NewBudget(int64(c.Settings.Limits.LinkMemory))
@@ -175,7 +183,7 @@ func (s *Server) Apply(_ context.Context, next *config.Config) error {
 	s.applying.Lock()
 	defer s.applying.Unlock()
 	s.adopt(next, services)
-	s.sessions.End(func(i session.Info) bool { return !judge(services, i.Client, i.Target).Allowed }, session.EndRevoked)
+	s.sessions.End(func(i session.Info) bool { return !s.judge(services, i.Client, i.Target).Allowed }, session.EndRevoked)
 	return nil
 }
 
@@ -320,7 +328,7 @@ func (s *Server) decide(client, target string) (session.Dial, *session.Refusal) 
 		return nil, &session.Refusal{Status: wire.StatusMalformed, Text: err.Error()}
 	}
 	services := s.services.Load()
-	address, decision := services.Resolve(client, asked)
+	address, decision := services.Resolve(client, asked, s.host.Owns)
 	if !decision.Allowed {
 		return nil, notAllowed(client, target)
 	}
@@ -328,18 +336,18 @@ func (s *Server) decide(client, target string) (session.Dial, *session.Refusal) 
 		// The session is in the table now. If a reload came in between, it
 		// has looked there too early.
 		if now := s.services.Load(); now != services {
-			if address, decision = now.Resolve(client, asked); !decision.Allowed {
+			if address, decision = now.Resolve(client, asked, s.host.Owns); !decision.Allowed {
 				return nil, notAllowed(client, target)
 			}
 		}
-		return s.dial(ctx, address)
+		return s.dial(ctx, address, decision.Guarded)
 	}, nil
 }
 
 // dial connects to a target and tells how that went.
-func (s *Server) dial(ctx context.Context, target policy.Target) (session.Conn, error) {
+func (s *Server) dial(ctx context.Context, target policy.Target, guarded bool) (session.Conn, error) {
 	began := time.Now()
-	conn, err := s.dialer.connect(ctx, target)
+	conn, err := s.dialer.connect(ctx, target, guarded)
 	status := wire.StatusOpen
 	if refusal, ok := errors.AsType[*session.Refusal](err); ok {
 		status = refusal.Status
@@ -357,12 +365,12 @@ func notAllowed(client, target string) *session.Refusal {
 }
 
 // judge is what services decide about a target's text.
-func judge(services *policy.Services, client, target string) policy.Decision {
+func (s *Server) judge(services *policy.Services, client, target string) policy.Decision {
 	asked, err := policy.ParseTarget(target)
 	if err != nil {
 		return policy.Decision{Reason: err.Error()}
 	}
-	_, decision := services.Resolve(client, asked)
+	_, decision := services.Resolve(client, asked, s.host.Owns)
 	return decision
 }
 
@@ -370,9 +378,10 @@ func judge(services *policy.Services, client, target string) policy.Decision {
 // hears which rule refused.
 func (s *Server) ended(sum session.Summary) {
 	if sum.Status == wire.StatusNotAllowed || sum.End == session.EndRevoked {
-		decision := judge(s.services.Load(), sum.Client, sum.Target)
+		decision := s.judge(s.services.Load(), sum.Client, sum.Target)
 		at := decision.Source.String()
 		switch {
+		case decision.Allowed && sum.End != session.EndRevoked: // refused when it was dialled, with its reason
 		case decision.Allowed:
 			sum.Node, sum.Text = "relay", "withdrawn at the relay"
 		case at != "":
