@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -44,17 +45,35 @@ func execute(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		err = &exitError{exitUsage, err}
 	}
 	code := exitCode(err)
+	var text string
 	switch {
 	case err.Error() == "": // the command has said it all
+		return code
 	case code == exitUsage:
-		fmt.Fprintf(stderr, "ptthqd: %v\nSee `%s --help`.\n", err, command.CommandPath())
+		text = fmt.Sprintf("ptthqd: %v\nSee `%s --help`.\n", err, command.CommandPath())
 	case code == exitConfig:
-		fmt.Fprintln(stderr, err) // file:line:column at the beginning of the line, where editors look for it
+		text = err.Error() + "\n" // file:line:column at the beginning of the line, where editors look for it
 	default:
-		fmt.Fprintf(stderr, "ptthqd: %v\n", err)
+		text = fmt.Sprintf("ptthqd: %v\n", err)
+	}
+	said := make(chan struct{})
+	go func() {
+		defer close(said)
+		_, _ = io.WriteString(stderr, text)
+	}()
+	var enough <-chan time.Time // a command may wait for its reader
+	if name := command.Name(); name == "ptthqd" || name == "run" {
+		enough = time.After(lastWords) // the daemon waits for no reader of its log
+	}
+	select {
+	case <-said:
+	case <-enough:
 	}
 	return code
 }
+
+// lastWords is how long a daemon that ends waits for who should read why.
+const lastWords = time.Second
 
 // exitError is an error that decides the exit code. It may hold no error: then all has been said.
 type exitError struct {

@@ -277,6 +277,7 @@ type Process struct {
 	FilesLimit  uint64 `json:"files_limit"`  // of RLIMIT_NOFILE; 0 if there is none
 	MemoryUsed  int64  `json:"memory_used"`  // bytes of the session budgets that are promised or kept
 	MemoryLimit int64  `json:"memory_limit"` // bytes of the session budgets
+	LogDropped  uint64 `json:"log_dropped"`  // lines of the log that are missing in it, as nobody read it in time or it could not be written
 }
 
 // Question asks which rule decides.

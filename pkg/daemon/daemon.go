@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -63,17 +64,22 @@ func Run(ctx context.Context, o Options) error {
 
 		reloaded: make(chan struct{}, 1),
 	}
-	handler, toJournal, err := newLogHandler(o.LogFormat, o.Stderr, d.level)
+	logger, err := openLog(o.LogFormat, o.Stderr, d.level)
 	if err != nil {
 		return err
 	}
-	d.log = slog.New(handler)
+	defer logger.queue.close(lastLines)
+	d.log, d.logQueue = logger.Logger, logger.queue
+	if o.OwnProcess { // libraries write to the standard logger
+		log.SetFlags(0)
+		log.SetOutput(slog.NewLogLogger(d.log.Handler(), slog.LevelWarn).Writer())
+	}
 	err = d.run(ctx)
 	if err == nil {
 		return nil
 	}
 	d.service.failed(err)
-	if !toJournal && o.LogFormat != LogJSON {
+	if !logger.journal && o.LogFormat != LogJSON {
 		return err
 	}
 	if faults, ok := errors.AsType[config.Errors](err); ok {
@@ -83,7 +89,8 @@ func Run(ctx context.Context, o Options) error {
 	} else {
 		d.log.Error(msgFailed, "error", err)
 	}
-	if toJournal {
+	if logger.journal {
+		logger.queue.close(lastLines)
 		<-time.After(lastWords)
 	}
 	return &LoggedError{err}
@@ -106,6 +113,7 @@ type daemon struct {
 	started  time.Time
 	service  *service
 	log      *slog.Logger
+	logQueue *logQueue // of log
 	level    *slog.LevelVar
 	identity ident.PrivateKey
 	role     role

@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,6 +28,12 @@ import (
 // childVariable has the test binary be a daemon, for tests that need a process of its own.
 const childVariable = "PTTHQD_TEST_CHILD"
 
+// formatVariable is its log format.
+const formatVariable = "PTTHQD_TEST_FORMAT"
+
+// childHook prepares a child.
+var childHook func()
+
 func TestMain(m *testing.M) {
 	if path := os.Getenv(childVariable); path != "" {
 		os.Exit(child(path)) //nolint:forbidigo // it is a main here
@@ -35,7 +42,11 @@ func TestMain(m *testing.M) {
 }
 
 func child(path string) int {
-	err := daemon.Run(context.Background(), daemon.Options{Config: path, Socket: path + ".sock", LogFormat: daemon.LogText})
+	format := cmp.Or(os.Getenv(formatVariable), daemon.LogText)
+	if childHook != nil {
+		childHook()
+	}
+	err := daemon.Run(context.Background(), daemon.Options{Config: path, Socket: path + ".sock", LogFormat: format})
 	if err == nil {
 		return 0
 	}
@@ -170,8 +181,10 @@ const patience = 20 * time.Second
 func (p *process) until(what string, is func(*control.Status) bool) *control.Status {
 	p.t.Helper()
 	deadline := time.Now().Add(patience)
+	ctx, cancel := context.WithDeadline(p.t.Context(), deadline)
+	defer cancel()
 	for {
-		status, err := p.Status(p.t.Context())
+		status, err := p.Status(ctx)
 		if err == nil && is(status) {
 			return status
 		}

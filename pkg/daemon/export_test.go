@@ -20,6 +20,9 @@ func MetricsTable() string {
 	return b.String()
 }
 
+// SetQueueBytes changes the bound of the log's queue.
+func SetQueueBytes(n int) { queueBytes = n }
+
 // Tidy is the loop that gives memory back.
 var Tidy = tidy
 

@@ -2,38 +2,118 @@ package daemon
 
 import (
 	"bytes"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/journal"
 )
 
+// journalSocket is where the journal takes lines with fields. Tests have another.
+var journalSocket = "/run/systemd/journal/socket"
+
 // toJournal tells whether stderr is connected to the journal: then its native protocol takes the fields too.
 func toJournal() bool {
 	connected, err := journal.StderrIsJournalStream()
-	return err == nil && connected && journal.Enabled()
+	if err != nil || !connected {
+		return false
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: journalSocket, Net: "unixgram"})
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
 }
 
-// emitToJournal writes records with their fields; where the journal can't take one, to w with its priority in front, as
-// systemd reads it from there.
-func emitToJournal(w io.Writer) func(slog.Record, []field) error {
-	return func(r slog.Record, fields []field) error {
-		var text bytes.Buffer
-		appendText(&text, r.Message, fields)
-		vars := map[string]string{"SYSLOG_IDENTIFIER": "ptthqd"}
+// newJournalHandler makes of each record a datagram of the journal's native protocol: https://systemd.io/JOURNAL_NATIVE_PROTOCOL.
+func newJournalHandler(put func(line) error, level slog.Leveler) slog.Handler {
+	return &lines{level: level, emit: func(r slog.Record, fields []field) error {
+		l := line{text: newText(), at: r.Time, priority: '0' + byte(priority(r.Level))}
+		l.text.WriteString("MESSAGE=")
+		l.message[0] = l.text.Len()
+		appendText(l.text, r.Message, fields) // without a newline
+		l.message[1] = l.text.Len()
+		l.text.WriteString("\nPRIORITY=")
+		l.text.WriteByte(l.priority)
+		l.text.WriteString("\nSYSLOG_IDENTIFIER=ptthqd\n")
 		for _, f := range fields {
-			vars["PTTHQ_"+fieldName(f.key)] = f.value
+			appendJournalField(l.text, f)
 		}
 		if id := messageIDs[r.Message]; id != "" {
-			vars["MESSAGE_ID"] = id
+			l.text.WriteString("MESSAGE_ID=" + id + "\n")
 		}
-		if err := journal.Send(text.String(), priority(r.Level), vars); err == nil {
-			return nil
+		return put(l)
+	}}
+}
+
+func appendJournalField(b *bytes.Buffer, f field) {
+	b.WriteString("PTTHQ_")
+	b.WriteString(fieldName(f.key))
+	if strings.Contains(f.value, "\n") {
+		b.WriteByte('\n')
+		b.Write(binary.LittleEndian.AppendUint64(b.AvailableBuffer(), uint64(len(f.value))))
+	} else {
+		b.WriteByte('=')
+	}
+	b.WriteString(f.value)
+	b.WriteByte('\n')
+}
+
+// A journalSink sends datagrams to the journal. What the journal can't take goes to stderr with its priority in front, as systemd
+// reads it from there.
+type journalSink struct {
+	stderr io.Writer
+	conn   *net.UnixConn // nil if there is none
+}
+
+func newJournalSink(stderr io.Writer) lineSink { return &journalSink{stderr: stderr} }
+
+func (s *journalSink) write(lines []line) (lost int, err error) {
+	for _, l := range lines {
+		if time.Since(l.at) > lateLine { // the journal's own time is that at which it takes the line
+			l.text.WriteString("PTTHQ_SAID_AT=" + l.at.Format(time.RFC3339Nano) + "\n")
 		}
-		_, err := fmt.Fprintf(w, "<%d>%s\n", priority(r.Level), text.Bytes())
-		return err
+		if s.send(l.text.Bytes()) == nil {
+			continue
+		}
+		if _, lineErr := fmt.Fprintf(s.stderr, "<%c>%s\n", l.priority, l.text.Bytes()[l.message[0]:l.message[1]]); lineErr != nil {
+			lost, err = lost+1, lineErr
+		}
+	}
+	return lost, err
+}
+
+// lateLine is how long a line may wait before it says itself when it was said.
+const lateLine = time.Second
+
+// send sends a datagram, and waits while the journal reads none. The socket is connected: poll tells of room in another's queue only then.
+func (s *journalSink) send(datagram []byte) (err error) {
+	for try := 0; try < 2; try++ {
+		if s.conn == nil {
+			if s.conn, err = net.DialUnix("unixgram", nil, &net.UnixAddr{Name: journalSocket, Net: "unixgram"}); err != nil {
+				s.conn = nil
+				return err
+			}
+		}
+		if _, err = s.conn.Write(datagram); err == nil || errors.Is(err, syscall.EMSGSIZE) || errors.Is(err, syscall.ENOBUFS) {
+			return err
+		}
+		_ = s.conn.Close() // the journal's socket is another now
+		s.conn = nil
+	}
+	return err
+}
+
+func (s *journalSink) close() {
+	if s.conn != nil {
+		_ = s.conn.Close()
 	}
 }
 

@@ -9,4 +9,8 @@ import (
 
 func toJournal() bool { return false }
 
-func emitToJournal(io.Writer) func(slog.Record, []field) error { panic("internal error: no journal") }
+func newJournalSink(io.Writer) lineSink { panic("internal error: no journal") }
+
+func newJournalHandler(func(line) error, slog.Leveler) slog.Handler {
+	panic("internal error: no journal")
+}

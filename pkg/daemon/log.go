@@ -21,21 +21,45 @@ const (
 	LogJSON = "json"
 )
 
-// newLogHandler makes the handler for a format, and tells whether it writes to the journal. Levels are read from level at each record, so
-// that they change while the daemon runs.
-func newLogHandler(format string, stderr io.Writer, level slog.Leveler) (h slog.Handler, journal bool, err error) {
+// A logger is the log of a daemon. Who logs never waits for who reads: see logQueue.
+type logger struct {
+	*slog.Logger
+	queue   *logQueue
+	journal bool // it writes to the journal
+}
+
+// openLog begins the log in a format. Levels are read from level at each record, so that they change while the daemon runs. The
+// caller closes the log's queue.
+func openLog(format string, stderr io.Writer, level slog.Leveler) (*logger, error) {
+	var sink lineSink = &writerSink{w: stderr}
+	handler := func(put func(line) error) slog.Handler { return newTextHandler(put, level) }
+	journal := false
 	switch format {
 	case LogAuto, "":
 		if toJournal() {
-			return &lines{level: level, emit: emitToJournal(stderr)}, true, nil
+			journal = true
+			sink = newJournalSink(stderr)
+			handler = func(put func(line) error) slog.Handler { return newJournalHandler(put, level) }
 		}
-		return newTextHandler(stderr, level), false, nil
 	case LogText:
-		return newTextHandler(stderr, level), false, nil
 	case LogJSON:
-		return slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: level, ReplaceAttr: plainJSON}), false, nil
+		handler = func(put func(line) error) slog.Handler {
+			return slog.NewJSONHandler(lineWriter(put), &slog.HandlerOptions{Level: level, ReplaceAttr: plainJSON})
+		}
+	default:
+		return nil, fmt.Errorf("there is no log format %q: use %s, %s or %s", format, LogAuto, LogText, LogJSON)
 	}
-	return nil, false, fmt.Errorf("there is no log format %q: use %s, %s or %s", format, LogAuto, LogText, LogJSON)
+	queue := newLogQueue(sink, handler)
+	return &logger{slog.New(handler(queue.put)), queue, journal}, nil
+}
+
+// A lineWriter takes one line with each Write.
+type lineWriter func(line) error
+
+func (put lineWriter) Write(p []byte) (int, error) {
+	text := newText()
+	text.Write(p)
+	return len(p), put(line{text: text, at: time.Now()})
 }
 
 // plainJSON writes durations as text, like the other formats, and errors as what they say.
@@ -49,20 +73,14 @@ func plainJSON(_ []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-func newTextHandler(w io.Writer, level slog.Leveler) slog.Handler {
-	var mu sync.Mutex
+func newTextHandler(put func(line) error, level slog.Leveler) slog.Handler {
 	return &lines{level: level, emit: func(r slog.Record, fields []field) error {
-		line := texts.Get().(*bytes.Buffer)
-		defer texts.Put(line)
-		line.Reset()
-		line.Write(r.Time.AppendFormat(line.AvailableBuffer(), "2006-01-02 15:04:05.000 "))
-		line.WriteString(paddedLevel(r.Level))
-		appendText(line, r.Message, fields)
-		line.WriteByte('\n')
-		mu.Lock()
-		defer mu.Unlock()
-		_, err := w.Write(line.Bytes())
-		return err
+		text := newText()
+		text.Write(r.Time.AppendFormat(text.AvailableBuffer(), "2006-01-02 15:04:05.000 "))
+		text.WriteString(paddedLevel(r.Level))
+		appendText(text, r.Message, fields)
+		text.WriteByte('\n')
+		return put(line{text: text, at: r.Time})
 	}}
 }
 
@@ -71,6 +89,13 @@ var (
 	texts      = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 	fieldLists = sync.Pool{New: func() any { return new([]field) }}
 )
+
+// newText is an empty buffer for a line.
+func newText() *bytes.Buffer {
+	text := texts.Get().(*bytes.Buffer)
+	text.Reset()
+	return text
+}
 
 // paddedLevel is a level as wide as the others.
 func paddedLevel(l slog.Level) string {

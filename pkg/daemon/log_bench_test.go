@@ -9,11 +9,11 @@ import (
 
 // BenchmarkLine is the line that each connection has at its end.
 func BenchmarkLine(b *testing.B) {
-	handler, _, err := newLogHandler(LogText, io.Discard, slog.LevelInfo)
+	log, err := openLog(LogText, io.Discard, slog.LevelInfo)
 	if err != nil {
 		b.Fatal(err)
 	}
-	log := slog.New(handler)
+	defer log.queue.close(time.Minute)
 	b.ReportAllocs()
 	for b.Loop() {
 		log.LogAttrs(b.Context(), slog.LevelInfo, "connection ended",

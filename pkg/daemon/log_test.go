@@ -15,11 +15,10 @@ import (
 func TestTextLog(t *testing.T) {
 	var out bytes.Buffer
 	level := new(slog.LevelVar)
-	h, journal, err := newLogHandler(LogText, &out, level)
-	if err != nil || journal {
-		t.Fatal(journal, err)
+	log, err := openLog(LogText, &out, level)
+	if err != nil || log.journal {
+		t.Fatal(log, err)
 	}
-	log := slog.New(h)
 	log.Debug("not yet")
 	level.Set(slog.LevelDebug)
 	log.Debug("now")
@@ -29,6 +28,7 @@ func TestTextLog(t *testing.T) {
 	log.LogAttrs(t.Context(), slog.LevelInfo, "attributes", slog.Group("", slog.Bool("inline", true)), slog.Attr{})
 	// What comes from outside forges no line and colours no terminal.
 	log.Error("first\nERROR second", "source", "a\nb\x1b[2J", "bad", "\xff", "equals", "a=b")
+	log.queue.close(time.Minute)
 	want := regexp.MustCompile(`^[-0-9]{10} [:0-9]{8}\.[0-9]{3} DEBUG now
 .{24}WARN  link down peer=nas a\.b=1 a\.c="x y" g\.reason="no answer" g\.took=1\.5s g\.empty="" g\.when=2026-03-08T01:02:03Z
 .{24}INFO  attributes inline=true
@@ -41,11 +41,12 @@ $`)
 
 func TestJSONLog(t *testing.T) {
 	var out bytes.Buffer
-	h, _, err := newLogHandler(LogJSON, &out, slog.LevelInfo)
+	log, err := openLog(LogJSON, &out, slog.LevelInfo)
 	if err != nil {
 		t.Fatal(err)
 	}
-	slog.New(h).Info("link up", "peer", "nas", "took", time.Second, "reason", errors.New("why"))
+	log.Info("link up", "peer", "nas", "took", time.Second, "reason", errors.New("why"))
+	log.queue.close(time.Minute)
 	var line map[string]any
 	if err := json.Unmarshal(out.Bytes(), &line); err != nil {
 		t.Fatal(err)
@@ -53,7 +54,7 @@ func TestJSONLog(t *testing.T) {
 	if line["msg"] != "link up" || line["took"] != "1s" || line["reason"] != "why" {
 		t.Errorf("the line is %v", line)
 	}
-	if _, _, err := newLogHandler("xml", &out, slog.LevelInfo); err == nil {
+	if _, err := openLog("xml", &out, slog.LevelInfo); err == nil {
 		t.Error("xml is a log format")
 	}
 }
@@ -78,7 +79,7 @@ func TestMessageIDs(t *testing.T) {
 		t.Errorf("docs/journal.md has %d messages, the code %d", len(documented), len(messageIDs))
 	}
 	var source strings.Builder
-	for _, dir := range []string{"events.go", "../link/dial.go", "../link/listen.go", "../account/account.go", "../relay/refusal.go", "../relay/change.go"} {
+	for _, dir := range []string{"events.go", "log_queue.go", "../link/dial.go", "../link/listen.go", "../account/account.go", "../relay/refusal.go", "../relay/change.go"} {
 		code, err := os.ReadFile(dir)
 		if err != nil {
 			t.Fatal(err)

@@ -62,6 +62,8 @@ var (
 	configDuration = gauge("config_last_reload_duration_seconds", "How long the last reload took, from reading to being in force; 0 before the first.")
 	configReloads  = counter("config_reloads_total", "Reloads, by result: success or failure.", "result")
 
+	logDropped = counter("log_lines_dropped_total", "Lines of the log that are missing in it, as nobody read it in time or it could not be written.")
+
 	connections = gauge("connections", "Forwarded connections, by state as in the status. At a relay, where each attempt to resume is one more for a moment, the mapping is empty; at a server too.",
 		"mapping", "state")
 	connectionsOpened  = counter("connections_opened_total", "Connections that their server has granted.", "mapping")
@@ -187,6 +189,7 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	s.is(configDuration, took.Seconds())
 	s.counts(configReloads, d.reloads.Load(), "success")
 	s.counts(configReloads, d.badReloads.Load(), "failure")
+	s.counts(logDropped, d.logQueue.dropped.Load())
 	d.role.Measure(s)
 }
 

@@ -209,6 +209,7 @@ func (d *daemon) Status() *control.Status {
 	s.Process.Goroutines = runtime.NumGoroutine()
 	s.Process.HeapBytes = memory.HeapAlloc
 	s.Process.Files, s.Process.FilesLimit = openFiles(), d.files
+	s.Process.LogDropped = d.logQueue.dropped.Load()
 	s.Warnings = d.warnings(s)
 	return s
 }
@@ -284,6 +285,9 @@ func (d *daemon) warnings(s *control.Status) []control.Warning {
 	}
 	if s.Process.FilesLimit > 0 && uint64(s.Process.Files) > s.Process.FilesLimit/10*9 {
 		warn("raise LimitNOFILE= of the service", "%d of %d files are open", s.Process.Files, s.Process.FilesLimit)
+	}
+	if trouble := d.logQueue.trouble(); trouble != "" {
+		warn("lines wait and are then dropped; look after what stderr is connected to, or systemd-journald", "%s: %d lines are missing", trouble, s.Process.LogDropped)
 	}
 	for _, w := range d.loaded.Load().config.Warnings() {
 		warn(w.Hint, "%s:%d: %s: %s", w.File, w.Line, w.Key, w.Message)
