@@ -29,6 +29,14 @@ type tryWriter interface {
 	TryWrite(p []byte) (int, error)
 }
 
+// watched is a Conn that tells, without a read, whether its peer is gone.
+type watched interface {
+	// Gone returns why the peer is gone, nil if it isn't or that can't be told.
+	Gone() error
+	// AwaitGone waits until it is, or until the Conn is closed; then it returns nil.
+	AwaitGone() error
+}
+
 // closeConn closes c in good order.
 func closeConn(c Conn) {
 	setLinger(c, -1)
@@ -109,4 +117,44 @@ func (e *end) resetError() error {
 		return nil
 	}
 	return e.raw.resetError()
+}
+
+// gone tells why the peer, which has ended its half, neither reads nor writes any more;
+// nil if it may, or where that can't be told.
+func (e *end) gone() error {
+	if e.raw != nil {
+		return e.raw.gone()
+	}
+	if w, ok := e.Conn.(watched); ok {
+		return w.Gone()
+	}
+	return nil
+}
+
+// awaitGone waits until gone has something to tell, and returns that, or until the Conn is
+// closed. Nobody may read meanwhile. Where it can't wait for that, ok is false.
+func (e *end) awaitGone() (why error, ok bool) {
+	if e.raw != nil {
+		return e.raw.awaitGone(), true
+	}
+	if w, ok := e.Conn.(watched); ok {
+		return w.AwaitGone(), true
+	}
+	return nil, false
+}
+
+// unacknowledged tells what the kernel knows of the data that it holds for the peer: the
+// zero value where it holds none, or where that can't be told.
+func (e *end) unacknowledged() unacknowledged {
+	if e.raw == nil {
+		return unacknowledged{}
+	}
+	return e.raw.unacknowledged()
+}
+
+// unacknowledged tells of data that the peer's host has not acknowledged.
+type unacknowledged struct {
+	some   bool
+	silent time.Duration // since the last acknowledgement, whatever it was for
+	tries  int           // in a row that were not answered
 }

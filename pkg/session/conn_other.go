@@ -10,3 +10,6 @@ func (*rawEnd) read(func() []byte, func()) (int, error) { panic("internal error:
 func (*rawEnd) tryRead(func() []byte, func()) int       { panic("internal error: no raw end here") }
 func (*rawEnd) tryWrite([]byte) (int, error)            { panic("internal error: no raw end here") }
 func (*rawEnd) resetError() error                       { panic("internal error: no raw end here") }
+func (*rawEnd) gone() error                             { panic("internal error: no raw end here") }
+func (*rawEnd) awaitGone() error                        { panic("internal error: no raw end here") }
+func (*rawEnd) unacknowledged() unacknowledged          { panic("internal error: no raw end here") }

@@ -40,6 +40,8 @@ func newRawEnd(c Conn) *rawEnd {
 	if err != nil {
 		return nil
 	}
+	// An urgent byte (MSG_OOB) stays in its place among the others, or a read would skip it.
+	_ = conn.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) })
 	e := &rawEnd{conn: conn}
 	e.onRead, e.onWrite = e.readReady, e.writeReady
 	return e
@@ -115,10 +117,29 @@ func (e *rawEnd) writeReady(fd uintptr) bool {
 func (e *rawEnd) resetError() error {
 	var pending error
 	// That of Control says that the socket is closed: whoever has done that knows.
-	_ = e.conn.Control(func(fd uintptr) {
-		if n, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR); err == nil && n != 0 {
-			pending = os.NewSyscallError("read", syscall.Errno(n))
-		}
-	})
+	_ = e.conn.Control(func(fd uintptr) { pending = socketError(fd) })
 	return pending
+}
+
+func socketError(fd uintptr) error {
+	n, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+	if err != nil || n == 0 {
+		return nil
+	}
+	return os.NewSyscallError("read", syscall.Errno(n))
+}
+
+// awaitGone waits until the peer is gone, and tells why, or until the socket is closed.
+func (e *rawEnd) awaitGone() (why error) {
+	// The error of Read says that the socket is closed.
+	_ = e.conn.Read(func(fd uintptr) bool {
+		why = peerGone(fd)
+		return why != nil
+	})
+	return why
+}
+
+func (e *rawEnd) gone() (why error) {
+	_ = e.conn.Control(func(fd uintptr) { why = peerGone(fd) })
+	return why
 }

@@ -377,6 +377,22 @@ func (c *memConn) Close() error {
 	return nil
 }
 
+// Gone is nil while the other end may still read.
+func (c *memConn) Gone() error {
+	c.out.mu.Lock()
+	defer c.out.mu.Unlock()
+	return c.out.writeErr
+}
+
+func (c *memConn) AwaitGone() error {
+	c.out.mu.Lock()
+	defer c.out.mu.Unlock()
+	for c.out.writeErr == nil && !c.out.eof {
+		c.out.cond.Wait()
+	}
+	return c.out.writeErr
+}
+
 func (c *memConn) reset() { _ = c.SetLinger(0); _ = c.Close() }
 
 // A network joins one client and one server by links that can be cut. It plays

@@ -242,8 +242,9 @@ func (s *session) sweep(now time.Time) {
 			s.yield += credit - wire.InitialWindow
 			s.out.limit -= credit - wire.InitialWindow
 		}
-		if s.out.listening || s.out.fin { // or the sweep is the one who looks whether the TCP side is there
+		if s.mayCoolLocked() {
 			s.host.cool(s)
+			s.watchLocked()
 			s.restLocked()
 		}
 	}

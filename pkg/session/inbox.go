@@ -210,8 +210,15 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 				s.foundBrokenLocked()
 			}
 			s.setState(Closing)
+			how := abort
+			if f.Value == resetByGone {
+				s.endReason = s.goneReason(!s.server)
+				if s.in.done() {
+					how = closeConn // it has all, and may not have read it yet: a reset could take that away
+				}
+			}
 			s.dropDataLocked()
-			s.hangUpLocked(abort)
+			s.hangUpLocked(how)
 		}
 		s.resetDue, s.resetSaid = false, true // the end of our stream confirms it
 		s.wakeLocked()

@@ -29,8 +29,7 @@ type outbox struct {
 	budgeted int64  // of these taken from the process's budget
 	paid     uint64 // up to here sending is covered by the link's quota
 
-	listening bool      // pump waits in a read, and hears of a reset
-	nextLook  time.Time // when the sweep looks for one, if it doesn't
+	listening bool // pump waits in a read, and hears of a reset
 }
 
 // onLink is how much of the link's quota the outbox holds: what may be sent, or
@@ -258,28 +257,11 @@ func (s *session) endOfTCPLocked(err error) {
 	}
 	if errors.Is(err, io.EOF) {
 		s.out.fin = true
+		s.touchLocked() // from now on the sweep looks whether the TCP side is there
 		s.closeTCPLocked()
 		return
 	}
 	s.resetLocked(s.resetByTCP(), resetByTCP)
-}
-
-// lookLocked ends a session whose TCP side was reset while nobody reads it, as
-// there is no room for more: it would stay for as long as the other end does
-// not read. It returns false if that is all that is to be done for now.
-func (s *session) lookLocked(now time.Time) bool {
-	idle := now.Sub(s.lastData)
-	if s.out.listening || s.out.fin || s.end == nil || s.hungUp || s.reset != nil || idle < silenceBeforePing {
-		return true
-	}
-	if now.Before(s.out.nextLook) {
-		return idle < idleBeforeYield
-	}
-	s.out.nextLook = now.Add(silenceBeforePing)
-	if err := s.end.resetError(); err != nil {
-		s.endOfTCPLocked(err)
-	}
-	return true
 }
 
 // resetByTCP names the end when the TCP side is reset.
@@ -320,6 +302,9 @@ func (s *session) ackLocked(n uint64) error {
 		gone++
 	}
 	o.pieces.drop(gone)
+	if o.done() {
+		s.warmLocked() // the sweep may act on a TCP side that is gone
+	}
 	if over := o.budgeted - max(0, o.retained-wire.InitialWindow); over > 0 {
 		s.host.retained.give(over)
 		o.budgeted -= over

@@ -138,6 +138,7 @@ const (
 	resetByProtocol = 2
 	resetByExpiry   = 3
 	resetByRemoval  = 4
+	resetByGone     = 5 // the TCP side had ended its half, and is gone
 )
 
 // errEnded is what the frame reader returns when the session has come to its
@@ -205,6 +206,8 @@ type session struct {
 	pingAt    uint64        // what had been sent before it
 	minRTT    time.Duration // of the pings on the current stream; 0 if unknown
 	nextProbe time.Time
+
+	look look // at the TCP side
 
 	// At P4: settle closes the session, which is reset or has ended, and leaves
 	// a tombstone; called with the lock held.

@@ -1,0 +1,39 @@
+package session
+
+import (
+	"errors"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// errClosedByPeer is why the peer of a Unix socket is gone: there is no error for it.
+var errClosedByPeer = errors.New("it has closed the connection")
+
+// peerGone tells why the peer of a socket, of which no half was ended here, is gone: its
+// host has reset the connection or answers no more, or it has closed its Unix socket.
+func peerGone(fd uintptr) error {
+	fds := []unix.PollFd{{Fd: int32(fd)}} // POLLERR and POLLHUP are always asked for
+	if n, err := unix.Poll(fds, 0); err != nil || n == 0 {
+		return nil
+	}
+	if err := socketError(fd); err != nil {
+		return err
+	}
+	return errClosedByPeer
+}
+
+func (e *rawEnd) unacknowledged() (u unacknowledged) {
+	_ = e.conn.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil { // not TCP
+			return
+		}
+		u = unacknowledged{
+			some:   info.Unacked > 0 || info.Notsent_bytes > 0,
+			silent: time.Duration(info.Last_ack_recv) * time.Millisecond,
+			tries:  int(max(info.Retransmits, info.Probes)),
+		}
+	})
+	return u
+}
