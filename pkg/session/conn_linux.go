@@ -13,8 +13,8 @@ var errClosedByPeer = errors.New("it has closed the connection")
 // peerGone tells why the peer of a socket, of which no half was ended here, is gone: its
 // host has reset the connection or answers no more, or it has closed its Unix socket.
 func peerGone(fd uintptr) error {
-	fds := []unix.PollFd{{Fd: int32(fd)}} // POLLERR and POLLHUP are always asked for
-	if n, err := unix.Poll(fds, 0); err != nil || n == 0 {
+	fds := []unix.PollFd{{Fd: int32(fd)}}  // POLLERR and POLLHUP are always asked for
+	if n, _ := unix.Poll(fds, 0); n <= 0 { // after an error, a signal's, one looks again
 		return nil
 	}
 	if err := socketError(fd); err != nil {

@@ -122,11 +122,10 @@ func (e *rawEnd) resetError() error {
 }
 
 func socketError(fd uintptr) error {
-	n, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
-	if err != nil || n == 0 {
-		return nil
+	if n, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR); n > 0 {
+		return os.NewSyscallError("read", syscall.Errno(n))
 	}
-	return os.NewSyscallError("read", syscall.Errno(n))
+	return nil
 }
 
 // awaitGone waits until the peer is gone, and tells why, or until the socket is closed.
