@@ -209,6 +209,31 @@ func TestService(t *testing.T) {
 			h.says(key, "ptthqd status --json")
 			h.run("mv /root/ptthq.key /etc/ && rm -r /etc/credstore.encrypted")
 		})
+		l.sub("a key that others can read is refused, as by check", func(t *testing.T) {
+			fresh(t, relay)
+			h.run("chmod 644 /etc/ptthq.key")
+			if said, code := h.try("ptthqd check"); code == 0 || !strings.Contains(said, "open to other users") {
+				t.Errorf("check: %d, %s", code, said)
+			}
+			if _, code := h.try("systemctl start ptthqd"); code == 0 {
+				t.Error("the service starts with it")
+			}
+			h.says("open to other users", "journalctl -o cat -u ptthqd -n 20")
+			h.run("chmod 600 /etc/ptthq.key")
+			h.soon("systemctl is-active ptthqd")
+		})
+		l.sub("another key in the file takes a restart", func(t *testing.T) {
+			fresh(t, relay)
+			h.run("systemctl start ptthqd && systemctl reload ptthqd")
+			h.run("cp -p /etc/ptthq.key /root/kept.key && sleep 0.1 && ptthqd keygen --force -o /etc/ptthq.key")
+			if _, code := h.try("systemctl reload ptthqd"); code == 0 {
+				t.Error("systemctl reload says that all is well")
+			}
+			if said, code := h.try("ptthqd reload"); code == 0 || !strings.Contains(said, "only a restart takes it over") {
+				t.Errorf("ptthqd reload: exit code %d\n%s", code, said)
+			}
+			h.run("systemctl restart ptthqd && systemctl reload ptthqd && mv /root/kept.key /etc/ptthq.key")
+		})
 		l.sub("instances stand beside it", func(t *testing.T) {
 			fresh(t, relay)
 			h.run("ptthqd keygen -o /etc/ptthq/home.key && cat > /etc/ptthq/home.toml <<'END'\n" + client + "\nEND")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -16,6 +17,9 @@ func newReloadCommand() *cobra.Command {
 		Short: "Have the daemon read its config again, and wait for it",
 		Long: `Have the running daemon read its config again. It is in force when this returns with 0, and what
 has changed is printed. Otherwise nothing at all has changed, and the reason is printed.
+
+Where the private key in its file is another one than that in force, the config is taken over, and it
+fails all the same: only a restart takes the key over.
 
 Exit codes: 0 done, 1 a fault of the host, or a change that takes a restart, 78 a fault in
 the config's text.`,
@@ -37,10 +41,13 @@ the config's text.`,
 			for _, change := range done.Changes {
 				fmt.Fprintln(out, change)
 			}
-			if len(done.Changes) == 0 {
+			if len(done.Changes) == 0 && done.Restart == "" {
 				fmt.Fprintln(out, "nothing has changed")
 			}
 			fmt.Fprintf(out, "in force, in %v\n", time.Duration(done.Took).Round(100*time.Microsecond))
+			if done.Restart != "" {
+				return errors.New(done.Restart)
+			}
 			return nil
 		},
 	}

@@ -208,8 +208,12 @@ func (p *parser) privateKeyFile(top *section, s *Snapshot) string {
 	case s.Credential != "":
 		return s.Credential
 	}
-	return strings.TrimSuffix(s.Path, ".toml") + ".key"
+	return KeyFileOf(s.Path)
 }
+
+// KeyFileOf returns the file with the private key that belongs to the config at path, unless that names another one. It is
+// also what systemd makes the service's credential of.
+func KeyFileOf(path string) string { return strings.TrimSuffix(path, ".toml") + ".key" }
 
 func (p *parser) logLevel(top *section) slog.Level {
 	text, at, ok := top.text("log_level")

@@ -109,6 +109,7 @@ type Reload struct {
 	Error    string    `json:"error,omitempty"`    // if not ok: why, in words
 	Faults   []Fault   `json:"faults,omitempty"`   // if the cause is config: each with its place
 	Warnings []string  `json:"warnings,omitempty"` // what is legal and surely not meant, with its place
+	Restart  string    `json:"restart,omitempty"`  // if ok: what has changed outside of the config and takes a restart, as the key
 }
 
 // The causes of a failed reload.

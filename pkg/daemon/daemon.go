@@ -206,7 +206,7 @@ func (d *daemon) prepare() error {
 	if d.files > 0 && d.files < fewFiles {
 		d.log.Warn("few files may be open at once: each connection takes one", "limit", d.files, "hint", "raise LimitNOFILE= of the service, or ulimit -n")
 	}
-	if d.identity, err = ident.LoadPrivateKey(c.PrivateKeyFile); err != nil {
+	if d.identity, err = loadKey(c, snapshot); err != nil {
 		return err
 	}
 	if err := d.checkInherited(c); err != nil {

@@ -389,6 +389,65 @@ func TestReloadOnDemand(t *testing.T) {
 	}
 }
 
+// A credential is a copy of the key file beside the config: open to others, that is refused as by `ptthqd check`, and
+// another key in it is not in force.
+func TestCredential(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("credentials are systemd's")
+	}
+	s := newSite(t)
+	s.key("relay")
+	credentials := t.TempDir()
+	t.Setenv("CREDENTIALS_DIRECTORY", credentials)
+	text, err := os.ReadFile(s.path("relay.key"))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(credentials, "ptthq.key"), text, 0o440) // as systemd's look
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.write("relay.toml", relayConfig(freePort(t), ""))
+	for _, mode := range []os.FileMode{0o644, 0o640} {
+		if err := os.Chmod(s.path("relay.key"), mode); err != nil {
+			t.Fatal(err)
+		}
+		p := s.begin("relay")
+		select {
+		case <-p.done:
+		case <-time.After(patience):
+			p.stop()
+		}
+		<-p.done
+		if p.err == nil || !strings.Contains(p.err.Error(), "open to other users") {
+			t.Errorf("mode %04o: %v", mode, p.err)
+		}
+	}
+	if err := os.Chmod(s.path("relay.key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := s.start("relay")
+	if done, err := p.Reload(t.Context()); err != nil || !done.OK || done.Restart != "" {
+		t.Errorf("the same key: %+v, %v", done, err)
+	}
+	if err := os.Remove(s.path("relay.key")); err != nil {
+		t.Fatal(err)
+	}
+	if done, err := p.Reload(t.Context()); err != nil || !done.OK || done.Restart != "" {
+		t.Errorf("no key beside the config: %+v, %v", done, err)
+	}
+	s.key("relay")
+	done, err := p.Reload(t.Context())
+	if err != nil || !done.OK || !strings.Contains(done.Restart, "relay.key is another one than that in force") {
+		t.Errorf("another key: %+v, %v", done, err)
+	}
+	p.until("status warns of it", func(now *control.Status) bool {
+		return slices.ContainsFunc(now.Warnings, func(w control.Warning) bool { return strings.Contains(w.Text, "another one") })
+	})
+	if err := p.end(); err != nil {
+		t.Error(err)
+	}
+}
+
 // Nodes that share a key are named as such, at the relay and at the nodes.
 func TestNodesThatShareAKey(t *testing.T) {
 	s := newSite(t)

@@ -39,6 +39,11 @@ func (d *daemon) applyLocked(ctx context.Context, trigger string, begun time.Tim
 	if err != nil {
 		blame(result, err)
 	}
+	if err == nil {
+		if result.Restart = d.staleKey(); result.Restart != "" {
+			result.Restart += "; " + staleKeyHint
+		}
+	}
 	d.lastReload.Store(result)
 	d.tell(result)
 	d.service.ready(d.summary())
@@ -172,5 +177,8 @@ func (d *daemon) tell(r *control.Reload) {
 	}
 	for _, w := range r.Warnings {
 		d.log.Warn("config: " + w)
+	}
+	if r.Restart != "" {
+		d.log.Warn(r.Restart)
 	}
 }

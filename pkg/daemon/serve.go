@@ -259,6 +259,9 @@ func (d *daemon) warnings(s *control.Status) []control.Warning {
 		}
 		warn(hint, "the config in the file is not in force: %s", r.Error)
 	}
+	if stale := d.staleKey(); stale != "" {
+		warn(staleKeyHint, "%s", stale)
+	}
 	for _, l := range s.Links {
 		if l.Problem != "" {
 			warn(ownKeyHint, "relay %s: %s", l.Relay, l.Problem)

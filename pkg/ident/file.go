@@ -44,15 +44,33 @@ func LoadPrivateKey(path string) (PrivateKey, error) {
 	return key, nil
 }
 
+// CheckKeyFile refuses the key file at path as [LoadPrivateKey] does when others may read or write it, and takes no right
+// to read it. It is for the file of which systemd has made a credential: that has a mode of its own.
+func CheckKeyFile(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("look at private key: %w", err)
+	}
+	return refuseMode(info, path)
+}
+
 // checkMode refuses the open key file f when others may read or write it. It asks the open file, not the path, so that
-// what was checked is what is read. Windows has no such bits.
+// what was checked is what is read.
 func checkMode(f *os.File, path string) error {
-	if runtime.GOOS == "windows" || isCredential(path) {
+	if isCredential(path) {
 		return nil
 	}
 	info, err := f.Stat()
 	if err != nil {
 		return fmt.Errorf("read private key: %w", err)
+	}
+	return refuseMode(info, path)
+}
+
+// refuseMode refuses a file that others may read or write. Windows has no such bits.
+func refuseMode(info fs.FileInfo, path string) error {
+	if runtime.GOOS == "windows" {
+		return nil
 	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
 		return fmt.Errorf("private key %s is open to other users (mode %04o): mend it with `chmod 600 %s`, "+

@@ -121,3 +121,25 @@ func TestKeyFileOpenToOthersIsRefused(t *testing.T) {
 	t.Setenv("CREDENTIALS_DIRECTORY", dir)
 	wantKey(t, path, key)
 }
+
+// What is open to others is refused, whether this process may read it or not.
+func TestCheckKeyFile(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("no modes here")
+	}
+	path := filepath.Join(t.TempDir(), "node.key")
+	if err := ident.CheckKeyFile(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no file: %v", err)
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for mode, open := range map[os.FileMode]bool{0o600: false, 0o400: false, 0o640: true, 0o644: true, 0o602: true} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := ident.CheckKeyFile(path); (err != nil) != open {
+			t.Errorf("mode %04o: %v", mode, err)
+		}
+	}
+}
