@@ -3,6 +3,9 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -13,23 +16,27 @@ import (
 func newCheckCommand() *cobra.Command {
 	var noKey bool
 	cmd := &cobra.Command{
-		Use:   "check [FILE...]",
+		Use:   "check [FILE... | -]",
 		Short: "Check the config, as the daemon would read it",
 		Long: `Check the config in FILE, or that of -c, with all that it includes: as the daemon would
 read it, and without starting anything. Faults are printed with file, line, column and
 key; what is legal and surely not meant is warned of. The private key is looked at too,
-and the public one printed.
+and the public one printed. "-" is standard input. A FILE that another config includes is
+checked as a part of that: the config of -c, or the one beside the file's directory (ptthq.toml
+for ptthq.d).
 
 Exit codes: 0 the daemon would take it, 1 a file can't be read, 78 a fault in the text.`,
 		Example: `  ptthqd check
-  ptthqd check --no-key relay.toml client.toml`,
+  ptthqd check --no-key relay.toml client.toml
+  ptthqd check /etc/ptthq.d/laptop.toml
+  sed s/:80/:443/ client.toml | ptthqd check --no-key -`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				args = []string{configPath}
 			}
 			var worst error
 			for _, path := range args {
-				err := check(cmd.OutOrStdout(), path, !noKey)
+				err := check(cmd, path, !noKey)
 				if err == nil {
 					continue
 				}
@@ -51,8 +58,13 @@ Exit codes: 0 the daemon would take it, 1 a file can't be read, 78 a fault in th
 	return cmd
 }
 
-func check(w io.Writer, path string, withKey bool) error {
-	c, err := config.Load(path)
+func check(cmd *cobra.Command, path string, withKey bool) error {
+	w := cmd.OutOrStdout()
+	if main := includerOf(path); main != "" {
+		fmt.Fprintf(w, "note: %s is a part of %s, which is checked\n", path, main)
+		path = main
+	}
+	c, err := load(path, cmd.InOrStdin())
 	if err != nil {
 		return err
 	}
@@ -71,6 +83,45 @@ func check(w io.Writer, path string, withKey bool) error {
 	}
 	fmt.Fprintf(w, "%s: ok, %s\n", path, outline(c))
 	return nil
+}
+
+// standardInput stands for a config on standard input.
+const standardInput = "-"
+
+func load(path string, stdin io.Reader) (*config.Config, error) {
+	if path != standardInput {
+		return config.Load(path)
+	}
+	snapshot, err := config.ReadFrom("stdin", stdin)
+	if err != nil {
+		return nil, err
+	}
+	return config.Parse(snapshot)
+}
+
+// includerOf returns the config of which a file is an included part; empty if it is none.
+func includerOf(path string) string {
+	info, err := os.Stat(path)
+	if err != nil {
+		return ""
+	}
+	dir := filepath.Dir(path)
+	candidates := []string{configPath}
+	if base, ok := strings.CutSuffix(dir, ".d"); ok {
+		candidates = append(candidates, base+".toml")
+	}
+	for _, main := range candidates {
+		snapshot, err := config.ReadFiles(main)
+		if err != nil {
+			continue
+		}
+		for _, part := range snapshot.Files[1:] {
+			if same, err := os.Stat(part.Path); err == nil && os.SameFile(info, same) {
+				return main
+			}
+		}
+	}
+	return ""
 }
 
 // outline says what a config amounts to: client laptop: 1 relay, 2 mappings.

@@ -5,14 +5,14 @@ import (
 )
 
 func newCompletionCommand() *cobra.Command {
-	return &cobra.Command{
+	return hideConfig(&cobra.Command{
 		Use:   "completion bash|zsh|fish|powershell",
 		Short: "Print the completions for a shell",
 		Long:  "Print what a shell has to read to complete ptthqd's commands and flags. The packages bring it along.",
 		Example: `  source <(ptthqd completion bash)
   ptthqd completion zsh > "${fpath[1]}/_ptthqd"
   ptthqd completion fish | source`,
-		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
+		Args:      cobra.MatchAll(arguments("SHELL"), cobra.OnlyValidArgs),
 		ValidArgs: []string{"bash", "zsh", "fish", "powershell"},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			root, out := cmd.Root(), cmd.OutOrStdout()
@@ -27,5 +27,5 @@ func newCompletionCommand() *cobra.Command {
 				return root.GenPowerShellCompletionWithDesc(out)
 			}
 		},
-	}
+	})
 }

@@ -37,7 +37,7 @@ behind.
 --stay leaves them up, to be tried with curl and other programs, until Ctrl-C.`,
 		Example: `  ptthqd demo
   ptthqd demo --stay`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
@@ -49,7 +49,7 @@ behind.
 		},
 	}
 	cmd.Flags().BoolVar(&stay, "stay", false, "leave it up until Ctrl-C")
-	return cmd
+	return hideConfig(cmd)
 }
 
 // The ports of the demo; others where they are taken.

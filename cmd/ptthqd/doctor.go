@@ -38,7 +38,7 @@ Exit codes: 0 nothing fails (there may be warnings), 1 something does, 78 a faul
 		Example: `  ptthqd doctor
   ptthqd doctor -c /etc/ptthq/office.toml --no-targets
   ptthqd doctor --json | jq '.checks[] | select(.result == "fail")'`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d.examine(cmd.Context())
 			if asJSON {
@@ -95,6 +95,10 @@ type doctor struct {
 	socket    string // by --socket
 	noTargets bool
 
+	unit       serviceUnit
+	keyMissing bool // there is no key file
+	stopped    bool // the unit is there, and its daemon doesn't run
+
 	config *config.Config    // nil if it can't be read
 	key    *ident.PrivateKey // nil if it can't be read
 	status *control.Status   // of the running daemon; nil if there is none to ask
@@ -106,7 +110,7 @@ type doctor struct {
 
 // examine looks at everything, the causes before their effects.
 func (d *doctor) examine(ctx context.Context) {
-	d.daemon = daemonAt(d.socket)
+	d.daemon, d.unit = daemonAt(d.socket), unitOf(configPath)
 	status, err := d.daemon.Status(ctx)
 	if err == nil {
 		d.status = status
@@ -157,7 +161,7 @@ func (d *doctor) examineConfig() {
 	}
 }
 
-// examineKey looks at the key file. Who isn't root can't read the service's, and needn't.
+// examineKey looks at the key file. A plain user can't read that of the service, and need not.
 func (d *doctor) examineKey() {
 	if d.config == nil {
 		return
@@ -168,9 +172,10 @@ func (d *doctor) examineKey() {
 	case err == nil:
 		d.key = &key
 		d.add(finding{Name: "key", Subject: path, Result: isOK, Detail: "public key " + key.Public().String()})
-	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 && d.status != nil:
-		d.add(finding{Name: "key", Subject: path, Result: isSkipped, Detail: "you may not read it; the daemon could", Remedy: "`sudo ptthqd doctor` sees more"})
+	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 && (d.status != nil || d.unit.name != "" && !d.unit.user):
+		d.add(finding{Name: "key", Subject: path, Result: isSkipped, Detail: "only root may read the key of the service", Remedy: "`sudo ptthqd doctor` sees more"})
 	default:
+		d.keyMissing = errors.Is(err, fs.ErrNotExist)
 		d.add(finding{Name: "key", Subject: path, Result: isFailure, Detail: err.Error()}) // with its remedy
 	}
 }
@@ -185,6 +190,10 @@ func (d *doctor) examineClock() {
 
 // examineDaemon looks at the running daemon, and whether it runs by what is in the files.
 func (d *doctor) examineDaemon(err error) {
+	if err != nil && d.stopped {
+		d.add(finding{Name: "daemon", Subject: d.daemon.Socket, Result: isSkipped, Detail: "it doesn't run; see the service above"})
+		return
+	}
 	if err != nil {
 		detail, remedy, _ := strings.Cut(err.Error(), "; ")
 		d.add(finding{Name: "daemon", Subject: d.daemon.Socket, Result: isFailure, Detail: detail, Remedy: remedy})
@@ -201,12 +210,12 @@ func (d *doctor) examineDaemon(err error) {
 	}
 	switch r := s.Config.Reload; {
 	case r != nil && !r.OK:
-		fault(isFailure, "the config in the file is not in force: "+r.Error, "mend the file; where only a restart helps: `systemctl restart ptthqd`")
+		fault(isFailure, "the config in the file is not in force: "+r.Error, "mend the file; where only a restart helps: "+d.unit.restart())
 	case d.config != nil && s.Config.Hash != d.config.Hash:
 		fault(isFailure, "it runs by another config than the file has", "`ptthqd reload`; if this is another daemon's socket, name the right one with --socket or -c")
 	}
 	if d.key != nil && s.PublicKey != d.key.Public().String() {
-		fault(isFailure, fmt.Sprintf("it has another key than the file: %s", s.PublicKey), "restart it, so that it takes the key in the file: `systemctl restart ptthqd`")
+		fault(isFailure, fmt.Sprintf("it has another key than the file: %s", s.PublicKey), "restart it, so that it takes the key in the file: "+d.unit.restart())
 	}
 	version, commit := buildOf()
 	if now := fmt.Sprintf("%s (%s)", version, commit); s.Version != now {

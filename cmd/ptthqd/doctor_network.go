@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/control"
+	"ptthqd/pkg/daemon"
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/wire"
 )
@@ -24,7 +26,9 @@ const (
 // examineRelays tries the way to each relay.
 func (d *doctor) examineRelays(ctx context.Context) {
 	d.at(len(d.config.Relays), func(i int) []finding {
-		return append(d.probe(ctx, d.config.Relays[i]), d.examineLink(d.config.Relays[i])...)
+		found := d.probe(ctx, d.config.Relays[i])
+		reached := !slices.ContainsFunc(found, func(f finding) bool { return f.Result == isFailure })
+		return append(found, d.examineLink(d.config.Relays[i], reached)...)
 	})
 }
 
@@ -107,8 +111,9 @@ func remedyOf(reason link.Reason, r config.Relay) string {
 	}
 }
 
-// examineLink looks at the running daemon's own link.
-func (d *doctor) examineLink(r config.Relay) []finding {
+// examineLink looks at the running daemon's own link. reached tells how the handshake with the relay
+// went just now: where it failed, the link is down for the same reason.
+func (d *doctor) examineLink(r config.Relay, reached bool) []finding {
 	l := d.linkTo(r)
 	if l == nil {
 		return nil
@@ -116,6 +121,10 @@ func (d *doctor) examineLink(r config.Relay) []finding {
 	c := finding{Name: "link", Subject: r.Address, Result: isOK}
 	f := l.Figures
 	switch {
+	case l.Problem != "":
+		c.Result, c.Detail, c.Remedy = isFailure, l.Problem, daemon.OwnKeyHint
+	case (l.State != control.LinkConnected || f == nil) && !reached:
+		c.Result, c.Detail = isSkipped, "the daemon is not connected; see the handshake above"
 	case l.State != control.LinkConnected || f == nil:
 		c.Result, c.Detail = isFailure, "the daemon is not connected: "+l.LastError
 		c.Remedy = "if the handshake above works, the daemon will be connected within a minute; else mend that first"
@@ -150,10 +159,10 @@ func (d *doctor) examineMappings(ctx context.Context) {
 			mappings = append(mappings, m)
 		}
 	}
-	problems := make(map[string]string)
+	problems, connections := make(map[string]string), make(map[string]int)
 	if d.status != nil {
 		for _, m := range d.status.Mappings {
-			problems[m.Name] = m.Problem
+			problems[m.Name], connections[m.Name] = m.Problem, m.Connections
 		}
 	}
 	d.at(len(mappings), func(i int) []finding {
@@ -164,6 +173,11 @@ func (d *doctor) examineMappings(ctx context.Context) {
 			c.Detail = "the way to the target is tried by the running daemon"
 		case problems[m.Name] != "":
 			c.Result, c.Detail = isFailure, problems[m.Name]
+		case connections[m.Name] >= d.config.Limits.SessionsPerMapping:
+			c.Result, c.Detail = isFailure, fmt.Sprintf("it is full: %s, and new ones are refused", count(connections[m.Name], "connection"))
+			c.Remedy = "find what opens them (`ptthqd status`), or raise sessions_per_mapping in [limits]"
+		case !d.connected():
+			c.Detail = "no relay is connected; see above"
 		case d.noTargets:
 			c.Detail = "no connection was made (--no-targets)"
 		default:
@@ -171,6 +185,11 @@ func (d *doctor) examineMappings(ctx context.Context) {
 		}
 		return []finding{c}
 	})
+}
+
+// connected reports whether the running daemon has a link.
+func (d *doctor) connected() bool {
+	return slices.ContainsFunc(d.status.Links, func(l control.Link) bool { return l.State == control.LinkConnected })
 }
 
 // examineTargets dials the targets of a server's services.
@@ -191,9 +210,17 @@ func (d *doctor) examineTargets(ctx context.Context) {
 			c.Detail = "no connection was made (--no-targets)"
 		default:
 			d.trace(ctx, &c, control.TraceQuestion{Target: target.String()}, "", d.config.ID, target.String())
+			if path, ok := strings.CutPrefix(target.String(), "unix:"); ok && c.Result == isFailure && d.unit.name != "" && !d.unit.user && isTemporary(path) {
+				c.Remedy = fmt.Sprintf("the service has directories /tmp and /var/tmp of its own (PrivateTmp=): put the socket below /run, or write a drop-in with PrivateTmp=no (`systemctl edit %s`)", d.unit.name)
+			}
 		}
 		return []finding{c}
 	})
+}
+
+// isTemporary reports whether a path is below the directories that PrivateTmp= hides.
+func isTemporary(path string) bool {
+	return strings.HasPrefix(path, "/tmp/") || strings.HasPrefix(path, "/var/tmp/")
 }
 
 // trace has the daemon go a way, and fills in how it went.

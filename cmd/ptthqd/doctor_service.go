@@ -13,13 +13,74 @@ import (
 	"ptthqd/pkg/control"
 )
 
-// A unit is what systemd says of a unit: its properties by name. A test has its own.
-type unit func(ctx context.Context, name string) (map[string]string, error)
+// A serviceUnit names a unit of the system's service manager, or of the user's own. The zero value is
+// none.
+type serviceUnit struct {
+	name string // without ".service"
+	user bool
+}
 
-// systemctl asks the running systemd.
-func systemctl(ctx context.Context, name string) (map[string]string, error) {
-	const wanted = "LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload,Result,ExecMainStatus"
-	out, err := exec.CommandContext(ctx, "systemctl", "show", "--property="+wanted, "--", name).Output()
+// unitOf is the unit that runs with a config.
+func unitOf(path string) serviceUnit {
+	if name := control.UnitName(path); name != "" {
+		return serviceUnit{name: name}
+	}
+	if own := userConfig(); own != "" && sameFile(own, path) {
+		return serviceUnit{name: "ptthqd", user: true}
+	}
+	return serviceUnit{}
+}
+
+func sameFile(a, b string) bool {
+	one, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	other, err := os.Stat(b)
+	return err == nil && os.SameFile(one, other)
+}
+
+// systemctl is the command that does something to the unit; what may be several words.
+func (u serviceUnit) systemctl(what string) string {
+	if u.user {
+		return "systemctl --user " + what + " " + u.name
+	}
+	return "systemctl " + what + " " + u.name
+}
+
+// journalctl is the command that shows the unit's log.
+func (u serviceUnit) journalctl() string {
+	if u.user {
+		return "journalctl --user -u " + u.name
+	}
+	return "journalctl -u " + u.name
+}
+
+// restart says how the daemon is restarted.
+func (u serviceUnit) restart() string {
+	if u.name == "" {
+		return "restart the daemon"
+	}
+	return "`" + u.systemctl("restart") + "`"
+}
+
+// A serviceManager is asked about units. A test has its own.
+type serviceManager struct {
+	// show returns the properties of a unit by name.
+	show func(ctx context.Context, u serviceUnit) (map[string]string, error)
+	// lastError returns the last error in a unit's log; empty if there is none.
+	lastError func(ctx context.Context, u serviceUnit) string
+}
+
+var systemd = serviceManager{show: showUnit, lastError: lastErrorOf}
+
+func showUnit(ctx context.Context, u serviceUnit) (map[string]string, error) {
+	const wanted = "LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload,Result,ExecMainStatus,ConditionResult,ConditionTimestampMonotonic"
+	args := []string{"show", "--property=" + wanted, "--", u.name + ".service"}
+	if u.user {
+		args = append([]string{"--user"}, args...)
+	}
+	out, err := exec.CommandContext(ctx, "systemctl", args...).Output()
 	if err != nil {
 		return nil, err
 	}
@@ -32,56 +93,88 @@ func systemctl(ctx context.Context, name string) (map[string]string, error) {
 	return properties, nil
 }
 
+func lastErrorOf(ctx context.Context, u serviceUnit) string {
+	args := []string{"-u", u.name + ".service", "-p", "err", "-n", "1", "-o", "cat", "--no-pager"}
+	if u.user {
+		args = append([]string{"--user"}, args...)
+	}
+	out, err := exec.CommandContext(ctx, "journalctl", args...).Output()
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(out))
+}
+
 // examineService looks at the systemd unit that this config is for.
 func (d *doctor) examineService(ctx context.Context) {
-	name := control.UnitName(d.config.Path)
-	if name == "" {
+	if d.unit.name == "" {
 		d.add(finding{Name: "service", Subject: d.config.Path, Result: isSkipped, Detail: "no service of the system reads this config"})
 		return
 	}
-	d.checks = append(d.checks, serviceChecks(ctx, name, systemctl)...)
-	d.examineReaders(name)
+	found, runs := serviceChecks(ctx, d.unit, systemd, d.keyMissing)
+	d.stopped = !runs
+	d.checks = append(d.checks, found...)
+	if !d.unit.user {
+		d.examineReaders(d.unit.name)
+	}
 }
 
-// serviceChecks judges a unit.
-func serviceChecks(ctx context.Context, name string, ask unit) []finding {
-	p, err := ask(ctx, name+".service")
-	c := finding{Name: "service", Subject: name + ".service", Result: isOK}
+// serviceChecks judges a unit. runs is false if the unit is there and its daemon doesn't run.
+func serviceChecks(ctx context.Context, u serviceUnit, manager serviceManager, keyMissing bool) (found []finding, runs bool) {
+	p, err := manager.show(ctx, u)
+	c := finding{Name: "service", Subject: u.name + ".service", Result: isOK}
 	if err != nil || p["LoadState"] == "" {
 		c.Result, c.Detail = isSkipped, "systemd doesn't run here"
-		return []finding{c}
+		return []finding{c}, true
 	}
 	c.Detail = fmt.Sprintf("%s (%s), %s", p["ActiveState"], p["SubState"], p["UnitFileState"])
-	fault := func(detail, remedy string) []finding {
+	fault := func(detail, remedy string) ([]finding, bool) {
 		c.Result, c.Detail, c.Remedy = isFailure, detail, remedy
-		return []finding{c}
+		return []finding{c}, false
 	}
+	why := func(text string) string {
+		if last := manager.lastError(ctx, u); last != "" {
+			text += "; its last error: " + last
+		}
+		return text
+	}
+	start := "`" + u.systemctl("enable --now") + "`"
+	inactive := p["ActiveState"] == "inactive"
 	switch {
 	case p["LoadState"] == "not-found":
 		return fault("the unit is not installed", "install the package, or `make install` and `systemctl daemon-reload`")
 	case p["LoadState"] == "masked":
-		return fault("the unit is masked", "`systemctl unmask "+name+"`")
+		return fault("the unit is masked", "`"+u.systemctl("unmask")+"`")
 	case p["LoadState"] != "loaded":
-		return fault("the unit can't be loaded: "+p["LoadState"], "`systemctl status "+name+"` says why")
+		return fault("the unit can't be loaded: "+p["LoadState"], "`"+u.systemctl("status")+"` says why")
+	case inactive && keyMissing:
+		c.Result, c.Detail, c.Remedy = isSkipped, "it does not start without its key, which is missing", "make the key first; then "+start
+		return []finding{c}, false
 	case p["ActiveState"] == "failed":
-		return fault(fmt.Sprintf("it has failed: %s, exit code %s", p["Result"], p["ExecMainStatus"]), "`journalctl -u "+name+"` says why; then `systemctl restart "+name+"`")
-	case p["ActiveState"] == "inactive":
-		return fault("it is not started", "`systemctl enable --now "+name+"`")
+		return fault(why(fmt.Sprintf("it has failed: %s, exit code %s", p["Result"], p["ExecMainStatus"])),
+			"mend that (`"+u.journalctl()+"` shows more), then "+u.restart())
+	case p["SubState"] == "auto-restart":
+		return fault(why("it fails and is started again and again, exit code "+p["ExecMainStatus"]),
+			"mend that (`"+u.journalctl()+"` shows more); it is started again by itself")
+	case inactive && p["ConditionResult"] == "no" && p["ConditionTimestampMonotonic"] != "0":
+		return fault("it was not started: a condition of the unit is not met", "`"+u.systemctl("status")+"` names the condition; then "+start)
+	case inactive:
+		return fault("it is not started", start)
 	}
-	found := []finding{c}
+	found = []finding{c}
 	if p["NeedDaemonReload"] == "yes" {
 		found = append(found, finding{
 			Name: "service", Subject: c.Subject, Result: isWarning, Detail: "its unit file has changed since systemd read it",
-			Remedy: "`systemctl daemon-reload && systemctl restart " + name + "`",
+			Remedy: "`systemctl daemon-reload`, then " + u.restart(),
 		})
 	}
-	if state := p["UnitFileState"]; state == "disabled" {
+	if p["UnitFileState"] == "disabled" {
 		found = append(found, finding{
 			Name: "service", Subject: c.Subject, Result: isWarning, Detail: "it runs, and will not start at the next boot",
-			Remedy: "`systemctl enable " + name + "`",
+			Remedy: "`" + u.systemctl("enable") + "`",
 		})
 	}
-	return found
+	return found, true
 }
 
 // serviceUser is the user as which the system's services run.

@@ -20,6 +20,53 @@ import (
 	"ptthqd/pkg/wire"
 )
 
+var office = serviceUnit{name: "ptthqd@office"}
+
+// managerOf knows the state of the unit office; nil stands for a host without systemd.
+func managerOf(t *testing.T, state map[string]string) serviceManager {
+	return serviceManager{
+		show: func(_ context.Context, u serviceUnit) (map[string]string, error) {
+			if u != office {
+				t.Errorf("asked about %v", u)
+			}
+			if state == nil {
+				return nil, errors.New("System has not been booted with systemd as init system (PID 1)")
+			}
+			return state, nil
+		},
+		lastError: func(context.Context, serviceUnit) string { return "ptthqd can't run: it is Monday" },
+	}
+}
+
+// A service that waits for its key is a consequence of the missing key, not another fault.
+func TestServiceWithoutKey(t *testing.T) {
+	state := map[string]string{"LoadState": "loaded", "ActiveState": "inactive", "ConditionResult": "no", "ConditionTimestampMonotonic": "4711"}
+	found, runs := serviceChecks(t.Context(), office, managerOf(t, state), true)
+	if runs || len(found) != 1 || found[0].Result != isSkipped || !strings.Contains(found[0].Remedy, "make the key first") {
+		t.Errorf("%v, %+v", runs, found)
+	}
+}
+
+// Commands name the unit that the config is for, and the user's own service manager.
+func TestUnitCommands(t *testing.T) {
+	for _, c := range []struct {
+		unit                serviceUnit
+		restart, journalctl string
+	}{
+		{serviceUnit{"ptthqd", false}, "`systemctl restart ptthqd`", "journalctl -u ptthqd"},
+		{office, "`systemctl restart ptthqd@office`", "journalctl -u ptthqd@office"},
+		{serviceUnit{"ptthqd", true}, "`systemctl --user restart ptthqd`", "journalctl --user -u ptthqd"},
+		{serviceUnit{}, "restart the daemon", ""},
+	} {
+		if got := c.unit.restart(); got != c.restart {
+			t.Errorf("%+v: %s", c.unit, got)
+		}
+		if got := c.unit.journalctl(); c.journalctl != "" && got != c.journalctl {
+			t.Errorf("%+v: %s", c.unit, got)
+		}
+	}
+}
+
 func TestServiceChecks(t *testing.T) {
 	running := map[string]string{"LoadState": "loaded", "ActiveState": "active", "SubState": "running", "UnitFileState": "enabled", "NeedDaemonReload": "no"}
 	with := func(pairs ...string) map[string]string {
@@ -38,21 +85,18 @@ func TestServiceChecks(t *testing.T) {
 		{"not installed", isFailure, "not installed", "make install", with("LoadState", "not-found", "ActiveState", "inactive")},
 		{"masked", isFailure, "masked", "systemctl unmask ptthqd@office", with("LoadState", "masked")},
 		{"broken", isFailure, "can't be loaded: bad-setting", "systemctl status", with("LoadState", "bad-setting")},
-		{"failed", isFailure, "exit code 78", "journalctl -u ptthqd@office", with("ActiveState", "failed", "Result", "exit-code", "ExecMainStatus", "78")},
+		{"failed", isFailure, "exit code 78; its last error: ptthqd can't run: it is Monday", "journalctl -u ptthqd@office", with("ActiveState", "failed", "Result", "exit-code", "ExecMainStatus", "78")},
+		{"in a loop", isFailure, "started again and again, exit code 1; its last error: ptthqd can't run", "journalctl -u ptthqd@office", with("ActiveState", "activating", "SubState", "auto-restart", "ExecMainStatus", "1")},
+		{"condition", isFailure, "a condition of the unit is not met", "systemctl status", with("ActiveState", "inactive", "ConditionResult", "no", "ConditionTimestampMonotonic", "4711")},
 		{"not started", isFailure, "not started", "systemctl enable --now ptthqd@office", with("ActiveState", "inactive")},
 		{"changed", isWarning, "has changed", "daemon-reload", with("NeedDaemonReload", "yes")},
 		{"not at boot", isWarning, "next boot", "systemctl enable ptthqd@office", with("UnitFileState", "disabled")},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			found := serviceChecks(t.Context(), "ptthqd@office", func(_ context.Context, name string) (map[string]string, error) {
-				if name != "ptthqd@office.service" {
-					t.Errorf("asked about %s", name)
-				}
-				if c.state == nil {
-					return nil, errors.New("System has not been booted with systemd as init system (PID 1)")
-				}
-				return c.state, nil
-			})
+			found, runs := serviceChecks(t.Context(), office, managerOf(t, c.state), false)
+			if runs == (c.result == isFailure) {
+				t.Errorf("runs: %v", runs)
+			}
 			last := found[len(found)-1]
 			if last.Result != c.result || !strings.Contains(last.Detail, c.says) || !strings.Contains(last.Remedy, c.mends) {
 				t.Errorf("%+v", found)
@@ -118,6 +162,11 @@ func TestDaemonsFigures(t *testing.T) {
 			control.Status{Links: []control.Link{{Relay: "relay:30380", State: control.LinkWaiting, LastError: "no answer"}}},
 			"link", isFailure, "the daemon is not connected: no answer", "handshake above",
 		},
+		{
+			"a key that another node holds",
+			control.Status{Links: []control.Link{{Relay: "relay:30380", State: control.LinkWaiting, LastError: "superseded", Problem: "another node holds this node's key"}}},
+			"link", isFailure, "another node holds this node's key", "ptthqd keygen",
+		},
 		{"a good buffer", connected(control.Figures{}), "buffer", isOK, "16 MiB", ""},
 		{
 			"a small buffer",
@@ -134,7 +183,7 @@ func TestDaemonsFigures(t *testing.T) {
 		d := &doctor{status: &c.status}
 		d.examineBuffers()
 		if len(c.status.Links) > 0 {
-			d.checks = append(d.checks, d.examineLink(config.Relay{Address: "relay:30380"})...)
+			d.checks = append(d.checks, d.examineLink(config.Relay{Address: "relay:30380"}, true)...)
 		} else {
 			d.examineListeners(t.Context())
 		}

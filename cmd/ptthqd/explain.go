@@ -27,7 +27,8 @@ its default place.
 Exit codes: 0 allowed, 1 not allowed, or nobody to ask.`,
 		Example: `  ptthqd explain laptop nas 22
   ptthqd explain -c relay.toml laptop nas db.internal:5432`,
-		Args: cobra.ExactArgs(3),
+		Args:              arguments("CLIENT", "SERVER", "TARGET"),
+		ValidArgsFunction: completeExplain,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q := control.Question{Client: args[0], Server: args[1], Target: args[2]}
 			answer, by, err := explain(cmd, socket, q)

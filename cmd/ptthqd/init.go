@@ -30,7 +30,7 @@ Begin with the relay: the others want its public key.`,
 		Example: `  ptthqd init relay --address relay.example.com
   ptthqd init server --relay relay.example.com --relay-key KEY --service ssh=22 --client laptop
   ptthqd init client --relay relay.example.com --relay-key KEY --mapping 2200=nas:22`,
-		Args: cobra.NoArgs,
+		Args: noOtherRole,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return usageError("which one: relay, server or client?")
 		},
@@ -49,7 +49,7 @@ clients and servers by the [[peers]] that their init prints.`,
 		Example: `  ptthqd init relay
   ptthqd init relay --address relay.example.com
   ptthqd init relay --address 203.0.113.7:443 --listen '[::]:443'`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: s.run,
 	}
 	cmd.Flags().StringVar(&s.listen, "listen", "", "the UDP `ADDRESS:PORT` to listen on (default \"[::]:30380\")")
@@ -67,7 +67,7 @@ through the relay. It needs no open port.`,
 		Example: `  ptthqd init server --relay relay.example.com --relay-key KEY --client laptop
   ptthqd init server --id nas --relay relay.example.com --relay-key KEY \
       --service ssh=22 --service 192.168.1.0/24:5900-5910 --client laptop --client 'ops-*'`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: s.run,
 	}
 	s.nodeFlags(cmd)
@@ -86,7 +86,7 @@ a server. It needs no open port.`,
 		Example: `  ptthqd init client --relay relay.example.com --relay-key KEY --mapping 2200=nas:22
   ptthqd init client --id laptop --relay relay.example.com --relay-key KEY \
       --mapping 2200=nas:ssh --mapping '[::1]:5901=nas:192.168.1.20:5901' --mapping unix:pg.sock=db:5432`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: s.run,
 	}
 	s.nodeFlags(cmd)

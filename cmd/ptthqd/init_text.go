@@ -9,7 +9,6 @@ import (
 
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/ident"
-	"ptthqd/pkg/policy"
 )
 
 // config returns the text of the config, with comments that say how it goes on.
@@ -104,13 +103,12 @@ func relayBlock(address, key string) string {
 	return fmt.Sprintf("[[relays]]\naddress    = %q\npublic_key = %q\n", address, key)
 }
 
-// allowed returns the narrowest rules at the relay by which all mappings work.
+// allowed returns rules at the relay by which all mappings work. They name servers without targets:
+// each server narrows that by its services, and the next mapping needs no edit at the relay.
 func allowed(mappings []config.Mapping) []string {
 	var rules []string
 	for _, m := range mappings {
-		if rule, err := policy.ParseRule(m.Server + ":" + m.Target.String()); err == nil {
-			rules = append(rules, rule.String())
-		}
+		rules = append(rules, m.Server)
 	}
 	slices.Sort(rules)
 	return slices.Compact(rules)

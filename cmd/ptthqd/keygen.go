@@ -23,7 +23,7 @@ func newKeygenCommand() *cobra.Command {
 read. A file that is there is not touched without --force.`,
 		Example: `  ptthqd keygen -o /etc/ptthq.key
   ptthqd keygen | systemd-creds encrypt --name=ptthq.key - ptthq.key.cred`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if force && output == "" {
 				return usageError("--force is for -o FILE, and there is none")
@@ -33,7 +33,7 @@ read. A file that is there is not touched without --force.`,
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "", "write the key to `FILE`, and its public key to stdout")
 	cmd.Flags().BoolVar(&force, "force", false, "put the new key in the place of one that is there")
-	return cmd
+	return hideConfig(cmd)
 }
 
 func keygen(cmd *cobra.Command, output string, force bool) error {

@@ -11,7 +11,8 @@ import (
 
 var flagName = regexp.MustCompile(`(?m)^ +(?:-(\w), )?--([a-z-]+)`)
 
-// TestManualHasEveryCommand holds ptthqd(8) to the program: each command and each flag is in it, and no other command.
+// TestManualHasEveryCommand holds ptthqd(8) to the program: each command and each flag is in it, and
+// no other command; the synopsis has each command.
 func TestManualHasEveryCommand(t *testing.T) {
 	text, err := os.ReadFile("man/ptthqd.8")
 	if err != nil {
@@ -42,6 +43,14 @@ func TestManualHasEveryCommand(t *testing.T) {
 		}
 	}
 	visit(newRootCommand())
+
+	_, synopsis, _ := strings.Cut(page, ".Sh SYNOPSIS\n")
+	synopsis, _, _ = strings.Cut(synopsis, "\n.Sh ")
+	for _, c := range newRootCommand().Commands() {
+		if c.Name() != "help" && !regexp.MustCompile(`(?m)^\.(Cm|Op Cm) `+c.Name()+`\b`).MatchString(synopsis) {
+			t.Errorf("the synopsis of ptthqd(8) lacks %s", c.Name())
+		}
+	}
 
 	for line := range strings.Lines(described) {
 		if item, ok := strings.CutPrefix(line, ".It Cm "); ok && !named[strings.Fields(item)[0]] {

@@ -10,14 +10,14 @@ import (
 )
 
 func newPubkeyCommand() *cobra.Command {
-	return &cobra.Command{
+	return hideConfig(&cobra.Command{
 		Use:   "pubkey [FILE]",
 		Short: "Print the public key that belongs to a private one",
 		Long: `Print the public key that belongs to the private key in FILE, or on standard
 input. It is what the config at the other end wants as public_key.`,
 		Example: `  ptthqd pubkey /etc/ptthq.key
   ptthqd keygen | tee >(ptthqd pubkey >&2) | systemd-creds encrypt --name=ptthq.key - ptthq.key.cred`,
-		Args: cobra.MaximumNArgs(1),
+		Args: atMostOne("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			key, err := readPrivateKey(cmd, args)
 			if err != nil {
@@ -26,7 +26,7 @@ input. It is what the config at the other end wants as public_key.`,
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), key.Public())
 			return err
 		},
-	}
+	})
 }
 
 // maxInput bounds what is read of standard input: room for a key and much white space.

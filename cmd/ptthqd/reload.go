@@ -25,7 +25,7 @@ Exit codes: 0 done, 1 a fault of the host, or a change that takes a restart, 78 
 the config's text.`,
 		Example: `  ptthqd reload
   ptthqd reload -c /etc/ptthq/office.toml`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			done, err := daemonAt(socket).Reload(cmd.Context())
 			if err != nil {

@@ -17,7 +17,7 @@ type runFlags struct {
 
 func (f *runFlags) add(cmd *cobra.Command) {
 	socketFlag(cmd, &f.socket)
-	cmd.Flags().StringVar(&f.format, "log-format", daemon.LogAuto, "how to log: `auto` (to the journal where stderr is connected to it, else text), text, json")
+	cmd.Flags().StringVar(&f.format, "log-format", daemon.LogAuto, "how to log, as `FORMAT`: auto (to the journal where stderr is connected to it, else text), text, json")
 	_ = cmd.RegisterFlagCompletionFunc("log-format", cobra.FixedCompletions([]string{daemon.LogAuto, daemon.LogText, daemon.LogJSON}, cobra.ShellCompDirectiveNoFileComp))
 }
 
@@ -56,7 +56,7 @@ Exit codes: 0 stopped as asked, 1 a fault of the host (an address in use, a file
 be read), 78 a fault in the config's text.`,
 		Example: `  ptthqd -c relay.toml
   ptthqd run -c client.toml --log-format=json`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: f.run,
 	}
 	f.add(cmd)

@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/signal"
+	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -17,6 +20,7 @@ import (
 	"golang.org/x/term"
 
 	"ptthqd/pkg/control"
+	"ptthqd/pkg/wire"
 )
 
 func newStatusCommand() *cobra.Command {
@@ -24,6 +28,7 @@ func newStatusCommand() *cobra.Command {
 		socket string
 		asJSON bool
 		watch  bool
+		check  bool
 	)
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -31,13 +36,24 @@ func newStatusCommand() *cobra.Command {
 		Long: `Show how the running daemon stands: its links, mappings or services or peers, and the
 connections that it carries; and above all that, what is wrong and what to do about it.
 
---json prints the same for programs, in a form that docs/control.md describes and that stays.`,
+--json prints the same for programs, in a form that docs/control.md describes and that stays.
+--check prints nothing where the daemon does its work, else what keeps it from it: it is for
+scripts and health checks.
+
+Exit codes: 0 shown; 1 no daemon answers. With --check: 0 the daemon runs, all its sockets are
+bound, and a client or server is connected to a relay; 1 otherwise.`,
 		Example: `  ptthqd status
   ptthqd status --watch
   ptthqd status --json | jq '.connections | length'`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client := daemonAt(socket)
+			if check && (asJSON || watch) {
+				return usageError("--check prints no status: leave out --json and --watch")
+			}
+			if check {
+				return checkStatus(cmd, client)
+			}
 			show := func(ctx context.Context, w io.Writer) error {
 				if asJSON {
 					body, err := client.RawStatus(ctx)
@@ -59,9 +75,46 @@ connections that it carries; and above all that, what is wrong and what to do ab
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&check, "check", false, "print only what keeps the daemon from its work, and exit with 1 if anything does")
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it again every two seconds, until interrupted")
 	socketFlag(cmd, &socket)
 	return cmd
+}
+
+// checkStatus fails, and prints why, unless the daemon does its work.
+func checkStatus(cmd *cobra.Command, client *control.Client) error {
+	status, err := client.Status(cmd.Context())
+	if err != nil {
+		return err
+	}
+	troubles := statusTroubles(status)
+	for _, trouble := range troubles {
+		fmt.Fprintln(cmd.OutOrStdout(), trouble)
+	}
+	if len(troubles) > 0 {
+		return &exitError{exitFailed, nil} // all has been said
+	}
+	return nil
+}
+
+// statusTroubles says what keeps a daemon from its work.
+func statusTroubles(s *control.Status) (troubles []string) {
+	if s.State != "running" {
+		troubles = append(troubles, "the daemon is "+s.State)
+	}
+	connected := len(s.Links) == 0
+	for _, l := range s.Links {
+		connected = connected || l.State == control.LinkConnected
+	}
+	if !connected {
+		troubles = append(troubles, "no relay is connected")
+	}
+	for _, m := range s.Mappings {
+		if m.Problem != "" {
+			troubles = append(troubles, fmt.Sprintf("mapping %s: %s", m.Name, m.Problem))
+		}
+	}
+	return troubles
 }
 
 const watchInterval = 2 * time.Second
@@ -103,9 +156,12 @@ func showAgain(cmd *cobra.Command, show func(context.Context, io.Writer) error) 
 
 // printStatus writes a status for people.
 func printStatus(w io.Writer, s *control.Status, now time.Time) {
-	fmt.Fprintf(w, "%s: %s\n", strings.TrimSpace(s.Role+" "+s.ID), s.Summary)
+	fmt.Fprintf(w, "%s: %s\n", strings.TrimSpace(s.Role+" "+s.ID), headline(s))
 	fmt.Fprintf(w, "%s for %s, pid %d, version %s\n", s.State, span(time.Duration(s.Uptime)), s.PID, s.Version)
 	fmt.Fprintf(w, "config %s, in force for %s%s\n", s.Config.File, span(now.Sub(s.Config.Loaded)), lastReload(s.Config.Reload, now))
+	if refused := refusals(s.Counters.Refused); refused != "" {
+		fmt.Fprintf(w, "refused since the start: %s\n", refused)
+	}
 	if len(s.Warnings) > 0 {
 		fmt.Fprintln(w, "\nWhat to look at:")
 		for _, warning := range s.Warnings {
@@ -121,6 +177,35 @@ func printStatus(w io.Writer, s *control.Status, now time.Time) {
 	printMappings(w, s.Mappings)
 	printServices(w, s.Services)
 	printConnections(w, s, now)
+}
+
+// headline is the summary without the reasons that the warnings below it repeat.
+func headline(s *control.Status) string {
+	text := s.Summary
+	for _, l := range s.Links {
+		if l.State != control.LinkConnected && l.LastError != "" {
+			text = strings.ReplaceAll(text, l.Relay+": "+l.LastError, l.Relay)
+		}
+	}
+	if r := s.Config.Reload; r != nil && r.Error != "" {
+		text = strings.ReplaceAll(text, ": "+r.Error, "")
+	}
+	return text
+}
+
+// refusals lists how many connections were refused, by status code.
+func refusals(counts map[string]uint64) string {
+	var list []string
+	for _, code := range slices.Sorted(maps.Keys(counts)) {
+		if n := counts[code]; n > 0 {
+			status, _ := strconv.ParseUint(code, 10, 16)
+			list = append(list, fmt.Sprintf("%d with %s (%s)", n, code, wire.Status(status)))
+		}
+	}
+	if len(list) == 0 {
+		return ""
+	}
+	return strings.Join(list, ", ") + "; `journalctl -u ptthqd PTTHQ_CODE=CODE` tells which"
 }
 
 func lastReload(r *control.Reload, now time.Time) string {

@@ -13,14 +13,14 @@ import (
 var version, commit string
 
 func newVersionCommand() *cobra.Command {
-	return &cobra.Command{
+	return hideConfig(&cobra.Command{
 		Use:   "version",
 		Short: "Print the version and the commit",
-		Args:  cobra.NoArgs,
+		Args:  noArguments,
 		Run: func(cmd *cobra.Command, _ []string) {
 			fmt.Fprint(cmd.OutOrStdout(), versionText())
 		},
-	}
+	})
 }
 
 func versionText() string {

@@ -12,7 +12,7 @@ import (
 
 func TestTrace(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
-		_, s, c := w.chain()
+		r, s, c := w.chain()
 		m := w.mapping("echo nas 7")
 		seen := c.Trace(t.Context(), &m)
 		want := []client.Hop{
@@ -29,6 +29,13 @@ func TestTrace(t *testing.T) {
 			}
 		}
 		time.Sleep(time.Second)
+		// The question that goes to the server is answered with 410, which is no refusal.
+		if counters := r.Snapshot().Counters; counters.Replies[wire.StatusNoSession] != 0 {
+			t.Errorf("the relay counts %v", counters.Replies)
+		}
+		if lines := w.books["relay "+relayHost].lines(w.t, "connection refused"); len(lines) > 0 {
+			t.Errorf("the relay logs %v", lines)
+		}
 		if n := len(s.Snapshot().Sessions) + len(c.Snapshot().Sessions); n > 0 {
 			t.Errorf("%d sessions are left", n)
 		}

@@ -93,7 +93,7 @@ func askServer(r session.Route, m *config.Mapping) (hop asked, took time.Duratio
 	token := session.NewToken()
 	hop.From, hop.To, hop.connection = r.Relay, m.Server, token.ConnectionID()
 	inner := wire.Append(nil, &wire.Resume{
-		Version: wire.Version, Token: token, Attempt: 1, Source: traceSource, Target: m.Target.String(), Limit: wire.InitialWindow,
+		Version: wire.Version, Token: token, Attempt: 1, Source: traceSource, Target: m.Target.String(), Limit: wire.InitialWindow, Probe: true,
 	})
 	failed := func(err error) {
 		hop.Status, hop.Text = wire.StatusTimeout, fmt.Sprintf("no answer from %s over %s: %v", m.Server, r.Relay, err)

@@ -71,7 +71,9 @@ var keys = append([]Key{
 	},
 	{
 		Name: "resume_timeout", Type: typeDuration, Roles: bothEnds, Default: `"10m"`, Example: `resume_timeout = "10m"`,
-		Doc: `How long a forwarded connection waits to be resumed after all paths are lost: what a client asks for, and what a server grants at most.`,
+		Doc: "How long a forwarded connection waits to be resumed after all paths are lost: what a client asks for, and what a server grants at most. " +
+			"A program sees a lost path as silence for as long. A connection pool that would rather have an error and try again, such as a database client's, " +
+			`wants less in its mapping: resume_timeout = "30s".`,
 	},
 	{
 		Name: "drain_timeout", Type: typeDuration, Default: `"5s"`, Example: `drain_timeout = "5s"`,

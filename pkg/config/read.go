@@ -48,11 +48,34 @@ type Snapshot struct {
 // ReadFiles reads the main file, and those that its include key names; it does not judge them. The error is a
 // [*HostError] where a file can't be read, or [Errors] where they are larger than a configuration can be.
 func ReadFiles(path string) (*Snapshot, error) {
-	s := &Snapshot{Path: path, Credential: credential()}
+	s := newSnapshot(path)
 	room := int64(maxBytes)
 	if err := s.read(path, &room, false); err != nil {
 		return nil, err
 	}
+	return s.readIncluded(room)
+}
+
+// ReadFrom is ReadFiles with the text of the main file from r. path names that text in errors; its
+// directory is where relative names of included files begin.
+func ReadFrom(path string, r io.Reader) (*Snapshot, error) {
+	s := newSnapshot(path)
+	data, err := io.ReadAll(io.LimitReader(r, maxBytes+1))
+	switch {
+	case err != nil:
+		return nil, hostError("read", path, true, err)
+	case len(data) > maxBytes:
+		return nil, tooLarge(path)
+	}
+	s.Files = append(s.Files, File{path, data})
+	return s.readIncluded(int64(maxBytes - len(data)))
+}
+
+func newSnapshot(path string) *Snapshot { return &Snapshot{Path: path, Credential: credential()} }
+
+// readIncluded reads what the main file's include key names, of which room bytes may come.
+func (s *Snapshot) readIncluded(room int64) (*Snapshot, error) {
+	path := s.Path
 	s.main = parseDocument(s.Files[0])
 	seen := map[string]bool{filepath.Clean(path): true}
 	for _, g := range s.main.globs(path) {
@@ -83,10 +106,7 @@ func (s *Snapshot) read(name string, room *int64, matched bool) error {
 	data, err := readFile(name, *room, len(s.Files) > 0)
 	switch {
 	case errors.Is(err, errTooLarge):
-		return Errors{{
-			File: name, Line: 1, Column: 1, Message: fmt.Sprintf("too large: a configuration may have %v in all files together", Size(maxBytes)),
-			Hint: "is this the right file?",
-		}}
+		return tooLarge(name)
 	case matched && errors.Is(err, fs.ErrNotExist) && !exists(name):
 		return nil
 	case err != nil:
@@ -95,6 +115,13 @@ func (s *Snapshot) read(name string, room *int64, matched bool) error {
 	*room -= int64(len(data))
 	s.Files = append(s.Files, File{name, data})
 	return nil
+}
+
+func tooLarge(name string) Errors {
+	return Errors{{
+		File: name, Line: 1, Column: 1, Message: fmt.Sprintf("too large: a configuration may have %v in all files together", Size(maxBytes)),
+		Hint: "is this the right file?",
+	}}
 }
 
 var (

@@ -112,8 +112,8 @@ func links(states []uplink.State, connections []control.Connection) []control.Li
 // 5 minutes at most.
 const contestedTime = 20 * time.Minute
 
-// ownKeyHint says what to do about nodes that share a key.
-const ownKeyHint = "give each node a key of its own, made with `ptthqd keygen`, and name each in the relay's [[peers]]"
+// OwnKeyHint says what to do about nodes that share a key.
+const OwnKeyHint = "give each node a key of its own, made with `ptthqd keygen`, and name each in the relay's [[peers]]"
 
 func figures(s link.Stats) *control.Figures {
 	f := &control.Figures{

@@ -264,16 +264,15 @@ func (d *daemon) warnings(s *control.Status) []control.Warning {
 	}
 	for _, l := range s.Links {
 		if l.Problem != "" {
-			warn(ownKeyHint, "relay %s: %s", l.Relay, l.Problem)
-			continue
+			warn(OwnKeyHint, "relay %s: %s", l.Relay, l.Problem)
 		}
-		if l.State != control.LinkConnected && l.LastError != "" {
-			warn("", "relay %s is not connected: %s", l.Relay, l.LastError)
-		}
+	}
+	for _, reason := range lostLinks(s.Links) {
+		warn("", "%s", reason)
 	}
 	for _, p := range s.Peers {
 		if p.Problem != "" {
-			warn(ownKeyHint+"; one node that is restarted again and again without a word looks the same", "peer %s: %s", p.ID, p.Problem)
+			warn(OwnKeyHint+"; one node that is restarted again and again without a word looks the same", "peer %s: %s", p.ID, p.Problem)
 		}
 	}
 	for _, m := range s.Mappings {
@@ -296,6 +295,29 @@ func (d *daemon) warnings(s *control.Status) []control.Warning {
 		warn(w.Hint, "%s:%d: %s: %s", w.File, w.Line, w.Key, w.Message)
 	}
 	return list
+}
+
+// lostLinks says why links are down: each reason once, with all relays that it holds for.
+func lostLinks(links []control.Link) (reasons []string) {
+	relays := make(map[string][]string)
+	var order []string
+	for _, l := range links {
+		if l.State == control.LinkConnected || l.LastError == "" || l.Problem != "" {
+			continue
+		}
+		if relays[l.LastError] == nil {
+			order = append(order, l.LastError)
+		}
+		relays[l.LastError] = append(relays[l.LastError], l.Relay)
+	}
+	for _, reason := range order {
+		if these := relays[reason]; len(these) == 1 {
+			reasons = append(reasons, fmt.Sprintf("relay %s is not connected: %s", these[0], reason))
+		} else {
+			reasons = append(reasons, fmt.Sprintf("the relays %s are not connected: %s", strings.Join(these, ", "), reason))
+		}
+	}
+	return reasons
 }
 
 // Explain answers by the config in force.

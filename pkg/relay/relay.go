@@ -418,6 +418,10 @@ func (r *Relay) openNextHop(c *connection, s *link.Stream, inner []byte) (*link.
 // account logs how a connection ended, once.
 func (r *Relay) account(c *connection, end splice.End) {
 	reply := c.reply.Load()
+	if reply != nil && c.probed(reply.Status) {
+		c.from.log.Debug("probe answered", append(c.attributes(), slog.String("node", c.server))...)
+		return
+	}
 	if reply != nil && !granted(reply.Status) {
 		c.from.refusals.note(c.from, time.Now(), c.request, refusal{status: reply.Status, text: reply.Text}, c.server)
 		return
@@ -444,7 +448,9 @@ func (r *Relay) account(c *connection, end splice.End) {
 func (r *Relay) replied(c *connection, m *wire.Reply) {
 	// Not the inner part: it is a piece of a pooled buffer.
 	c.reply.Store(&wire.Reply{Status: m.Status, Text: m.Text, Node: m.Node})
-	r.counts.reply(m.Status, c.resume)
+	if !c.probed(m.Status) {
+		r.counts.reply(m.Status, c.resume)
+	}
 	if granted(m.Status) {
 		r.table.opened(c)
 		if !c.resume && r.tell != nil {
@@ -457,6 +463,10 @@ func (r *Relay) replied(c *connection, m *wire.Reply) {
 		r.table.enter(c, StateRefused)
 	}
 }
+
+// probed reports whether the status answers a probe in the affirmative: the server knows no session
+// of that token, and has thereby shown that it is reached.
+func (q request) probed(s wire.Status) bool { return q.probe && s == wire.StatusNoSession }
 
 func granted(s wire.Status) bool { return s == wire.StatusOpen || s == wire.StatusComplete }
 

@@ -20,6 +20,7 @@ type request struct {
 	token   wire.Token
 	attempt uint64
 	resume  bool
+	probe   bool   // a resume that asks only whether the way works
 	id      string // the connection ID
 }
 
@@ -45,7 +46,7 @@ func parseRequest(from *neighbour, tip wire.Message) (q request, inner []byte, e
 		q.token, q.attempt, q.source, q.target = m.Token, m.Attempt, m.Source, m.Target
 	case *wire.Resume:
 		q.token, q.attempt, q.source, q.target = m.Token, m.Attempt, m.Source, m.Target
-		q.resume = true
+		q.resume, q.probe = true, m.Probe
 	}
 	q.id = q.token.ConnectionID()
 	return q, connect.Inner, nil

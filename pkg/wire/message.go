@@ -83,6 +83,7 @@ type Resume struct {
 	Acked       uint64 // P2 has delivered everything before this offset to P1
 	Limit       uint64 // P2 takes bytes up to this offset
 	Unconfirmed bool   // P2 has reset the session and doesn't know whether P4 has heard of it
+	Probe       bool   // P2 asks only whether the way to P4 works; the token names no session
 }
 
 // Control says that a stream carries link messages.
@@ -649,7 +650,8 @@ func (m *Resume) appendBody(dst []byte) []byte {
 	dst = appendUint(dst, 8, m.Limit)
 	dst = appendUint(dst, 10, m.Received)
 	dst = appendUint(dst, 11, m.Acked)
-	return appendFlag(dst, 12, m.Unconfirmed)
+	dst = appendFlag(dst, 12, m.Unconfirmed)
+	return appendFlag(dst, 13, m.Probe)
 }
 
 func (m *Resume) field(number uint64, value []byte) (bool, error) {
@@ -672,6 +674,8 @@ func (m *Resume) field(number uint64, value []byte) (bool, error) {
 		return takeUint(&m.Acked, value)
 	case 12:
 		return takeFlag(&m.Unconfirmed, value)
+	case 13:
+		return takeFlag(&m.Probe, value)
 	}
 	return false, nil
 }

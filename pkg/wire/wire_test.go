@@ -76,7 +76,7 @@ func genMessage() *rapid.Generator[wire.Message] {
 			m := &wire.Resume{
 				Version: integer.Draw(t, "version"), Token: genToken().Draw(t, "token"),
 				Attempt: rapid.Uint64Range(1, maxVarint).Draw(t, "attempt"), Source: text.Draw(t, "source"),
-				Target: target.Draw(t, "target"), Unconfirmed: rapid.Bool().Draw(t, "unconfirmed"),
+				Target: target.Draw(t, "target"), Unconfirmed: rapid.Bool().Draw(t, "unconfirmed"), Probe: rapid.Bool().Draw(t, "probe"),
 			}
 			m.Acked, m.Received, m.Limit = genOffsets(t)
 			return m
