@@ -7,9 +7,9 @@ import (
 	"net"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
+	"ptthqd/pkg/bind"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/control"
 	"ptthqd/pkg/daemon"
@@ -159,10 +159,10 @@ func (d *doctor) examineMappings(ctx context.Context) {
 			mappings = append(mappings, m)
 		}
 	}
-	problems, connections := make(map[string]string), make(map[string]int)
+	running := make(map[string]control.Mapping)
 	if d.status != nil {
 		for _, m := range d.status.Mappings {
-			problems[m.Name], connections[m.Name] = m.Problem, m.Connections
+			running[m.Name] = m
 		}
 	}
 	d.at(len(mappings), func(i int) []finding {
@@ -171,10 +171,10 @@ func (d *doctor) examineMappings(ctx context.Context) {
 		switch {
 		case d.status == nil:
 			c.Detail = "the way to the target is tried by the running daemon"
-		case problems[m.Name] != "":
-			c.Result, c.Detail = isFailure, problems[m.Name]
-		case connections[m.Name] >= d.config.Limits.SessionsPerMapping:
-			c.Result, c.Detail = isFailure, fmt.Sprintf("it is full: %s, and new ones are refused", count(connections[m.Name], "connection"))
+		case running[m.Name].Problem != "":
+			c.Result, c.Detail, c.Remedy = isFailure, running[m.Name].Problem, running[m.Name].Hint
+		case running[m.Name].Connections >= d.config.Limits.SessionsPerMapping:
+			c.Result, c.Detail = isFailure, fmt.Sprintf("it is full: %s, and new ones are refused", count(running[m.Name].Connections, "connection"))
 			c.Remedy = "find what opens them (`ptthqd status`), or raise sessions_per_mapping in [limits]"
 		case !d.connected():
 			c.Detail = "no relay is connected; see above"
@@ -302,6 +302,10 @@ func (d *doctor) examineListeners(ctx context.Context) {
 		away = append(away, p.ID)
 	}
 	for _, l := range s.Listeners {
+		if l.Problem != "" {
+			d.add(finding{Name: "listener", Subject: l.Listen, Result: isFailure, Detail: l.Problem, Remedy: l.Hint})
+			continue
+		}
 		c := finding{Name: "listener", Subject: l.Address, Result: isOK, Detail: fmt.Sprintf("%d packets received, %d dropped", l.Packets, l.Dropped)}
 		_, port, err := net.SplitHostPort(l.Address)
 		switch {
@@ -324,22 +328,16 @@ func (d *doctor) examineListeners(ctx context.Context) {
 
 // examinePort tells whether a relay could have its port.
 func (d *doctor) examinePort(ctx context.Context, l config.Listen) {
-	for _, addr := range l.Addrs() {
-		network := "udp"
-		if addr.Addr().Is4() {
-			network = "udp4"
-		}
-		conn, err := new(net.ListenConfig).ListenPacket(ctx, network, addr.String())
-		c := finding{Name: "listener", Subject: addr.String(), Result: isOK, Detail: "the port is free"}
-		switch {
-		case err == nil:
-			_ = conn.Close()
-		case errors.Is(err, syscall.EADDRINUSE):
-			c.Result, c.Detail = isFailure, "another process has the UDP port"
-			c.Remedy = "`ss -lunp` shows which: stop it, or choose another port"
-		default:
-			c.Result, c.Detail = isFailure, err.Error()
-		}
-		d.add(c)
+	if l.Kind == config.Systemd {
+		return // it comes with the service
 	}
+	c := finding{Name: "listener", Subject: l.String(), Result: isOK, Detail: "the port is free"}
+	bound, err := new(bind.Binder).ListenPacket(ctx, l)
+	for _, s := range bound {
+		_ = s.Socket.Close()
+	}
+	if e, ok := errors.AsType[*bind.Error](err); ok {
+		c.Result, c.Detail, c.Remedy = isFailure, e.Short(), e.Hint
+	}
+	d.add(c)
 }

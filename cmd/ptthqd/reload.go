@@ -65,7 +65,11 @@ func notReloaded(cmd *cobra.Command, done *control.Reload) error {
 		fmt.Fprintln(out, "ptthqd: nothing has changed: the daemon goes on with the config that it has")
 		return &exitError{exitConfig, nil}
 	}
-	return fmt.Errorf("%s; nothing has changed: the daemon goes on with the config that it has", done.Error)
+	then := ""
+	if done.Retrying {
+		then = ", and tries again every few seconds"
+	}
+	return fmt.Errorf("%s; nothing has changed: the daemon goes on with the config that it has%s", done.Error, then)
 }
 
 // daemonAt is the running daemon, by the flags.

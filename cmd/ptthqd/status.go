@@ -259,6 +259,10 @@ func figureCells(f *control.Figures) []string {
 func printListeners(w io.Writer, listeners []control.Listener) {
 	var rows [][]string
 	for _, l := range listeners {
+		if l.Problem != "" {
+			rows = append(rows, []string{l.Listen, "FAILED", "", "", ""})
+			continue
+		}
 		rows = append(rows, []string{l.Listen, l.Address, size(uint64(max(l.ReceiveBuffer, 0))), fmt.Sprint(l.Packets), fmt.Sprint(l.Dropped)})
 	}
 	table(w, "LISTENER ADDRESS BUFFER PACKETS DROPPED", rows)
@@ -287,7 +291,7 @@ func printMappings(w io.Writer, mappings []control.Mapping) {
 		case !m.Enabled:
 			state = "disabled"
 		case m.Problem != "":
-			state = "PROBLEM"
+			state = "FAILED"
 		}
 		rows = append(rows, []string{m.Name, state, m.Listen, m.Server, m.Target, fmt.Sprint(m.Connections)})
 	}

@@ -35,7 +35,7 @@ func (c *Client) start(ctx context.Context, l *listener) {
 // were go on.
 func (l *listener) finish(keepFile bool) {
 	l.stop()
-	l.close(keepFile)
+	l.bound.Close(keepFile)
 	l.accepts.Wait()
 }
 

@@ -2,17 +2,15 @@ package client
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
-	"slices"
 
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/session"
 )
 
-// listen binds the listeners that the client begins with.
+// listen binds the listeners that the client begins with, as far as they can be bound.
 func (c *Client) listen(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -20,12 +18,15 @@ func (c *Client) listen(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	bound, err := c.bindAll(ctx, slices.Collect(maps.Values(wanted)))
-	if err != nil {
-		return err
-	}
 	c.accepting = ctx
-	c.enterLocked(bound)
+	for _, m := range inOrder(c.settings.Load(), wanted) {
+		l, err := c.bind(ctx, m)
+		if err != nil {
+			c.vacateLocked(m, err)
+			continue
+		}
+		c.enterLocked([]*listener{l})
+	}
 	return nil
 }
 
@@ -42,7 +43,8 @@ func (c *Client) stopListening() {
 
 // Apply goes over to another config, or fails and changes nothing: what is new
 // is bound before anything else happens, and after that nothing can fail. It
-// waits until the client is ready.
+// waits until the client is ready. A listener that the config in force has too,
+// and that can't be bound yet, is no reason to fail: it is tried once more.
 //
 // An unchanged mapping is not touched. One that changes its server or target
 // keeps its listener and its running connections. One that is gone or disabled
@@ -64,7 +66,7 @@ func (c *Client) Apply(ctx context.Context, next *config.Config) error {
 	if err != nil {
 		return err
 	}
-	gone, err := c.rebindLocked(ctx, wanted)
+	gone, err := c.rebindLocked(ctx, inOrder(next, wanted), wanted)
 	if err != nil {
 		return err
 	}
@@ -74,10 +76,15 @@ func (c *Client) Apply(ctx context.Context, next *config.Config) error {
 		m, before := wanted[at], l.mapping.Load()
 		l.mapping.Store(m)
 		l.gate.widen(next.Limits.SessionsPerMapping)
-		if l.path != "" && m.ListenMode != before.ListenMode {
-			if err := chmod(l.path, m.ListenMode); err != nil {
+		if m.ListenMode != before.ListenMode {
+			if err := l.bound.SetMode(m.ListenMode); err != nil {
 				c.log.Error("listen_mode can't be changed", slog.String("mapping", m.Name), slog.Any("error", err))
 			}
+		}
+	}
+	for at, v := range c.vacant {
+		if v.mapping = wanted[at]; v.mapping == nil {
+			delete(c.vacant, at)
 		}
 	}
 	ending := endingMappings(old, next)
@@ -90,6 +97,7 @@ func (c *Client) Apply(ctx context.Context, next *config.Config) error {
 		c.sessions.End(func(s session.Info) bool { return ending[s.Mapping] }, session.EndRemoved)
 	}
 	c.adopt(next)
+	c.fillLocked(ctx)
 	return nil
 }
 
@@ -107,6 +115,18 @@ func wantedListeners(next *config.Config) (map[config.Listen]*config.Mapping, er
 		wanted[m.Listen] = m
 	}
 	return wanted, nil
+}
+
+// inOrder are the mappings that are wanted, in the config's order: the same
+// mapping is the first to fail each time.
+func inOrder(next *config.Config, wanted map[config.Listen]*config.Mapping) []*config.Mapping {
+	list := make([]*config.Mapping, 0, len(wanted))
+	for i := range next.Mappings {
+		if m := &next.Mappings[i]; wanted[m.Listen] == m {
+			list = append(list, m)
+		}
+	}
+	return list
 }
 
 // endingMappings are the names of the mappings that aren't in force any more
@@ -129,7 +149,7 @@ func endingMappings(old, next *config.Config) map[string]bool {
 
 // rebindLocked makes the listeners those that are wanted, and returns those
 // that are gone; or it fails, with the listeners as they were.
-func (c *Client) rebindLocked(ctx context.Context, wanted map[config.Listen]*config.Mapping) (gone []*listener, err error) {
+func (c *Client) rebindLocked(ctx context.Context, list []*config.Mapping, wanted map[config.Listen]*config.Mapping) (gone []*listener, err error) {
 	// What overlaps a listener that goes can be bound only when that is closed.
 	var free, blocked []*config.Mapping
 	var leaving config.Places[*listener]
@@ -139,11 +159,11 @@ func (c *Client) rebindLocked(ctx context.Context, wanted map[config.Listen]*con
 		}
 	}
 	inTheWay := make(map[*listener]bool)
-	for at, m := range wanted {
-		if c.listeners[at] != nil {
+	for _, m := range list {
+		if c.listeners[m.Listen] != nil || c.vacant[m.Listen] != nil {
 			continue
 		}
-		overlapping := leaving.All(at)
+		overlapping := leaving.All(m.Listen)
 		if len(overlapping) == 0 {
 			free = append(free, m)
 			continue
@@ -165,9 +185,10 @@ func (c *Client) rebindLocked(ctx context.Context, wanted map[config.Listen]*con
 	moved, err := c.bindAll(ctx, blocked)
 	if err != nil {
 		for _, l := range bound {
-			l.close(false)
+			l.bound.Close(false)
 		}
-		return nil, errors.Join(err, c.restoreLocked(ctx, gone))
+		c.restoreLocked(ctx, gone)
+		return nil, err
 	}
 	for at, l := range c.listeners {
 		if wanted[at] == nil {
@@ -181,29 +202,27 @@ func (c *Client) rebindLocked(ctx context.Context, wanted map[config.Listen]*con
 }
 
 // restoreLocked binds again what was released for something that then couldn't be bound.
-func (c *Client) restoreLocked(ctx context.Context, released []*listener) error {
-	var failed []error
+func (c *Client) restoreLocked(ctx context.Context, released []*listener) {
 	for _, l := range released {
-		again, err := c.binder.bind(ctx, l.mapping.Load())
+		again, err := c.bind(ctx, l.mapping.Load())
 		if err != nil {
-			failed = append(failed, fmt.Errorf("the old listener is lost: %w", err))
+			c.vacateLocked(l.mapping.Load(), err)
 			continue
 		}
 		c.enterLocked([]*listener{again})
 	}
-	return errors.Join(failed...)
 }
 
 // bindAll binds the listeners of mappings: all, or none.
 func (c *Client) bindAll(ctx context.Context, mappings []*config.Mapping) ([]*listener, error) {
 	var bound []*listener
 	for _, m := range mappings {
-		l, err := c.binder.bind(ctx, m)
+		l, err := c.bind(ctx, m)
 		if err != nil {
 			for _, l := range bound {
-				l.close(false)
+				l.bound.Close(false)
 			}
-			return nil, err
+			return nil, fmt.Errorf("mapping %s: %w", m.Name, err)
 		}
 		bound = append(bound, l)
 	}

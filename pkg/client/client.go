@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/account"
+	"ptthqd/pkg/bind"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
@@ -43,6 +44,8 @@ type Config struct {
 	// KeepSockets says that somebody keeps the listeners over a restart (see
 	// Sockets): the files of Unix sockets stay when Run returns.
 	KeepSockets bool
+	// Rebound is called when listeners have been bound that could not be bound before: Sockets has more now. Nil: nobody cares.
+	Rebound func()
 	// Opened is told of each connection that its server has granted, how long after it was accepted. It must not wait. Nil: nobody.
 	Opened func(mapping string, took time.Duration)
 	// AdjustDialer may change how links are dialled, before each Run. Tests set it.
@@ -54,7 +57,7 @@ type Config struct {
 type Client struct {
 	config   Config
 	log      *slog.Logger
-	binder   binder
+	binder   bind.Binder
 	relays   *uplink.Set
 	sessions *session.Client
 	ledger   account.Ledger
@@ -67,7 +70,7 @@ type Client struct {
 	held     gate           // those that wait for a link
 	conns    sync.WaitGroup // the goroutines of connections
 
-	ready, over chan struct{} // closed when the listeners are bound; when Run ends
+	ready, over chan struct{} // closed when each listener was tried; when Run ends
 	forced      chan struct{}
 	force       sync.Once
 	carrying    context.Context // of the connections; set by Run before any is accepted
@@ -75,6 +78,7 @@ type Client struct {
 	mu        sync.Mutex // one Apply at a time; guards what follows
 	accepting context.Context
 	listeners map[config.Listen]*listener
+	vacant    map[config.Listen]*vacancy
 }
 
 // New makes a client; nothing happens before Run. It fails if the settings make
@@ -86,11 +90,12 @@ func New(c Config) (*Client, error) {
 	client := &Client{
 		config:    c,
 		log:       c.Logger,
-		binder:    binder{directory: c.RuntimeDirectory, inherit: c.Inherit},
+		binder:    bind.Binder{Directory: c.RuntimeDirectory, Streams: c.Inherit},
 		ready:     make(chan struct{}),
 		over:      make(chan struct{}),
 		forced:    make(chan struct{}),
 		listeners: make(map[config.Listen]*listener),
+		vacant:    make(map[config.Listen]*vacancy),
 		windows:   link.NewBudget(int64(c.Settings.Limits.LinkMemory)),
 	}
 	if client.log == nil {
@@ -116,8 +121,8 @@ func (c *Client) refused() {
 	c.sessions.End(func(session.Info) bool { return true }, session.EndRevoked)
 }
 
-// Run binds the listeners, which is when it may fail, and serves until ctx is
-// done. Then it accepts nothing more, gives the connections drain_timeout to
+// Run binds the listeners, those that can't be bound again and again, and serves
+// until ctx is done. Then it accepts nothing more, gives the connections drain_timeout to
 // end, resets those that are left, and closes the links. It returns when all
 // that it started has ended.
 func (c *Client) Run(ctx context.Context) error {
@@ -134,7 +139,9 @@ func (c *Client) Run(ctx context.Context) error {
 	}
 	close(c.ready)
 
-	var links, sessions sync.WaitGroup
+	var links, sessions, filling sync.WaitGroup
+	defer filling.Wait()
+	filling.Go(func() { bind.Retry(ctx, func() { c.fill(ctx) }) })
 	links.Go(func() { _ = c.relays.Run(uplinked) })
 	sessions.Go(func() { _ = c.sessions.Run(carrying) })
 
@@ -160,7 +167,7 @@ func (c *Client) awaitConnections(drained chan<- struct{}) {
 	close(drained)
 }
 
-// Ready is closed when the listeners are bound. Relays may still be out of reach.
+// Ready is closed when each listener was tried. Relays may still be out of reach.
 func (c *Client) Ready() <-chan struct{} { return c.ready }
 
 // Force cuts the drain short: the connections that are left are reset.
@@ -320,6 +327,7 @@ type Mapping struct {
 	config.Mapping
 	Listening   []string // the addresses, as bound; empty if it is disabled
 	Connections int      // through its listener at the moment
+	Failed      error    // why it does not listen though it is enabled; it is tried again by itself
 }
 
 // Snapshot tells how the client stands.
@@ -341,12 +349,27 @@ func (c *Client) Snapshot() Snapshot {
 		if l := c.listeners[m.Listen]; l != nil && l.mapping.Load().Name == m.Name {
 			status.Connections = l.gate.count()
 			for _, socket := range l.sockets {
-				status.Listening = append(status.Listening, cmp.Or(l.path, socket.Addr().String()))
+				status.Listening = append(status.Listening, cmp.Or(l.bound.Path, socket.Addr().String()))
 			}
+		}
+		if v := c.vacant[m.Listen]; v != nil && v.mapping.Name == m.Name {
+			status.Failed = v.err
 		}
 		s.Mappings = append(s.Mappings, status)
 	}
 	return s
+}
+
+// Failing are the mappings that should listen, and can't at the moment.
+func (c *Client) Failing() (list []Mapping) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, m := range c.settings.Load().Mappings {
+		if v := c.vacant[m.Listen]; v != nil && v.mapping.Name == m.Name {
+			list = append(list, Mapping{Mapping: m, Failed: v.err})
+		}
+	}
+	return list
 }
 
 var errStopped = errors.New("the client has stopped")

@@ -195,8 +195,24 @@ func TestHeldConnectionIsReset(t *testing.T) {
 	}
 }
 
-func TestStartFails(t *testing.T) {
-	port := freePort(t)
+// waitFor waits until the snapshot is as it should be.
+func (n *node) waitFor(t *testing.T, what string, is func(client.Snapshot) bool) client.Snapshot {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		now := n.Snapshot()
+		if is(now) {
+			return now
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not seen in %+v", what, now.Mappings)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// One listener that can't be bound leaves the others alone, and says why.
+func TestStartsWithoutAListener(t *testing.T) {
+	port, good := freePort(t), freePort(t)
 	occupy(t, "127.0.0.1:"+port)
 	for _, test := range []struct {
 		name, listen, want string
@@ -207,17 +223,106 @@ func TestStartFails(t *testing.T) {
 		{"no such inherited socket", "systemd web", "FileDescriptorName=web"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			c, _, err := newClient(t, client.Config{Settings: settings(mapping("m", test.listen))})
-			if err != nil {
-				t.Fatal(err)
+			n := start(t, client.Config{Settings: settings(mapping("bad", test.listen), mapping("good", "tcp 127.0.0.1:"+good))})
+			if !listens(t, "tcp", "127.0.0.1:"+good) {
+				t.Error("the other mapping does not listen")
 			}
-			if err := c.Run(t.Context()); err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "mapping m: ") {
-				t.Errorf("it fails with %v, want the mapping and %q", err, test.want)
+			now := n.Snapshot().Mappings
+			if bad := now[0]; bad.Failed == nil || !strings.Contains(bad.Failed.Error(), test.want) || len(bad.Listening) > 0 {
+				t.Errorf("it stands as %+v, want %q", bad, test.want)
+			}
+			if now[1].Failed != nil {
+				t.Errorf("the other one stands as %+v", now[1])
+			}
+			if list := n.Failing(); len(list) != 1 || list[0].Name != "bad" {
+				t.Errorf("failing are %+v", list)
+			}
+			if n.log.count("a mapping does not listen") != 1 {
+				t.Errorf("%d lines about it, want one", n.log.count("a mapping does not listen"))
+			}
+			if err := n.stop(); err != nil {
+				t.Error(err)
 			}
 		})
 	}
 	if _, _, err := newClient(t, client.Config{Settings: settings(mapping("a", "tcp 127.0.0.1:1"), mapping("b", "tcp 127.0.0.1:1"))}); err == nil {
 		t.Error("two mappings on one listener are accepted")
+	}
+}
+
+// What is in the way goes, and the mapping listens without a word from anybody.
+func TestListensOnceItCan(t *testing.T) {
+	port := freePort(t)
+	squatter, err := new(net.ListenConfig).Listen(t.Context(), "tcp4", "127.0.0.1:"+port)
+	if err != nil {
+		t.Skip(err)
+	}
+	dir := t.TempDir()
+	other := listenUnix(t, filepath.Join(dir, "db.sock"))
+	rebound := make(chan struct{}, 8)
+	n := start(t, client.Config{
+		Settings:         settings(mapping("tcp", "tcp 127.0.0.1:"+port), mapping("unix", "unix db.sock")),
+		RuntimeDirectory: dir,
+		Rebound:          func() { rebound <- struct{}{} },
+	})
+	if n := len(n.Failing()); n != 2 {
+		t.Fatalf("%d mappings fail, want both", n)
+	}
+	_ = squatter.Close()
+	_ = other.Close()
+	n.waitFor(t, "both listen", func(s client.Snapshot) bool { return len(s.Mappings[0].Listening)+len(s.Mappings[1].Listening) == 2 })
+	<-rebound
+	if !listens(t, "tcp", "127.0.0.1:"+port) || !listens(t, "unix", filepath.Join(dir, "db.sock")) {
+		t.Error("they don't listen")
+	}
+	if len(n.Failing()) != 0 || len(n.Sockets()) != 2 {
+		t.Errorf("failing %+v, sockets %v", n.Failing(), n.Sockets())
+	}
+}
+
+// The process that has a Unix socket of that name sees no connection each time that it is tried.
+func TestUnixSocketInTheWayIsNotConnectedTo(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("there is no other way to ask on Windows")
+	}
+	dir := t.TempDir()
+	other := listenUnix(t, filepath.Join(dir, "db.sock"))
+	n := start(t, client.Config{Settings: settings(mapping("unix", "unix db.sock")), RuntimeDirectory: dir})
+	if list := n.Failing(); len(list) != 1 || !strings.Contains(list[0].Failed.Error(), "another process listens there") {
+		t.Fatalf("failing are %+v", list)
+	}
+	_ = other.SetDeadline(time.Now().Add(10 * time.Millisecond))
+	if conn, err := other.Accept(); err == nil {
+		t.Errorf("it sees a connection of %v", conn.RemoteAddr())
+	}
+}
+
+// A reload does not fail for a listener that was failing before, tries it at once, and forgets one that goes.
+func TestReloadBesideAListenerThatFails(t *testing.T) {
+	port, good := freePort(t), freePort(t)
+	squatter, err := new(net.ListenConfig).Listen(t.Context(), "tcp4", "127.0.0.1:"+port)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer func() { _ = squatter.Close() }()
+	bad := mapping("bad", "tcp 127.0.0.1:"+port)
+	n := start(t, client.Config{Settings: settings(bad)})
+	bad.Server = "other"
+	n.apply(t, bad, mapping("good", "tcp 127.0.0.1:"+good))
+	if list := n.Failing(); len(list) != 1 || list[0].Server != "other" {
+		t.Errorf("failing are %+v", list)
+	}
+	n.apply(t, mapping("good", "tcp 127.0.0.1:"+good))
+	if list := n.Failing(); len(list) != 0 {
+		t.Errorf("failing are %+v, and none of them is wanted", list)
+	}
+	if err := n.Apply(t.Context(), settings(bad)); err == nil {
+		t.Error("a new mapping that can't listen is taken over")
+	}
+	_ = squatter.Close()
+	n.apply(t, bad)
+	if !listens(t, "tcp", "127.0.0.1:"+port) || len(n.Failing()) != 0 {
+		t.Error("it does not listen")
 	}
 }
 

@@ -102,12 +102,13 @@ type Config struct {
 type Reload struct {
 	OK       bool      `json:"ok"`                 // the files are in force; if false, nothing has changed
 	At       time.Time `json:"at"`                 // when it was done
-	Trigger  string    `json:"trigger"`            // command, signal or watch
+	Trigger  string    `json:"trigger"`            // command, signal, watch, or retry after a fault of the host
 	Took     Seconds   `json:"took"`               // from reading to being in force
 	Changes  []string  `json:"changes,omitempty"`  // a line for people for each difference; none if nothing differed
 	Cause    string    `json:"cause,omitempty"`    // if not ok: config (a fault in the text), restart (only a restart can do it) or host
 	Error    string    `json:"error,omitempty"`    // if not ok: why, in words
 	Faults   []Fault   `json:"faults,omitempty"`   // if the cause is config: each with its place
+	Retrying bool      `json:"retrying,omitempty"` // if the cause is host: it is tried again by itself until it is in force
 	Warnings []string  `json:"warnings,omitempty"` // what is legal and surely not meant, with its place
 	Restart  string    `json:"restart,omitempty"`  // if ok: what has changed outside of the config and takes a restart, as the key
 }
@@ -144,14 +145,16 @@ func (f Fault) String() string {
 
 // Listener is a UDP socket of a relay.
 type Listener struct {
-	Listen        string `json:"listen"`          // as in the config, one address of it: [::]:30380, systemd:NAME
-	Address       string `json:"address"`         // where it is bound
-	GRO           bool   `json:"gro"`             // the kernel coalesces what arrives
-	ReceiveBuffer int    `json:"receive_buffer"`  // bytes, as the kernel counts; 0 if it doesn't say
-	SendBuffer    int    `json:"send_buffer"`     // bytes
-	Packets       uint64 `json:"packets"`         // received
-	Dropped       uint64 `json:"packets_dropped"` // lost as the receive buffer was full
-	SendFailures  uint64 `json:"send_failures"`   // packets that the kernel refused to send
+	Listen        string `json:"listen"`            // as in the config, one address of it: [::]:30380, systemd:NAME
+	Address       string `json:"address,omitempty"` // where it is bound; absent while it is not
+	Problem       string `json:"problem,omitempty"` // why it is not: "failed: ..., retrying"
+	Hint          string `json:"hint,omitempty"`    // what to do about that
+	GRO           bool   `json:"gro"`               // the kernel coalesces what arrives
+	ReceiveBuffer int    `json:"receive_buffer"`    // bytes, as the kernel counts; 0 if it doesn't say
+	SendBuffer    int    `json:"send_buffer"`       // bytes
+	Packets       uint64 `json:"packets"`           // received
+	Dropped       uint64 `json:"packets_dropped"`   // lost as the receive buffer was full
+	SendFailures  uint64 `json:"send_failures"`     // packets that the kernel refused to send
 }
 
 // Figures are how a link does.
@@ -207,7 +210,8 @@ type Mapping struct {
 	Enabled     bool   `json:"enabled"`           // it listens
 	Connections int    `json:"connections"`       // at this moment
 	Source      string `json:"source"`            // where it is written: file:line
-	Problem     string `json:"problem,omitempty"` // why it does not do its work, and what to do
+	Problem     string `json:"problem,omitempty"` // why it does not listen: "failed: ..., retrying"
+	Hint        string `json:"hint,omitempty"`    // what to do about that
 }
 
 // Service is what a server lets clients reach.

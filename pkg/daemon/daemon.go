@@ -25,6 +25,7 @@ import (
 	"syscall"
 	"time"
 
+	"ptthqd/pkg/bind"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/control"
 	"ptthqd/pkg/ident"
@@ -167,9 +168,8 @@ func (d *daemon) run(ctx context.Context) error {
 	}
 	d.control = newControlListener(listener, d.loaded.Load().config.Limits)
 	helpers.Go(func() { d.serveControl(background) })
-	if _, err := d.scraped.move(background, d.loaded.Load().config.Metrics.Listen); err != nil {
-		return err
-	}
+	d.scraped.start(background, d.loaded.Load().config.Metrics.Listen)
+	helpers.Go(func() { bind.Retry(background, d.retryMetrics) })
 
 	working, stop := context.WithCancel(background)
 	defer stop()
@@ -267,9 +267,7 @@ func (d *daemon) supervise(ctx context.Context, stop context.CancelFunc, ended <
 // begun is called once the role's sockets are bound.
 func (d *daemon) begun(helpers *sync.WaitGroup) {
 	d.state.Store(stateRunning)
-	if err := d.service.keep(d.background, d.role.Sockets()); err != nil {
-		d.log.Warn("sockets will not survive a restart", "error", err)
-	}
+	d.keepSockets()
 	d.service.ready(d.summary())
 	d.log.Info(msgStarted, "uptime", time.Since(d.started).Round(time.Millisecond), "files", d.files)
 	helpers.Go(func() { d.reportStatus(d.background) })

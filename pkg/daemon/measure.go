@@ -18,6 +18,9 @@ func (r clientRole) Measure(s *sample) {
 	mappings := make([]string, len(now.Mappings))
 	for i, m := range now.Mappings {
 		mappings[i] = m.Name
+		if m.Enabled {
+			s.is(listenerBound, truth(len(m.Listening) > 0), m.Name, m.Listen.String())
+		}
 	}
 	s.links(now.Relays, now.Sessions)
 	s.sessions(now.Counts.Mappings, now.Sessions, mappings)
@@ -253,6 +256,9 @@ func (s *sample) listeners(r *relayRole) {
 		seen.Dropped += first.Dropped
 		seen.SendFailures += first.SendFailures
 		all[socket.place] = seen
+	}
+	for _, l := range r.listen {
+		s.is(listenerBound, truth(r.vacant[l] == nil), "", l.String())
 	}
 	for place, seen := range all {
 		s.counts(udpPackets, seen.Received, place)

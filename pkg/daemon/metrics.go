@@ -54,7 +54,7 @@ var (
 	buildInfo = gauge("build_info", "The program that runs; always 1.", "version", "goversion")
 	nodeInfo  = gauge("node_info", "What the config makes of it; always 1. A relay has no id.", "role", "id")
 	startTime = gauge("start_time_seconds", "When the process began, in Unix time.")
-	readiness = gauge("ready", "Whether the config is valid and all own sockets are bound: 1, or 0 while it starts or stops.")
+	readiness = gauge("ready", "Whether the config is valid and all own sockets are bound: 1; or 0 while it starts or stops, or while a listener can't be bound.")
 
 	configInfo     = gauge("config_info", "The config in force, by the beginning of the hash that the status shows; always 1.", "hash")
 	configTime     = gauge("config_load_time_seconds", "When the config in force was loaded, in Unix time.")
@@ -101,6 +101,8 @@ var (
 	peersKnown     = gauge("peers_known", "Peers that a relay's config names, by role.", "role")
 	peersConnected = gauge("peers_connected", "Peers of those that have a link.", "role")
 
+	listenerBound = gauge("listener_bound", "Whether a listener of the config is bound: a client's with its mapping, a relay's without. 0 while it is tried again.",
+		"mapping", "listener")
 	udpPackets       = counter("udp_packets_received_total", "Packets received at a relay's listener.", "socket")
 	udpDropped       = counter("udp_packets_dropped_total", "Packets that the kernel dropped because the receive buffer was full.", "socket")
 	udpSendFailures  = counter("udp_send_failures_total", "Packets that the kernel refused to send. QUIC takes them as lost.", "socket")
@@ -176,7 +178,7 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	s.is(buildInfo, 1, d.options.Version, runtime.Version())
 	s.is(nodeInfo, 1, string(l.config.Role), l.config.ID)
 	s.is(startTime, unixTime(d.started))
-	s.is(readiness, truth(d.state.Load() == stateRunning))
+	s.is(readiness, truth(d.state.Load() == stateRunning && len(d.role.Unbound()) == 0))
 
 	s.is(configInfo, 1, shortHash(l.config.Hash))
 	s.is(configTime, unixTime(l.at))

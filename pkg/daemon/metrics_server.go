@@ -5,25 +5,26 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
-	"net/netip"
+	"strings"
 	"sync"
-	"syscall"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"ptthqd/pkg/bind"
 	"ptthqd/pkg/config"
 )
 
 // A metricsServer serves metrics and the state of the daemon over HTTP, where the config says so, and moves when that
-// changes. Its methods are called by one goroutine at a time.
+// changes. Its methods are called by one goroutine at a time, but for problem.
 type metricsServer struct {
 	daemon  *daemon
 	at      config.Listen // where it listens; zero for nowhere
 	servers []*http.Server
 	serving sync.WaitGroup
+	failed  atomic.Pointer[error] // why nobody listens at the place; nil if that is not so
 }
 
 // What a scraper may do: whoever can reach the address is let in.
@@ -31,6 +32,34 @@ const (
 	metricsTimeout     = 10 * time.Second // for a request to be read, and for its answer to be made
 	metricsConnections = 16               // at once; others wait
 )
+
+// start has metrics served at a place, or at none; where it can't be bound, as soon as it can.
+func (m *metricsServer) start(ctx context.Context, at config.Listen) {
+	err := m.open(ctx, at)
+	if err == nil {
+		return
+	}
+	m.at = at
+	if last := m.failed.Swap(&err); last == nil || (*last).Error() != err.Error() {
+		problem, hint := bind.Problem(err)
+		m.daemon.log.Warn("metrics are not served", slog.String("error", problem), slog.String("hint", hint))
+	}
+}
+
+// retry binds what could not be bound before.
+func (m *metricsServer) retry(ctx context.Context) {
+	if m.failed.Load() != nil {
+		m.start(ctx, m.at)
+	}
+}
+
+// problem is why metrics are not served though the config says so; the error is nil if they are. Any goroutine may ask.
+func (m *metricsServer) problem() error {
+	if err := m.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
 
 // move has metrics served at another place, or at none. It binds the new one before it leaves the old one, unless they
 // overlap. If it fails, nothing has changed. undo goes back.
@@ -42,47 +71,34 @@ func (m *metricsServer) move(ctx context.Context, to config.Listen) (undo func()
 	if !from.IsZero() && from.Overlaps(to) {
 		m.close()
 		if err := m.open(ctx, to); err != nil {
-			return nil, errors.Join(err, m.open(ctx, from))
+			m.start(ctx, from)
+			return nil, fmt.Errorf("metrics: %w", err)
 		}
 	} else {
 		old := m.servers
 		if err := m.open(ctx, to); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("metrics: %w", err)
 		}
 		stop(old)
 	}
 	return func() {
 		m.close()
-		if err := m.open(ctx, from); err != nil {
-			m.daemon.log.Error("the metrics' listener is lost", slog.Any("error", err))
-		}
+		m.start(ctx, from)
 	}, nil
 }
 
 // open binds and begins to serve, all of an address or nothing.
 func (m *metricsServer) open(ctx context.Context, at config.Listen) error {
-	var listeners []net.Listener
-	var missing error // a family of the loopback that this host hasn't
-	addrs := at.Addrs()
-	for _, addr := range addrs {
-		l, err := new(net.ListenConfig).Listen(ctx, tcpNetwork(addr), addr.String())
-		switch {
-		case err == nil:
-			listeners = append(listeners, l)
-		case len(addrs) > 1 && (errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT)):
-			missing = err
-		default:
-			for _, l := range listeners {
-				_ = l.Close()
-			}
-			return metricsError(addr.String(), err)
+	bound := new(bind.Listener)
+	if !at.IsZero() {
+		var err error
+		if bound, err = new(bind.Binder).Listen(ctx, at, 0); err != nil {
+			return err
 		}
 	}
-	if len(listeners) == 0 && len(addrs) > 0 {
-		return metricsError(at.String(), missing)
-	}
 	m.at, m.servers = at, nil
-	for _, l := range listeners {
+	m.failed.Store(nil)
+	for _, l := range bound.Sockets {
 		server := &http.Server{
 			Handler:           m.handler(),
 			ReadHeaderTimeout: metricsTimeout,
@@ -94,11 +110,11 @@ func (m *metricsServer) open(ctx context.Context, at config.Listen) error {
 		}
 		m.servers = append(m.servers, server)
 		m.serving.Go(func() {
-			if err := server.Serve(newBoundedListener(l, metricsConnections)); !errors.Is(err, http.ErrServerClosed) {
+			if err := server.Serve(newBoundedListener(l.Socket, metricsConnections)); !errors.Is(err, http.ErrServerClosed) {
 				m.daemon.log.Error("metrics are not served any more", slog.String("listener", at.String()), slog.Any("error", err))
 			}
 		})
-		m.daemon.log.Info("serving metrics", slog.String("address", l.Addr().String()))
+		m.daemon.log.Info("serving metrics", slog.String("address", l.Socket.Addr().String()))
 	}
 	return nil
 }
@@ -107,6 +123,7 @@ func (m *metricsServer) open(ctx context.Context, at config.Listen) error {
 func (m *metricsServer) close() {
 	stop(m.servers)
 	m.at, m.servers = config.Listen{}, nil
+	m.failed.Store(nil)
 	m.serving.Wait()
 }
 
@@ -114,31 +131,6 @@ func stop(servers []*http.Server) {
 	for _, s := range servers {
 		_ = s.Close() // a scrape that is cut off is made again
 	}
-}
-
-// tcpNetwork makes net.Listen bind exactly the address: with "tcp", 0.0.0.0 would be both families.
-func tcpNetwork(addr netip.AddrPort) string {
-	switch {
-	case addr.Addr().Is4():
-		return "tcp4"
-	case addr.Addr().IsUnspecified():
-		return "tcp"
-	}
-	return "tcp6"
-}
-
-func metricsError(at string, err error) error {
-	hint := ""
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		hint = ": another process listens there (ss -ltnp shows which): stop it, or choose another address for metrics.listen"
-	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		hint = ": no interface of this host has the address"
-	}
-	if op, ok := errors.AsType[*net.OpError](err); ok {
-		err = op.Err
-	}
-	return fmt.Errorf("serve metrics on %s: %w%s", at, err, hint)
 }
 
 func (m *metricsServer) handler() http.Handler {
@@ -161,6 +153,10 @@ func (m *metricsServer) handler() http.Handler {
 		state, _ := m.daemon.state.Load().(string)
 		if state != stateRunning {
 			http.Error(w, state, http.StatusServiceUnavailable)
+			return
+		}
+		if unbound := m.daemon.role.Unbound(); len(unbound) > 0 {
+			http.Error(w, strings.Join(unbound, "\n"), http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ok")

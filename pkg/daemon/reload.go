@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,10 +28,12 @@ func (d *daemon) applyLocked(ctx context.Context, trigger string, begun time.Tim
 		return &control.Reload{Trigger: trigger, At: time.Now(), Cause: control.CauseHost, Error: "the daemon is stopping"}
 	}
 	d.attempts.Add(1)
-	d.service.reloading()
+	if trigger != triggerRetry {
+		d.service.reloading()
+	}
 	read := reading{snapshot: snapshot, err: err}
 	d.considered.Store(read.key())
-	result := &control.Reload{Trigger: trigger}
+	result := &control.Reload{Trigger: trigger, Retrying: true}
 	if err == nil {
 		err = d.exchange(ctx, snapshot, result)
 	}
@@ -44,6 +47,10 @@ func (d *daemon) applyLocked(ctx context.Context, trigger string, begun time.Tim
 			result.Restart += "; " + staleKeyHint
 		}
 	}
+	result.Retrying = result.Retrying && result.Cause == control.CauseHost
+	if last := d.lastReload.Load(); trigger == triggerRetry && !result.OK && last.Error == result.Error {
+		return result // all that has been told
+	}
 	d.lastReload.Store(result)
 	d.tell(result)
 	d.service.ready(d.summary())
@@ -52,6 +59,52 @@ func (d *daemon) applyLocked(ctx context.Context, trigger string, begun time.Tim
 	default:
 	}
 	return result
+}
+
+// triggerRetry is the trigger of a reload that was tried again.
+const triggerRetry = "retry"
+
+// again tries once more to bring the config into force that a fault of the host has kept out. What has changed in the files
+// since is for checkFiles, which waits until it is written.
+func (d *daemon) again(ctx context.Context) {
+	if r := d.lastReload.Load(); r == nil || !r.Retrying {
+		return
+	}
+	begun, attempts := time.Now(), d.attempts.Load()
+	found := d.readFiles()
+	d.reloading.Lock()
+	defer d.reloading.Unlock()
+	if found.err == nil && found.key() == d.considered.Load() && d.attempts.Load() == attempts {
+		d.applyLocked(ctx, triggerRetry, begun, found.snapshot, nil)
+	}
+}
+
+// interrupts reports whether a try to go over to a config closes listeners that are in use, which are bound again if it fails.
+func interrupts(now, next *config.Config, diff config.Diff) bool {
+	at, to := now.Metrics.Listen, next.Metrics.Listen
+	return at != to && !at.IsZero() && at.Overlaps(to) ||
+		slices.ContainsFunc(diff.Mappings, func(m config.MappingChange) bool { return len(m.Overlaps) > 0 })
+}
+
+// keepSockets has the service manager keep the sockets that the role has now.
+func (d *daemon) keepSockets() {
+	d.reloading.Lock()
+	defer d.reloading.Unlock()
+	d.keepLocked(d.background)
+}
+
+func (d *daemon) keepLocked(ctx context.Context) {
+	if err := d.service.keep(ctx, d.role.Sockets()); err != nil {
+		d.log.Warn("sockets will not survive a restart", "error", err)
+	}
+}
+
+// retryMetrics binds the metrics' listener if it could not be bound, unless a reload is busy with it.
+func (d *daemon) retryMetrics() {
+	if d.reloading.TryLock() {
+		defer d.reloading.Unlock()
+		d.scraped.retry(d.background)
+	}
 }
 
 // exchange goes over to what was read.
@@ -75,6 +128,7 @@ func (d *daemon) exchange(ctx context.Context, snapshot *config.Snapshot, result
 		return &restartError{diff.Restart}
 	}
 	result.Changes = diff.Lines()
+	result.Retrying = !interrupts(now, next, diff)
 	if err := d.makeRoom(ctx, diff); err != nil {
 		d.log.Warn("sockets kept for a restart may be in the way", "error", err)
 	}
@@ -84,9 +138,7 @@ func (d *daemon) exchange(ctx context.Context, snapshot *config.Snapshot, result
 	}
 	// Also where nothing differs but the places of things: logs and status name them.
 	err = d.role.Apply(ctx, next)
-	if keepErr := d.service.keep(ctx, d.role.Sockets()); keepErr != nil {
-		d.log.Warn("sockets will not survive a restart", "error", keepErr)
-	}
+	d.keepLocked(ctx)
 	if err != nil {
 		undo()
 		return err

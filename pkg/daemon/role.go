@@ -32,6 +32,8 @@ type role interface {
 	Measure(s *sample)
 	// Alive returns once every accept loop has answered and every lock was had, with an error if ctx is done first.
 	Alive(ctx context.Context) error
+	// Unbound are the listeners of the config that are not bound and are tried again, each with its problem.
+	Unbound() []string
 	// Sockets are those that should survive a restart, by FDNAME.
 	Sockets() map[string][]syscall.Conn
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/account"
+	"ptthqd/pkg/bind"
 	"ptthqd/pkg/client"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/control"
@@ -26,6 +27,7 @@ func newClientRole(d *daemon, c *config.Config) (role, error) {
 		RuntimeDirectory: control.RuntimeDir(c.Path),
 		Inherit:          d.inheritStreams,
 		KeepSockets:      d.service.keeps(),
+		Rebound:          d.keepSockets,
 		Opened:           d.metrics.opened,
 	})
 	if err != nil {
@@ -44,17 +46,28 @@ func (r clientRole) Sockets() map[string][]syscall.Conn {
 	return kept
 }
 
+func (r clientRole) Unbound() (texts []string) {
+	for _, m := range r.Failing() {
+		problem, _ := bind.Problem(m.Failed)
+		texts = append(texts, m.Name+": "+problem)
+	}
+	return texts
+}
+
 func (r clientRole) Describe(s *control.Status) {
 	now := r.Snapshot()
 	s.Connections = sessions(now.Sessions)
 	s.Links = links(now.Relays, s.Connections)
+	var failed []string
 	for _, m := range now.Mappings {
-		problem := ""
-		if m.Enabled && len(m.Listening) == 0 && s.State == stateRunning {
-			problem = "its listener is lost; `ptthqd reload` binds it again"
+		problem, hint := "", ""
+		if m.Failed != nil {
+			problem, hint = bind.Problem(m.Failed)
+			failed = append(failed, m.Name+": "+problem)
 		}
 		s.Mappings = append(s.Mappings, control.Mapping{
 			Problem:     problem,
+			Hint:        hint,
 			Name:        m.Name,
 			Listen:      m.Listen.String(),
 			Server:      m.Server,
@@ -72,7 +85,7 @@ func (r clientRole) Describe(s *control.Status) {
 			listening++
 		}
 	}
-	s.Summary = fmt.Sprintf("%s; %s, %s", linkSummary(s.Links), plural(listening, "mapping"), connectionSummary(s.Connections))
+	s.Summary = fmt.Sprintf("%s; %s, %s%s", linkSummary(s.Links), plural(listening, "mapping"), connectionSummary(s.Connections), failedSummary(failed))
 }
 
 // links converts the state of a client's or server's links.
@@ -209,6 +222,17 @@ func linkSummary(links []control.Link) string {
 		return "not connected: " + strings.Join(down, "; ")
 	}
 	return "connected to " + strings.Join(up, ", ") + ", not to " + strings.Join(down, "; ")
+}
+
+// failedSummary says which listeners are not bound: the first in words, the others by their number.
+func failedSummary(failed []string) string {
+	switch len(failed) {
+	case 0:
+		return ""
+	case 1:
+		return "; " + failed[0]
+	}
+	return fmt.Sprintf("; %s; and %d more", failed[0], len(failed)-1)
 }
 
 func roundTrip(rtt control.Seconds) string {

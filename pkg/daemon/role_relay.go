@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"ptthqd/pkg/bind"
 	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/control"
@@ -26,6 +27,7 @@ type relayRole struct {
 	*relay.Relay
 	daemon *daemon
 	listen []config.Listen
+	binder bind.Binder
 
 	ready, forced chan struct{}
 	force         sync.Once
@@ -33,7 +35,8 @@ type relayRole struct {
 	mu       sync.Mutex
 	settings *config.Config
 	sockets  []*relaySocket
-	links    link.Links // of all sockets together: the newest of a peer wins
+	vacant   map[config.Listen]error // listeners that can't be bound yet, and why
+	links    link.Links              // of all sockets together: the newest of a peer wins
 	windows  *link.Budget
 }
 
@@ -57,6 +60,8 @@ func newRelayRole(d *daemon, c *config.Config) (role, error) {
 		}),
 		daemon:   d,
 		listen:   c.Listen,
+		binder:   bind.Binder{Packets: d.inheritPackets},
+		vacant:   make(map[config.Listen]error),
 		ready:    make(chan struct{}),
 		forced:   make(chan struct{}),
 		settings: c,
@@ -117,26 +122,46 @@ func (r *relayRole) Apply(_ context.Context, next *config.Config) error {
 }
 
 func (r *relayRole) Run(ctx context.Context) error {
-	if err := r.bind(ctx); err != nil {
-		r.closeSockets()
+	defer r.closeSockets()
+	first, err := r.bind(ctx, r.listen)
+	if len(first) == 0 {
 		return err
 	}
-	defer r.closeSockets()
 	close(r.ready)
 
 	listening, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	ended := make(chan error, len(r.sockets))
+	ended := make(chan error, 1)
 	var serving sync.WaitGroup
-	for _, s := range r.sockets {
-		serving.Go(func() { ended <- s.listener.Run(listening) })
+	serve := func(sockets []*relaySocket) {
+		for _, s := range sockets {
+			serving.Go(func() {
+				err := s.listener.Run(listening)
+				select {
+				case ended <- err:
+				default: // another one has ended before
+				}
+			})
+		}
 	}
+	serve(first)
+	binding, stopBinding := context.WithCancel(ctx)
+	defer stopBinding()
+	serving.Go(func() {
+		bind.Retry(binding, func() {
+			if more, _ := r.bind(binding, r.unbound()); len(more) > 0 {
+				serve(more)
+				r.daemon.keepSockets()
+			}
+		})
+	})
 	var failed error
 	select {
 	case <-ctx.Done():
 		r.drain()
 	case failed = <-ended:
 	}
+	stopBinding()
 	stop()
 	serving.Wait()
 	return failed
@@ -184,87 +209,80 @@ func (r *relayRole) current() *config.Config {
 	return r.settings
 }
 
-// bind makes the sockets, of what was inherited first.
-func (r *relayRole) bind(ctx context.Context) error {
-	for _, l := range r.listen {
-		if l.Kind == config.Systemd {
-			conns := r.daemon.inheritPackets(l.String())
-			if len(conns) == 0 {
-				return fmt.Errorf("listen on %s: systemd has handed over no UDP socket of this name: a socket unit must have FileDescriptorName=%s, ListenDatagram= and Service=, and be started before this service",
-					l, l.Addr)
-			}
-			for _, conn := range conns {
-				if err := r.enter(l.String(), conn, true); err != nil {
-					return err
-				}
-			}
+// bind makes the sockets of listeners, as far as they can be bound, and returns them; and the reasons why others can't.
+func (r *relayRole) bind(ctx context.Context, listen []config.Listen) (made []*relaySocket, failed error) {
+	for _, at := range listen {
+		sockets, err := r.open(ctx, at)
+		r.mu.Lock()
+		before := r.vacant[at]
+		if err != nil {
+			r.vacant[at] = err
+		} else {
+			delete(r.vacant, at)
+		}
+		for _, s := range sockets {
+			s.listener = r.newListener(s.Socket)
+		}
+		r.sockets = append(r.sockets, sockets...)
+		r.mu.Unlock()
+		for _, s := range sockets {
+			r.daemon.log.Info("listening", "listener", s.place, "address", s.LocalAddr())
+		}
+		if err != nil && (before == nil || before.Error() != err.Error()) && len(r.listen) > 1 { // of a single one the end tells
+			problem, hint := bind.Problem(err)
+			r.daemon.log.Warn("the relay does not listen everywhere", "listener", at.String(), "error", problem, "hint", hint)
+		}
+		made, failed = append(made, sockets...), errors.Join(failed, err)
+	}
+	return made, failed
+}
+
+// open makes the sockets of one listener, all or none.
+func (r *relayRole) open(ctx context.Context, at config.Listen) (made []*relaySocket, err error) {
+	bound, err := r.binder.ListenPacket(ctx, at)
+	for _, b := range bound {
+		var socket *carrier.Socket
+		if err == nil {
+			socket, err = carrier.New(b.Socket, r.daemon.log) // which closes it if that fails
+		}
+		if err != nil {
+			_ = b.Socket.Close()
 			continue
 		}
-		var missing error // a family of the loopback that this host hasn't
-		bound := 0
-		for _, addr := range l.Addrs() {
-			name := addr.String()
-			if conns := r.daemon.inheritPackets(name); len(conns) > 0 {
-				for _, extra := range conns[1:] {
-					_ = extra.Close()
-				}
-				if err := r.enter(name, conns[0], false); err != nil {
-					return err
-				}
-				bound++
-				continue
-			}
-			network := "udp"
-			if addr.Addr().Is4() {
-				network = "udp4"
-			}
-			conn, err := new(net.ListenConfig).ListenPacket(ctx, network, name)
-			if err != nil {
-				if len(l.Addrs()) > 1 && (errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT)) {
-					missing = err
-					continue
-				}
-				return udpError(name, err)
-			}
-			if err := r.enter(name, conn, false); err != nil {
-				return err
-			}
-			bound++
-		}
-		if bound == 0 {
-			return udpError(l.String(), missing)
-		}
+		made = append(made, &relaySocket{Socket: socket, place: b.Name, ofUnit: at.Kind == config.Systemd, conn: b.Socket})
 	}
-	return nil
-}
-
-func (r *relayRole) enter(place string, conn net.PacketConn, ofUnit bool) error {
-	socket, err := carrier.New(conn, r.daemon.log)
 	if err != nil {
-		return err
+		for _, s := range made {
+			_ = s.Close()
+		}
+		return nil, err
 	}
-	r.mu.Lock()
-	r.sockets = append(r.sockets, &relaySocket{Socket: socket, listener: r.newListener(socket), place: place, ofUnit: ofUnit, conn: conn})
-	r.mu.Unlock()
-	r.daemon.log.Info("listening", "listener", place, "address", socket.LocalAddr())
-	return nil
+	return made, nil
 }
 
-// udpError says what to do about a socket that can't be bound.
-func udpError(place string, err error) error {
-	hint := ""
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		hint = ": another process listens there (ss -lunp shows which): stop it, or choose another address"
-	case errors.Is(err, syscall.EACCES):
-		hint = ": ports below 1024 need a right that the service doesn't have: let the socket unit ptthqd.socket bind it, and write listen = \"systemd:NAME\"; or choose another port"
-	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		hint = ": no interface of this host has the address"
+// unbound are the listeners that are to be tried again.
+func (r *relayRole) unbound() []config.Listen {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var list []config.Listen
+	for _, l := range r.listen {
+		if r.vacant[l] != nil {
+			list = append(list, l)
+		}
 	}
-	if op, ok := errors.AsType[*net.OpError](err); ok {
-		err = op.Err
+	return list
+}
+
+func (r *relayRole) Unbound() (texts []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, l := range r.listen {
+		if err := r.vacant[l]; err != nil {
+			problem, _ := bind.Problem(err)
+			texts = append(texts, l.String()+": "+problem)
+		}
 	}
-	return fmt.Errorf("listen on UDP %s: %w%s", place, err, hint)
+	return texts
 }
 
 func (r *relayRole) closeSockets() {
@@ -316,6 +334,12 @@ func (r *relayRole) Describe(s *control.Status) {
 			SendFailures:  stats.SendFailures,
 		})
 	}
+	for _, l := range r.listen {
+		if err := r.vacant[l]; err != nil {
+			problem, hint := bind.Problem(err)
+			s.Listeners = append(s.Listeners, control.Listener{Listen: l.String(), Problem: problem, Hint: hint})
+		}
+	}
 	r.mu.Unlock()
 	connected := 0
 	for _, p := range now.Peers {
@@ -363,10 +387,15 @@ func (r *relayRole) Describe(s *control.Status) {
 		c.Refused[fmt.Sprint(uint64(status))] += n
 	}
 	var places []string
+	var failed []string
 	for _, l := range s.Listeners {
+		if l.Problem != "" {
+			failed = append(failed, l.Listen+": "+l.Problem)
+			continue
+		}
 		places = append(places, l.Address)
 	}
-	s.Summary = fmt.Sprintf("listening on %s; %d of %s connected, %s", strings.Join(places, ", "), connected, plural(len(s.Peers), "peer"), plural(len(s.Connections), "connection"))
+	s.Summary = fmt.Sprintf("listening on %s; %d of %s connected, %s%s", strings.Join(places, ", "), connected, plural(len(s.Peers), "peer"), plural(len(s.Connections), "connection"), failedSummary(failed))
 }
 
 // addresses lists them: "10.0.0.1 and 10.0.0.2".

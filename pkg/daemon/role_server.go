@@ -29,6 +29,7 @@ func newServerRole(d *daemon, c *config.Config) (role, error) {
 
 func (r serverRole) Ready() <-chan struct{}             { return r.ready }
 func (r serverRole) Sockets() map[string][]syscall.Conn { return nil }
+func (r serverRole) Unbound() []string                  { return nil }
 
 // Alive is nil: the server's accept loops are those of its links, and what hangs in a link ends with it.
 func (r serverRole) Alive(context.Context) error { return nil }

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"ptthqd/pkg/bind"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/control"
 	"ptthqd/pkg/server"
@@ -240,6 +241,10 @@ func (d *daemon) describe() *control.Status {
 	}
 	d.role.Describe(s)
 	s.Counters.Reloads, s.Counters.BadReload = d.reloads.Load(), d.badReloads.Load()
+	if err := d.scraped.problem(); err != nil {
+		problem, _ := bind.Problem(err)
+		s.Summary += "; metrics: " + problem
+	}
 	if r := s.Config.Reload; r != nil && !r.OK {
 		s.Summary += "; the config in the file is not in force: " + r.Error
 	}
@@ -254,8 +259,11 @@ func (d *daemon) warnings(s *control.Status) []control.Warning {
 	}
 	if r := s.Config.Reload; r != nil && !r.OK {
 		hint := "mend it, and it is taken over by itself, or by `ptthqd reload`"
-		if r.Cause == control.CauseRestart {
+		switch {
+		case r.Cause == control.CauseRestart:
 			hint = "restart the daemon, or undo the change"
+		case r.Cause == control.CauseHost && !r.Retrying:
+			hint = "mend it, then `ptthqd reload`: it is not tried again by itself, as that would interrupt listeners that are in use"
 		}
 		warn(hint, "the config in the file is not in force: %s", r.Error)
 	}
@@ -277,10 +285,17 @@ func (d *daemon) warnings(s *control.Status) []control.Warning {
 	}
 	for _, m := range s.Mappings {
 		if m.Problem != "" {
-			warn("", "mapping %s: %s", m.Name, m.Problem)
+			warn(m.Hint, "mapping %s: %s", m.Name, m.Problem)
 		}
 	}
+	if err := d.scraped.problem(); err != nil {
+		problem, hint := bind.Problem(err)
+		warn(hint, "metrics: %s", problem)
+	}
 	for _, l := range s.Listeners {
+		if l.Problem != "" {
+			warn(l.Hint, "listener %s: %s", l.Listen, l.Problem)
+		}
 		if l.Dropped > 0 {
 			warn("raise net.core.rmem_max, or use the socket unit", "the kernel has dropped %d packets as the receive buffer of %s was full", l.Dropped, l.Address)
 		}

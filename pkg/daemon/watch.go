@@ -63,6 +63,7 @@ func (d *daemon) watch(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-poll:
+			d.again(ctx)
 		case <-d.reloaded: // it may include other directories now
 		case <-watcher.Events:
 			d.gather(ctx, watcher)

@@ -245,7 +245,7 @@ func TestDoctorFindsFaults(t *testing.T) {
 				}
 				w.t.Cleanup(func() { _ = conn.Close() })
 			},
-			node: "relay", check: "listener", says: "another process has the UDP port", mends: "ss -lunp",
+			node: "relay", check: "listener", says: "bind: address already in use", mends: "ss -lunp",
 		},
 		{
 			name: "few files",

@@ -1,4 +1,4 @@
-package client
+package bind
 
 import (
 	"io/fs"

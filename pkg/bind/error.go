@@ -1,0 +1,83 @@
+package bind
+
+import (
+	"errors"
+	"net"
+	"syscall"
+
+	"ptthqd/pkg/config"
+)
+
+// An Error says which listener can't be bound, why, and what to do about it.
+type Error struct {
+	Place string // "127.0.0.1:2200", "UDP [::]:30380", the path of a Unix socket
+	Err   error
+	Hint  string // what to do; empty if Err says all
+	Final bool   // this process can't bind it, however often it tries
+}
+
+func (e *Error) Error() string {
+	if e.Hint == "" {
+		return e.Short()
+	}
+	return e.Short() + ": " + e.Hint
+}
+
+// Short says what can't be bound and why, without the hint.
+func (e *Error) Short() string { return "listen on " + e.Place + ": " + e.Err.Error() }
+
+// Unwrap returns the system's error.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Problem describes a listener that is not bound for people, and says what to do about it.
+func Problem(err error) (problem, hint string) {
+	e, ok := errors.AsType[*Error](err)
+	switch {
+	case !ok:
+		return "failed: " + err.Error() + ", retrying", ""
+	case e.Final:
+		return "failed: " + e.Short(), e.Hint
+	}
+	return "failed: " + e.Short() + ", retrying", e.Hint
+}
+
+// hints say what to do about the system's errors.
+var hints = []struct {
+	err      error
+	tcp, udp string
+}{
+	{
+		syscall.EADDRINUSE,
+		"another process listens there (ss -ltnp shows which): stop it, or choose another address",
+		"another process listens there (ss -lunp shows which): stop it, or choose another address",
+	},
+	{
+		syscall.EACCES,
+		"ports below 1024 need a right that the service doesn't have by default: see privileged-ports.conf among its examples, then restart it; or choose another port",
+		`ports below 1024 need a right that the service doesn't have: let the socket unit ptthqd.socket bind it, and write listen = "systemd:relay"; or choose another port`,
+	},
+	{
+		syscall.EADDRNOTAVAIL,
+		"no interface of this host has the address",
+		"no interface of this host has the address",
+	},
+}
+
+func newError(kind config.Kind, place string, err error) *Error {
+	if kind == config.UDP {
+		place = "UDP " + place
+	}
+	e := &Error{Place: place, Err: err}
+	for _, h := range hints {
+		if errors.Is(err, h.err) {
+			e.Hint = h.tcp
+			if kind == config.UDP {
+				e.Hint = h.udp
+			}
+		}
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		e.Err = op.Err // its address is in our text already
+	}
+	return e
+}

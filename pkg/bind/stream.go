@@ -1,0 +1,145 @@
+package bind
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"syscall"
+
+	"ptthqd/pkg/config"
+)
+
+// backlog is how many connections may wait to be accepted. Go asks for
+// somaxconn, but where /proc/sys can't be read (ProcSubset=pid) for 128 only.
+const backlog = 4096
+
+// A Listener is a listener of connections: one socket, or two for the loopback of both families.
+type Listener struct {
+	Sockets []Socket[net.Listener]
+	Path    string // the file of a Unix socket; else empty
+}
+
+// Listen binds a TCP, Unix or systemd listener. A Unix socket's file gets the mode.
+func (b *Binder) Listen(ctx context.Context, at config.Listen, mode fs.FileMode) (*Listener, error) {
+	l := new(Listener)
+	var err error
+	switch at.Kind {
+	case config.TCP:
+		l.Sockets, err = each(at, b.Streams, func(addr netip.AddrPort) (net.Listener, error) {
+			return new(net.ListenConfig).Listen(ctx, network("tcp", addr), addr.String())
+		})
+	case config.Unix:
+		err = b.listenUnix(ctx, l, at, mode)
+	case config.Systemd:
+		l.Sockets, err = handedOver(at, b.Streams, "listening socket", "ListenStream=")
+	case config.UDP:
+		panic("internal error: a listener of connections on UDP")
+	}
+	if err != nil {
+		l.Close(false)
+		return nil, err
+	}
+	for _, s := range l.Sockets {
+		deepen(s.Socket)
+	}
+	return l, nil
+}
+
+// Close closes the sockets, and removes the file of a Unix socket unless keepFile says that somebody else still holds the
+// socket.
+func (l *Listener) Close(keepFile bool) {
+	if l.Path != "" && len(l.Sockets) > 0 && !keepFile {
+		_ = os.Remove(l.Path)
+	}
+	for _, s := range l.Sockets {
+		_ = s.Socket.Close()
+	}
+}
+
+// SetMode changes the mode of a Unix socket's file. It does nothing to others.
+func (l *Listener) SetMode(mode fs.FileMode) error {
+	if l.Path == "" {
+		return nil
+	}
+	if err := os.Chmod(l.Path, mode); err != nil {
+		return fmt.Errorf("set the mode of the socket: %w", err)
+	}
+	return nil
+}
+
+func (b *Binder) listenUnix(ctx context.Context, l *Listener, at config.Listen, mode fs.FileMode) error {
+	if b.Directory == "" {
+		return &Error{
+			Place: at.String(), Err: errors.New("there is no runtime directory"), Final: true,
+			Hint: "let the service manager make one (RuntimeDirectory=), or set XDG_RUNTIME_DIR; then restart",
+		}
+	}
+	path := filepath.Join(b.Directory, at.Addr)
+	if s, ok := first(b.Streams, at.String()); ok {
+		if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
+			l.Path, l.Sockets = path, []Socket[net.Listener]{{s, at.String()}}
+			return l.SetMode(mode)
+		}
+		_ = s.Close() // the socket outlived its file: nobody can find it any more
+	}
+	// The service manager has made it, or the control socket has, unless that is elsewhere.
+	if err := os.MkdirAll(b.Directory, 0o700); err != nil {
+		return &Error{Place: at.String(), Err: fmt.Errorf("make the runtime directory: %w", err), Hint: "set XDG_RUNTIME_DIR to another place"}
+	}
+	if err := removeStale(ctx, path); err != nil {
+		return err
+	}
+	lc := net.ListenConfig{Control: bornWithMode(mode)}
+	s, err := lc.Listen(ctx, "unix", path)
+	if err != nil {
+		return newError(at.Kind, path, err)
+	}
+	if u, ok := s.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false) // Close decides
+	}
+	l.Path, l.Sockets = path, []Socket[net.Listener]{{s, at.String()}}
+	return l.SetMode(mode)
+}
+
+// removeStale removes the file of a Unix socket on which nobody listens any more.
+func removeStale(ctx context.Context, path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return &Error{Place: path, Err: err}
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return &Error{Place: path, Err: errors.New("there is a file that is no socket"), Hint: "move it away"}
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, probe(), path)
+	switch {
+	case err == nil:
+		_ = conn.Close()
+		fallthrough
+	case errors.Is(err, syscall.EPROTOTYPE):
+		return &Error{Place: path, Err: errors.New("another process listens there"), Hint: "stop it, or choose another name"}
+	case !errors.Is(err, syscall.ECONNREFUSED):
+		return &Error{Place: path, Err: fmt.Errorf("can't tell whether another process listens there: %w", err)}
+	}
+	if err := os.Remove(path); err != nil {
+		return &Error{Place: path, Err: err}
+	}
+	return nil
+}
+
+// probe is the network over which a Unix socket is asked whether somebody has it. A datagram socket is told that the other one
+// is of another type, and whoever listens there does not see a connection each time.
+func probe() string {
+	if runtime.GOOS == "windows" { // it has no datagrams
+		return "unix"
+	}
+	return "unixgram"
+}
