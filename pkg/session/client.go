@@ -30,8 +30,12 @@ type ClientConfig struct {
 	Router Router
 	Limits Limits
 	Logger *slog.Logger // nil for none
-	// LimitHit is told of each session that a limit keeps out, by the limit's name in the config. Nil: nobody.
+	// LimitHit is told of each session that a limit keeps out or holds up, by the limit's name in the config. It must not block.
+	// Nil: nobody.
 	LimitHit func(limit string)
+	// Short is told when a server's share of a memory budget is used up, and has not been within the last minute. It is called
+	// with locks held, and must not block. Nil: nobody.
+	Short func(Shortage)
 }
 
 // A Client holds the sessions of a P2.
@@ -50,7 +54,7 @@ func NewClient(c ClientConfig) *Client {
 	c.Limits = c.Limits.withDefaults()
 	return &Client{
 		config:   c,
-		host:     newHost(c.Logger, c.Limits),
+		host:     newHost(c.Logger, c.Limits, c.LimitHit, c.Short),
 		sessions: make(map[*session]struct{}),
 	}
 }
@@ -370,6 +374,7 @@ func (f *forward) lostLocked(why string) {
 	s := f.session
 	s.waitIdleLocked()
 	s.detachLocked()
+	s.takeBackLocked()
 	f.tried, f.rounds = nil, 0
 	f.detachedAt = time.Now()
 	if f.shortLived++; time.Since(f.carriedAt) > shortLife {
@@ -646,6 +651,10 @@ func (f *forward) try(r Route, old Stream) Stream {
 	s.attempt++
 	opening := !f.opened && s.reset == nil
 	first := opening && s.attempt == 1
+	if old == nil && !opening {
+		s.takeBackLocked()
+		s.regainLocked(time.Now())
+	}
 	inner := f.tipLocked(opening)
 	timeout := max(2*time.Second, 4*r.RTT)
 	if opening {
@@ -879,14 +888,18 @@ func (f *forward) accepted(st Stream, r Route, old Stream, g *wire.Granted) Stre
 		old.Reset(wire.CodeLost)
 	}
 	s.mu.Lock()
-	if err := s.checkOffsetsLocked(g.Received, g.Acked, g.Limit); err != nil {
+	first := s.stream == st
+	err := s.checkOffsetsLocked(g.Received, g.Acked, g.Limit)
+	if err == nil && first && g.Limit < s.out.sent {
+		err = violated("a limit of %d, after %d were sent", g.Limit, s.out.sent)
+	}
+	if err != nil {
 		s.brokenLocked(err)
 		f.closeLocked(EndProtocol)
 		s.mu.Unlock()
 		st.Reset(wire.CodeProtocol)
 		return nil
 	}
-	first := s.stream == st
 	if !first {
 		s.waitIdleLocked()
 		s.attachLocked(st, r, g.Received)
@@ -898,7 +911,7 @@ func (f *forward) accepted(st Stream, r Route, old Stream, g *wire.Granted) Stre
 		}
 	}
 	s.arrivedLocked(g.Received)
-	s.out.limit = max(s.out.limit, g.Limit)
+	s.out.limit = g.Limit // which may be lower than before
 	if err := s.ackLocked(g.Acked - s.out.acked); err != nil {
 		s.brokenLocked(err)
 		f.closeLocked(EndProtocol)
@@ -940,8 +953,8 @@ func (s *session) checkOffsetsLocked(received, acked, limit uint64) error {
 		return violated("received %d of %d", received, o.most)
 	case received < o.known || acked < o.acked:
 		return violated("received %d, acknowledged %d, after %d and %d", received, acked, o.known, o.acked)
-	case limit < o.most:
-		return violated("a limit of %d, after %d were sent", limit, o.most)
+	case limit < received:
+		return violated("a limit of %d, after %d were received", limit, received)
 	case limit-acked > 2*wire.MaxWindow:
 		return violated("a window of %d bytes; %d is the most", limit-acked, wire.MaxWindow)
 	}

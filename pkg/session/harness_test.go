@@ -404,6 +404,8 @@ type network struct {
 	capacity int // of a stream in each direction: bytes on their way
 	conns    int // of P1's and P5's connections
 	ended    []session.Summary
+	hits     map[string]int     // of the server's limits; guarded by mu
+	short    []session.Shortage // at the server; guarded by mu
 
 	stopClient, stopServer func()
 
@@ -605,7 +607,7 @@ const patience = 6 * time.Hour
 func start(t testing.TB, limits session.Limits) *network {
 	n := &network{
 		t: t, capacity: 256 << 10, conns: 64 << 10, strangers: make(chan *peer, 100),
-		changed: make(chan struct{}), streams: make(map[*memStream]struct{}),
+		changed: make(chan struct{}), streams: make(map[*memStream]struct{}), hits: make(map[string]int),
 	}
 	n.atCut = func(*memStream) { n.cut() }
 	n.setLinks("relay")
@@ -628,7 +630,9 @@ func start(t testing.TB, limits session.Limits) *network {
 			defer n.mu.Unlock()
 			n.ended = append(n.ended, s)
 		},
-		Limits: limits,
+		Limits:   limits,
+		LimitHit: func(limit string) { n.set(func() { n.hits[limit]++ }) },
+		Short:    func(s session.Shortage) { n.set(func() { n.short = append(n.short, s) }) },
 	})
 	n.client = session.NewClient(session.ClientConfig{Router: n, Limits: limits})
 	watchdog := time.AfterFunc(patience, func() {

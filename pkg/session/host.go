@@ -14,13 +14,15 @@ import (
 // field means its default.
 type Limits struct {
 	// WindowBudget is what all sessions together may promise their peers above
-	// the floor of 64 KiB for each direction, in bytes. 256 MiB.
+	// the floor of 64 KiB for each direction, in bytes. 256 MiB. One remote peer
+	// has half of it at most (see budget).
 	WindowBudget int64
 	// RetainedBudget is what all sessions together may keep for
-	// retransmission above the same floor, in bytes. 256 MiB.
+	// retransmission above the same floor, in bytes. 256 MiB. One remote peer
+	// has half of it at most.
 	RetainedBudget int64
-	// MaxWindow bounds the window of one direction of one session, in bytes:
-	// 64 KiB to 16 MiB, which fills 1 Gbit/s at 130 ms. 16 MiB.
+	// MaxWindow bounds what is under way in each direction of one session, in bytes,
+	// whatever its peer allows: 64 KiB to 16 MiB, which fills 1 Gbit/s at 130 ms. 16 MiB.
 	MaxWindow int
 	// LinkQuota bounds what is on its way over one link towards one remote
 	// peer, in bytes; small messages may exceed it by a quarter. It is a quarter of the largest connection window of a link. It begins
@@ -67,7 +69,15 @@ func orDefault[T int | int64 | time.Duration](value *T, fallback T) {
 type Memory struct {
 	Promised, PromisedLimit int64 // windows above the floor
 	Retained, RetainedLimit int64 // kept for retransmission above the floor
+	// Short are the peers whose connections had to do with the floor within the last minute.
+	Short []Shortage
 }
+
+// The budgets, as the config names them.
+const (
+	limitWindows  = "session_memory"
+	limitRetained = "retained_memory"
+)
 
 // A host is what the sessions of a process share: budgets, and the sweep over
 // those that were busy of late.
@@ -78,6 +88,8 @@ type host struct {
 	windows   budget
 	retained  budget
 	maxWindow atomic.Uint64
+	limitHit  func(limit string) // may be nil
+	short     func(Shortage)     // may be nil
 
 	// The sweep visits warm sessions alone, and sleeps while there is none.
 	mu     sync.Mutex
@@ -85,15 +97,19 @@ type host struct {
 	warmed chan struct{} // capacity 1
 }
 
-func newHost(log *slog.Logger, l Limits) *host {
+func newHost(log *slog.Logger, l Limits, limitHit func(string), short func(Shortage)) *host {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
 	h := &host{
-		log:    log,
-		quotas: quotas{most: l.LinkQuota},
-		warm:   make(map[*session]struct{}),
-		warmed: make(chan struct{}, 1),
+		log:      log,
+		quotas:   quotas{most: l.LinkQuota},
+		windows:  budget{name: limitWindows},
+		retained: budget{name: limitRetained},
+		limitHit: limitHit,
+		short:    short,
+		warm:     make(map[*session]struct{}),
+		warmed:   make(chan struct{}, 1),
 	}
 	h.limit(l)
 	return h
@@ -102,16 +118,17 @@ func newHost(log *slog.Logger, l Limits) *host {
 // limit changes the budgets. What is taken above a lower one stays until it is
 // given back.
 func (h *host) limit(l Limits) {
-	h.windows.limit.Store(l.WindowBudget)
-	h.retained.limit.Store(l.RetainedBudget)
+	h.windows.setLimit(l.WindowBudget)
+	h.retained.setLimit(l.RetainedBudget)
 	h.maxWindow.Store(uint64(l.MaxWindow))
 }
 
-func (h *host) memory() Memory {
-	return Memory{
-		Promised: h.windows.used.Load(), PromisedLimit: h.windows.limit.Load(),
-		Retained: h.retained.used.Load(), RetainedLimit: h.retained.limit.Load(),
-	}
+func (h *host) memory() (m Memory) {
+	now := time.Now()
+	m.Promised, m.PromisedLimit = h.windows.state()
+	m.Retained, m.RetainedLimit = h.retained.state()
+	m.Short = append(h.windows.shortages(now), h.retained.shortages(now)...)
+	return m
 }
 
 const (

@@ -278,7 +278,8 @@ func TestHostileResume(t *testing.T) {
 		{"received in the far future", "laptop", func(m *wire.Resume) { m.Received, m.Acked, m.Limit = 1<<60, 1<<60, 1<<61 }, wire.StatusMalformed, false},
 		{"received less than before", "laptop", func(m *wire.Resume) { m.Received = 999 }, wire.StatusMalformed, false},
 		{"delivered less than before", "laptop", func(m *wire.Resume) { m.Acked = 499 }, wire.StatusMalformed, false},
-		{"ready for less than was sent", "laptop", func(m *wire.Resume) { m.Limit = 4000 }, wire.StatusMalformed, false},
+		{"ready for less than was sent", "laptop", func(m *wire.Resume) { m.Limit = 4000 }, wire.StatusOpen, true},
+		{"ready for less than was received", "laptop", func(m *wire.Resume) { m.Limit = 999 }, wire.StatusMalformed, false},
 		{"ready for more than any window", "laptop", func(m *wire.Resume) { m.Limit = 500 + 2*wire.MaxWindow + 1 }, wire.StatusMalformed, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {

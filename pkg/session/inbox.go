@@ -16,6 +16,7 @@ import (
 type inbox struct {
 	acked, received, limit uint64
 	ackedSaid, limitSaid   uint64 // what the peer was told, on the current stream
+	asked                  uint64 // the peer waits for the acknowledgement of this offset; 0 if it doesn't
 	fin                    bool   // the peer's direction has ended; its offset is received-1
 	window                 uint64 // limit is acked plus this, or was when it was larger
 
@@ -31,6 +32,7 @@ type inbox struct {
 	lasts      time.Duration // for how long the window lasted of late, on a short path; 0 if it isn't known
 	settled    bool          // the window has once been larger than the path could use
 	trim       uint64        // what the window shrinks to, as what it has allowed comes; 0 if it doesn't
+	before     uint64        // how large it was before it was taken back, for the next stream; 0 if it wasn't
 	rate       float64       // in bytes a nanosecond, when the window last grew; until it is settled, in the last epoch
 	keepsUp    time.Time     // from when on the TCP side is one that keeps up
 }
@@ -187,6 +189,9 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 		if s.in.received == 0 {
 			s.learnPathLocked(now)
 		}
+		if s.in.received+f.Value > s.pingLimit {
+			s.pingLimit = 0 // see noteRTTLocked
+		}
 		s.left = f.Value
 		s.touchLocked()
 	case wire.FrameFin:
@@ -225,13 +230,12 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 		return errEnded
 	case wire.FramePing:
 		s.pongDue = true
+		if s.in.acked < s.in.received {
+			s.in.asked = s.in.received
+		}
 	case wire.FramePong:
 		if !s.pingSent.IsZero() {
-			rtt := max(now.Sub(s.pingSent), time.Microsecond)
-			if s.minRTT == 0 || rtt < s.minRTT {
-				s.minRTT = rtt
-			}
-			s.host.paths.note(s.pathLocked(), s.route.Link, rtt, now)
+			s.noteRTTLocked(now)
 			s.pingSince, s.pingSent = time.Time{}, time.Time{}
 			s.arrivedLocked(s.pingAt) // the peer reads in order
 			if !s.writing {
@@ -247,7 +251,7 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 		in.limitSaid -= f.Value
 		window := max(in.limit-in.acked, wire.InitialWindow)
 		if window < in.window {
-			s.host.windows.give(int64(in.window - window))
+			s.windows.give(int64(in.window - window))
 			in.window = window
 			in.settled, in.trim, in.rate, in.epochFrom = false, 0, 0, 0
 		}
@@ -424,6 +428,9 @@ func (s *session) deliveredLocked(n int) {
 	if often := s.ackEveryLocked(); in.acked-in.ackedSaid >= often || in.limit-in.limitSaid >= often {
 		s.ackDue = true
 	}
+	if in.asked > 0 && in.acked >= in.asked {
+		s.ackDue, in.asked = true, 0
+	}
 }
 
 // ackEveryLocked is after how many bytes the peer hears what it may send: a quarter
@@ -514,7 +521,8 @@ func (s *session) judgeLocked(now time.Time, rtt time.Duration, known bool) {
 // connection be written to in bursts of megabytes, which say nothing of the reader.
 func (s *session) mayGrowLocked(now time.Time) bool {
 	in := &s.in
-	return in.trim == 0 && in.queued <= int(in.window/4) && in.window < s.host.maxWindow.Load() && !now.Before(in.keepsUp)
+	return in.trim == 0 && in.queued <= int(in.window/4) && in.window < s.host.maxWindow.Load() && !now.Before(in.keepsUp) &&
+		s.stream != nil && s.reset == nil && !s.closed
 }
 
 // growLocked makes the window larger if the path can use it, the TCP side keeps
@@ -563,14 +571,12 @@ func (s *session) growLocked() {
 	s.probeLocked(now)
 }
 
-// widenLocked makes the window larger by so much, or by what the budget has. It tells whether it did.
+// widenLocked makes the window larger by so much, or by what the peer's share of the budget has. It tells whether it did.
 func (s *session) widenLocked(by uint64, rtt time.Duration) bool {
 	in := &s.in
 	by = min(by, s.host.maxWindow.Load()-in.window)
-	for !s.host.windows.take(int64(by)) {
-		if by /= 2; by < minGrowth {
-			return false
-		}
+	if by = s.takeWindowLocked(by); by == 0 {
+		return false
 	}
 	in.window += by
 	if rtt >= minStandRTT {
@@ -579,11 +585,55 @@ func (s *session) widenLocked(by uint64, rtt time.Duration) bool {
 	return true
 }
 
+// takeWindowLocked reserves so much of the budget, or what part of it there is, and returns how much that is.
+func (s *session) takeWindowLocked(by uint64) uint64 {
+	for !s.windows.take(int64(by)) {
+		if by /= 2; by < minGrowth {
+			s.refusedLocked(&s.windows)
+			return 0
+		}
+	}
+	return by
+}
+
+// takeBackLocked takes back what the peer may send above the floor and hasn't sent. It is for when nothing is read from a stream
+// any more: the next one begins with the limit that is said then.
+func (s *session) takeBackLocked() {
+	in := &s.in
+	if in.window == wire.InitialWindow || s.reset != nil || s.closed {
+		return
+	}
+	in.before = max(in.before, in.window)
+	in.limit = max(in.received, in.acked+wire.InitialWindow)
+	in.limitSaid = in.limit
+	in.trim = wire.InitialWindow
+	s.trimLocked()
+}
+
+// regainLocked has the window be again as it was before takeBackLocked, or what the peer's share of the budget has of that. It
+// grows anew if the session was idle, or waited for long.
+func (s *session) regainLocked(now time.Time) {
+	in := &s.in
+	before := in.before
+	in.before = 0
+	if before > in.window && now.Sub(s.lastData) <= idleBeforeYield {
+		if by := s.takeWindowLocked(before - in.window); by > 0 {
+			in.window += by
+			in.limit = max(in.limit, in.acked+in.window)
+			in.trim = 0
+			return
+		}
+	}
+	if before > 0 {
+		in.settled, in.rate, in.epochFrom = false, 0, 0
+	}
+}
+
 // trimLocked takes back what of the window was too much, once it isn't promised any more.
 func (s *session) trimLocked() {
 	in := &s.in
 	if window := max(in.trim, in.limit-in.acked); window < in.window {
-		s.host.windows.give(int64(in.window - window))
+		s.windows.give(int64(in.window - window))
 		in.window = window
 	}
 	if in.window <= in.trim {

@@ -29,6 +29,7 @@ type outbox struct {
 	budgeted int64  // of these taken from the process's budget
 	paid     uint64 // up to here sending is covered by the link's quota
 
+	short     bool // pump waits for acknowledgements, though the peer would take more
 	listening bool // pump waits in a read, and hears of a reset
 }
 
@@ -160,8 +161,14 @@ func (s *session) mayRead() bool {
 		case s.closed || s.reset != nil:
 			return false
 		case s.roomLocked() && s.budgetLocked():
-			s.out.listening = true
+			s.out.short, s.out.listening = false, true
 			return true
+		}
+		s.out.short = s.out.sent == s.out.read && s.out.read < s.out.limit
+		if s.askLocked() {
+			s.sendLocked(true)
+			s.mu.Lock()
+			continue
 		}
 		s.cond.Wait()
 	}
@@ -169,7 +176,12 @@ func (s *session) mayRead() bool {
 
 // roomLocked tells whether more may be read from TCP but for the budget.
 func (s *session) roomLocked() bool {
-	return s.out.read < s.out.limit && (s.stream == nil || s.frozen || s.out.sent == s.out.read)
+	return s.out.read < s.boundLocked() && (s.stream == nil || s.frozen || s.out.sent == s.out.read)
+}
+
+// boundLocked is up to where TCP may be read: what the peer allows, and no more than the largest window of this process.
+func (s *session) boundLocked() uint64 {
+	return min(s.out.limit, s.out.acked+s.host.maxWindow.Load())
 }
 
 // wakeReaderLocked has mayRead look again, if there may be something for it. Where many send, most wait for something else.
@@ -179,20 +191,48 @@ func (s *session) wakeReaderLocked() {
 	}
 }
 
+// floorPiece is the most that is read at a time, in bytes, by a session that has nothing of the budget: two such pieces are
+// under way, which is the floor, and a third is read while their acknowledgement is.
+const floorPiece = wire.InitialWindow / 2
+
 // budgetLocked makes sure that the next read, if it brings the retained bytes
-// above the floor, is within the process's budget. Below the floor it always
-// is. The sweep wakes who was refused.
+// above the floor, is within the peer's share of the process's budget. Below the floor it always
+// is. The sweep wakes who was refused. While there is no stream nothing is taken of the budget: what
+// would be kept might be kept for as long as the session waits.
 func (s *session) budgetLocked() bool {
+	s.most = largeBuffer
 	want := s.out.retained + int64(s.hint) - wire.InitialWindow - s.out.budgeted
 	if want <= 0 {
 		return true
 	}
-	if s.host.retained.take(want) {
-		s.out.budgeted += want
-		return true
+	if s.stream != nil {
+		if s.retained.take(want) {
+			s.out.budgeted += want
+			return true
+		}
+		s.refusedLocked(&s.retained)
+		s.warmLocked()
 	}
-	s.warmLocked()
-	return s.out.retained < wire.InitialWindow/2
+	s.most = floorPiece
+	return s.out.retained <= 2*(floorPiece+pieceCost)
+}
+
+// A holding is a session's part in the share that its peer has of a budget.
+type holding struct {
+	*share
+	refused time.Time // when the session got nothing last
+}
+
+// refusedLocked notes that the session goes on without what it wanted of a budget. A session counts once while that lasts.
+func (s *session) refusedLocked(h *holding) {
+	now := time.Now()
+	if now.Sub(h.refused) > shortFor && s.host.limitHit != nil {
+		s.host.limitHit(h.budget.name)
+	}
+	h.refused = now
+	if shortage, begins := h.refuse(now); begins && s.host.short != nil {
+		s.host.short(shortage)
+	}
 }
 
 // reserve finds memory for the next read: the rest of the last piece's buffer,
@@ -215,7 +255,12 @@ func (s *session) reserve() []byte {
 		}
 		s.reserved = b
 	}
-	s.room = int(min(uint64(len(b.b)-b.used-headroom), s.out.limit-s.out.read))
+	s.room = min(len(b.b)-b.used-headroom, s.most)
+	if bound := s.boundLocked(); bound > s.out.read {
+		s.room = int(min(uint64(s.room), bound-s.out.read))
+	} else { // it was lowered while this read was waited for
+		s.room = min(s.room, floorPiece)
+	}
 	start := b.used + headroom
 	return b.b[start : start+s.room]
 }
@@ -306,7 +351,7 @@ func (s *session) ackLocked(n uint64) error {
 		s.warmLocked() // the sweep may act on a TCP side that is gone
 	}
 	if over := o.budgeted - max(0, o.retained-wire.InitialWindow); over > 0 {
-		s.host.retained.give(over)
+		s.retained.give(over)
 		o.budgeted -= over
 	}
 	s.checkEndLocked()
@@ -488,11 +533,14 @@ func (s *session) somethingLocked() bool {
 	return s.rest != nil || s.controlLocked() || s.dataLocked() || s.lastWordLocked()
 }
 
-// askLocked has a ping follow what was sent, when nothing more can be, if the link's quota is scarce: the peer acknowledges a
-// part of a window only after a while, and others wait for what it holds. A whole window it acknowledges by itself.
+// askLocked has a ping follow what was sent, when nothing more can be, if this session stops short of what its peer allows, or
+// the link's quota is scarce: the peer acknowledges a part of a window only after a while, and this session or others wait for
+// what it holds. A whole window it acknowledges by itself.
 func (s *session) askLocked() bool {
-	if s.lost != nil || s.closed || s.quota == nil || !s.pingSince.IsZero() || s.out.sent >= s.out.limit ||
-		s.out.onLink() < quotaAskedFor || !s.quota.scarce() {
+	if s.lost != nil || s.closed || s.quota == nil || !s.pingSince.IsZero() || s.out.onLink() == 0 {
+		return false
+	}
+	if !s.out.short && (s.out.sent >= s.out.limit || s.out.onLink() < quotaAskedFor || !s.quota.scarce()) {
 		return false
 	}
 	s.pingLocked(time.Now())
@@ -521,6 +569,9 @@ func (s *session) dataLocked() bool {
 	}
 	p := s.out.at(s.out.sent)
 	n := uint64(p.end-p.start) - (s.out.sent - p.offset)
+	if s.out.sent+n > s.out.limit {
+		return false // since a resume; no piece is larger than a window
+	}
 	if s.quota != nil && !s.quota.take(int64(n), s) {
 		return false
 	}
@@ -575,6 +626,7 @@ func (s *session) composeLocked() []byte {
 		s.pingDue = false
 		s.pingSent, s.pingAt = time.Now(), s.out.sent
 		add(wire.Frame{Kind: wire.FramePing})
+		s.pingLimit = s.in.limitSaid
 	}
 	switch {
 	case s.resetDue:

@@ -92,6 +92,9 @@ const (
 	// MiB/s, and a message beside them takes 3.6 and 4.2 ms; one upload alone
 	// 182 and 170 MiB/s.
 	minGrowthRTT = 1200 * time.Microsecond
+	// maxGrowthRTT is the longest: a pong that comes later is as well one that was kept back, to have a large window for little
+	// data. Two hops over geostationary satellites take 1.2 s; their windows grow more slowly.
+	maxGrowthRTT = time.Second
 	// slowWindow is how long a window of the floor lasts, at least, so that it can be acknowledged nearly as a whole: the sender
 	// waits for that then, but what it waits for is a small part of the time between. Where it lasts for less there
 	// are few who send, and waiting would leave the processors idle.
@@ -125,7 +128,20 @@ func (s *session) growthRTTLocked(now time.Time) time.Duration {
 	if rtt == 0 {
 		return 0
 	}
-	return max(rtt, minGrowthRTT)
+	return min(max(rtt, minGrowthRTT), maxGrowthRTT)
+}
+
+// noteRTTLocked takes the pong for a measurement of the path. It is none if data has come before it which the peer could not send
+// before it had read the ping: pongs go ahead of data, so this one was kept back.
+func (s *session) noteRTTLocked(now time.Time) {
+	if s.pingLimit == 0 {
+		return
+	}
+	rtt := max(now.Sub(s.pingSent), time.Microsecond)
+	if s.minRTT == 0 || rtt < s.minRTT {
+		s.minRTT = rtt
+	}
+	s.host.paths.note(s.pathLocked(), s.route.Link, rtt, now)
 }
 
 // learnPathLocked asks for a ping if nobody knows the path yet: before there is

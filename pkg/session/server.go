@@ -39,8 +39,12 @@ type ServerConfig struct {
 	Ended  func(Summary)
 	Limits Limits
 	Logger *slog.Logger // nil for none
-	// LimitHit is told of each session that a limit keeps out or ends, by the limit's name in the config. Nil: nobody.
+	// LimitHit is told of each session that a limit keeps out, ends, or holds up, by the limit's name in the config. It must not
+	// block. Nil: nobody.
 	LimitHit func(limit string)
+	// Short is told when a client's share of a memory budget is used up, and has not been within the last minute. It is called
+	// with locks held, and must not block. Nil: nobody.
+	Short func(Shortage)
 }
 
 // The limits that are counted, as the config names them.
@@ -104,7 +108,7 @@ func NewServer(c ServerConfig) *Server {
 	orDefault(&c.ResumeTimeout, DefaultResumeTimeout)
 	return &Server{
 		config:   c,
-		host:     newHost(c.Logger, c.Limits),
+		host:     newHost(c.Logger, c.Limits, c.LimitHit, c.Short),
 		started:  time.Now(),
 		sessions: make(map[sessionKey]*session),
 		clients:  make(map[string]*load),
@@ -554,6 +558,7 @@ func (v *Server) detached(s *session, why error) {
 	over := of.detached > v.config.Limits.DetachedPerPeer
 	v.mu.Unlock()
 	s.waiting = true
+	s.takeBackLocked()
 	if over {
 		v.limitHit(limitDetached)
 		s.resetLocked(EndExpired, resetByExpiry)
@@ -720,7 +725,7 @@ func (v *Server) resume(client string, m *wire.Resume, st Stream, via Route) *se
 		if err := s.checkOffsetsLocked(m.Received, m.Acked, m.Limit); err != nil {
 			return 0, &Refusal{wire.StatusMalformed, err.Error()}
 		}
-		s.out.limit = max(s.out.limit, m.Limit)
+		s.out.limit = m.Limit   // which may be lower than before
 		s.out.sent = m.Received // what was sent beyond that is lost
 		if err := s.ackLocked(m.Acked - s.out.acked); err != nil {
 			return 0, &Refusal{wire.StatusMalformed, err.Error()}
@@ -768,6 +773,8 @@ func (v *Server) takeOver(s *session, attempt uint64, st Stream, via Route, chec
 		return nil
 	}
 	v.reattached(s)
+	s.takeBackLocked()
+	s.regainLocked(time.Now())
 	s.attachLocked(st, via, sent)
 	s.frozen = true // nothing goes before the reply
 	if s.end == nil {

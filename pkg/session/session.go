@@ -163,6 +163,8 @@ type session struct {
 	out outbox
 	in  inbox
 
+	windows, retained holding // of the host's budgets
+
 	// The stream, nil while there is none. Only the holder of writing writes to
 	// it; frozen keeps new writers away.
 	stream  Stream
@@ -204,6 +206,7 @@ type session struct {
 	pingSince time.Time     // since when an answer to a ping is due; zero if none is
 	pingSent  time.Time     // when that ping was written; zero if it waits for the writer
 	pingAt    uint64        // what had been sent before it
+	pingLimit uint64        // the limit that was said before it, or with it
 	minRTT    time.Duration // of the pings on the current stream; 0 if unknown
 	nextProbe time.Time
 
@@ -236,6 +239,7 @@ type session struct {
 	resting  bool    // pump was woken to go on in a fresh goroutine
 	reserved *buffer // pump's own: what it reads into
 	hint     int     // pump's own: how much it expects
+	most     int     // pump's own: how much the next read may bring
 	room     int     // pump's own: how much the reservation has room for
 	onRead   func() []byte
 	onCancel func()
@@ -251,6 +255,8 @@ func newSession(h *host, server bool, token wire.Token, info Info) *session {
 	s.info.ID = token.ConnectionID()
 	s.info.State, s.info.Since, s.info.Opened = Opening, now, now
 	s.cond.L = &s.mu
+	s.windows.share = h.windows.share(s.peerName())
+	s.retained.share = h.retained.share(s.peerName())
 	s.in.window, s.in.limit, s.in.limitSaid = wire.InitialWindow, wire.InitialWindow, wire.InitialWindow
 	s.out.limit = wire.InitialWindow
 	s.onRead, s.onCancel = s.reserve, s.unreserve
@@ -307,7 +313,7 @@ func (s *session) attachLocked(st Stream, r Route, sent uint64) {
 	s.ackDue, s.pongDue, s.yield = false, false, 0
 	s.resetSaid, s.resetDue, s.goodbye = false, s.reset != nil, false
 	s.carried, s.left = 0, 0
-	s.pingDue, s.pingSince, s.pingSent, s.minRTT = false, time.Time{}, time.Time{}, 0
+	s.pingDue, s.pingSince, s.pingSent, s.pingLimit, s.minRTT = false, time.Time{}, time.Time{}, 0, 0
 	s.lastIn = time.Now()
 	s.awaitEndLocked()
 	s.warmLocked()
@@ -401,10 +407,10 @@ func (s *session) dropDataLocked() {
 	if s.quota != nil {
 		s.quota.forget(s)
 	}
-	s.host.retained.give(s.out.budgeted)
+	s.retained.give(s.out.budgeted)
 	s.out.budgeted = 0
 	s.in.drop()
-	s.host.windows.give(int64(s.in.window) - wire.InitialWindow)
+	s.windows.give(int64(s.in.window) - wire.InitialWindow)
 	s.in.window = wire.InitialWindow
 }
 
@@ -426,6 +432,8 @@ func (s *session) closeLocked(sum Summary) {
 	sum.Duration = time.Since(s.info.Opened)
 	s.final = &sum
 	s.dropDataLocked()
+	s.windows.release()
+	s.retained.release()
 	s.setState(Closed)
 	s.host.cool(s)
 	if sum.End == EndClosed {

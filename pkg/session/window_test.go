@@ -177,7 +177,7 @@ func TestWindowGrows(t *testing.T) {
 	}{
 		{"free", session.Limits{}, 0, 5 * time.Second},
 		{"not above the floor", session.Limits{MaxWindow: 64 << 10}, 25 * time.Second, 40 * time.Second},
-		{"not above the budget", session.Limits{WindowBudget: 64 << 10}, 12 * time.Second, 20 * time.Second},
+		{"not above half of the budget", session.Limits{WindowBudget: 128 << 10}, 12 * time.Second, 20 * time.Second},
 	} {
 		for _, up := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, up %v", c.name, up), func(t *testing.T) {
