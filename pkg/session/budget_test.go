@@ -125,7 +125,9 @@ func (n *network) upload(client string, token byte) *uploader {
 	ours, p5 := connPair(1 << 20)
 	n.dialBy(func(context.Context) (session.Conn, error) { return ours, nil })
 	go func() { _, _ = io.Copy(io.Discard, struct{ io.Reader }{p5}) }()
-	p := n.play(client, hello(token))
+	tip := hello(token)
+	tip.Limit = 2 * wire.MaxWindow
+	p := n.play(client, tip)
 	_, granted, err := p.answer()
 	if err != nil || granted == nil {
 		n.t.Fatalf("not open: %v", err)
