@@ -162,6 +162,9 @@ func printStatus(w io.Writer, s *control.Status, now time.Time) {
 	if refused := refusals(s.Counters.Refused); refused != "" {
 		fmt.Fprintf(w, "refused since the start: %s\n", refused)
 	}
+	if hit := limitsHit(s.Counters.LimitsHit); hit != "" {
+		fmt.Fprintf(w, "connections that a limit has kept out or made wait, since the start: %s\n", hit)
+	}
 	if len(s.Warnings) > 0 {
 		fmt.Fprintln(w, "\nWhat to look at:")
 		for _, warning := range s.Warnings {
@@ -206,6 +209,15 @@ func refusals(counts map[string]uint64) string {
 		return ""
 	}
 	return strings.Join(list, ", ") + "; `journalctl -u ptthqd PTTHQ_CODE=CODE` tells which"
+}
+
+// limitsHit lists the limits that were hit, in the order of their names.
+func limitsHit(counts map[string]uint64) string {
+	var all []string
+	for _, limit := range slices.Sorted(maps.Keys(counts)) {
+		all = append(all, fmt.Sprintf("%s %d", limit, counts[limit]))
+	}
+	return strings.Join(all, ", ")
 }
 
 func lastReload(r *control.Reload, now time.Time) string {

@@ -62,7 +62,7 @@ type Client struct {
 	sessions *session.Client
 	ledger   account.Ledger
 	hits     account.Hits
-	repeats  account.Repeats // of what goes wrong with accepting
+	repeats  account.Repeats // of what goes wrong with accepting, and of shortages
 
 	settings atomic.Pointer[config.Config]
 	windows  *link.Budget   // of all links
@@ -110,6 +110,7 @@ func New(c Config) (*Client, error) {
 		Logger: client.log,
 
 		LimitHit: client.hits.Hit,
+		Short:    func(s session.Shortage) { account.LogShortage(client.log, &client.repeats, s) },
 	})
 	client.adopt(c.Settings)
 	return client, nil

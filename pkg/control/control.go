@@ -84,6 +84,7 @@ type Status struct {
 	Peers       []Peer       `json:"peers,omitempty"`       // of a relay: all that the config names, connected or not
 	Connections []Connection `json:"connections,omitempty"` // the forwarded connections, the oldest first
 	Warnings    []Warning    `json:"warnings,omitempty"`    // what a person should act on
+	Shortages   []Shortage   `json:"shortages,omitempty"`   // of a client or server: within the last minute
 	Counters    Counters     `json:"counters"`              // since the process began
 	Process     Process      `json:"process"`               // what it takes of its host
 }
@@ -262,16 +263,25 @@ type Warning struct {
 	Hint string `json:"hint,omitempty"` // what to do about it
 }
 
+// Shortage is a peer whose connections have to do with 64 KiB a round trip each, as its share of a memory budget is used up.
+type Shortage struct {
+	Limit string `json:"limit"` // the budget, by its name in [limits]: session_memory or retained_memory
+	Peer  string `json:"peer"`  // the ID of the client, at a server, or of the server, at a client
+	Held  int64  `json:"held"`  // bytes of the budget that its connections hold
+	Free  int64  `json:"free"`  // bytes that nobody holds; no peer may hold more than that
+}
+
 // Counters count since the process began.
 type Counters struct {
-	Opened    uint64            `json:"opened"`            // connections that were opened
-	Refused   map[string]uint64 `json:"refused,omitempty"` // connections that were refused, by status code
-	Ended     map[string]uint64 `json:"ended,omitempty"`   // connections that have ended, by how; not at a relay
-	Resumed   uint64            `json:"resumed"`           // times that a connection went on over a new stream
-	BytesUp   uint64            `json:"bytes_up"`          // from P1 towards P5
-	BytesDown uint64            `json:"bytes_down"`        // from P5 towards P1
-	Reloads   uint64            `json:"reloads"`           // that came into force
-	BadReload uint64            `json:"reloads_failed"`    // that changed nothing
+	Opened    uint64            `json:"opened"`               // connections that were opened
+	Refused   map[string]uint64 `json:"refused,omitempty"`    // connections that were refused, by status code
+	Ended     map[string]uint64 `json:"ended,omitempty"`      // connections that have ended, by how; not at a relay
+	Resumed   uint64            `json:"resumed"`              // times that a connection went on over a new stream
+	LimitsHit map[string]uint64 `json:"limits_hit,omitempty"` // connections that a limit has kept out or made wait, by its name in [limits]
+	BytesUp   uint64            `json:"bytes_up"`             // from P1 towards P5
+	BytesDown uint64            `json:"bytes_down"`           // from P5 towards P1
+	Reloads   uint64            `json:"reloads"`              // that came into force
+	BadReload uint64            `json:"reloads_failed"`       // that changed nothing
 }
 
 // Process is what the process takes of its host.

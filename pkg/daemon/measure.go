@@ -53,10 +53,13 @@ var (
 		wire.StatusRefused, wire.StatusNotConnected, wire.StatusTimeout, wire.StatusVersion,
 	}
 	limitsOf = map[config.Role][]string{
-		config.RoleClient: {"held_connections", "pending_tips", "pending_tips_total", "sessions", "sessions_per_mapping", "spare_descriptors"},
+		config.RoleClient: {
+			"held_connections", "pending_tips", "pending_tips_total", "retained_memory", "session_memory", "sessions",
+			"sessions_per_mapping", "spare_descriptors",
+		},
 		config.RoleServer: {
-			"detached_per_client", "dials", "dials_per_target", "opens_per_second", "pending_tips", "pending_tips_total", "sessions",
-			"sessions_per_client", "spare_descriptors",
+			"detached_per_client", "dials", "dials_per_target", "opens_per_second", "pending_tips", "pending_tips_total",
+			"retained_memory", "session_memory", "sessions", "sessions_per_client", "spare_descriptors",
 		},
 		config.RoleRelay: {
 			"auth_penalty", "handshakes", "handshakes_per_source", "links", "opens_per_second", "parked_resumes", "pending_tips",

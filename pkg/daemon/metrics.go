@@ -78,7 +78,7 @@ var (
 	openDuration = histogram("open_duration_seconds", "From a connection's arrival until its server has granted it: at a client from accepting it, the wait for a link included; at a relay from its request.",
 		"mapping")
 	dialDuration = histogram("dial_duration_seconds", "How long a server's dials of targets took, by the status code that they came to: 200, 502, 504, or 429 without a turn.", "code")
-	limitsHit    = counter("limits_hit_total", "Connections that a limit has kept out or made wait, by its name in [limits].", "limit")
+	limitsHit    = counter("limits_hit_total", "Connections that a limit has kept out or made wait, by its name in [limits]; of session_memory and retained_memory, that have had to do with 64 KiB a round trip.", "limit")
 	parked       = counter("resumes_parked_total", "Requests to resume that have waited at a relay for their server's link.")
 	stalled      = counter("streams_stalled_total", "Streams that a relay has reset as they held up all others of their link.")
 

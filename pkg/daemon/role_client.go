@@ -78,7 +78,8 @@ func (r clientRole) Describe(s *control.Status) {
 		})
 	}
 	count(&s.Counters, now.Counts, s.Connections)
-	remember(&s.Process, now.Memory)
+	remember(s, now.Memory)
+	s.Counters.LimitsHit = now.LimitsHit
 	listening := 0
 	for _, m := range s.Mappings {
 		if m.Enabled {
@@ -201,8 +202,11 @@ func count(c *control.Counters, ended account.Counts, running []control.Connecti
 	}
 }
 
-func remember(p *control.Process, m session.Memory) {
-	p.MemoryUsed, p.MemoryLimit = m.Promised+m.Retained, m.PromisedLimit+m.RetainedLimit
+func remember(s *control.Status, m session.Memory) {
+	s.Process.MemoryUsed, s.Process.MemoryLimit = m.Promised+m.Retained, m.PromisedLimit+m.RetainedLimit
+	for _, short := range m.Short {
+		s.Shortages = append(s.Shortages, control.Shortage{Limit: short.Budget, Peer: short.Peer, Held: short.Held, Free: short.Free})
+	}
 }
 
 // linkSummary says in a few words how the links stand.

@@ -375,6 +375,7 @@ func (r *relayRole) Describe(s *control.Status) {
 	})
 	c := &s.Counters
 	c.BytesUp, c.BytesDown, c.Resumed = now.Counters.BytesUp, now.Counters.BytesDown, now.Counters.Resumed
+	c.LimitsHit = now.Counters.LimitsHit
 	c.Refused = make(map[string]uint64)
 	for status, n := range now.Counters.Refused {
 		c.Refused[fmt.Sprint(uint64(status))] += n

@@ -51,7 +51,8 @@ func (r serverRole) Describe(s *control.Status) {
 		s.Services = append(s.Services, service)
 	}
 	count(&s.Counters, now.Counts, s.Connections)
-	remember(&s.Process, now.Memory)
+	remember(s, now.Memory)
+	s.Counters.LimitsHit = now.LimitsHit
 	s.Summary = fmt.Sprintf("%s; %s, %s", linkSummary(s.Links), plural(len(s.Services), "service"), connectionSummary(s.Connections))
 }
 

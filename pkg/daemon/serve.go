@@ -300,6 +300,11 @@ func (d *daemon) warnings(s *control.Status) []control.Warning {
 			warn("raise net.core.rmem_max, or use the socket unit", "the kernel has dropped %d packets as the receive buffer of %s was full", l.Dropped, l.Address)
 		}
 	}
+	for _, short := range s.Shortages {
+		warn(fmt.Sprintf("see what it leaves unread; or raise limits.%s", short.Limit),
+			"limits.%s: each connection with %s goes on with 64 KiB a round trip, as together they hold %d MiB, of which %d are left for all others",
+			short.Limit, short.Peer, short.Held>>20, short.Free>>20)
+	}
 	if s.Process.FilesLimit > 0 && uint64(s.Process.Files) > s.Process.FilesLimit/10*9 {
 		warn("raise LimitNOFILE= of the service", "%d of %d files are open", s.Process.Files, s.Process.FilesLimit)
 	}

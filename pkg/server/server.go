@@ -64,6 +64,7 @@ type Server struct {
 	sessions *session.Server
 	ledger   account.Ledger
 	hits     account.Hits
+	repeats  account.Repeats // of shortages
 	rates    rates
 
 	settings atomic.Pointer[config.Config]
@@ -107,6 +108,7 @@ func New(c Config) (*Server, error) {
 		Limits:        sessionLimits(c.Settings.Limits),
 		Logger:        s.log,
 		LimitHit:      s.hits.Hit,
+		Short:         func(short session.Shortage) { account.LogShortage(s.log, &s.repeats, short) },
 	})
 	s.adopt(c.Settings, services)
 	return s, nil
@@ -131,6 +133,7 @@ func (s *Server) spareDescriptors(_, _ string, socket syscall.RawConn) error {
 // others drain_timeout to end, resets those that are left, and closes the
 // links. It returns when all that it started has ended.
 func (s *Server) Run(ctx context.Context) error {
+	defer s.repeats.Close()
 	defer s.ledger.Close()
 	uplinked, endLinks := context.WithCancel(context.WithoutCancel(ctx))
 	defer endLinks()
@@ -414,7 +417,7 @@ type Snapshot struct {
 
 	LinkMemory, LinkMemoryLimit int64 // bytes that the windows of links have grown by
 
-	LimitsHit map[string]uint64 // connections that each limit has kept out or ended
+	LimitsHit map[string]uint64 // connections that each limit has kept out, ended, or made wait
 }
 
 // Snapshot tells how the server stands.

@@ -16,7 +16,7 @@ import (
 type inbox struct {
 	acked, received, limit uint64
 	ackedSaid, limitSaid   uint64 // what the peer was told, on the current stream
-	asked                  uint64 // the peer waits for the acknowledgement of this offset; 0 if it doesn't
+	asked                  uint64 // the peer's last ping came at this offset: it may wait for the acknowledgement; 0 if none has come
 	fin                    bool   // the peer's direction has ended; its offset is received-1
 	window                 uint64 // limit is acked plus this, or was when it was larger
 
@@ -230,9 +230,7 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 		return errEnded
 	case wire.FramePing:
 		s.pongDue = true
-		if s.in.acked < s.in.received {
-			s.in.asked = s.in.received
-		}
+		s.in.asked = s.in.received
 	case wire.FramePong:
 		if !s.pingSent.IsZero() {
 			s.noteRTTLocked(now)
@@ -428,8 +426,8 @@ func (s *session) deliveredLocked(n int) {
 	if often := s.ackEveryLocked(); in.acked-in.ackedSaid >= often || in.limit-in.limitSaid >= often {
 		s.ackDue = true
 	}
-	if in.asked > 0 && in.acked >= in.asked {
-		s.ackDue, in.asked = true, 0
+	if in.ackedSaid < in.asked && in.asked <= in.acked {
+		s.ackDue = true
 	}
 }
 
@@ -437,7 +435,8 @@ func (s *session) deliveredLocked(n int) {
 // of a small window, but of a large one less, so that all of it can be used. On a
 // short path a window is worth little, and what an acknowledgement costs (a packet
 // and a wake-up at three nodes) counts: there it is half of the window, up to 128 KiB;
-// and where a window lasts for many round trips, as many share what there is, most of it.
+// and where a window lasts for many round trips, as many share what there is, most of it. A peer that asks on a long path may
+// have stopped short of its window, with no more than the floor under way: for a while it hears of each quarter of that.
 func (s *session) ackEveryLocked() uint64 {
 	window := s.in.window
 	switch {
@@ -446,6 +445,9 @@ func (s *session) ackEveryLocked() uint64 {
 		return window
 	default:
 		return min(window/2, max(window/16, 128<<10))
+	}
+	if s.in.asked > 0 && s.in.acked < s.in.asked+2*wire.InitialWindow {
+		return wire.InitialWindow / 4
 	}
 	return min(window/4, max(window/16, 32<<10))
 }

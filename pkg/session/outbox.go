@@ -191,9 +191,14 @@ func (s *session) wakeReaderLocked() {
 	}
 }
 
-// floorPiece is the most that is read at a time, in bytes, by a session that has nothing of the budget: two such pieces are
-// under way, which is the floor, and a third is read while their acknowledgement is.
-const floorPiece = wire.InitialWindow / 2
+// A session that has nothing of the budget reads floorPiece bytes at most at a time, while no more than floorSent bytes are not
+// acknowledged: 64 KiB, the floor, and one piece, as that many may have arrived when the acknowledgement of what came before left.
+// With the pieces that are acknowledged in part, it retains floorRetained at most, and one piece.
+const (
+	floorPiece    = wire.InitialWindow / 4
+	floorSent     = wire.InitialWindow + floorPiece
+	floorRetained = floorSent + 2*floorPiece
+)
 
 // budgetLocked makes sure that the next read, if it brings the retained bytes
 // above the floor, is within the peer's share of the process's budget. Below the floor it always
@@ -214,7 +219,7 @@ func (s *session) budgetLocked() bool {
 		s.warmLocked()
 	}
 	s.most = floorPiece
-	return s.out.retained <= 2*(floorPiece+pieceCost)
+	return s.out.read-s.out.acked <= floorSent && s.out.retained <= floorRetained
 }
 
 // A holding is a session's part in the share that its peer has of a budget.
