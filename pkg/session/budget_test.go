@@ -280,6 +280,7 @@ func TestDetachedHoldsLittle(t *testing.T) {
 				time.Sleep(time.Second)
 				promised := n.server.Memory().Promised
 				u.st.Reset(wire.CodeLost)
+				synctest.Wait()
 				go func() { _, _ = u.p5.Write(make([]byte, 8<<20)) }()
 				time.Sleep(away)
 				m := n.server.Memory()
