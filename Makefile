@@ -94,8 +94,8 @@ BENCHFLAGS ?=
 
 .PHONY: bench
 bench: build ## the chain against direct TCP, plain quic-go, and others: BENCHFLAGS='-quick', '-h' lists the rest
-	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/plainchain ./cmd/plainchain
-	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/bench ./cmd/bench
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/plainchain ./bench/plainchain
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/bench ./bench
 	$(BIN)/bench -programs $(BIN) $(BENCHFLAGS)
 
 .PHONY: bench-parts

@@ -48,9 +48,9 @@ var floors = map[string]int{
 
 	"pkg/daemon": 5,
 
-	"cmd/ptthqd":     6,
-	"cmd/bench":      6, // measures the other two
-	"cmd/plainchain": 6,
+	"cmd/ptthqd":       6,
+	"bench":            6, // measures the other two
+	"bench/plainchain": 6,
 
 	"pkg/e2e": 7, // for tests of whole processes
 }
@@ -63,14 +63,14 @@ var knows = []struct {
 }{
 	{"github.com/quic-go/quic-go/quicvarint", []string{"pkg/wire", "pkg/link"}, "the encoding is wire's"},
 	{"github.com/quic-go/quic-go/testutils/simnet", []string{"pkg/link/linktest"}, "only link's tests simulate networks"},
-	{"github.com/quic-go/quic-go/", []string{"pkg/link", "cmd/plainchain"}, "only link knows quic-go"},
+	{"github.com/quic-go/quic-go/", []string{"pkg/link", "bench/plainchain"}, "only link knows quic-go"},
 	{"github.com/coreos/go-systemd/", []string{"pkg/daemon"}, "only the daemon knows systemd"},
 	{"github.com/fsnotify/fsnotify", []string{"pkg/daemon"}, "only the daemon knows files that change"},
-	{"os/signal", []string{"pkg/daemon", "cmd/ptthqd", "cmd/bench"}, "only the daemon knows signals"},
+	{"os/signal", []string{"pkg/daemon", "cmd/ptthqd", "bench"}, "only the daemon knows signals"},
 	{"github.com/prometheus/", []string{"pkg/daemon"}, "only the daemon knows Prometheus"},
 	{"github.com/BurntSushi/toml", []string{"pkg/config"}, "only config knows TOML"},
 	{"github.com/spf13/", []string{"cmd/ptthqd"}, "only the command knows the command line"},
-	{"os/exec", []string{"cmd/ptthqd", "cmd/bench", "pkg/e2e"}, "nothing that speaks to a network starts programs"},
+	{"os/exec", []string{"cmd/ptthqd", "bench", "pkg/e2e"}, "nothing that speaks to a network starts programs"},
 	{"unsafe", []string{"pkg/nowait", "pkg/carrier"}, "what foreign bytes reach is memory-safe"},
 }
 

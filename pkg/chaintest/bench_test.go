@@ -329,7 +329,7 @@ func (l *loopback) dial(address string, what byte) *net.TCPConn {
 }
 
 // BenchmarkChain is what a byte, a message and a connection cost from P1 to P5 and back, in one process, which also is
-// P1 and P5. cmd/bench measures the same with real processes.
+// P1 and P5. bench measures the same with real processes.
 func BenchmarkChain(b *testing.B) {
 	b.Run("up", func(b *testing.B) {
 		l := newLoopback(b)
@@ -429,7 +429,7 @@ func BenchmarkFrames(b *testing.B) {
 
 // BenchmarkIdle is the memory that an idle connection takes of client, relay and server together: the heap and the stacks that
 // it adds, less what the same connection takes of P1 and P5 where there is no chain. What real processes take is more, by what
-// the garbage collector leaves unused; cmd/bench measures that.
+// the garbage collector leaves unused; bench measures that.
 func BenchmarkIdle(b *testing.B) {
 	const count = 500
 	l := newLoopback(b)

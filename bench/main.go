@@ -1,13 +1,13 @@
 //go:build linux
 
 // Command bench measures ptthqd: it starts each tunnel's chain of three processes, client, relay and server, with fresh keys
-// and configs, sends load through it, and puts direct TCP, the plain chain (cmd/plainchain) and any other tunnel beside it
+// and configs, sends load through it, and puts direct TCP, the plain chain (bench/plainchain) and any other tunnel beside it
 // in the same run. Rounds are interleaved, so that what else the machine does falls on all alike; figures are medians
 // with the least and the greatest.
 //
 //	make bench                                # about ten minutes
 //	make bench BENCHFLAGS='-quick'            # under one, as a smoke test
-//	make bench BENCHFLAGS='-full -o bench.json cmd/bench/tunnels/ssh'
+//	make bench BENCHFLAGS='-full -o bench.json bench/tunnels/ssh'
 //	bin/bench -rows rtt,open-16 -rounds 9
 //
 // The arguments are definition directories of further tunnels. Such a directory has three executables, relay, server and
@@ -96,8 +96,8 @@ func (o *options) flags(set *flag.FlagSet) {
 	set.BoolVar(&o.quick, "quick", false, "a smoke test: one short round of each row, nothing wide, little held")
 	set.BoolVar(&o.full, "full", false, "five rounds of two seconds, 10,000 idle connections, 5,000 idle peers")
 	set.StringVar(&o.programs, "programs", "bin", "`DIRECTORY` of ptthqd and plainchain")
-	set.StringVar(&o.ours, "ptthqd", "cmd/bench/tunnels/ptthqd", "definition `DIRECTORY` of ptthqd")
-	set.StringVar(&o.plain, "plain", "cmd/bench/tunnels/plain", "definition `DIRECTORY` of the plain chain")
+	set.StringVar(&o.ours, "ptthqd", "bench/tunnels/ptthqd", "definition `DIRECTORY` of ptthqd")
+	set.StringVar(&o.plain, "plain", "bench/tunnels/plain", "definition `DIRECTORY` of the plain chain")
 	set.Usage = func() {
 		fmt.Fprintf(set.Output(), "usage: bench [flags] [DEFINITION DIRECTORY...]\n\nflags:\n")
 		set.PrintDefaults()
