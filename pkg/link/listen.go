@@ -101,7 +101,9 @@ func (l *Listener) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	resetKey := quic.StatelessResetKey(l.Identity.Derive("quic stateless reset"))
+	// A key for each address: a socket that does not know a connection ID answers with its reset token. With one key for
+	// all, anybody could learn the token of a link from another socket, and end that link with one forged packet.
+	resetKey := quic.StatelessResetKey(l.Identity.Derive("quic stateless reset at " + l.Socket.LocalAddr().String()))
 	tokenKey := quic.TokenGeneratorKey(l.Identity.Derive("quic token"))
 	calm := rate.NewLimiter(rate.Limit(l.current().HandshakesPerSecond), 2*l.current().HandshakesPerSecond)
 	transport := &quic.Transport{
