@@ -72,7 +72,7 @@ func TestHandshakesNameTheProtocol(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	listen, err := ident.ListenTLS(key, func(ident.PublicKey) error { return nil })
+	listen, err := ident.ListenTLS(key)
 	if err != nil {
 		t.Fatal(err)
 	}

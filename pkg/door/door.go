@@ -5,6 +5,7 @@ package door
 import (
 	"container/heap"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -18,32 +19,39 @@ const (
 
 // Limits bound what strangers can make grow. No default: the caller sets each.
 type Limits struct {
-	// Handshakes and HandshakesPerSource are how many handshakes may be under way, in all and from one source; from that no more
-	// than an eighth of those in all that are left, either.
+	// Handshakes and HandshakesPerSource are how many handshakes may be in progress, in all and from one source. One source
+	// takes no more than an eighth of the free places either, and no more than a half if a peer was there within a day.
 	Handshakes, HandshakesPerSource int
-	// AuthPenalty is for how long a source is refused after a failure; each further one adds as much, up to AuthPenaltyMax. Zero:
-	// it is not.
+	// AuthPenalty is what each failed authentication adds to its source's penalty, up to AuthPenaltyMax. Zero disables penalties.
 	AuthPenalty, AuthPenaltyMax time.Duration
 	// PenaltySources is how many sources with a penalty are remembered.
 	PenaltySources int
+	// Exempt lists the networks whose sources get no penalty. A source that overlaps one of them is exempt.
+	Exempt []netip.Prefix
 }
 
-// A Door lets handshakes in. It knows how many are under way from each source, and which sources are to wait as somebody
-// there has failed to authenticate. What it remembers is bounded by the limits. The zero value is ready.
+// A Door lets handshakes in. It counts those in progress from each source, and remembers which sources have failed to
+// authenticate and where peers were let in. The limits bound all that. The zero value is ready.
 //
-// A first packet costs its sender nothing, not even an address of its own, and may be a stale one besides, from a dialler
-// that has given up long ago. So only a part of the room is for those who have proved nothing: who comes when that is taken
-// proves its address first (Retry), of which the door keeps nothing, and finds the rest of the room free of them.
+// A first packet costs its sender nothing, not even an address of its own, and may be stale, from a dialler that has given
+// up long ago. So senders that have proved nothing share a part of the places. When that part is taken, a sender proves its
+// address first (Retry), for which the door stores nothing, and finds the other places free.
+//
+// The address says little about who comes: behind a NAT peers and strangers share one. The key says all, but is proved only
+// by the handshake. So a penalty leaves a source a few handshakes at a time, and a source where a peer was let in within a
+// day has no penalty, and places that failures there do not take.
 type Door struct {
 	mu       sync.Mutex
 	all      crowd
 	sources  map[netip.Prefix]crowd
 	punished map[netip.Prefix]*penalty
 	ends     penalties // the same, by when they end
+	homes    homes
 }
 
-// A crowd is how many handshakes are under way, and how many of them with an address that is not proved.
-type crowd struct{ inside, unproved int }
+// A crowd counts handshakes: in progress, of those with an address that is not proved, and of those that have failed and are
+// still counted.
+type crowd struct{ inside, unproved, failed int }
 
 func (c crowd) plus(n int, proved bool) crowd {
 	c.inside += n
@@ -53,21 +61,32 @@ func (c crowd) plus(n int, proved bool) crowd {
 	return c
 }
 
-// The parts of the room: one in unprovedPart of it is for handshakes with an address that is not proved; a source may take
-// one in sourcePart of what is free, so that those who are many can't fill it before the others.
+// The parts of the places: one in unprovedPart is for handshakes with an address that is not proved. A source may take one
+// in sourcePart of the free places, or one in homePart if a peer was there, so that many sources can't fill them before others.
 const (
 	unprovedPart = 4
 	sourcePart   = 8
+	homePart     = 2
+	penaltyPart  = 8 // of HandshakesPerSource, for a source with a penalty
 )
 
-// A penalty is a time for which a source is refused.
+// holdFailed is how long, from its beginning, a failed handshake counts as in progress: one costs a listener a good part of
+// a millisecond, and the next might begin at once.
+const holdFailed = time.Second
+
+// leastEnforced is the penalty that a source must exceed before it has an effect: a node with a new key tries a few times
+// while its administrator adds the key. sshd has the same (PerSourcePenalties min).
+const leastEnforced = 15 * time.Second
+
+// A penalty is a time for which a source is limited.
 type penalty struct {
-	source netip.Prefix
-	until  time.Time
-	index  int // in the heap
+	source   netip.Prefix
+	until    time.Time
+	enforced bool // until it ends, once it has exceeded leastEnforced
+	index    int  // in the heap
 }
 
-// SourceOf is what one stranger has: an IPv4 address, or the /64 that a host of IPv6 has to itself.
+// SourceOf returns what one stranger has: an IPv4 address, or the /64 that a host of IPv6 has to itself.
 func SourceOf(a netip.Addr) netip.Prefix {
 	a = a.Unmap().WithZone("")
 	bits := 64
@@ -78,7 +97,7 @@ func SourceOf(a netip.Addr) netip.Prefix {
 	return source
 }
 
-// MustProve tells whether who comes from a source must prove its address first.
+// MustProve reports whether a handshake from a source must prove its address first.
 func (d *Door) MustProve(source netip.Prefix, l *Limits) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -86,64 +105,137 @@ func (d *Door) MustProve(source netip.Prefix, l *Limits) bool {
 		d.sources[source].unproved >= max(1, l.HandshakesPerSource/unprovedPart)
 }
 
-// Enter counts a handshake, or tells which limit keeps it out.
-func (d *Door) Enter(source netip.Prefix, proved bool, l *Limits) (limit string) {
+// Enter counts a handshake, or returns the limit that keeps it out. The caller ends the visit with Fail or Welcome.
+func (d *Door) Enter(source netip.Prefix, proved bool, l *Limits) (_ *Visit, limit string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	now := time.Now()
 	free := l.Handshakes - d.all.inside
+	c := d.sources[source]
+	inside, most := c.inside, min(l.HandshakesPerSource, max(1, free/sourcePart))
+	peers := d.homes.at(source, now)
+	if peers > 0 {
+		inside -= min(c.failed, l.HandshakesPerSource)
+		most = min(l.HandshakesPerSource+peers, max(1, free/homePart))
+	}
 	p := d.punished[source]
 	switch {
-	case p != nil && time.Now().Before(p.until):
-		return LimitPenalty
+	case p != nil && p.enforced && now.Before(p.until) && inside >= max(1, l.HandshakesPerSource/penaltyPart) && peers == 0:
+		return nil, LimitPenalty
 	case free <= 0:
-		return LimitHandshakes
-	case d.sources[source].inside >= min(l.HandshakesPerSource, max(1, free/sourcePart)):
-		return LimitSourceHandshakes
+		return nil, LimitHandshakes
+	case inside >= most:
+		return nil, LimitSourceHandshakes
 	}
 	if d.sources == nil {
 		d.sources = make(map[netip.Prefix]crowd)
 	}
 	d.all = d.all.plus(1, proved)
-	d.sources[source] = d.sources[source].plus(1, proved)
-	return ""
+	d.sources[source] = c.plus(1, proved)
+	return &Visit{door: d, source: source, proved: proved, began: now}, ""
 }
 
-// Leave ends a handshake that Enter has counted.
-func (d *Door) Leave(source netip.Prefix, proved bool) {
+// A Visit is a handshake that was let in. Its methods may be called from any goroutine; of Fail and Welcome the first call
+// counts.
+type Visit struct {
+	door   *Door
+	source netip.Prefix
+	proved bool
+	began  time.Time
+	over   bool
+}
+
+// Fail ends a handshake that has come to nothing. With a penalty, it was one whose key was not accepted.
+func (v *Visit) Fail(punish bool, l *Limits) {
+	d := v.door
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.all = d.all.plus(-1, proved)
-	d.sources[source] = d.sources[source].plus(-1, proved)
-	if d.sources[source].inside == 0 {
-		delete(d.sources, source)
-	}
-}
-
-// Punish has a source wait, longer if it waits already. Where too many do, the one that would end first is let off.
-func (d *Door) Punish(source netip.Prefix, l *Limits) {
-	if l.AuthPenalty <= 0 {
+	if v.over {
 		return
 	}
+	v.over = true
+	if punish {
+		d.punishLocked(v.source, l)
+	}
+	rest := holdFailed - time.Since(v.began)
+	if rest <= 0 {
+		v.leaveLocked()
+		return
+	}
+	c := d.sources[v.source]
+	c.failed++
+	d.sources[v.source] = c
+	time.AfterFunc(rest, func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		c := d.sources[v.source]
+		c.failed--
+		d.sources[v.source] = c
+		v.leaveLocked()
+	})
+}
+
+// Welcome ends a handshake that has proved a peer's key.
+func (v *Visit) Welcome(peer string) {
+	d := v.door
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if v.over {
+		return
+	}
+	v.over = true
+	d.homes.add(peer, v.source, time.Now())
+	v.leaveLocked()
+}
+
+func (v *Visit) leaveLocked() {
+	d := v.door
+	d.all = d.all.plus(-1, v.proved)
+	c := d.sources[v.source].plus(-1, v.proved)
+	d.sources[v.source] = c
+	if c.inside == 0 {
+		delete(d.sources, v.source)
+	}
+}
+
+// Seen says that a peer is at a source at this moment. Call it when a peer's link ends: it may have begun long ago.
+func (d *Door) Seen(peer string, source netip.Prefix) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.homes.add(peer, source, time.Now())
+}
+
+// Expel forgets where a peer was: it is one no more.
+func (d *Door) Expel(peer string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.homes.expel(peer)
+}
+
+// punishLocked adds to a source's penalty. Where too many sources have one, the one that would end first is let off.
+func (d *Door) punishLocked(source netip.Prefix, l *Limits) {
+	if l.AuthPenalty <= 0 || slices.ContainsFunc(l.Exempt, source.Overlaps) {
+		return
+	}
 	now := time.Now()
 	for len(d.ends) > 0 && !now.Before(d.ends[0].until) {
 		d.forgiveFirstLocked()
 	}
-	if p := d.punished[source]; p != nil {
-		p.until = now.Add(min(p.until.Sub(now)+l.AuthPenalty, l.AuthPenaltyMax))
-		heap.Fix(&d.ends, p.index)
-		return
+	p := d.punished[source]
+	if p == nil {
+		for len(d.ends) >= l.PenaltySources {
+			d.forgiveFirstLocked()
+		}
+		if d.punished == nil {
+			d.punished = make(map[netip.Prefix]*penalty)
+		}
+		p = &penalty{source: source, until: now}
+		d.punished[source] = p
+		heap.Push(&d.ends, p)
 	}
-	for len(d.ends) >= l.PenaltySources {
-		d.forgiveFirstLocked()
-	}
-	if d.punished == nil {
-		d.punished = make(map[netip.Prefix]*penalty)
-	}
-	p := &penalty{source: source, until: now.Add(min(l.AuthPenalty, l.AuthPenaltyMax))}
-	d.punished[source] = p
-	heap.Push(&d.ends, p)
+	p.until = now.Add(min(p.until.Sub(now)+l.AuthPenalty, l.AuthPenaltyMax))
+	p.enforced = p.enforced || p.until.Sub(now) > leastEnforced
+	heap.Fix(&d.ends, p.index)
 }
 
 func (d *Door) forgiveFirstLocked() {
@@ -151,7 +243,7 @@ func (d *Door) forgiveFirstLocked() {
 	heap.Pop(&d.ends)
 }
 
-// Forgive forgets which sources are punished: those of a config before.
+// Forgive forgets all penalties: those of a config before.
 func (d *Door) Forgive() {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -7,7 +7,7 @@
 //
 //	key, err := ident.LoadPrivateKey("/etc/ptthq.key")
 //	tlsConfig, err := ident.DialTLS(key, relayKey)                // a client or a server
-//	tlsConfig, err := ident.ListenTLS(key, admit)                 // a relay
+//	tlsConfig, err := ident.ListenTLS(key)                        // a relay
 //
 // The printed forms are WireGuard's: base64 of 32 bytes, the seed of the private key or the public key itself.
 package ident

@@ -2,8 +2,10 @@ package link
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"log/slog"
+	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -13,6 +15,7 @@ import (
 
 	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/door"
+	"ptthqd/pkg/ident"
 )
 
 // The limits that a Listener or Dialer tells of, as the config names them; those of a door are others.
@@ -23,10 +26,6 @@ const (
 	limitAllTips = "pending_tips_total"
 )
 
-// holdFailed is how long, from its beginning, a handshake that has come to nothing counts as under way: one costs a
-// listener a good part of a millisecond, and might be begun anew at once.
-const holdFailed = time.Second
-
 // Forgive forgets which sources have failed to authenticate: those of a config before.
 func (t *Links) Forgive() { t.door.Forgive() }
 
@@ -35,52 +34,73 @@ type insideKey struct{}
 
 // A visit is a handshake that is let in.
 type visit struct {
-	door   *door.Door
-	source netip.Prefix
-	proved bool
-	left   sync.Once
-	ended  func() bool // has the end of the connection mean nothing any more
+	*door.Visit
+	ended func() bool // keeps the end of the connection from ending the visit
 }
-
-func (v *visit) leave() { v.left.Do(func() { v.door.Leave(v.source, v.proved) }) }
 
 var errKeptOut = errors.New("a limit is reached")
 
 // enter is asked about each handshake, once it has proved its address where that is asked for. Who is kept out is told
 // that the connection is refused, and no more.
 func (l *Listener) enter(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
-	d := &l.links().door
-	source, proved := door.SourceOf(carrier.AddrPort(info.RemoteAddr).Addr()), info.AddrVerified
-	if limit := d.Enter(source, proved, l.current().door()); limit != "" {
+	inside, limit := l.links().door.Enter(sourceOf(info.RemoteAddr), info.AddrVerified, l.current().door())
+	if limit != "" {
 		l.hits.hit(limit, slog.Any("remote", info.RemoteAddr))
 		return nil, errKeptOut
 	}
-	began := time.Now()
-	v := &visit{door: d, source: source, proved: proved}
+	v := &visit{Visit: inside}
 	v.ended = context.AfterFunc(ctx, func() {
-		if unauthenticated(context.Cause(ctx)) {
-			d.Punish(source, l.current().door())
-		}
-		time.AfterFunc(holdFailed-time.Since(began), v.leave) // at once if it has lasted longer
+		inside.Fail(unauthenticated(context.Cause(ctx)), l.current().door())
 	})
 	return context.WithValue(ctx, insideKey{}, v), nil
 }
 
-// entered ends the handshake of a connection, which then keeps as little of it as it can.
-func entered(conn *quic.Conn) {
+// decide ends the handshake of a connection, which has proved its key: it returns the peer's ID, or an error if the key is
+// nobody's.
+func (l *Listener) decide(conn *quic.Conn) (id string, key ident.PublicKey, err error) {
+	if key, err = ident.PeerKey(conn.ConnectionState().TLS); err == nil {
+		if id, err = l.Admit(key); err == nil {
+			l.links().strangers.forget(key)
+		} else {
+			l.links().strangers.knock(key, conn.RemoteAddr(), err, l.log)
+		}
+	}
 	if v, ok := conn.Context().Value(insideKey{}).(*visit); ok {
 		v.ended()
-		v.ended = nil
-		v.leave()
+		if err != nil {
+			v.Fail(true, l.current().door())
+		} else {
+			v.Welcome(id)
+		}
+		v.ended, v.Visit = nil, nil // a link keeps as little of it as it can
 	}
+	return id, key, err
 }
 
-// unauthenticated tells whether a connection has ended as this end did not accept the other one's key. That key came in
-// packets that only who has this end's answers can make: the address is not forged.
+// unauthenticated reports whether a handshake has ended because this end did not accept the other one's certificate, or its
+// signature. Those come in packets that only a receiver of this end's answers can make, so the address is not forged.
 func unauthenticated(cause error) bool {
-	const badCertificate = 42 // TLS alert, RFC 8446, section 6
+	const badCertificate, decryptError, certificateRequired = 42, 51, 116 // TLS alerts, RFC 8446, section 6
 	e, ok := errors.AsType[*quic.TransportError](cause)
-	return ok && !e.Remote && e.ErrorCode.IsCryptoError() && e.ErrorCode&0xff == badCertificate
+	if !ok || e.Remote || !e.ErrorCode.IsCryptoError() {
+		return false
+	}
+	alert := e.ErrorCode & 0xff
+	return alert == badCertificate || alert == decryptError || alert == certificateRequired
+}
+
+// sourceOf returns who an address counts as at the door. An address that is not of UDP has its text instead: no two of them
+// are one source.
+func sourceOf(a net.Addr) netip.Prefix {
+	if at := carrier.AddrPort(a); at.IsValid() {
+		return door.SourceOf(at.Addr())
+	}
+	if at, err := netip.ParseAddrPort(a.String()); err == nil {
+		return door.SourceOf(at.Addr())
+	}
+	sum := sha256.Sum256([]byte(a.Network() + " " + a.String()))
+	sum[0] = 0xfc // nobody's: only fd00::/8 of the unique local addresses is in use (RFC 4193)
+	return door.SourceOf(netip.AddrFrom16([16]byte(sum[:])))
 }
 
 // limitEvery is the least time between two lines about one limit.

@@ -18,6 +18,8 @@ import (
 
 	"github.com/quic-go/quic-go"
 
+	"ptthqd/pkg/carrier"
+	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/link/linktest"
 	"ptthqd/pkg/wire"
@@ -261,63 +263,179 @@ func TestLinksInALoop(t *testing.T) {
 	})
 }
 
+// fail makes handshakes with a key that is nobody's, one after another.
+func (c *crowd) fail(host string, times int) {
+	c.Helper()
+	for range times {
+		if err := end(c.knock(host, c.tls(linktest.Key(c)))); err == nil || refused(err) {
+			c.Errorf("%s, unknown: %v", host, err)
+		}
+		time.Sleep(sec) // until the failed one counts no more
+	}
+}
+
+// wantLimited wants a source to have one handshake at a time, an eighth of what it may, or more.
+func (c *crowd) wantLimited(host string, want bool) {
+	c.Helper()
+	c.begin(host)
+	c.wantLetIn(host, !want)
+	time.Sleep(11 * sec) // until the one that was begun has timed out
+}
+
 func TestPenalty(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCrowd(t, link.Limits{AuthPenalty: 5 * sec, AuthPenaltyMax: 8 * sec, PenaltySources: 2})
-		fail := func(hosts ...string) {
-			var work sync.WaitGroup
-			for _, host := range hosts {
-				work.Go(func() {
-					if err := end(c.knock(host, c.tls(linktest.Key(t)))); err == nil || refused(err) {
-						t.Errorf("%s, unknown: %v", host, err)
-					}
-				})
-			}
-			work.Wait()
-			time.Sleep(100 * ms)
-		}
-		fail("10.0.0.2")
-		c.wantLetIn("10.0.0.2", false)
-		c.wantLetIn("10.0.0.3", true)
+		c := newCrowd(t, link.Limits{HandshakesPerSource: 8, AuthPenalty: 60 * sec, AuthPenaltyMax: 100 * sec, PenaltySources: 2})
+		stranger := func(host string) { c.wantLimited(host, true) }
+		c.fail("10.0.0.2", 1)
+		stranger("10.0.0.2")
 		c.wantHit("auth_penalty")
-		time.Sleep(5 * sec)
-		c.wantLetIn("10.0.0.2", true)
-
-		fail("10.0.0.2", "10.0.0.2", "10.0.0.2") // three at once add up, to 8 s
-		time.Sleep(7 * sec)
-		c.wantLetIn("10.0.0.2", false)
-		time.Sleep(sec)
-		c.wantLetIn("10.0.0.2", true)
-
-		fail("10.0.0.2")
-		fail("10.0.0.3")
-		fail("10.0.0.4") // the first is forgotten for it
-		c.wantLetIn("10.0.0.2", true)
-		c.wantLetIn("10.0.0.3", false)
-		c.wantLetIn("10.0.0.4", false)
-		c.listener.Links.Forgive()
+		time.Sleep(60 * sec)
+		c.fail("10.0.0.2", 3) // to 100 s
+		time.Sleep(75 * sec)
+		stranger("10.0.0.2")
+		time.Sleep(20 * sec)
 		c.wantLetIn("10.0.0.3", true)
+
+		c.fail("10.0.0.4", 1)
+		c.fail("10.0.0.5", 1)
+		c.fail("10.0.0.6", 1) // the first is forgotten for it
+		c.wantLimited("10.0.0.4", false)
+		stranger("10.0.0.5")
+		c.listener.Links.Forgive()
+		c.wantLimited("10.0.0.6", false)
+	})
+}
+
+// A few failures are a node whose key is being added. sshd has the same bound.
+func TestPenaltiesBelow15SecondsHaveNoEffect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, link.Limits{HandshakesPerSource: 8, AuthPenalty: 5 * sec})
+		c.fail("10.0.0.2", 3)
+		c.wantLimited("10.0.0.2", false)
+		c.fail("10.0.0.3", 6)
+		c.wantLimited("10.0.0.3", true)
+	})
+}
+
+func TestSourcesWithoutPenalty(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, link.Limits{HandshakesPerSource: 8, AuthPenalty: 60 * sec, PenaltyExempt: []netip.Prefix{netip.MustParsePrefix("10.0.0.3/32")}})
+		c.fail("10.0.0.3", 3)
+		c.wantLimited("10.0.0.3", false)
+
+		c.wantLetIn("10.0.0.4", true) // a peer is there
+		c.fail("10.0.0.4", 3)
+		c.wantLimited("10.0.0.4", false)
+		time.Sleep(25 * time.Hour)
+		c.fail("10.0.0.4", 3)
+		c.wantLimited("10.0.0.4", true)
+	})
+}
+
+// A peer whose link is older than a day is still there.
+func TestLongLinksKeepTheirSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, link.Limits{HandshakesPerSource: 8, AuthPenalty: 60 * sec})
+		c.dial()
+		c.took(0, sec)
+		time.Sleep(30 * time.Hour)
+		c.fail(linktest.DiallerHost, 3)
+		c.wantLimited(linktest.DiallerHost, false)
+
+		// Its key is removed, so its source is any other.
+		c.peers.Store(&linktest.Peers{})
+		c.listener.Recheck()
+		time.Sleep(sec)
+		c.listener.Links.Forgive()
+		c.fail(linktest.DiallerHost, 3)
+		c.begin(linktest.DiallerHost)
+		if err := end(c.knock(linktest.DiallerHost, c.tls(c.key))); !refused(err) {
+			t.Error(err)
+		}
+	})
+}
+
+// A worthless signature costs its sender as much as an unknown key, whoever's key it comes with, and tells as little.
+func TestWorthlessSignatures(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, link.Limits{HandshakesPerSource: 8, AuthPenalty: 60 * sec})
+		forged := func(host string, key ident.PrivateKey) error {
+			config := c.tls(linktest.Key(t))
+			config.Certificates[0].Certificate = c.tls(key).Certificates[0].Certificate
+			return end(c.knock(host, config))
+		}
+		known, unknown := forged("10.0.0.2", c.key), forged("10.0.0.3", linktest.Key(t))
+		if e, ok := errors.AsType[*quic.TransportError](known); !ok || !e.Remote || known.Error() != unknown.Error() {
+			t.Errorf("a known key without its private one gets %v, an unknown one %v", known, unknown)
+		}
+		time.Sleep(sec)
+		c.wantLimited("10.0.0.2", true)
+		c.wantLimited("10.0.0.3", true)
+		if list, _ := c.listener.Links.Strangers(); len(list) > 0 {
+			t.Errorf("keys that nobody has proved: %v", list)
+		}
 	})
 }
 
 func TestPenaltyOfAnIPv6Network(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCrowd(t, link.Limits{AuthPenalty: 5 * sec})
+		c := newCrowd(t, link.Limits{HandshakesPerSource: 8, AuthPenalty: 60 * sec})
 		c.relay = "[2001:db8::1]:30380"
 		six := c.network.Listener(c.relay, c.relayKey, *c.peers.Load(), c.listener.Serve)
 		c.listens(six)
 		c.network.Run(six.Run)
-		_ = end(c.knock("2001:db8:1:1::5", c.tls(linktest.Key(t))))
-		time.Sleep(100 * ms)
-		c.wantLetIn("2001:db8:1:1:ffff::6", false)
+		time.Sleep(sec)
+		c.fail("2001:db8:1:1::5", 1)
+		c.begin("2001:db8:1:1::6")
+		c.wantLetIn("2001:db8:1:1:ffff::7", false)
 		c.wantLetIn("2001:db8:1:2::5", true)
+	})
+}
+
+// named is a socket whose neighbours have addresses that are not UDP's, as those of another carrier.
+type named struct{ net.PacketConn }
+
+type namedAddr struct{ net.Addr }
+
+func (a namedAddr) Network() string { return "named" }
+func (a namedAddr) String() string  { return "neighbour " + a.Addr.String() }
+
+func (n named) ReadFrom(p []byte) (int, net.Addr, error) {
+	size, from, err := n.PacketConn.ReadFrom(p)
+	if err == nil {
+		from = namedAddr{from}
+	}
+	return size, from, err
+}
+
+func (n named) WriteTo(p []byte, to net.Addr) (int, error) {
+	if a, ok := to.(namedAddr); ok {
+		to = a.Addr
+	}
+	return n.PacketConn.WriteTo(p, to)
+}
+
+// Neighbours whose addresses are not UDP's are not all one source.
+func TestSourcesThatAreNotUDP(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, link.Limits{HandshakesPerSource: 1})
+		c.relay = "192.0.2.9:30380"
+		socket, err := carrier.New(named{c.network.Listen(c.relay)}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer socket.Close()
+		listener := &link.Listener{Socket: socket, Identity: c.relayKey, Admit: c.listener.Admit, Serve: c.listener.Serve, Limits: c.network.Limits}
+		c.network.Run(listener.Run)
+		c.begin("10.0.0.2")
+		c.wantLetIn("10.0.0.3", true)
 	})
 }
 
 // The words of a node that is refused must keep saying why.
 func TestPenaltyKeepsItsReason(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCrowd(t, link.Limits{AuthPenalty: 60 * sec})
+		c := newCrowd(t, link.Limits{HandshakesPerSource: 8, AuthPenalty: 60 * sec})
 		peers := *c.peers.Load()
 		c.peers.Store(&linktest.Peers{})
 		c.dial()

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,15 +42,19 @@ type Limits struct {
 	PendingTipsTotal int
 	// Handshakes and HandshakesPerSource are how many handshakes may be under way, in all and from one IPv4 address or IPv6
 	// /64; from that no more than an eighth of those in all that are left, either. One that fails counts for a second at least.
-	// Default 512 and 32.
+	// Default 512 and 32. A source where a peer was within a day has one more for each peer, as many again for those that have
+	// failed, and up to a half of those that are left.
 	Handshakes, HandshakesPerSource int
 	// HandshakeTimeout is how long a handshake may take. Default 10 s.
 	HandshakeTimeout time.Duration
-	// AuthPenalty is for how long a source is refused after a handshake with a key that is not admitted; each further one
-	// adds as much, up to AuthPenaltyMax, whose default is 10 minutes. Zero: it is not.
+	// AuthPenalty is what a handshake with a key that is not admitted adds to its source's penalty, up to AuthPenaltyMax, whose
+	// default is 10 minutes. While a penalty lasts that has exceeded 15 s, the source has an eighth of HandshakesPerSource, unless a
+	// peer was there within a day. Zero disables penalties.
 	AuthPenalty, AuthPenaltyMax time.Duration
 	// PenaltySources is how many sources with a penalty are remembered. Default 65,536.
 	PenaltySources int
+	// PenaltyExempt lists the networks that get no penalty.
+	PenaltyExempt []netip.Prefix
 }
 
 // The windows begin small: they take memory where a peer sends and is not read, and grow with what the path carries.
@@ -82,6 +87,7 @@ func (l *Limits) door() *door.Limits {
 	return &door.Limits{
 		Handshakes: l.Handshakes, HandshakesPerSource: l.HandshakesPerSource,
 		AuthPenalty: l.AuthPenalty, AuthPenaltyMax: l.AuthPenaltyMax, PenaltySources: l.PenaltySources,
+		Exempt: l.PenaltyExempt,
 	}
 }
 

@@ -68,7 +68,7 @@ type Link struct {
 		wake  func()     // makes Accept look again; nil if it would anyway
 		over  bool       // no goroutine begins any more
 	}
-	badTips rate.Sometimes // logs them
+	badTips rate.Sometimes // logs them, one a minute at most: a peer can send any number
 
 	later   later
 	turns   turns
@@ -136,7 +136,7 @@ func newLink(conn *quic.Conn, peer string, key ident.PublicKey, limits *Limits, 
 		since:   time.Now(),
 		log:     log,
 		limits:  limits,
-		badTips: rate.Sometimes{Interval: refusedEvery},
+		badTips: rate.Sometimes{Interval: time.Minute},
 	}
 }
 

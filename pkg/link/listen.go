@@ -31,8 +31,8 @@ type Listener struct {
 	Links *Links
 	// Identity is the relay's key.
 	Identity ident.PrivateKey
-	// Admit returns the ID of the peer that has a key, or an error if it is nobody's. It is called in each handshake and by
-	// Recheck, from several goroutines, and must only answer.
+	// Admit returns the ID of the peer that has a key, or an error if it is nobody's. It is called after each handshake, which
+	// has proved the key, and by Recheck, from several goroutines, and must only answer.
 	Admit func(ident.PublicKey) (peerID string, err error)
 	// Serve is called for each live link, in a goroutine of its own, and returns soon after the link is over; then ctx is
 	// done too. It is called for a peer's newer link while it may still be busy with the older one.
@@ -45,23 +45,23 @@ type Listener struct {
 	// Logger gets a line for each link that comes or goes. Nil: none.
 	Logger *slog.Logger
 
-	log     *slog.Logger
-	limits  atomic.Pointer[Limits]
-	hits    hits
-	grants  *grants
-	refused rate.Sometimes // logs handshakes
-	lines   pace.Pace      // about links, by peer
-	own     Links          // if no Links are given
-	probes  probes
+	log    *slog.Logger
+	limits atomic.Pointer[Limits]
+	hits   hits
+	grants *grants
+	lines  pace.Pace // about links, by peer
+	own    Links     // if no Links are given
+	probes probes
 }
 
 // Links are the live links of a relay, one for each peer ID: the newest wins. The zero value is ready.
 type Links struct {
-	mu      sync.Mutex
-	live    map[string]*Link
-	waiting map[string]int // connections that are not links yet, of each peer ID
-	door    door.Door
-	tips    atomic.Int64 // streams that wait for their tip
+	mu        sync.Mutex
+	live      map[string]*Link
+	waiting   map[string]int // connections that are not links yet, of each peer ID
+	door      door.Door
+	strangers strangers
+	tips      atomic.Int64 // streams that wait for their tip
 }
 
 func (l *Listener) links() *Links {
@@ -94,10 +94,9 @@ func (l *Listener) Run(ctx context.Context) error {
 	}
 	l.hits.log, l.hits.tell = l.log, l.LimitHit
 	l.grants = newGrants(l.Limits.Windows)
-	l.refused = rate.Sometimes{Interval: refusedEvery}
 	l.lines = pace.Pace{Every: 30 * time.Second, AtOnce: 100}
 
-	tlsConfig, err := ident.ListenTLS(l.Identity, l.ask)
+	tlsConfig, err := ident.ListenTLS(l.Identity)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
@@ -129,6 +128,7 @@ func (l *Listener) Run(ctx context.Context) error {
 
 	ctx, cancel := context.WithCancel(ctx)
 	var work sync.WaitGroup
+	work.Go(func() { l.seeLinks(ctx) })
 	for {
 		conn, acceptErr := l.probes.accept(ctx, listener)
 		if acceptErr != nil {
@@ -159,32 +159,15 @@ func (l *Listener) pressed(calm *rate.Limiter, from net.Addr) bool {
 	limits := l.current()
 	calm.SetLimit(rate.Limit(limits.HandshakesPerSecond))
 	calm.SetBurst(2 * limits.HandshakesPerSecond)
-	if !l.links().door.MustProve(door.SourceOf(carrier.AddrPort(from).Addr()), limits.door()) && calm.Allow() {
+	if !l.links().door.MustProve(sourceOf(from), limits.door()) && calm.Allow() {
 		return false
 	}
 	l.hits.hit(limitRetry, slog.Any("remote", from))
 	return true
 }
 
-// ask asks Admit in a handshake. Who is refused learns nothing; the log gets a line now and then, so that whoever sets up
-// a node sees at the relay that its key has come. That the node holds it is not proved at this point.
-func (l *Listener) ask(key ident.PublicKey) error {
-	_, err := l.Admit(key)
-	if err != nil {
-		l.refused.Do(func() {
-			l.log.Info("refused a handshake (of such lines there is one a minute at most)",
-				slog.Any("claimed_key", key), slog.Any("reason", err))
-		})
-	}
-	return err
-}
-
-// refusedEvery is the least time between two lines about refused handshakes, or streams: anyone can cause them.
-const refusedEvery = time.Minute
-
 // welcome makes a link of a connection, and starts it. It returns nil if none came of it.
 func (l *Listener) welcome(ctx context.Context, conn *quic.Conn) *Link {
-	entered(conn)
 	link, control, err := l.admit(ctx, conn)
 	if err != nil {
 		// A loser of the race between two addresses of this relay, at most: its dialler has gone already.
@@ -222,7 +205,33 @@ func (l *Listener) serve(link *Link, work *sync.WaitGroup) {
 func (l *Listener) gone(link *Link) {
 	l.say(link.endLevel(), "link down", link, slog.Any("reason", link.Err()))
 	l.links().remove(link)
+	l.see(link)
+	if closed, ok := errors.AsType[*ClosedError](link.Err()); ok && closed.Code == wire.CloseRevoked && !closed.Remote {
+		l.links().door.Expel(link.peer)
+	}
 	l.grants.release(link.conn)
+}
+
+// see has the door remember where a peer is.
+func (l *Listener) see(link *Link) { l.links().door.Seen(link.peer, sourceOf(link.conn.RemoteAddr())) }
+
+// seeEvery is far below the day for which the door remembers, and above what looking at all links costs.
+const seeEvery = time.Hour
+
+// seeLinks does so for links that live long, and for peers that roam.
+func (l *Listener) seeLinks(ctx context.Context) {
+	ticker := time.NewTicker(seeEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		for _, link := range l.links().of(l, nil) {
+			l.see(link)
+		}
+	}
 }
 
 // say logs that a link comes or goes. A peer whose links do so all the time is a few lines.
@@ -238,13 +247,9 @@ func (l *Listener) admit(ctx context.Context, conn *quic.Conn) (*Link, *quic.Str
 		return nil, nil, errors.New(reason)
 	}
 	limits := l.current()
-	key, err := ident.PeerKey(conn.ConnectionState().TLS)
+	id, key, err := l.decide(conn)
 	if err != nil {
-		return refuse(wire.CloseProtocol, "no key")
-	}
-	id, err := l.Admit(key)
-	if err != nil {
-		return refuse(wire.CloseRevoked, "the key was removed")
+		return refuse(wire.CloseRevoked, "the key is not known")
 	}
 	if !l.links().enter(id, limits.LinksPerPeer) {
 		return refuse(wire.CloseProtocol, "too many connections with one key at once")

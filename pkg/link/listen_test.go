@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -53,35 +54,117 @@ func end(conn *quic.Conn, err error) error {
 	return context.Cause(conn.Context())
 }
 
-func TestStrangersLearnNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.start()
-		time.Sleep(sec)
-		noKey := w.tls(linktest.Key(t))
-		noKey.Certificates = nil
-		unknown, none := end(w.raw("10.0.0.2", w.tls(linktest.Key(t)))), end(w.raw("10.0.0.2", noKey))
-		if unknown == nil || unknown.Error() != none.Error() {
-			t.Errorf("an unknown key gets %v, no key %v", unknown, none)
-		}
-		if e, ok := errors.AsType[*quic.TransportError](unknown); !ok || !e.Remote {
-			t.Error(unknown)
-		}
-	})
-}
-
-func TestRefusedHandshakesAreLogged(t *testing.T) {
+func TestNodesThatKnock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		log := &lines{}
 		w.start(func(l *link.Listener) { l.Logger = slog.New(log) })
-		key := linktest.Key(t)
-		for range 100 {
-			_ = end(w.raw("10.0.0.2", w.tls(key)))
+		began := time.Now()
+		first, second := linktest.Key(t), linktest.Key(t)
+		for i := range 100 {
+			_ = end(w.raw("10.0.0.2", w.tls(first)))
+			if i == 50 {
+				_ = end(w.raw("10.0.0.3", w.tls(second)))
+			}
 			time.Sleep(sec)
 		}
-		if n := strings.Count(log.String(), key.Public().String()); n != 2 {
-			t.Errorf("%d lines in 100 s:\n%s", n, log)
+		list, total := w.listener.Links.Strangers()
+		if len(list) != 2 || total != 101 || list[0].Key != first.Public() || list[0].Tries != 100 || list[0].Since.Sub(began) > sec ||
+			time.Since(list[0].Last) > 2*sec || list[1].Key != second.Public() || !strings.HasPrefix(list[1].Address, "10.0.0.3:") {
+			t.Errorf("%+v, %d", list, total)
+		}
+		for _, key := range []ident.PrivateKey{first, second} { // one line for each key
+			if n := strings.Count(log.String(), key.Public().String()); n != 1 {
+				t.Errorf("%d lines in 100 s:\n%s", n, log)
+			}
+		}
+		w.peers.Store(&linktest.Peers{first.Public(): "new"})
+		if conn, err := w.raw("10.0.0.2", w.tls(first)); err != nil {
+			t.Error(err)
+		} else {
+			time.Sleep(sec)
+			_ = conn.CloseWithError(0, "")
+		}
+		if list, _ := w.listener.Links.Strangers(); len(list) != 1 {
+			t.Errorf("a peer knocks: %+v", list)
+		}
+		time.Sleep(time.Hour)
+		if list, _ := w.listener.Links.Strangers(); len(list) != 0 {
+			t.Errorf("nobody knocks any more: %+v", list)
+		}
+	})
+}
+
+// Whoever makes keys without end fills neither the relay's memory nor its log, and one source does not push out all others.
+func TestNodesThatKnockAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		log := &lines{}
+		w.start(func(l *link.Listener) { l.Logger = slog.New(log) })
+		honest := linktest.Key(t)
+		_ = end(w.raw("10.0.0.2", w.tls(honest)))
+		for range 300 {
+			_ = end(w.raw("10.0.0.3", w.tls(linktest.Key(t))))
+			time.Sleep(100 * ms)
+		}
+		list, total := w.listener.Links.Strangers()
+		if len(list) != 65 || total != 301 || list[0].Key != honest.Public() {
+			t.Errorf("%d keys of %d", len(list), total)
+		}
+		for i := range 300 {
+			_ = end(w.raw(fmt.Sprintf("10.0.1.%d", 1+i%200), w.tls(linktest.Key(t))))
+			time.Sleep(100 * ms)
+		}
+		if list, _ := w.listener.Links.Strangers(); len(list) != 256 {
+			t.Errorf("%d keys", len(list))
+		}
+		if n := strings.Count(log.String(), "knocking"); n < 100 || n > 110 {
+			t.Errorf("%d lines", n)
+		}
+		if !strings.Contains(log.String(), "left_out=") {
+			t.Error("nobody tells what was left out")
+		}
+	})
+}
+
+// A relay's second socket does not give away what ends a link of its first.
+func TestEachSocketHasItsOwnResetKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		serve := func(ctx context.Context, _ *link.Link) { <-ctx.Done() }
+		second := w.network.Listener("192.0.2.7:30380", w.relayKey, *w.peers.Load(), serve)
+		second.Links = w.listener.Links
+		w.network.Run(second.Run)
+		time.Sleep(sec)
+		packet := make([]byte, 100) // of a connection that is nowhere, but could be at either
+		packet[0] = 0x40
+		token := func(address string) [16]byte {
+			pc, err := w.network.ListenPacket("10.0.0.2")(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer pc.Close()
+			if _, err := pc.WriteTo(packet, net.UDPAddrFromAddrPort(netip.MustParseAddrPort(address))); err != nil {
+				t.Fatal(err)
+			}
+			answer := make([]byte, 1500)
+			_ = pc.SetReadDeadline(time.Now().Add(sec))
+			n, _, err := pc.ReadFrom(answer)
+			if err != nil || n < 21 {
+				t.Fatalf("no stateless reset: %d bytes, %v", n, err)
+			}
+			return [16]byte(answer[n-16 : n])
+		}
+		first := token(linktest.RelayAddress)
+		if first == token("192.0.2.7:30380") {
+			t.Error("both sockets have the same reset tokens")
+		}
+		w.stop()
+		w.start()
+		time.Sleep(sec)
+		if first != token(linktest.RelayAddress) {
+			t.Error("a restarted relay has other reset tokens")
 		}
 	})
 }
@@ -111,7 +194,7 @@ func TestResumedHandshakesAreChecked(t *testing.T) {
 			_ = conn.CloseWithError(0, "")
 		}
 		w.peers.Store(&linktest.Peers{})
-		if e, ok := errors.AsType[*quic.TransportError](end(w.raw("10.0.0.2", config))); !ok || !e.ErrorCode.IsCryptoError() {
+		if e, ok := errors.AsType[*quic.ApplicationError](end(w.raw("10.0.0.2", config))); !ok || wire.CloseCode(e.ErrorCode) != wire.CloseRevoked {
 			t.Error("a removed key resumes:", e)
 		}
 	})
@@ -154,7 +237,7 @@ func TestOtherProtocolVersion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		// A relay of the future.
-		config, err := ident.ListenTLS(w.relayKey, func(ident.PublicKey) error { return nil })
+		config, err := ident.ListenTLS(w.relayKey)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -2,6 +2,7 @@ package link
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
@@ -27,7 +28,7 @@ type Probed struct {
 	Addresses []netip.AddrPort // what the relay's name resolves to, in the order in which they are dialled
 	Resolve   time.Duration    // how long that took; 0 for an address
 	Remote    netip.AddrPort   // the one that has answered
-	Handshake time.Duration    // until the relay has let this node's key in
+	Handshake time.Duration    // until the relay has said that the handshake is done
 	RTT       time.Duration    // the smallest seen
 	MTU       int              // of the path, as far as QUIC uses it: headers included, 1,500 at most; 0 if not found out
 	GSO       bool             // packets leave in segments
@@ -95,8 +96,8 @@ func (d *Dialer) probe(ctx context.Context, p *Probed) error {
 	}
 	defer func() { _ = conn.CloseWithError(quic.ApplicationErrorCode(wire.CloseClosing), "a probe") }()
 	p.Remote = carrier.AddrPort(conn.RemoteAddr())
-	// For this end the handshake is over before the relay has looked at the key.
-	if err := seen.await(handshake, conn, seen.isAdmitted); err != nil {
+	// For this end the handshake is over before the relay has checked the key's signature.
+	if err := seen.await(handshake, conn, seen.isDone); err != nil {
 		return err
 	}
 	stop()
@@ -105,11 +106,34 @@ func (d *Dialer) probe(ctx context.Context, p *Probed) error {
 	looking, cancel := context.WithTimeout(ctx, probeMTU)
 	defer cancel()
 	_ = seen.await(looking, conn, seen.isMeasured) // what was found until then counts
+	if err := admitted(ctx, conn); err != nil {
+		return err
+	}
 	p.RTT, p.GSO = conn.ConnectionStats().MinRTT, conn.ConnectionState().GSO
 	if socket.FindsMTU() {
 		p.MTU = seen.mtu() + headers(p.Remote)
 	}
 	return nil
+}
+
+// admitted finds out whether the relay has let the key in: then it waits for a control stream, and ends the connection as
+// it gets another one. An unknown key has another end.
+func admitted(ctx context.Context, conn *quic.Conn) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, dialAnswered, errTooSlow)
+	defer cancel()
+	if s, err := conn.OpenStream(); err == nil { // else the connection has ended
+		_ = s.Close()
+	}
+	select {
+	case <-conn.Context().Done():
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	err := context.Cause(conn.Context())
+	if e, ok := errors.AsType[*quic.ApplicationError](err); ok && e.Remote && wire.CloseCode(e.ErrorCode) == wire.CloseProtocol {
+		return nil
+	}
+	return err
 }
 
 // headers is what IP and UDP add to a packet.
@@ -120,11 +144,11 @@ func headers(to netip.AddrPort) int {
 	return 40 + 8
 }
 
-// A witness is a qlog that sees two things: that the relay has let the key in, for only then it says that the handshake is
-// done (RFC 9001, section 4.1.2), and the path's MTU.
+// A witness is a qlog that sees two things: that the relay has said that the handshake is done (RFC 9001, section 4.1.2),
+// and the path's MTU.
 type witness struct {
 	mu       sync.Mutex
-	admitted bool
+	done     bool
 	payload  int  // the largest packet that got through
 	measured bool // no larger one will be tried
 	changed  chan struct{}
@@ -146,7 +170,7 @@ func (w *witness) RecordEvent(e qlogwriter.Event) {
 	case qlog.PacketReceived:
 		for _, f := range e.Frames {
 			if _, done := f.Frame.(*qlog.HandshakeDoneFrame); done {
-				w.admitted = true
+				w.done = true
 			}
 		}
 	case qlog.MTUUpdated:
@@ -160,7 +184,7 @@ func (w *witness) RecordEvent(e qlogwriter.Event) {
 	}
 }
 
-func (w *witness) isAdmitted() bool { return w.admitted }
+func (w *witness) isDone() bool     { return w.done }
 func (w *witness) isMeasured() bool { return w.measured }
 
 func (w *witness) mtu() int {
