@@ -177,6 +177,7 @@ func printStatus(w io.Writer, s *control.Status, now time.Time) {
 	printLinks(w, s.Links, now)
 	printListeners(w, s.Listeners)
 	printPeers(w, s.Peers, now)
+	printWaiting(w, s.Waiting, now)
 	printMappings(w, s.Mappings)
 	printServices(w, s.Services)
 	printConnections(w, s, now)
@@ -293,6 +294,17 @@ func printPeers(w io.Writer, peers []control.Peer, now time.Time) {
 		rows = append(rows, append([]string{p.ID, p.Role, state, p.Address}, append(figureCells(p.Figures), fmt.Sprint(p.Connections))...))
 	}
 	table(w, "PEER ROLE STATE ADDRESS RTT LOSS SENT RECEIVED CONNECTIONS", rows)
+}
+
+func printWaiting(w io.Writer, waiting []control.Waiting, now time.Time) {
+	var rows [][]string
+	for _, k := range waiting[:min(len(waiting), maxRows)] {
+		rows = append(rows, []string{k.Key, k.Address, "for " + span(now.Sub(k.Since)), fmt.Sprint(k.Tries), span(now.Sub(k.Last)) + " ago"})
+	}
+	table(w, "WAITING ADDRESS SINCE TRIES LAST", rows)
+	if more := len(waiting) - len(rows); more > 0 {
+		fmt.Fprintf(w, "and %d more; --json shows all\n", more)
+	}
 }
 
 func printMappings(w io.Writer, mappings []control.Mapping) {

@@ -117,6 +117,8 @@ func Compare(old, next *Config) Diff {
 		{"drain_timeout", func(c *Config) string { return quoted(formatDuration(c.DrainTimeout)) }},
 		{"metrics.listen", func(c *Config) string { return quoted(c.Metrics.Listen.String()) }},
 	})
+	exempt := func(c *Config) string { return set(texts(c.PenaltyExempt)) }
+	d.Settings = append(d.Settings, settings(old, next, []setting{{"limits.auth_penalty_exempt", exempt}})...)
 	for _, k := range limitKeys {
 		if was, is := k.number(&old.Limits), k.number(&next.Limits); was != is {
 			d.Settings = append(d.Settings, Setting{"limits." + k.name, k.text(was), k.text(is)})

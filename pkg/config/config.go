@@ -15,6 +15,7 @@ package config
 import (
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"ptthqd/pkg/ident"
@@ -59,6 +60,7 @@ type Config struct {
 	DrainTimeout   time.Duration
 	Metrics        Metrics
 	Limits         Limits
+	PenaltyExempt  []netip.Prefix // relay: limits.auth_penalty_exempt
 
 	Listen   []Listen         // relay: UDP or Systemd, at least one
 	Peers    []policy.Peer    // relay

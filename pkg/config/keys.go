@@ -110,7 +110,7 @@ var keys = append([]Key{
 	},
 	{
 		Name: "relays.public_key", Type: typeString, Roles: bothEnds, Example: `public_key = "(what ptthqd pubkey prints there)"`,
-		Doc: "The relay's public key, as `ptthqd pubkey` prints it there.",
+		Doc: "The relay's public key, as `ptthqd pubkey` prints it there. Each relay has one of its own: with one key for two, strangers could end their links.",
 	},
 
 	{Name: "services", Type: typeTables, Roles: serverOnly, Doc: "What clients may reach through this server."},
@@ -182,7 +182,10 @@ var keys = append([]Key{
 	},
 
 	{Name: "limits", Type: typeTable, Doc: "Bounds on all that others can make grow. Each has a safe default."},
-}, documentLimits()...)
+}, append(documentLimits(), Key{
+	Name: "limits.auth_penalty_exempt", Type: typeStrings, Roles: relayOnly, Default: "[]", Example: `auth_penalty_exempt = ["192.0.2.7", "2001:db8:1::/48"]`,
+	Doc: "Addresses and networks that get no auth_penalty. Of IPv6 a /64 is the least that counts.",
+})...)
 
 func documentLimits() []Key {
 	list := make([]Key, len(limitKeys))

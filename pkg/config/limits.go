@@ -127,7 +127,7 @@ var limitKeys = []limitKey{
 	},
 	{
 		"handshakes_per_source", relayOnly, func(l *Limits) any { return &l.HandshakesPerSource }, 32, 1, million,
-		"QUIC handshakes in progress at once from one IPv4 address or IPv6 /64, but no more than an eighth of what is left of handshakes. One that fails counts for a second at least. Peers behind one NAT share it.",
+		"QUIC handshakes in progress at once from one IPv4 address or IPv6 /64, but no more than an eighth of what is left of handshakes. One that fails counts for a second at least. Peers behind one NAT share it: where a peer was within the last day, each known one adds one, as many failed ones take no place, and up to a half of what is left of handshakes may be used.",
 	},
 	{
 		"handshake_timeout", relayOnly, func(l *Limits) any { return &l.HandshakeTimeout }, 10 * second, second, 60 * second,
@@ -139,7 +139,7 @@ var limitKeys = []limitKey{
 	},
 	{
 		"auth_penalty", relayOnly, func(l *Limits) any { return &l.AuthPenalty }, 5 * second, 0, hour,
-		`For how long handshakes from a source are refused after one with an unknown key; each further failure adds as much. A reload ends it. Peers behind one NAT share it. "0s" is never.`,
+		`What each handshake with an unknown key, or a worthless signature, adds to the penalty of its source. Once a penalty exceeds 15 seconds, the source has an eighth of handshakes_per_source until it ends. A source where a peer was within the last day has none, so peers behind a NAT don't pay for a stranger there. A reload ends all. "0s" disables penalties.`,
 	},
 	{
 		"auth_penalty_max", relayOnly, func(l *Limits) any { return &l.AuthPenaltyMax }, 600 * second, 0, 24 * hour,

@@ -311,6 +311,39 @@ func (p *parser) limits(s *section) {
 			k.set(&p.config.Limits, n)
 		}
 	}
+	p.penaltyExempt(s)
+}
+
+func (p *parser) penaltyExempt(s *section) {
+	const key = "auth_penalty_exempt"
+	if !keysByName[s.full(key)].allows(s.role) {
+		return
+	}
+	items, _ := s.texts(key)
+	for _, i := range items {
+		prefix, err := parseNetwork(i.text)
+		if err != nil {
+			p.add(i.at, `write an IP address or a network, such as "192.0.2.7" or "192.0.2.0/24"`, "%q is no address and no network", i.text)
+			continue
+		}
+		p.config.PenaltyExempt = append(p.config.PenaltyExempt, prefix)
+	}
+}
+
+// parseNetwork parses a network in CIDR notation, or an address, which is a network of one.
+func parseNetwork(text string) (netip.Prefix, error) {
+	if prefix, err := netip.ParsePrefix(text); err == nil {
+		if a := prefix.Addr(); a.Is4In6() && prefix.Bits() >= 96 {
+			prefix = netip.PrefixFrom(a.Unmap(), prefix.Bits()-96)
+		}
+		return prefix.Masked(), nil
+	}
+	a, err := netip.ParseAddr(text)
+	if err != nil || a.Zone() != "" {
+		return netip.Prefix{}, errors.New("no network")
+	}
+	a = a.Unmap()
+	return netip.PrefixFrom(a, a.BitLen()), nil
 }
 
 // read returns the value of a limit in its base unit.

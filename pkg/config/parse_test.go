@@ -168,6 +168,23 @@ func TestListen(t *testing.T) {
 	}
 }
 
+func TestPenaltyExempt(t *testing.T) {
+	c := parse(t, relayHead+"limits.auth_penalty_exempt = [\"192.0.2.7\", \"::ffff:10.1.2.3/104\", \"2001:db8::1/48\"]\n")
+	if got := fmt.Sprint(c.PenaltyExempt); got != "[192.0.2.7/32 10.0.0.0/8 2001:db8::/48]" {
+		t.Error(got)
+	}
+	if d := describe(Compare(parse(t, relayHead), c)); len(d) != 1 || !strings.Contains(d[0], "limits.auth_penalty_exempt") {
+		t.Error(d)
+	}
+	for _, bad := range []string{"example.com", "192.0.2.0/33", "fe80::1%eth0", ""} {
+		text := relayHead + fmt.Sprintf("limits.auth_penalty_exempt = %q\n", bad)
+		_, err := Parse(&Snapshot{Path: "ptthq.toml", Files: []File{{"ptthq.toml", []byte(text)}}})
+		if err == nil || !strings.Contains(err.Error(), "is no address and no network") {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
 // A string counts as a list of one, wherever a list of strings may stand.
 func TestStringIsAListOfOne(t *testing.T) {
 	for _, test := range []struct{ list, text string }{

@@ -82,6 +82,7 @@ type Status struct {
 	Mappings    []Mapping    `json:"mappings,omitempty"`    // of a client
 	Services    []Service    `json:"services,omitempty"`    // of a server
 	Peers       []Peer       `json:"peers,omitempty"`       // of a relay: all that the config names, connected or not
+	Waiting     []Waiting    `json:"waiting,omitempty"`     // of a relay: nodes that knock with a key that the config does not name
 	Connections []Connection `json:"connections,omitempty"` // the forwarded connections, the oldest first
 	Warnings    []Warning    `json:"warnings,omitempty"`    // what a person should act on
 	Shortages   []Shortage   `json:"shortages,omitempty"`   // of a client or server: within the last minute
@@ -236,6 +237,16 @@ type Peer struct {
 	LastSeen    time.Time `json:"last_seen,omitzero"` // when its last link ended, if it is not connected and ever was
 	Source      string    `json:"source"`             // where it is written: file:line
 	Problem     string    `json:"problem,omitempty"`  // what is wrong with it: several nodes hold its key
+}
+
+// Waiting is a node that dials a relay with a key that its config does not name. It has proved that it holds the key. A
+// relay remembers 256 of them, each until it has been silent for 15 minutes.
+type Waiting struct {
+	Key     string    `json:"key"`     // its public key, as a `public_key` of [[peers]] takes it
+	Address string    `json:"address"` // where it came from last
+	Since   time.Time `json:"since"`   // its first try
+	Last    time.Time `json:"last"`    // its last try
+	Tries   uint64    `json:"tries"`   // how often it has come
 }
 
 // Connection is one forwarded TCP connection.

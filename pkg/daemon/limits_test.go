@@ -3,6 +3,7 @@ package daemon_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -69,7 +70,7 @@ func TestLimitsOfLinks(t *testing.T) {
 	p.until("the second is connected", connected("b"))
 }
 
-// The penalty of those who come with an unknown key ends when their key has come.
+// A penalty limits those who come with unknown keys at one address. It ends when the key has come.
 func TestPenaltyEndsWithAReload(t *testing.T) {
 	s := newSite(t)
 	public := s.key("relay")
@@ -79,12 +80,20 @@ func TestPenaltyEndsWithAReload(t *testing.T) {
 	p := s.start("relay")
 	known := s.key("a")
 	d := s.dialAs("a", port, public)
-	p.until("it is refused, and kept out", func(*control.Status) bool {
-		return d.State().Attempts > 1 && strings.Contains(p.log.String(), "limit=auth_penalty") && strings.Contains(d.State().LastError, "does not know this node's key")
+	for i := range 12 {
+		name := fmt.Sprint("stranger", i)
+		s.key(name)
+		s.dialAs(name, port, public)
+	}
+	p.until("it is refused, and others kept out", func(now *control.Status) bool {
+		return strings.Contains(p.log.String(), "limit=auth_penalty") && strings.Contains(d.State().LastError, "does not know this node's key") &&
+			slices.ContainsFunc(now.Waiting, func(w control.Waiting) bool { return w.Key == known && strings.HasPrefix(w.Address, "127.0.0.1:") })
 	})
 	s.write("relay.toml", relayConfig(port, limits+peer("a", known)))
 	if done, err := p.Reload(t.Context()); err != nil || !done.OK {
 		t.Fatalf("%+v, %v", done, err)
 	}
-	p.until("it is connected", connected("a"))
+	p.until("it is connected, and waits no more", func(now *control.Status) bool {
+		return connected("a")(now) && !slices.ContainsFunc(now.Waiting, func(w control.Waiting) bool { return w.Key == known })
+	})
 }

@@ -103,6 +103,9 @@ var (
 
 	listenerBound = gauge("listener_bound", "Whether a listener of the config is bound: a client's with its mapping, a relay's without. 0 while it is tried again.",
 		"mapping", "listener")
+	keysWaiting = gauge("keys_waiting", "Nodes that knock at a relay with a key that its config does not name: WAITING in the status.")
+	keysRefused = counter("keys_refused_total", "Handshakes at a relay that have proved a key that its config does not name.")
+
 	udpPackets       = counter("udp_packets_received_total", "Packets received at a relay's listener.", "socket")
 	udpDropped       = counter("udp_packets_dropped_total", "Packets that the kernel dropped because the receive buffer was full.", "socket")
 	udpSendFailures  = counter("udp_send_failures_total", "Packets that the kernel refused to send. QUIC takes them as lost.", "socket")

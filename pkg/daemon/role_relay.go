@@ -80,7 +80,8 @@ func relayLimits(c *config.Config) relay.Limits {
 }
 
 // listenerLimits are the limits of what comes before relay itself.
-func listenerLimits(l config.Limits) link.Limits {
+func listenerLimits(c *config.Config) link.Limits {
+	l := c.Limits
 	return link.Limits{
 		Streams:             int64(l.StreamsPerPeer),
 		PendingTips:         l.PendingTips,
@@ -94,6 +95,7 @@ func listenerLimits(l config.Limits) link.Limits {
 		AuthPenalty:         l.AuthPenalty,
 		AuthPenaltyMax:      l.AuthPenaltyMax,
 		PenaltySources:      l.PenaltySources,
+		PenaltyExempt:       c.PenaltyExempt,
 	}
 }
 
@@ -111,7 +113,7 @@ func (r *relayRole) Apply(_ context.Context, next *config.Config) error {
 	r.settings = next
 	r.windows.SetLimit(int64(next.Limits.LinkMemory))
 	for _, s := range r.sockets {
-		s.listener.SetLimits(listenerLimits(next.Limits))
+		s.listener.SetLimits(listenerLimits(next))
 	}
 	r.links.Forgive() // the key that was missing may have come
 	r.mu.Unlock()
@@ -169,7 +171,7 @@ func (r *relayRole) Run(ctx context.Context) error {
 
 // newListener makes the listener of a socket.
 func (r *relayRole) newListener(socket *carrier.Socket) *link.Listener {
-	limits := listenerLimits(r.settings.Limits)
+	limits := listenerLimits(r.settings)
 	limits.Windows = r.windows
 	return &link.Listener{
 		Socket:   socket,
@@ -341,6 +343,9 @@ func (r *relayRole) Describe(s *control.Status) {
 		}
 	}
 	r.mu.Unlock()
+	for _, w := range r.waiting() {
+		s.Waiting = append(s.Waiting, control.Waiting{Key: w.Key.String(), Address: w.Address, Since: w.Since, Last: w.Last, Tries: w.Tries})
+	}
 	connected := 0
 	for _, p := range now.Peers {
 		peer := control.Peer{ID: p.ID, Role: string(p.Role), Source: p.Source.String(), LastSeen: p.LastSeen}
@@ -397,6 +402,18 @@ func (r *relayRole) Describe(s *control.Status) {
 		places = append(places, l.Address)
 	}
 	s.Summary = fmt.Sprintf("listening on %s; %d of %s connected, %s%s", strings.Join(places, ", "), connected, plural(len(s.Peers), "peer"), plural(len(s.Connections), "connection"), failedSummary(failed))
+	if n := len(s.Waiting); n > 0 {
+		s.Summary += fmt.Sprintf("; %s waiting", plural(n, "unknown key"))
+	}
+}
+
+// waiting returns the nodes that knock with keys that the config in force does not name.
+func (r *relayRole) waiting() []link.Stranger {
+	list, _ := r.links.Strangers()
+	return slices.DeleteFunc(list, func(s link.Stranger) bool {
+		_, err := r.Admit(s.Key)
+		return err == nil
+	})
 }
 
 // addresses lists them: "10.0.0.1 and 10.0.0.2".
