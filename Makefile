@@ -13,7 +13,6 @@ COMMIT  ?= $(shell git describe --always --dirty --abbrev=12 --exclude='*' 2>/de
 COMMIT  := $(COMMIT)
 
 PREFIX     ?= /usr/local
-SYSCONFDIR ?= /etc
 DESTDIR    ?=
 ZSHDIR     ?= $(PREFIX)/share/zsh/site-functions
 BIN        ?= bin
@@ -112,7 +111,7 @@ soak: ## the long test, for SOAK (1h); its plots go to SOAK_DIR, or to a directo
 check: gates test ## all gates, then all tests
 
 .PHONY: gates
-gates: check-format check-tidy vet lint cross bench-once check-configs check-units check-man check-shell check-deb reproducible sbom vulncheck ## all that is checked without running the tests
+gates: check-format check-tidy check-toolchain vet lint cross bench-once check-configs check-units check-man check-shell check-deb reproducible sbom vulncheck ## all that is checked without running the tests
 
 .PHONY: format
 format: ## rewrite the Go files as the gates want them
@@ -189,10 +188,27 @@ sbom: build ## dist/ptthqd_VERSION.cdx.json, what bin/ptthqd is built of (Cyclon
 	@mkdir -p $(DIST)
 	GO='$(GO)' deploy/sbom $(BIN)/ptthqd ptthqd '$(VERSION)' > $(DIST)/ptthqd_$(VERSION).cdx.json
 
+# The version of Go with which a clone builds, whatever older one is installed.
+TOOLCHAIN = $(shell sed -n 's/^toolchain //p' go.mod)
+
+# go.mod and tools/go.mod name the newest patch release of the Go version that go.mod asks for: older ones have known faults.
+# Out of reach of the module proxy this says so and goes on.
+.PHONY: check-toolchain
+check-toolchain:
+	@[ -n '$(TOOLCHAIN)' ] && [ "$$(sed -n 's/^toolchain //p' tools/go.mod)" = '$(TOOLCHAIN)' ] || \
+		{ echo 'make check-toolchain: go.mod and tools/go.mod must have the same toolchain line' >&2; exit 1; }; \
+	minor=$$(sed -n 's/^go \([0-9]*\.[0-9]*\).*/\1/p' go.mod); \
+	known=$$(GOFLAGS=-mod=mod $(GO) list -m -versions golang.org/toolchain 2>/dev/null || true); \
+	newest=$$(grep -oE "go$$minor(\.[0-9]+)?\.linux-amd64" <<<"$$known" | sed 's/\.linux-amd64//' | sort -Vu | tail -n 1); \
+	if [ -z "$$newest" ]; then echo 'make check-toolchain: skipped, the module proxy cannot be reached' >&2; \
+	elif [ "$$newest" != '$(TOOLCHAIN)' ]; then \
+		echo "make check-toolchain: the newest release is $$newest, go.mod has $(TOOLCHAIN): \`go mod edit -toolchain=$$newest\` here and in tools" >&2; exit 1; \
+	fi
+
 # The database is on the network: out of its reach this says so and goes on; a finding fails.
 .PHONY: vulncheck
-vulncheck:
-	@out=$$($(TOOL) govulncheck ./... 2>&1) && code=0 || code=$$?; \
+vulncheck: ## known faults, with the Go version of go.mod's toolchain line
+	@out=$$(GOTOOLCHAIN='$(TOOLCHAIN)' $(TOOL) govulncheck ./... 2>&1) && code=0 || code=$$?; \
 	if [ $$code -ne 0 ] && grep -qE 'fetching vulnerabilities|dial tcp|no such host|vuln.go.dev' <<<"$$out" && ! grep -q '^Vulnerability #' <<<"$$out"; then \
 		echo 'make vulncheck: skipped, the vulnerability database cannot be reached' >&2; \
 	else printf '%s\n' "$$out"; exit $$code; fi
@@ -209,7 +225,7 @@ INSTALLED := bin/ptthqd lib/sysusers.d/ptthqd.conf lib/sysctl.d/10-ptthqd.conf \
 COMPLETION := env -u GOOS -u GOARCH CGO_ENABLED=0 $(GO) run ./cmd/ptthqd completion
 
 .PHONY: install
-install: build ## install below PREFIX (/usr/local), in DESTDIR; a config that is there is left alone
+install: build ## install below PREFIX (/usr/local), in DESTDIR; `ptthqd init` writes the config
 	install -D -m 0755 $(BIN)/ptthqd $(DESTDIR)$(PREFIX)/bin/ptthqd
 	@for kind in system user; do \
 		from=deploy/systemd; [ $$kind = system ] || from=deploy/systemd/user; \
@@ -218,7 +234,7 @@ install: build ## install below PREFIX (/usr/local), in DESTDIR; a config that i
 			to=$(DESTDIR)$(PREFIX)/lib/systemd/$$kind/$${unit##*/}; \
 			echo "install $$unit $$to"; \
 			install -D -m 0644 $$unit $$to; \
-			sed -i 's|/usr/bin/ptthqd|$(PREFIX)/bin/ptthqd|; s|/usr/share/doc|$(PREFIX)/share/doc|' $$to; \
+			sed -i 's|/usr/bin/ptthqd|$(PREFIX)/bin/ptthqd|; s|/usr/share/|$(PREFIX)/share/|' $$to; \
 		done; \
 	done
 	install -D -m 0644 deploy/systemd/ptthqd.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/ptthqd.conf
@@ -233,26 +249,28 @@ install: build ## install below PREFIX (/usr/local), in DESTDIR; a config that i
 	$(COMPLETION) bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/ptthqd
 	$(COMPLETION) fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/ptthqd.fish
 	$(COMPLETION) zsh > $(DESTDIR)$(ZSHDIR)/_ptthqd
-	install -d $(DESTDIR)$(PREFIX)/share/doc/ptthqd/examples
-	install -m 0644 deploy/systemd/examples/* configs/*.toml $(DESTDIR)$(PREFIX)/share/doc/ptthqd/examples/
+	install -d $(DESTDIR)$(PREFIX)/share/ptthqd $(DESTDIR)$(PREFIX)/share/doc/ptthqd
+	install -m 0644 deploy/ptthq.toml deploy/systemd/examples/* configs/*.toml $(DESTDIR)$(PREFIX)/share/ptthqd/
+	sed -i 's|/usr/share/|$(PREFIX)/share/|' $(DESTDIR)$(PREFIX)/share/ptthqd/*
 	install -m 0644 README.md SECURITY.md CHANGELOG.md $(wildcard docs/*.md docs/*.yml) $(DESTDIR)$(PREFIX)/share/doc/ptthqd/
-	@[ -e $(DESTDIR)$(SYSCONFDIR)/ptthq.toml ] || install -v -D -m 0644 deploy/ptthq.toml $(DESTDIR)$(SYSCONFDIR)/ptthq.toml
 	@[ -n "$(DESTDIR)" ] || echo 'Now: systemd-sysusers && systemctl daemon-reload; then `ptthqd init relay`, `server` or `client`.'
 
 .PHONY: uninstall
 uninstall: ## remove what install brought, but not the config and the key
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,$(INSTALLED)) $(DESTDIR)$(ZSHDIR)/_ptthqd
-	rm -rf $(DESTDIR)$(PREFIX)/share/doc/ptthqd
+	rm -rf $(DESTDIR)$(PREFIX)/share/doc/ptthqd $(DESTDIR)$(PREFIX)/share/ptthqd
 
 # Debian's tools know no hyphen in the version of a package that has no other packager. The time is that of the commit, so
 # that the same commit gives the same package.
 DEBVERSION := $(subst -,+,$(VERSION))
 DEBARCH     = $(shell $(GO) env GOARCH)
+# Where the repository lives, for the package's Homepage field; it has none where this is empty.
+HOMEPAGE   ?=
 DEB         = $(DIST)/ptthqd_$(DEBVERSION)_$(DEBARCH).deb
 
 .PHONY: deb
 deb: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
-deb: ## dist/ptthqd_VERSION_ARCH.deb
+deb: ## dist/ptthqd_VERSION_ARCH.deb; HOMEPAGE=URL names the repository in it
 	rm -rf $(DIST)/root
 	umask 022; $(MAKE) install DESTDIR=$(DIST)/root PREFIX=/usr ZSHDIR=/usr/share/zsh/vendor-completions VERSION='$(VERSION)' COMMIT='$(COMMIT)'
 	install -D -m 0644 deploy/debian/copyright $(DIST)/root/usr/share/doc/ptthqd/copyright
@@ -260,7 +278,7 @@ deb: ## dist/ptthqd_VERSION_ARCH.deb
 	sed -e 's/@VERSION@/$(DEBVERSION)/' -e "s/@DATE@/$$(date -u -R -d @$$SOURCE_DATE_EPOCH)/" deploy/debian/changelog \
 		| gzip -9nc > $(DIST)/root/usr/share/doc/ptthqd/changelog.gz
 	chmod -R go=rX $(DIST)/root
-	DEBVERSION='$(DEBVERSION)' DEBARCH='$(DEBARCH)' DIST='$(DIST)' $(TOOL) nfpm package --config deploy/debian/nfpm.yaml --packager deb --target $(DEB)
+	DEBVERSION='$(DEBVERSION)' DEBARCH='$(DEBARCH)' DIST='$(DIST)' HOMEPAGE='$(HOMEPAGE)' $(TOOL) nfpm package --config deploy/debian/nfpm.yaml --packager deb --target $(DEB)
 	rm -rf $(DIST)/root
 
 .PHONY: check-deb

@@ -49,7 +49,7 @@ func TestInstall(t *testing.T) {
 		"lib/sysusers.d/ptthqd.conf", "lib/sysctl.d/10-ptthqd.conf",
 		"share/man/man8/ptthqd.8.gz", "share/man/man5/ptthqd.toml.5.gz",
 		"share/bash-completion/completions/ptthqd", "share/zsh/site-functions/_ptthqd", "share/fish/vendor_completions.d/ptthqd.fish",
-		"share/doc/ptthqd/examples/privileged-ports.conf", "share/doc/ptthqd/README.md",
+		"share/ptthqd/privileged-ports.conf", "share/ptthqd/ptthq.toml", "share/ptthqd/relay.toml", "share/doc/ptthqd/README.md",
 	} {
 		if !slices.Contains(files, "/usr/local/"+want) {
 			t.Errorf("%s is not installed", want)
@@ -60,7 +60,18 @@ func TestInstall(t *testing.T) {
 		t.Errorf("the unit starts another program: %v\n%s", err, unit)
 	}
 
+	dropIn, err := os.ReadFile(filepath.Join(root, "usr/local/share/ptthqd/privileged-ports.conf"))
+	if err != nil || !strings.Contains(string(dropIn), " /usr/local/share/ptthqd/privileged-ports.conf ") {
+		t.Errorf("the drop-in names another place: %v\n%s", err, dropIn)
+	}
+	if slices.Contains(files, "/etc/ptthq.toml") {
+		t.Error("a config is installed: `ptthqd init` writes it")
+	}
+
 	const edited = "# the administrator was here\n"
+	if err := os.MkdirAll(filepath.Dir(config), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(config, []byte(edited), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -22,11 +22,11 @@ func TestPackage(t *testing.T) {
 		h.is("disabled", "systemctl is-enabled ptthqd.socket")
 		h.is("", "systemctl list-units --failed --no-legend 'ptthqd*'")
 		h.run("getent passwd ptthqd && getent group ptthqd")
-		h.says("/etc/ptthq.toml", "dpkg-query -W -f '${Conffiles}' ptthqd")
+		h.is("", "dpkg-query -W -f '${Conffiles}' ptthqd; ls /etc/ptthq.toml 2>/dev/null || true")
 		for _, file := range []string{
 			"man/man8/ptthqd.8.gz", "man/man5/ptthqd.toml.5.gz",
 			"bash-completion/completions/ptthqd", "zsh/vendor-completions/_ptthqd", "fish/vendor_completions.d/ptthqd.fish",
-			"doc/ptthqd/examples/privileged-ports.conf", "doc/ptthqd/copyright",
+			"ptthqd/privileged-ports.conf", "ptthqd/relay.toml", "doc/ptthqd/copyright",
 		} {
 			h.run("dpkg -L ptthqd | grep -x /usr/share/" + file)
 		}
@@ -57,6 +57,20 @@ func TestPackage(t *testing.T) {
 		h.run("test -e /etc/ptthq.toml && test -e /etc/ptthq.key && ! test -e /run/ptthqd && ! test -e /usr/bin/ptthqd")
 		h.run("dpkg -i /debs/1.deb")
 		h.is("active", "systemctl is-active ptthqd")
+
+		// An upgrade from a package that had the config as a conffile asks nothing, and leaves the administrator's file alone.
+		h.run("dpkg -P ptthqd")
+		h.run(`dpkg-deb -R /debs/1.deb /root/old && cd /root/old && sed -i 's/^Version: .*/Version: 0.5/' DEBIAN/control
+			cp usr/share/ptthqd/ptthq.toml etc/ptthq.toml && echo /etc/ptthq.toml > DEBIAN/conffiles && dpkg-deb -b . /root/old.deb >/dev/null`)
+		h.run("dpkg -i /root/old.deb && ptthqd init relay --address relay.example.com && echo '# mine' >> /etc/ptthq.toml")
+		kept := h.run("sha256sum /etc/ptthq.toml")
+		h.run("dpkg -i /debs/1.deb </dev/null && dpkg -i /debs/2.deb </dev/null")
+		h.is(kept, "sha256sum /etc/ptthq.toml")
+		// So does an install on a host to which the config was restored from a backup.
+		h.run("cp /etc/ptthq.toml /root/backup.toml && dpkg -P ptthqd && ! test -e /etc/ptthq.toml")
+		h.run("cp /root/backup.toml /etc/ptthq.toml && dpkg -i /debs/1.deb </dev/null")
+		h.is(kept, "sha256sum /etc/ptthq.toml")
+		h.run("rm -r /root/old /root/old.deb /root/backup.toml")
 
 		// Purged, nothing is left but the user.
 		h.run("dpkg -P ptthqd")

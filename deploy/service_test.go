@@ -17,7 +17,7 @@ func TestService(t *testing.T) {
 		}
 		l := newLab(t, base, []string{"host"}, "--ro", examples+":/examples")
 		h := l.host("host")
-		h.run("dpkg -i /debs/1.deb >/dev/null 2>&1 && mv /etc/ptthq.toml /etc/empty.toml && ptthqd keygen -o /etc/ptthq.key")
+		h.run("dpkg -i /debs/1.deb >/dev/null 2>&1 && ptthqd keygen -o /etc/ptthq.key")
 		h.run("echo " + h.run("ptthqd keygen | tee /root/other.key | ptthqd pubkey") + " > /root/other.pub")
 		// fresh begins a test with a config, and nothing that runs.
 		fresh := func(t *testing.T, config string) {
