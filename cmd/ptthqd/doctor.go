@@ -302,6 +302,7 @@ func (d *doctor) code() int {
 
 // print shows what was found, for people.
 func (d *doctor) print(w io.Writer) {
+	w = cleanWriter{w}
 	for _, c := range d.checks {
 		mark := map[string]string{isOK: "ok", isNote: "note", isSkipped: "skip", isWarning: "WARN", isFailure: "FAIL"}[c.Result]
 		fmt.Fprintf(w, "%-4s  %-9s %s\n", mark, c.Name, strings.TrimPrefix(c.Subject+": "+c.Detail, ": "))

@@ -228,6 +228,10 @@ func (d *doctor) trace(ctx context.Context, c *finding, q control.TraceQuestion,
 	began := time.Now()
 	t, err := d.daemon.Trace(ctx, q)
 	c.Took = control.Seconds(time.Since(began))
+	if errors.Is(err, control.ErrForbidden) {
+		c.Result, c.Detail = isSkipped, "no connection was made: "+err.Error()
+		return
+	}
 	if err != nil {
 		c.Result, c.Detail = isFailure, err.Error()
 		return

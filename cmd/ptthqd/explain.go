@@ -63,6 +63,7 @@ func explain(cmd *cobra.Command, socket string, q control.Question) (answer *con
 }
 
 func printExplanation(w io.Writer, e *control.Explanation, by string) {
+	w = cleanWriter{w}
 	verdict := "not allowed"
 	switch {
 	case !e.Decides && e.Rule != "":

@@ -52,9 +52,9 @@ func execute(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case code == exitUsage:
 		text = fmt.Sprintf("ptthqd: %v\nSee `%s --help`.\n", err, command.CommandPath())
 	case code == exitConfig:
-		text = err.Error() + "\n" // file:line:column at the beginning of the line, where editors look for it
+		text = cleanLines(err.Error()) + "\n" // file:line:column at the beginning of the line, where editors look for it
 	default:
-		text = fmt.Sprintf("ptthqd: %v\n", err)
+		text = fmt.Sprintf("ptthqd: %s\n", cleanLines(err.Error()))
 	}
 	said := make(chan struct{})
 	go func() {

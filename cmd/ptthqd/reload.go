@@ -34,7 +34,7 @@ the config's text.`,
 			if !done.OK {
 				return notReloaded(cmd, done)
 			}
-			out := cmd.OutOrStdout()
+			out := cleanWriter{cmd.OutOrStdout()}
 			for _, warning := range done.Warnings {
 				fmt.Fprintln(out, "warning:", warning)
 			}
@@ -57,7 +57,7 @@ the config's text.`,
 
 // notReloaded prints why, each fault of the config on a line of its own.
 func notReloaded(cmd *cobra.Command, done *control.Reload) error {
-	out := cmd.ErrOrStderr()
+	out := cleanWriter{cmd.ErrOrStderr()}
 	for _, f := range done.Faults {
 		fmt.Fprintln(out, f)
 	}

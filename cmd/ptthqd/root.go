@@ -19,6 +19,7 @@ var commands = []func() *cobra.Command{
 	newReloadCommand,
 	newStatusCommand,
 	newExplainCommand,
+	newLogLevelCommand,
 	newDoctorCommand,
 	newDemoCommand,
 	newKeygenCommand,

@@ -156,9 +156,14 @@ func showAgain(cmd *cobra.Command, show func(context.Context, io.Writer) error) 
 
 // printStatus writes a status for people.
 func printStatus(w io.Writer, s *control.Status, now time.Time) {
+	w = cleanWriter{w}
 	fmt.Fprintf(w, "%s: %s\n", strings.TrimSpace(s.Role+" "+s.ID), headline(s))
 	fmt.Fprintf(w, "%s for %s, pid %d, version %s\n", s.State, span(time.Duration(s.Uptime)), s.PID, s.Version)
-	fmt.Fprintf(w, "config %s, in force for %s%s\n", s.Config.File, span(now.Sub(s.Config.Loaded)), lastReload(s.Config.Reload, now))
+	level := ""
+	if s.Config.LogLevel != "info" && s.Config.LogLevel != "" {
+		level = "; log level " + s.Config.LogLevel
+	}
+	fmt.Fprintf(w, "config %s, in force for %s%s%s\n", s.Config.File, span(now.Sub(s.Config.Loaded)), lastReload(s.Config.Reload, now), level)
 	if refused := refusals(s.Counters.Refused); refused != "" {
 		fmt.Fprintf(w, "refused since the start: %s\n", refused)
 	}

@@ -115,6 +115,8 @@ func Compare(old, next *Config) Diff {
 		{"include", includeText},
 		{"resume_timeout", func(c *Config) string { return quoted(formatDuration(c.ResumeTimeout)) }},
 		{"drain_timeout", func(c *Config) string { return quoted(formatDuration(c.DrainTimeout)) }},
+		{"admin_group", func(c *Config) string { return quoted(c.AdminGroup) }},
+		{"metrics.hosts", func(c *Config) string { return quoted(c.Metrics.Hosts...) }},
 		{"metrics.listen", func(c *Config) string { return quoted(c.Metrics.Listen.String()) }},
 	})
 	exempt := func(c *Config) string { return set(texts(c.PenaltyExempt)) }

@@ -56,6 +56,7 @@ type Config struct {
 	ID             string // of a client or server; for people alone
 	PrivateKeyFile string // an explicit one, else the service's credential, else the default path; it need not exist
 	LogLevel       slog.Level
+	AdminGroup     string        // whose members may do all at the control socket; empty: none
 	ResumeTimeout  time.Duration // client: what it asks; server: what it grants at most
 	DrainTimeout   time.Duration
 	Metrics        Metrics
@@ -73,6 +74,7 @@ type Config struct {
 type Metrics struct {
 	Listen      Listen // TCP; zero for nowhere
 	AllowPublic bool
+	Hosts       []string // names besides this host's by which it may be asked, in lower case
 }
 
 // Relay is a relay to connect to.

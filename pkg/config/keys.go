@@ -65,6 +65,11 @@ var keys = append([]Key{
 		Doc: `The least severe messages that are logged: "debug", "info", "warn" or "error".`,
 	},
 	{
+		Name: "admin_group", Type: typeString, Example: `admin_group = "ptthqd"`,
+		Doc: "A group whose members may do at the control socket what otherwise root and the daemon's user alone may: reload, change the log level, trace and profile. " +
+			"With PrivateUsers=yes, as in the units that come along, the daemon sees no group but its own.",
+	},
+	{
 		Name: "include", Type: typeStrings, Example: `include = ["ptthq.d/*.toml"]`,
 		Doc: "Files with more [[peers]], [[services]] and [[mappings]], as patterns relative to this file's directory, read in sorted order. " +
 			"A wildcard matches no leading dot. Default: NAME.d/*.toml beside NAME.toml; [] for none.",
@@ -179,6 +184,12 @@ var keys = append([]Key{
 	{
 		Name: "metrics.allow_public", Type: typeBoolean, Default: "false", Example: "allow_public = true",
 		Doc: "Allows an address that other hosts can reach. There is no authentication.",
+	},
+
+	{
+		Name: "metrics.hosts", Type: typeStrings, Default: "[]", Example: `hosts = ["nas.example.com"]`,
+		Doc: "Host names by which metrics are asked for, besides IP addresses, localhost and this host's own name. Others are refused, so that no web page " +
+			"reads them through a browser by a name that leads here.",
 	},
 
 	{Name: "limits", Type: typeTable, Doc: "Bounds on all that others can make grow. Each has a safe default."},

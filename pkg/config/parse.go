@@ -88,6 +88,12 @@ func (p *parser) main(top *section, s *Snapshot) {
 	c.PrivateKeyFile = p.privateKeyFile(top, s)
 	c.LogLevel = p.logLevel(top)
 	c.Include = p.include(top)
+	if group, at, ok := top.text("admin_group"); ok {
+		if group == "" || group != wire.Clean(group) || strings.ContainsAny(group, " :,") {
+			p.add(at, `for example "ptthqd"`, "%q is no name of a group", group)
+		}
+		c.AdminGroup = group
+	}
 	c.ResumeTimeout = top.duration("resume_timeout", DefaultResumeTimeout, time.Second, maxResume)
 	c.DrainTimeout = top.duration("drain_timeout", DefaultDrainTimeout, 0, time.Hour)
 	if top.mayHave("listen") {
@@ -278,7 +284,7 @@ func (p *parser) listen(at spot, kind Kind, text, what string) (Listen, bool) {
 }
 
 func (p *parser) metrics(s *section) Metrics {
-	m := Metrics{AllowPublic: s.flag("allow_public", false)}
+	m := Metrics{AllowPublic: s.flag("allow_public", false), Hosts: p.hosts(s)}
 	text, at, ok := s.required("listen")
 	if !ok {
 		return m
@@ -294,6 +300,19 @@ func (p *parser) metrics(s *section) Metrics {
 		m.Listen = l
 	}
 	return m
+}
+
+// hosts reads the names by which metrics may be asked for.
+func (p *parser) hosts(s *section) (names []string) {
+	items, _ := s.texts("hosts")
+	for _, item := range items {
+		if item.text == "" || strings.ContainsFunc(item.text, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(":/*", r) }) {
+			p.add(item.at, `a name alone, for example "nas.example.com"`, "%q is no host name", item.text)
+			continue
+		}
+		names = append(names, strings.ToLower(strings.TrimSuffix(item.text, ".")))
+	}
+	return names
 }
 
 func (p *parser) limits(s *section) {

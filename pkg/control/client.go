@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"path/filepath"
 	"runtime"
 	"syscall"
 )
@@ -77,6 +78,13 @@ func (c *Client) Trace(ctx context.Context, q TraceQuestion) (*Trace, error) {
 	return trace, c.ask(ctx, http.MethodPost, PathTrace+"?"+values.Encode(), nil, trace)
 }
 
+// LogLevel is the level in force.
+func (c *Client) LogLevel(ctx context.Context) (LogLevel, error) {
+	var now LogLevel
+	err := c.ask(ctx, http.MethodGet, PathLogLevel, nil, &now)
+	return now, err
+}
+
 // SetLogLevel changes the level in force.
 func (c *Client) SetLogLevel(ctx context.Context, level string) (LogLevel, error) {
 	var now LogLevel
@@ -103,12 +111,18 @@ func (c *Client) ask(ctx context.Context, method, path string, body, into any) e
 func unexpected(code int, body []byte) error {
 	refusal := new(Error)
 	if err := json.Unmarshal(body, refusal); err == nil && refusal.Message != "" {
+		refusal.forbidden = code == http.StatusForbidden
 		return refusal
 	}
 	return fmt.Errorf("the daemon answers %d %s; is it of another version than this command?", code, http.StatusText(code))
 }
 
 func (c *Client) exchange(ctx context.Context, method, path string, body any) (code int, got []byte, err error) {
+	if inTemporary(c.Socket) {
+		if err := trustDir(filepath.Dir(c.Socket)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return 0, nil, fmt.Errorf("what answers at %s may be no ptthqd of yours: %w", c.Socket, err)
+		}
+	}
 	transport := &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", c.Socket)

@@ -15,6 +15,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -359,7 +360,15 @@ type LogLevel struct {
 type Error struct {
 	Message string `json:"error"`          // what is wrong
 	Hint    string `json:"hint,omitempty"` // what would be right
+
+	forbidden bool // it came with 403
 }
+
+// ErrForbidden is what an [Error] is if the daemon does not do it for this user.
+var ErrForbidden = errors.New("forbidden")
+
+// Is makes errors.Is find ErrForbidden.
+func (e *Error) Is(target error) bool { return target == ErrForbidden && e.forbidden }
 
 // Error returns the message and, after a semicolon, the hint.
 func (e *Error) Error() string {

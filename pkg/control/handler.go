@@ -23,7 +23,7 @@ func Handler(b Backend) http.Handler {
 		ask := r.URL.Query()
 		explanation, err := b.Explain(Question{Client: ask.Get("client"), Server: ask.Get("server"), Target: ask.Get("target")})
 		if err != nil {
-			refuse(w, http.StatusBadRequest, err)
+			Refuse(w, http.StatusBadRequest, err)
 			return
 		}
 		answer(w, http.StatusOK, explanation)
@@ -32,7 +32,7 @@ func Handler(b Backend) http.Handler {
 		ask := r.URL.Query()
 		trace, err := b.Trace(r.Context(), TraceQuestion{Mapping: ask.Get("mapping"), Target: ask.Get("target")})
 		if err != nil {
-			refuse(w, http.StatusBadRequest, err)
+			Refuse(w, http.StatusBadRequest, err)
 			return
 		}
 		answer(w, http.StatusOK, trace)
@@ -43,17 +43,17 @@ func Handler(b Backend) http.Handler {
 	mux.HandleFunc("PUT "+PathLogLevel, func(w http.ResponseWriter, r *http.Request) {
 		var level LogLevel
 		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest)).Decode(&level); err != nil {
-			refuse(w, http.StatusBadRequest, &Error{Message: "the body is not JSON: " + err.Error(), Hint: `send {"level": "debug"}`})
+			Refuse(w, http.StatusBadRequest, &Error{Message: "the body is not JSON: " + err.Error(), Hint: `send {"level": "debug"}`})
 			return
 		}
 		if err := b.SetLogLevel(level); err != nil {
-			refuse(w, http.StatusBadRequest, err)
+			Refuse(w, http.StatusBadRequest, err)
 			return
 		}
 		answer(w, http.StatusOK, b.LogLevel())
 	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		refuse(w, http.StatusNotFound, &Error{
+		Refuse(w, http.StatusNotFound, &Error{
 			Message: "there is no " + r.Method + " " + r.URL.Path,
 			Hint:    "this daemon has GET " + PathStatus + ", POST " + PathReload + ", GET " + PathExplain + ", POST " + PathTrace + ", GET and PUT " + PathLogLevel,
 		})
@@ -77,7 +77,7 @@ func reloadCode(r *Reload) int {
 func answer(w http.ResponseWriter, code int, body any) {
 	b, err := json.MarshalIndent(body, "", "  ")
 	if err != nil {
-		refuse(w, http.StatusInternalServerError, err)
+		Refuse(w, http.StatusInternalServerError, err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -85,7 +85,8 @@ func answer(w http.ResponseWriter, code int, body any) {
 	_, _ = w.Write(append(b, '\n')) // who asked has gone: nobody to tell
 }
 
-func refuse(w http.ResponseWriter, code int, err error) {
+// Refuse answers with an Error.
+func Refuse(w http.ResponseWriter, code int, err error) {
 	body, ok := errors.AsType[*Error](err)
 	if !ok {
 		body = &Error{Message: err.Error()}

@@ -91,6 +91,11 @@ func userRuntimeDir() string {
 	return os.TempDir()
 }
 
+// inTemporary reports whether a socket is below the directory that takes the place of $XDG_RUNTIME_DIR.
+func inTemporary(socket string) bool {
+	return os.Geteuid() > 0 && strings.HasPrefix(socket, filepath.Join(os.TempDir(), "ptthqd-"+strconv.Itoa(os.Geteuid()))+string(filepath.Separator))
+}
+
 // UnitName is the systemd unit that runs with a config, or "" if it is none's.
 func UnitName(config string) string {
 	path, err := filepath.Abs(config)
@@ -118,6 +123,9 @@ func Listen(ctx context.Context, path string) (net.Listener, error) {
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory of the control socket: %w; choose another place with --socket", err)
+	}
+	if err := trustDir(filepath.Dir(path)); err != nil {
+		return nil, fmt.Errorf("control socket %s: %w; choose another place with --socket, or set XDG_RUNTIME_DIR", path, err)
 	}
 	if err := removeStale(ctx, path); err != nil {
 		return nil, err

@@ -12,6 +12,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"ptthqd/pkg/wire"
 )
 
 // The formats of the log.
@@ -62,13 +64,15 @@ func (put lineWriter) Write(p []byte) (int, error) {
 	return len(p), put(line{text: text, at: time.Now()})
 }
 
-// plainJSON writes durations as text, like the other formats, and errors as what they say.
+// plainJSON writes durations as text, like the other formats, and errors as what they say. JSON escapes control characters alone.
 func plainJSON(_ []string, a slog.Attr) slog.Attr {
 	switch v := a.Value.Any().(type) {
 	case time.Duration:
 		return slog.String(a.Key, v.String())
 	case error:
-		return slog.String(a.Key, v.Error())
+		return slog.String(a.Key, wire.Clean(v.Error()))
+	case string:
+		return slog.String(a.Key, wire.Clean(v))
 	}
 	return a
 }
@@ -183,7 +187,7 @@ func flatten(fields []field, prefix string, a slog.Attr) []field {
 
 // appendText writes a message and its fields for people: link up peer=nas remote=203.0.113.7:4711.
 func appendText(b *bytes.Buffer, message string, fields []field) {
-	b.WriteString(oneLine(message))
+	b.WriteString(wire.Clean(message))
 	for _, f := range fields {
 		b.WriteByte(' ')
 		b.WriteString(f.key)
@@ -211,17 +215,4 @@ func mayNeedQuotes(s string) bool {
 	return s == "" || !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool {
 		return r == ' ' || r == '"' || r == '=' || !unicode.IsPrint(r)
 	})
-}
-
-// oneLine keeps what a peer or a file may have put into a message from forging lines.
-func oneLine(s string) string {
-	if !strings.ContainsFunc(s, unicode.IsControl) {
-		return s
-	}
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' '
-		}
-		return r
-	}, s)
 }

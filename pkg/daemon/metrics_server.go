@@ -5,7 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/netip"
+	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -161,7 +165,36 @@ func (m *metricsServer) handler() http.Handler {
 		}
 		fmt.Fprintln(w, "ok")
 	})
-	return mux
+	return m.forHost(mux)
+}
+
+// forHost refuses requests that name another host: a web page whose name leads to this address would have a browser read the
+// metrics for it.
+func (m *metricsServer) forHost(next http.Handler) http.Handler {
+	own, _ := os.Hostname()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !hostAllowed(r.Host, append([]string{"localhost", strings.ToLower(own)}, m.daemon.loaded.Load().config.Metrics.Hosts...)) {
+			http.Error(w, fmt.Sprintf("%q is not a name of this host: ask by its IP address, or add the name to metrics.hosts in the config", r.Host), http.StatusMisdirectedRequest)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// hostAllowed tells whether a Host header has an IP address or one of the names. None at all, as of HTTP/1.0, comes from no browser.
+func hostAllowed(host string, names []string) bool {
+	if host == "" {
+		return true
+	}
+	name := host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		name = h
+	}
+	if _, err := netip.ParseAddr(strings.Trim(name, "[]")); err == nil {
+		return true
+	}
+	name = strings.ToLower(strings.TrimSuffix(name, "."))
+	return name != "" && slices.Contains(names, name)
 }
 
 // A proof finds out whether the daemon works, for many who ask, one at a time: where something hangs it hangs too, and the

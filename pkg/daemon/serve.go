@@ -10,7 +10,10 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"os"
+	"os/user"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -32,7 +35,7 @@ func (d *daemon) serveControl(ctx context.Context) {
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	server := &http.Server{
-		Handler:        d.logRequests(mux),
+		Handler:        d.logRequests(d.authorize(mux)),
 		MaxHeaderBytes: 16 << 10,
 		ErrorLog:       slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
 		BaseContext:    func(net.Listener) context.Context { return ctx },
@@ -59,6 +62,56 @@ func (d *daemon) serveControl(ctx context.Context) {
 
 type callerKey struct{}
 
+// A person is who asks at the control socket, as far as the system tells.
+type person struct {
+	known  bool // else whoever may connect may do all
+	uid    int
+	groups []int
+	text   string // for the log
+}
+
+// unmapped is what the kernel says for users and groups that the daemon's user namespace doesn't have.
+const unmapped = 65534
+
+// openToAll are the requests that whoever may connect to the control socket may make: they change and cost nothing.
+var openToAll = map[string]bool{
+	"GET " + control.PathStatus:   true,
+	"GET " + control.PathExplain:  true,
+	"GET " + control.PathLogLevel: true,
+}
+
+// authorize leaves all but a look at things to root, the daemon's user, and the config's admin_group.
+func (d *daemon) authorize(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		who, _ := r.Context().Value(callerKey{}).(person)
+		group := d.loaded.Load().config.AdminGroup
+		if !openToAll[r.Method+" "+r.URL.Path] && !administers(who, os.Geteuid(), group) {
+			control.Refuse(w, http.StatusForbidden, &control.Error{
+				Message: fmt.Sprintf("%s %s is for root and the user of the daemon", r.Method, r.URL.Path),
+				Hint:    "use sudo, or name a group of yours as admin_group in the config",
+			})
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// administers tells whether a person may do all that the control socket has.
+func administers(who person, daemon int, group string) bool {
+	switch {
+	case !who.known, who.uid == 0, who.uid == daemon && daemon != unmapped:
+		return true
+	case group == "":
+		return false
+	}
+	g, err := user.LookupGroup(group)
+	if err != nil {
+		return false
+	}
+	id, err := strconv.Atoi(g.Gid)
+	return err == nil && id != unmapped && slices.Contains(who.groups, id)
+}
+
 // logRequests tells who changes something.
 func (d *daemon) logRequests(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -66,8 +119,8 @@ func (d *daemon) logRequests(next http.Handler) http.Handler {
 		if r.Method != http.MethodGet {
 			level = slog.LevelInfo
 		}
-		who, _ := r.Context().Value(callerKey{}).(string)
-		d.log.Log(r.Context(), level, "control request", "method", r.Method, "path", r.URL.Path, "caller", cmp.Or(who, "unknown"))
+		who, _ := r.Context().Value(callerKey{}).(person)
+		d.log.Log(r.Context(), level, "control request", "method", r.Method, "path", r.URL.Path, "caller", cmp.Or(who.text, "unknown"))
 		next.ServeHTTP(w, r)
 	})
 }

@@ -9,10 +9,13 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	sd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
+
+	"ptthqd/pkg/wire"
 )
 
 // service is the service manager, as far as there is one: without it every method does nothing. Its methods may be called
@@ -47,8 +50,8 @@ func (s *service) notify(state string) {
 	}
 }
 
-func (s *service) ready(status string)  { s.notify(sd.SdNotifyReady + "\nSTATUS=" + oneLine(status)) }
-func (s *service) status(status string) { s.notify("STATUS=" + oneLine(status)) }
+func (s *service) ready(status string)  { s.notify(sd.SdNotifyReady + "\nSTATUS=" + wire.Clean(status)) }
+func (s *service) status(status string) { s.notify("STATUS=" + wire.Clean(status)) }
 
 // reloading tells that the config is being exchanged; ready ends it.
 func (s *service) reloading() {
@@ -56,7 +59,7 @@ func (s *service) reloading() {
 }
 
 func (s *service) stopping(status string) {
-	s.notify(sd.SdNotifyStopping + "\nSTATUS=" + oneLine(status))
+	s.notify(sd.SdNotifyStopping + "\nSTATUS=" + wire.Clean(status))
 }
 
 // extend asks for so much more time to start or stop, from now on.
@@ -66,7 +69,7 @@ func (s *service) extend(d time.Duration) {
 
 // failed tells why the process is about to end.
 func (s *service) failed(err error) {
-	state := "STATUS=" + oneLine(err.Error())
+	state := "STATUS=" + wire.Clean(err.Error())
 	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		state += fmt.Sprintf("\nERRNO=%d", int(errno))
 	}
@@ -277,23 +280,51 @@ func openFiles() int {
 
 // caller tells who is at the other end of a Unix connection, for the log. With PrivateUsers= the IDs of others than
 // root and the service's own user are not mapped, and come as 65534.
-func caller(conn net.Conn) string {
+func caller(conn net.Conn) person {
 	unixConn, ok := conn.(*net.UnixConn)
 	if !ok {
-		return ""
+		return nobody
 	}
 	raw, err := unixConn.SyscallConn()
 	if err != nil {
-		return ""
+		return nobody
 	}
-	var who *unix.Ucred
-	var credErr error
-	if err := raw.Control(func(fd uintptr) { who, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil || credErr != nil {
-		return ""
+	who := nobody
+	_ = raw.Control(func(fd uintptr) {
+		cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if err != nil {
+			return
+		}
+		who.uid, who.groups = int(cred.Uid), append(peerGroups(int(fd)), int(cred.Gid))
+		who.text = fmt.Sprintf("uid %d, pid %d", cred.Uid, cred.Pid)
+		if cred.Uid == unmapped {
+			who.text = fmt.Sprintf("group member, pid %d", cred.Pid)
+		}
+	})
+	return who
+}
+
+// nobody is who asks if the kernel doesn't tell, as it always does.
+var nobody = person{known: true, uid: unmapped}
+
+// peerGroups are the supplementary groups of who has connected.
+func peerGroups(fd int) []int {
+	groups := make([]uint32, 64)
+	for {
+		size := uint32(len(groups) * 4)
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+			uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
+		if errno == unix.ERANGE && int(size) > len(groups)*4 {
+			groups = make([]uint32, size/4)
+			continue
+		}
+		if errno != 0 {
+			return nil // before Linux 4.13
+		}
+		ids := make([]int, size/4)
+		for i := range ids {
+			ids[i] = int(groups[i])
+		}
+		return ids
 	}
-	const overflow = 65534
-	if who.Uid == overflow {
-		return fmt.Sprintf("group member, pid %d", who.Pid)
-	}
-	return fmt.Sprintf("uid %d, pid %d", who.Uid, who.Pid)
 }

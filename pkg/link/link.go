@@ -22,7 +22,6 @@ package link
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -458,7 +457,7 @@ var (
 
 func linkError(err error) error {
 	if end, ok := errors.AsType[*quic.ApplicationError](err); ok {
-		return &ClosedError{Code: wire.CloseCode(end.ErrorCode), Remote: end.Remote, Reason: end.ErrorMessage}
+		return &ClosedError{Code: wire.CloseCode(end.ErrorCode), Remote: end.Remote, Reason: wire.Clean(end.ErrorMessage)}
 	}
 	if _, ok := errors.AsType[*quic.StatelessResetError](err); ok {
 		return errRestarted
@@ -466,8 +465,14 @@ func linkError(err error) error {
 	if _, ok := errors.AsType[*quic.IdleTimeoutError](err); ok {
 		return errIdle
 	}
-	return fmt.Errorf("the link failed: %w", err)
+	return &cleanError{err}
 }
+
+// A cleanError is an error of QUIC, into which the other end may have put a text.
+type cleanError struct{ error }
+
+func (e *cleanError) Error() string { return "the link failed: " + wire.Clean(e.error.Error()) }
+func (e *cleanError) Unwrap() error { return e.error }
 
 // Overdue is for how long a heartbeat of the peer should have been here. On a link that is not suspect, as other packets do
 // arrive, something is in its way: what streams have brought and nobody has read fills the window that they all share. It

@@ -20,7 +20,14 @@ type failure struct {
 	words  string
 }
 
+// explain makes words of an error. Whoever answers at the address, unauthenticated too, may have put a text into it.
 func (d *Dialer) explain(err error) failure {
+	f := d.classify(err)
+	f.words = wire.Clean(f.words)
+	return f
+}
+
+func (d *Dialer) classify(err error) failure {
 	if wrong, ok := errors.AsType[*ident.WrongKeyError](err); ok {
 		return failure{DialWrongKey, true, fmt.Sprintf("the relay at %s presented the key %v, the config pins %v: ask the relay's administrator for its key "+
 			"(`ptthqd pubkey`), and change the config only if he confirms it", d.Address, wrong.Got, wrong.Want)}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -434,7 +433,7 @@ func takeString(into *string, value []byte, most int) (bool, error) {
 	if bytes.ContainsFunc(value, unicode.IsControl) {
 		return true, malformed("a control character")
 	}
-	*into = string(value)
+	*into = Clean(string(value))
 	return true, nil
 }
 
@@ -714,25 +713,6 @@ func (m *Reply) appendBody(dst []byte) []byte {
 	dst = appendString(dst, 3, m.Node)
 	dst = appendString(dst, 4, m.Inner)
 	return appendInstance(dst, 5, m.Instance)
-}
-
-// clean makes s what takeString takes: UTF-8 without control characters, cut
-// between characters to at most n bytes.
-func clean(s string, n int) string {
-	s = strings.ToValidUTF8(s, "\uFFFD")
-	s = strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' '
-		}
-		return r
-	}, s)
-	if len(s) <= n {
-		return s
-	}
-	for n > 0 && !utf8.RuneStart(s[n]) {
-		n--
-	}
-	return s[:n]
 }
 
 func (m *Reply) field(number uint64, value []byte) (bool, error) {
