@@ -279,9 +279,8 @@ func (r router) Routes() []session.Route {
 			Link:  l,
 			Relay: l.Peer(),
 			RTT:   l.RTT(),
-			Open: func(server string, inner, data []byte) (session.Stream, error) {
-				head := wire.Append(nil, &wire.Connect{Server: server, Inner: inner})
-				stream, err := l.Open(append(head, data...))
+			Open: func(tip *wire.Connect, data []byte) (session.Stream, error) {
+				stream, err := l.Open(append(wire.Append(nil, tip), data...))
 				if err != nil {
 					return nil, err
 				}

@@ -99,7 +99,7 @@ func askServer(r session.Route, m *config.Mapping) (hop asked, took time.Duratio
 		hop.Status, hop.Text = wire.StatusTimeout, fmt.Sprintf("no answer from %s over %s: %v", m.Server, r.Relay, err)
 	}
 	began := time.Now()
-	st, err := r.Open(m.Server, inner, nil)
+	st, err := r.Open(&wire.Connect{Server: m.Server, Inner: inner}, nil)
 	if err != nil {
 		failed(err)
 		return hop, 0

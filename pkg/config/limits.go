@@ -179,11 +179,11 @@ var limitKeys = []limitKey{
 	},
 	{
 		"parked_resumes", relayOnly, func(l *Limits) any { return &l.ParkedResumes }, 16384, 1, million,
-		"Connections to resume that wait at the relay for their server's link. More are answered with 503.",
+		"Connections that wait at the relay for their server's link. Half of them may be new ones, a sixteenth those of one client. More are answered with 503.",
 	},
 	{
 		"park_timeout", relayOnly, func(l *Limits) any { return &l.ParkTimeout }, 5 * second, 0, 60 * second,
-		"How long a connection to resume waits at the relay for its server's link.",
+		"How long a connection to resume waits at the relay for its server's link, and a new one whose server was connected within the last minute; 0: not at all. In the relay's first minute a new one waits 12 s.",
 	},
 	{
 		"sessions", bothEnds, func(l *Limits) any { return &l.Sessions }, 16384, 1, million,

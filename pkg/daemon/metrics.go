@@ -79,7 +79,7 @@ var (
 		"mapping")
 	dialDuration = histogram("dial_duration_seconds", "How long a server's dials of targets took, by the status code that they came to: 200, 502, 504, or 429 without a turn.", "code")
 	limitsHit    = counter("limits_hit_total", "Connections that a limit has kept out or made wait, by its name in [limits]; of session_memory and retained_memory, that have had to do with 64 KiB a round trip.", "limit")
-	parked       = counter("resumes_parked_total", "Requests to resume that have waited at a relay for their server's link.")
+	parked       = counter("resumes_parked_total", "Requests, to resume a connection or for a new one, that have waited at a relay for their server's link.")
 	stalled      = counter("streams_stalled_total", "Streams that a relay has reset as they held up all others of their link.")
 
 	budgetUsed = gauge("budget_used_bytes", "What connections and links take of a budget of [limits]: session_memory is promised to be received, retained_memory is kept until it is acknowledged, link_memory is what the windows of links have grown by. Each connection has 64 KiB in each direction besides.",

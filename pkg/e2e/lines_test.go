@@ -128,7 +128,7 @@ var ways = map[string]way{
 	}),
 	"the server is not connected": refusedWith(func(t *testing.T, w *world) {
 		w.allowed = `"absent"`
-		w.extra["relay"] += "[[peers]]\nid = \"absent\"\nrole = \"server\"\npublic_key = \"m5ZbHNo2w1bOBuJ5rWBgPSCA4jHW2Xn2iWVvYtDmZzo=\"\n"
+		w.extra["relay"] += "[limits]\npark_timeout = \"0s\"\n[[peers]]\nid = \"absent\"\nrole = \"server\"\npublic_key = \"m5ZbHNo2w1bOBuJ5rWBgPSCA4jHW2Xn2iWVvYtDmZzo=\"\n"
 		w.ports["P1"] = elsewhere(t, w, "absent")
 	}),
 	"nobody listens at the target": refusedWith(func(t *testing.T, w *world) { w.ports["target"] = freeTCPPort(t) }),
@@ -137,7 +137,9 @@ var ways = map[string]way{
 		w.ports["target"] = deafListener(t)
 	}),
 	"the server is about to stop": {
-		prepare: set("drain_timeout = \"5s\"\n", "nas"),
+		prepare: func(t *testing.T, w *world) {
+			set("drain_timeout = \"1m\"\n", "nas")(t, w) // longer than the client asks again
+		},
 		happen: func(t *testing.T, w *world, p5s *recorder) string {
 			p5s.open(t, w)
 			w.procs["nas"].signal(syscall.SIGTERM)

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -141,39 +140,6 @@ func (w *world) opening() *wire.Open {
 	}
 }
 
-// asksOneThatStops has a played client ask for a connection while the relay waits for those that it carries to leave: it
-// waits for a second, so on a machine that stands still for as long the question comes too late, and is asked again.
-func asksOneThatStops(t *testing.T, w *world, _ *recorder) string {
-	t.Helper()
-	p := w.play(t, "laptop", nil)
-	for range 5 {
-		l := p.link("relay")
-		serverConnected(t, w)
-		wantStatus(t, asks(t, l, wire.Append(nil, w.opening())), wire.StatusOpen)
-		w.procs["relay"].signal(syscall.SIGTERM)
-		select {
-		case <-l.PeerClosing():
-		case <-l.Done():
-		}
-		open := w.opening()
-		st, err := l.Open(wire.Append(nil, &wire.Connect{Server: "nas", Inner: wire.Append(nil, open)}))
-		if err == nil {
-			var reply wire.Message
-			if reply, err = wire.Read(st); err == nil {
-				if reply, ok := reply.(*wire.Reply); !ok || reply.Status != wire.StatusNotConnected || reply.Node != "relay" {
-					t.Fatalf("%+v", reply)
-				}
-				return open.Token.ConnectionID()
-			}
-		}
-		t.Logf("the relay had stopped before it could answer: %v", err)
-		<-w.procs["relay"].exited
-		w.start("relay", logJSON)
-	}
-	t.Fatal("the relay never answers when it is about to stop")
-	return ""
-}
-
 // serverConnected waits until the relay has the server's link at hand.
 func serverConnected(t *testing.T, w *world) {
 	t.Helper()
@@ -290,7 +256,6 @@ var otherWays = map[string]way{
 	"the client leaves its stream with a code that nobody knows": openedByOther(set("resume_timeout = \"1s\"\n", "nas"), func(_ *testing.T, _ *world, _ *link.Link, st *link.Stream, _ *wire.Open) {
 		st.Reset(1000)
 	}),
-	"the client asks a relay that is about to stop": {plays: "laptop", happen: asksOneThatStops},
 	"the server breaks the protocol": {plays: "nas", happen: func(t *testing.T, w *world, _ *recorder) string {
 		w.play(t, "nas", func(st *link.Stream, _ wire.Message) {
 			_, _ = st.Write(append(grant, beyond...))

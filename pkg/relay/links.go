@@ -146,6 +146,14 @@ func (l *links) getLocked(id string) *neighbour {
 	return n
 }
 
+// here tells whether a peer has a link, or had one within that time.
+func (l *links) here(id string, within time.Duration) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	left, known := l.left[id]
+	return l.live[id] != nil || known && time.Since(left.at) < within
+}
+
 // await waits for get to find a link, until one of the contexts is done or the
 // time is over.
 func (l *links) await(ctx, stream context.Context, id string, d time.Duration) *neighbour {

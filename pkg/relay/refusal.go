@@ -20,6 +20,8 @@ type refusal struct {
 	text   string
 	why    string        // default: the text
 	rule   policy.Source // where to look
+
+	reset wire.StreamCode // how to end the stream instead of an answer, if it isn't 0
 }
 
 // endRefused is how a connection ended that was never open, in the words of its two ends.
@@ -43,8 +45,14 @@ func notAllowed(q request, d policy.Decision) refusal {
 
 // stopped is the refusal of a request that was ended before it was joined.
 func stopped(cause error) refusal {
-	if reset, ok := errors.AsType[*wire.ResetError](cause); ok && reset.Code == wire.CodeRevoked {
-		return refusal{status: wire.StatusNotAllowed, text: cause.Error()}
+	if reset, ok := errors.AsType[*wire.ResetError](cause); ok {
+		switch reset.Code {
+		case wire.CodeRevoked:
+			return refusal{status: wire.StatusNotAllowed, text: cause.Error()}
+		case wire.CodeClosing: // the client asks again, here or elsewhere
+			return refusal{reset: wire.CodeClosing, text: cause.Error()}
+		default:
+		}
 	}
 	return refusal{status: wire.StatusNotConnected, text: cause.Error()}
 }
@@ -66,6 +74,11 @@ func notOpened(to *neighbour, err error) refusal {
 // refuse answers a request and finishes its stream, once the client has taken the
 // answer or had its time to.
 func (r *Relay) refuse(from *neighbour, s *link.Stream, q request, no refusal) {
+	if no.reset != 0 {
+		from.log.Debug("connection sent elsewhere", append(q.attributes(), slog.String("reason", no.text))...)
+		s.Reset(no.reset)
+		return
+	}
 	r.counts.refuse(no.status)
 	from.refusals.note(from, time.Now(), q, no, r.name)
 	switch no.status {

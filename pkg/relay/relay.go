@@ -47,7 +47,7 @@ type Limits struct {
 	Connections          int // connections in all; default 65536
 	ConnectionsPerClient int // connections of one client; default 16384
 	OpensPerSecond       int // requests of one client to connect, sustained; twice that in a burst; default 10000
-	Parked               int // resumes that wait for their servers' links; default 16384
+	Parked               int // requests that wait for their servers' links; default 16384
 
 	// ParkTime is how long they wait. Zero: 5 seconds. Negative: not at all.
 	ParkTime time.Duration
@@ -73,8 +73,16 @@ func (l Limits) withDefaults() Limits {
 }
 
 const (
-	// parkTime is how long a resume waits for its server's link, by default (PROTOCOL.md, section 4).
+	// parkTime is how long a request waits for its server's link, by default (PROTOCOL.md, section 4).
 	parkTime = 5 * time.Second
+	// recently is for how long after its last link a server is expected back, and after the relay's start each server: a new
+	// connection waits for it as a resume does.
+	recently = time.Minute
+	// youngParkTime is how long it waits at least in the relay's first minute: an idle server notices with its next heartbeat,
+	// 10 s later at most, that the relay was killed, and then dials.
+	youngParkTime = 12 * time.Second
+	// openShare and clientShare are which parts of Limits.Parked new connections may take, all together and those of one client.
+	openShare, clientShare = 2, 16
 	// refusalTime is how long a refused client has to take the reply.
 	refusalTime = 5 * time.Second
 	// sweepTime is how often each link is looked at: stalled joins, refusals to sum up.
@@ -88,6 +96,7 @@ type Relay struct {
 	tell    func(took time.Duration) // Config.Opened
 	rules   atomic.Pointer[rules]
 	closing atomic.Bool
+	since   time.Time
 
 	changing sync.Mutex // held by Apply
 	links    links
@@ -106,7 +115,7 @@ type rules struct {
 
 // New makes a relay. It starts nothing.
 func New(cfg Config) *Relay {
-	r := &Relay{name: cfg.Name, log: cfg.Logger, tell: cfg.Opened, links: newLinks(), table: newTable(), counts: newCounts()}
+	r := &Relay{name: cfg.Name, log: cfg.Logger, tell: cfg.Opened, since: time.Now(), links: newLinks(), table: newTable(), counts: newCounts()}
 	if r.name == "" {
 		r.name = "relay"
 	}
@@ -353,7 +362,7 @@ func (r *Relay) admit(from *neighbour, q request) (*connection, refusal) {
 		return nil, notAllowed(q, d)
 	}
 	if r.closing.Load() {
-		return nil, refusal{status: wire.StatusNotConnected, text: aboutToStop}
+		return nil, refusal{reset: wire.CodeClosing, text: aboutToStop}
 	}
 	if left := r.stallers.left(pair{q.client, q.server}); left > 0 {
 		return nil, refusal{
@@ -379,21 +388,61 @@ func (r *Relay) admit(from *neighbour, q request) (*connection, refusal) {
 	return c, refusal{}
 }
 
-// openNextHop opens a stream to the server. A resume waits a while for the server's
-// link; an open doesn't.
+// openNextHop opens a stream to the server. It may wait for the server's link.
 func (r *Relay) openNextHop(c *connection, s *link.Stream, inner []byte) (*link.Stream, refusal) {
+	until := time.Now().Add(r.patience(c))
+	for {
+		to, no := r.nextHop(c, s, until)
+		if to == nil {
+			return nil, no
+		}
+		onward, err := to.link.Open(wire.Append(nil, &wire.Incoming{Client: c.client, Inner: inner}))
+		switch {
+		case err == nil:
+			r.table.opening(c, to)
+			return onward, refusal{}
+		case to.link.Err() == nil || !time.Now().Before(until):
+			if errors.Is(err, link.ErrStreamLimit) {
+				r.counts.hit(limitStreams)
+			}
+			return nil, notOpened(to, err)
+		} // else the link has just ended, and another may come
+	}
+}
+
+// patience returns how long a request waits for its server's link: a resume park_timeout, and so does a new connection
+// whose client has no other relay to ask, if the server is expected back.
+func (r *Relay) patience(c *connection) time.Duration {
+	park := r.rules.Load().limits.ParkTime
+	switch {
+	case park <= 0:
+		return 0
+	case c.resume:
+		return park
+	case !c.hold:
+		return 0
+	case time.Since(r.since) < recently:
+		return max(park, youngParkTime)
+	case r.links.here(c.server, recently):
+		return park
+	}
+	return 0
+}
+
+// nextHop returns the link of a connection's server, for which it waits until then.
+func (r *Relay) nextHop(c *connection, s *link.Stream, until time.Time) (*neighbour, refusal) {
 	to := r.links.get(c.server)
-	if limits := r.rules.Load().limits; to == nil && c.resume && limits.ParkTime > 0 {
-		if !r.table.park(c, limits.Parked) {
+	if wait := time.Until(until); to == nil && wait > 0 {
+		if text := r.table.park(c, r.rules.Load().limits.Parked); text != "" {
 			r.counts.hit(limitParked)
 			return nil, refusal{
 				status: wire.StatusNotConnected,
-				text:   fmt.Sprintf("server %s is not connected to the relay, and %d connections wait for servers already", c.server, limits.Parked),
+				text:   fmt.Sprintf("server %s is not connected to the relay, and %s", c.server, text),
 			}
 		}
 		r.counts.parked.Add(1)
-		to = r.links.await(c.ctx, s.Context(), c.server, limits.ParkTime)
-		r.table.unpark()
+		to = r.links.await(c.ctx, s.Context(), c.server, wait)
+		r.table.unpark(c)
 	}
 	if c.ctx.Err() != nil {
 		return nil, stopped(context.Cause(c.ctx))
@@ -404,15 +453,7 @@ func (r *Relay) openNextHop(c *connection, s *link.Stream, inner []byte) (*link.
 			text:   fmt.Sprintf("server %s is not connected to the relay", c.server),
 		}
 	}
-	onward, err := to.link.Open(wire.Append(nil, &wire.Incoming{Client: c.client, Inner: inner}))
-	if err != nil {
-		if errors.Is(err, link.ErrStreamLimit) {
-			r.counts.hit(limitStreams)
-		}
-		return nil, notOpened(to, err)
-	}
-	r.table.opening(c, to)
-	return onward, refusal{}
+	return to, refusal{}
 }
 
 // account logs how a connection ended, once.

@@ -21,6 +21,7 @@ type request struct {
 	attempt uint64
 	resume  bool
 	probe   bool   // a resume that asks only whether the way works
+	hold    bool   // the client has no other relay to ask
 	id      string // the connection ID
 }
 
@@ -32,7 +33,7 @@ func parseRequest(from *neighbour, tip wire.Message) (q request, inner []byte, e
 	if !ok {
 		return q, nil, fmt.Errorf("a relay takes no %T", tip)
 	}
-	q.server = connect.Server
+	q.server, q.hold = connect.Server, connect.Hold
 	if from.role != policy.RoleClient {
 		return q, nil, fmt.Errorf("%s is a %s: only clients may connect", from.id, from.role)
 	}

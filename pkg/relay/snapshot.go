@@ -69,7 +69,7 @@ type Counters struct {
 	Replies   map[wire.Status]uint64 // of the servers, good and bad, but for granted resumes
 	Resumed   uint64                 // resumes that the servers have granted
 	LimitsHit map[string]uint64      // what was kept out by each limit, by its name in the config
-	Parked    uint64                 // resumes that had to wait for their server
+	Parked    uint64                 // requests that had to wait for their server
 	Stalled   uint64                 // streams reset as they stalled the others of their link
 	BytesUp   uint64
 	BytesDown uint64

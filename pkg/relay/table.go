@@ -42,7 +42,7 @@ type State string
 // The states of a connection.
 const (
 	StateAdmitted State = "admitted" // the relay has just let it in
-	StateParked   State = "parked"   // a resume that waits for its server's link
+	StateParked   State = "parked"   // it waits for its server's link
 	StateOpening  State = "opening"  // the server has been asked
 	StateOpen     State = "open"     // the server has granted it
 	StateRefused  State = "refused"  // the server has refused it
@@ -104,6 +104,8 @@ type table struct {
 	clients  map[string]int                          // sessions of each client
 	streams  int
 	parked   int
+	held     map[string]int // new connections of those that are parked, by client
+	heldAll  int
 	up, down uint64                        // bytes of the streams that have left
 	rights   map[string]map[right]standing // by server
 	known    map[string]int                // rights of each client
@@ -115,6 +117,7 @@ func newTable() table {
 		sessions: make(map[key][]*connection),
 		over:     make(map[*neighbour]map[*connection]struct{}),
 		clients:  make(map[string]int),
+		held:     make(map[string]int),
 		rights:   make(map[string]map[right]standing),
 		known:    make(map[string]int),
 		left:     make(chan struct{}, 1),
@@ -264,22 +267,39 @@ func (t *table) remove(c *connection) {
 	}
 }
 
-// park counts a resume that begins to wait, unless there are too many.
-func (t *table) park(c *connection, most int) bool {
+// park counts a request that begins to wait, or says why it may not.
+func (t *table) park(c *connection, most int) (tooMany string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.parked >= most {
-		return false
+	switch {
+	case t.parked >= most:
+		return fmt.Sprintf("%d connections wait for servers already", most)
+	case c.resume:
+	case t.heldAll >= max(1, most/openShare):
+		return fmt.Sprintf("%d new connections wait for servers already", t.heldAll)
+	case t.held[c.client] >= max(1, most/clientShare):
+		return fmt.Sprintf("%d new connections of %s wait for servers already", t.held[c.client], c.client)
+	}
+	if !c.resume {
+		t.held[c.client]++
+		t.heldAll++
 	}
 	t.parked++
 	c.state = StateParked
-	return true
+	return ""
 }
 
-func (t *table) unpark() {
+func (t *table) unpark(c *connection) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.parked--
+	if c.resume {
+		return
+	}
+	t.heldAll--
+	if t.held[c.client]--; t.held[c.client] == 0 {
+		delete(t.held, c.client)
+	}
 }
 
 func (t *table) enter(c *connection, s State) {

@@ -156,9 +156,9 @@ type oneRoute struct {
 
 func (r *oneRoute) Changed() <-chan struct{} { return nil }
 func (r *oneRoute) Routes() []session.Route {
-	return []session.Route{{Link: r, Relay: "relay", Open: func(_ string, inner, data []byte) (session.Stream, error) {
+	return []session.Route{{Link: r, Relay: "relay", Open: func(tip *wire.Connect, data []byte) (session.Stream, error) {
 		a, b := ringPair(r.capacity)
-		m, _, err := wire.Parse(inner)
+		m, _, err := wire.Parse(tip.Inner)
 		if err != nil {
 			return nil, err
 		}

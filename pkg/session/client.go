@@ -281,6 +281,8 @@ type forward struct {
 	shortLived  int             // streams in a row that were lost within shortLife
 	notBefore   time.Time       // the next attempt
 	lastFailure string
+	onlyRoute   bool            // no other relay is left to be asked in this round
+	stopping    bool            // the server has said that it is about to stop
 	elsewhere   bool            // the last stream was lost beyond its link: another relay may still reach the server
 	otherRoutes <-chan struct{} // closed when the routes of the last choice are others
 }
@@ -520,6 +522,9 @@ func (f *forward) choose(moving bool, why string) (Route, time.Duration) {
 			if (moving || f.elsewhere) && r.Link == current && (pass == 0 || moving && why != deadPath) {
 				continue // elsewhere first; here only if the link itself is well
 			}
+			f.onlyRoute = !slices.ContainsFunc(routes, func(other Route) bool {
+				return other.Link != r.Link && !f.excluded[other.Relay] && !f.tried[other.Link]
+			})
 			return r, 0
 		}
 	}
@@ -531,7 +536,7 @@ func (f *forward) choose(moving bool, why string) (Route, time.Duration) {
 		return Route{}, -1 // all have refused
 	}
 	if len(f.tried) > 0 {
-		if !f.opened && f.refusal != nil && !f.isReset() {
+		if !f.opened && f.refusal != nil && !f.stopping && !f.isReset() {
 			return Route{}, -1
 		}
 		// Every link has failed: once more after a while.
@@ -669,7 +674,7 @@ func (f *forward) try(r Route, old Stream) Stream {
 	if first {
 		data, n = s.firstFrame()
 	}
-	st, err := r.Open(f.request.Server, inner, data)
+	st, err := r.Open(&wire.Connect{Server: f.request.Server, Inner: inner, Hold: opening && f.onlyRoute}, data)
 	if err != nil {
 		s.attempt-- // nobody has heard of it
 		f.failed(r, err.Error())
@@ -831,6 +836,7 @@ func (f *forward) answer(st Stream, r Route, old Stream, opening bool, reply *wi
 		f.refusal = reply
 	}
 	again := false
+	f.stopping = reply.Status == wire.StatusNotConnected && !byRelay && opening
 	switch reply.Status {
 	case wire.StatusNotConnected:
 		again = true

@@ -432,6 +432,7 @@ type memLink struct {
 	latency time.Duration // one way
 	hole    bool          // new streams are silent, too; guarded by network.mu
 	opened  int           // streams
+	tips    []wire.Connect
 }
 
 func (n *network) Routes() []session.Route {
@@ -450,8 +451,9 @@ func (n *network) Changed() <-chan struct{} {
 	return n.changed
 }
 
-func (n *network) opener(l *memLink) func(string, []byte, []byte) (session.Stream, error) {
-	return func(server string, inner, data []byte) (session.Stream, error) {
+func (n *network) opener(l *memLink) func(*wire.Connect, []byte) (session.Stream, error) {
+	return func(tip *wire.Connect, data []byte) (session.Stream, error) {
+		inner := tip.Inner
 		m, _, err := wire.Parse(inner)
 		if err != nil {
 			n.t.Errorf("inner tip: %v", err)
@@ -460,6 +462,7 @@ func (n *network) opener(l *memLink) func(string, []byte, []byte) (session.Strea
 		n.mu.Lock()
 		relay := n.relay
 		l.opened++
+		l.tips = append(l.tips, *tip)
 		n.mu.Unlock()
 		var refusal *wire.Reply
 		if relay != nil {
@@ -468,7 +471,7 @@ func (n *network) opener(l *memLink) func(string, []byte, []byte) (session.Strea
 		switch {
 		case refusal != nil:
 			n.serving.Go(func() { (&peer{n.t, b, m, l, nil}).refuse(refusal) })
-		case server == "evil":
+		case tip.Server == "evil":
 			n.strangers <- &peer{n.t, b, m, l, nil}
 		default:
 			n.serve(l, m, b)

@@ -63,9 +63,9 @@ type Route struct {
 	Link  any           // the identity of the link; comparable
 	Relay string        // the relay's name, for logs and status
 	RTT   time.Duration // smoothed round trip of the link
-	// Open opens a stream to a server with the connect tip around inner, and
-	// data right behind, without waiting. Only the client's routes have it.
-	Open func(server string, inner, data []byte) (Stream, error)
+	// Open opens a stream to a server with a tip, and data right behind,
+	// without waiting. Only the client's routes have it.
+	Open func(tip *wire.Connect, data []byte) (Stream, error)
 }
 
 // The states of a session, at both ends. Closed is terminal; tombstones are
