@@ -145,7 +145,7 @@ func runPeers(args []string) error {
 func dialer(relay string, key ident.PublicKey, identity ident.PrivateKey, up chan<- struct{}) *link.Dialer {
 	var once sync.Once
 	return &link.Dialer{
-		Address: relay, Key: key, Identity: identity,
+		Address: relay, Keys: []ident.PublicKey{key}, Identity: identity,
 		Serve: func(ctx context.Context, _ *link.Link) {
 			once.Do(func() { up <- struct{}{} })
 			<-ctx.Done()

@@ -37,7 +37,7 @@ func (d *doctor) probe(ctx context.Context, r config.Relay) []finding {
 	if d.key == nil {
 		return []finding{{Name: "relay", Subject: r.Address, Result: isSkipped, Detail: "no handshake without the key"}}
 	}
-	dialer := &link.Dialer{Address: r.Address, Key: r.Key, Identity: *d.key}
+	dialer := &link.Dialer{Address: r.Address, Keys: r.Keys, Identity: *d.key}
 	p := dialer.Probe(ctx)
 	var found []finding
 	if p.Resolve > 0 && len(p.Addresses) > 0 {

@@ -98,7 +98,7 @@ a server. It needs no open port.`,
 func (s *setup) nodeFlags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&s.id, "id", "", "this node's `ID`, as the relay's config has it (default: this host's name)")
 	cmd.Flags().StringArrayVar(&s.relays, "relay", nil, "the relay's `HOST[:PORT]` (the port is 30380 by default); may be repeated")
-	cmd.Flags().StringArrayVar(&s.relayKeys, "relay-key", nil, "the relay's public `KEY`, one for each --relay, in the same order")
+	cmd.Flags().StringArrayVar(&s.relayKeys, "relay-key", nil, "the relay's public `KEY`, one for each --relay, in the same order; KEY,KEY while it is being changed")
 }
 
 // setup is what init has been told, by flags or by answers.

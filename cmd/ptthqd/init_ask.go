@@ -164,9 +164,14 @@ func checkAddress(s string) error {
 	return err
 }
 
+// checkKey judges a relay's public key, or several with commas between them.
 func checkKey(s string) error {
-	_, err := ident.ParsePublicKey(s)
-	return err
+	for key := range strings.SplitSeq(s, ",") {
+		if _, err := ident.ParsePublicKey(key); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func checkService(s string) error {

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 
 	"ptthqd/pkg/config"
@@ -100,7 +101,11 @@ func (s *setup) nextSteps(path string, key ident.PublicKey, written *config.Conf
 
 // relayBlock is what a node's config says of a relay.
 func relayBlock(address, key string) string {
-	return fmt.Sprintf("[[relays]]\naddress    = %q\npublic_key = %q\n", address, key)
+	value := strconv.Quote(key)
+	if strings.Contains(key, ",") { // it is being changed
+		value = "[" + strings.ReplaceAll(value, ",", `", "`) + "]"
+	}
+	return fmt.Sprintf("[[relays]]\naddress    = %q\npublic_key = %s\n", address, value)
 }
 
 // allowed returns rules at the relay by which all mappings work. They name servers without targets:

@@ -151,7 +151,7 @@ func (l *loopback) ends() string {
 		l.b.Fatal(err)
 	}
 	common := config.Config{
-		Limits: config.DefaultLimits(), Relays: []config.Relay{{Address: l.relay, Key: l.keys[relayHost].Public()}},
+		Limits: config.DefaultLimits(), Relays: []config.Relay{{Address: l.relay, Keys: []ident.PublicKey{l.keys[relayHost].Public()}}},
 		ResumeTimeout: config.DefaultResumeTimeout, DrainTimeout: time.Millisecond,
 	}
 	atServer, atClient := common, common
@@ -184,7 +184,7 @@ func (l *loopback) ends() string {
 func (l *loopback) bareEnds() string {
 	l.b.Helper()
 	log := slog.New(slog.DiscardHandler)
-	atServer := &link.Dialer{Address: l.relay, Key: l.keys[relayHost].Public(), Identity: l.keys[nas], Logger: log}
+	atServer := &link.Dialer{Address: l.relay, Keys: []ident.PublicKey{l.keys[relayHost].Public()}, Identity: l.keys[nas], Logger: log}
 	atServer.Serve = func(ctx context.Context, link *link.Link) {
 		var joins sync.WaitGroup
 		defer joins.Wait()
@@ -206,7 +206,7 @@ func (l *loopback) bareEnds() string {
 	l.run(atServer.Run)
 
 	p1 := l.listen()
-	atClient := &link.Dialer{Address: l.relay, Key: l.keys[relayHost].Public(), Identity: l.keys[laptop], Logger: log}
+	atClient := &link.Dialer{Address: l.relay, Keys: []ident.PublicKey{l.keys[relayHost].Public()}, Identity: l.keys[laptop], Logger: log}
 	atClient.Serve = func(ctx context.Context, link *link.Link) {
 		var joins sync.WaitGroup
 		defer joins.Wait()

@@ -106,7 +106,7 @@ func overSockets(t *testing.T, serve func(net.Conn)) *realChain {
 	t.Cleanup(func() { _ = socket.Close() })
 	r := relay.New(relay.Config{Policy: rules, Logger: log})
 	run((&link.Listener{Socket: socket, Identity: relayKey, Admit: r.Admit, Serve: r.Serve, Logger: log}).Run)
-	relays := []config.Relay{{Address: pc.LocalAddr().String(), Key: relayKey.Public()}}
+	relays := []config.Relay{{Address: pc.LocalAddr().String(), Keys: []ident.PublicKey{relayKey.Public()}}}
 
 	everybody, err := policy.ParsePattern("*")
 	if err != nil {

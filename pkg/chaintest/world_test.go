@@ -207,7 +207,7 @@ func (w *world) relay(host string, allowed ...string) *relayNode {
 func (w *world) relays(hosts ...string) []config.Relay {
 	var relays []config.Relay
 	for _, host := range hosts {
-		relays = append(relays, config.Relay{Address: host + ":30380", Key: w.key(host).Public()})
+		relays = append(relays, config.Relay{Address: host + ":30380", Keys: []ident.PublicKey{w.key(host).Public()}})
 	}
 	return relays
 }

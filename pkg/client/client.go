@@ -183,7 +183,7 @@ func (c *Client) adopt(next *config.Config) {
 	c.windows.SetLimit(int64(next.Limits.LinkMemory))
 	relays := make([]uplink.Relay, len(next.Relays))
 	for i, r := range next.Relays {
-		relays[i] = uplink.Relay{Address: r.Address, Key: r.Key}
+		relays[i] = uplink.Relay{Address: r.Address, Keys: r.Keys}
 	}
 	c.relays.Apply(relays)
 }
@@ -199,7 +199,7 @@ func sessionLimits(l config.Limits) session.Limits {
 
 // dialer makes the dialer of a relay.
 func (c *Client) dialer(r uplink.Relay) *link.Dialer {
-	d := &link.Dialer{Address: r.Address, Key: r.Key, Identity: c.config.Identity, Logger: c.log, Limits: link.Limits{Windows: c.windows}}
+	d := &link.Dialer{Address: r.Address, Keys: r.Keys, Identity: c.config.Identity, Logger: c.log, Limits: link.Limits{Windows: c.windows}}
 	if c.config.AdjustDialer != nil {
 		c.config.AdjustDialer(d)
 	}

@@ -139,7 +139,7 @@ func Compare(old, next *Config) Diff {
 		field[policy.Service]{"clients", func(s policy.Service) string { return set(texts(s.Clients)) }})
 	d.Relays = compareLists(old.Relays, next.Relays,
 		func(r Relay) string { return r.Address },
-		field[Relay]{"public_key", func(r Relay) string { return r.Key.String() }})
+		field[Relay]{"public_key", func(r Relay) string { return set(texts[ident.PublicKey](r.Keys)) }})
 	return d
 }
 

@@ -79,8 +79,8 @@ type Metrics struct {
 
 // Relay is a relay to connect to.
 type Relay struct {
-	Address string // "host:port", in lower case
-	Key     ident.PublicKey
+	Address string            // "host:port", in lower case
+	Keys    []ident.PublicKey // one; more while its key is being changed
 	Source  policy.Source
 }
 

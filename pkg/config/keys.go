@@ -114,8 +114,8 @@ var keys = append([]Key{
 		Doc: "Host name or IP address, and UDP port (30380 where none is given). A name is resolved anew at each dial.",
 	},
 	{
-		Name: "relays.public_key", Type: typeString, Roles: bothEnds, Example: `public_key = "(what ptthqd pubkey prints there)"`,
-		Doc: "The relay's public key, as `ptthqd pubkey` prints it there. Each relay has one of its own: with one key for two, strangers could end their links.",
+		Name: "relays.public_key", Type: typeStrings, Roles: bothEnds, Example: `public_key = "(what ptthqd pubkey prints there)"`,
+		Doc: "The relay's public key, as `ptthqd pubkey` prints it there; a list while its key is being changed: each of them is taken. Each relay has one of its own: with one key for two, strangers could end their links.",
 	},
 
 	{Name: "services", Type: typeTables, Roles: serverOnly, Doc: "What clients may reach through this server."},

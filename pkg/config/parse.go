@@ -392,19 +392,14 @@ type publicKey struct {
 }
 
 // publicKeys reads a public_key. Its value is never repeated in an error: it might be a private one.
-func (p *parser) publicKeys(s *section, many bool) []publicKey {
+func (p *parser) publicKeys(s *section) []publicKey {
 	if _, there := s.values["public_key"]; !there {
 		s.missing("public_key")
 		return nil
 	}
-	var items []item
-	if many {
-		items, _ = s.texts("public_key")
-		if list, ok := s.values["public_key"].([]any); ok && len(list) == 0 {
-			p.add(s.spot("public_key"), "", "is an empty list")
-		}
-	} else if text, at, ok := s.text("public_key"); ok {
-		items = []item{{text, at}}
+	items, _ := s.texts("public_key")
+	if list, ok := s.values["public_key"].([]any); ok && len(list) == 0 {
+		p.add(s.spot("public_key"), "", "is an empty list")
 	}
 	var keys []publicKey
 	for _, it := range items {
@@ -443,7 +438,7 @@ func (p *parser) peer(s *section) {
 			p.badChoice(at, text, []string{"client", "server"})
 		}
 	}
-	for _, k := range p.publicKeys(s, true) {
+	for _, k := range p.publicKeys(s) {
 		p.own(k.at, fmt.Sprintf("peer %q", id), k.key, "each peer has a key of its own, made with `ptthqd keygen`")
 		peer.Keys = append(peer.Keys, k.key)
 	}
@@ -473,8 +468,8 @@ func (p *parser) relay(s *section) {
 			r.Address = address
 		}
 	}
-	for _, k := range p.publicKeys(s, false) {
-		r.Key = k.key
+	for _, k := range p.publicKeys(s) {
+		r.Keys = append(r.Keys, k.key)
 		p.own(k.at, fmt.Sprintf("relay %q", r.Address), k.key,
 			"a relay keeps one link of each node, so list each relay once; each has a key of its own")
 	}

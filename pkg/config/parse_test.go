@@ -66,7 +66,7 @@ session_memory = "1GiB"
 dial_timeout = "2500ms"
 dials = 7
 `+service("ssh", "localhost:22", `["laptop", "ops-*"]`)+"[[services]]\ntarget = \"unix:/run/x\"\n")
-	if c.Relays[0].Address != "relay.example.com:30380" || c.Relays[1].Address != "[2001:db8::1]:443" || c.Relays[1].Key.String() != key2 || c.Relays[0].Source.Line != 4 {
+	if c.Relays[0].Address != "relay.example.com:30380" || c.Relays[1].Address != "[2001:db8::1]:443" || c.Relays[1].Keys[0].String() != key2 || c.Relays[0].Source.Line != 4 {
 		t.Errorf("%+v", c.Relays)
 	}
 	if c.ResumeTimeout != time.Hour || c.Limits.SessionMemory != 1<<30 || c.Limits.DialTimeout != 2500*time.Millisecond || c.Limits.Dials != 7 {

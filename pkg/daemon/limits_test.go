@@ -25,7 +25,7 @@ func (s *site) dialAs(key string, port int, relay string) *link.Dialer {
 		s.t.Fatal(err)
 	}
 	d := &link.Dialer{
-		Address: fmt.Sprintf("127.0.0.1:%d", port), Key: public, Identity: own,
+		Address: fmt.Sprintf("127.0.0.1:%d", port), Keys: []ident.PublicKey{public}, Identity: own,
 		Serve: func(ctx context.Context, _ *link.Link) { <-ctx.Done() },
 	}
 	ctx, cancel := context.WithCancel(context.Background())

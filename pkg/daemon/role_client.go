@@ -99,9 +99,13 @@ func links(states []uplink.State, connections []control.Connection) []control.Li
 	}
 	list := make([]control.Link, len(states))
 	for i, s := range states {
+		key := s.Keys[0]
+		if s.Up {
+			key = s.Key
+		}
 		l := control.Link{
 			Relay:     s.Address,
-			PublicKey: s.Key.String(),
+			PublicKey: key.String(),
 			State:     control.LinkConnecting,
 			Since:     s.Since,
 			Attempts:  s.Attempts,

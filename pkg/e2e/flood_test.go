@@ -402,7 +402,7 @@ func (n *newcomer) comes(ctx context.Context) (time.Duration, error) {
 	defer cancel()
 	up := make(chan struct{}, 10)
 	d := &link.Dialer{
-		Address: fmt.Sprintf("%s:%d", n.w.hosts[n.relay], n.w.ports[n.relay]), Key: n.w.keys[n.relay].Public(), Identity: n.key,
+		Address: fmt.Sprintf("%s:%d", n.w.hosts[n.relay], n.w.ports[n.relay]), Keys: []ident.PublicKey{n.w.keys[n.relay].Public()}, Identity: n.key,
 		Serve: func(ctx context.Context, _ *link.Link) {
 			up <- struct{}{}
 			<-ctx.Done()

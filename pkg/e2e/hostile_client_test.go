@@ -43,7 +43,7 @@ func newRogue(t *testing.T, w *world, key ident.PrivateKey, serve func(*link.Str
 	t.Helper()
 	r := &rogue{t: t, w: w, key: key, links: make(chan *link.Link, 1000), statuses: make(map[wire.Status]int)}
 	d := &link.Dialer{
-		Address: fmt.Sprintf("127.0.0.1:%d", w.ports["relay"]), Key: w.keys["relay"].Public(), Identity: key,
+		Address: fmt.Sprintf("127.0.0.1:%d", w.ports["relay"]), Keys: []ident.PublicKey{w.keys["relay"].Public()}, Identity: key,
 		Serve: func(ctx context.Context, l *link.Link) {
 			r.links <- l
 			if serve == nil {

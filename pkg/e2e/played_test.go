@@ -30,7 +30,7 @@ func (w *world) play(t *testing.T, node string, answer func(st *link.Stream, tip
 	t.Helper()
 	p := &played{t, make(chan *link.Link, 100)}
 	run := (&link.Dialer{
-		Address: fmt.Sprintf("127.0.0.1:%d", w.ports["relay"]), Key: w.keys["relay"].Public(), Identity: w.keys[node],
+		Address: fmt.Sprintf("127.0.0.1:%d", w.ports["relay"]), Keys: []ident.PublicKey{w.keys["relay"].Public()}, Identity: w.keys[node],
 		Serve: p.serve(answer),
 	}).Run
 	if node == "relay" {

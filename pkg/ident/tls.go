@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -15,20 +17,25 @@ const alpn = "ptthq/1"
 
 // WrongKeyError says that the relay that answered is not the one whose key the config pins.
 type WrongKeyError struct {
-	Want PublicKey // the config's
-	Got  PublicKey // the one that the other end presented; whether it also holds it was not asked any more
+	Want []PublicKey // the config's
+	Got  PublicKey   // the one that the other end presented; whether it also holds it was not asked any more
 }
 
 // Error names both keys and what to do.
 func (e *WrongKeyError) Error() string {
-	return fmt.Sprintf("the relay's key is not the one in the config: it presented %v, the config has %v: "+
-		"ask the relay's administrator for its key (`ptthqd pubkey FILE`) and its address, and change the config only if he says so", e.Got, e.Want)
+	want := make([]string, len(e.Want))
+	for i, key := range e.Want {
+		want[i] = key.String()
+	}
+	return fmt.Sprintf("the relay's key is not the one in the config: it presented %v, the config has %s: "+
+		"ask the relay's administrator for its key (`ptthqd pubkey FILE`) and its address, and change the config only if he says so", e.Got, strings.Join(want, " and "))
 }
 
-// DialTLS returns the TLS config with which the node that holds k dials the relay whose key is relay. A handshake with
+// DialTLS returns the TLS config with which the node that holds k dials the relay that has one of the keys: one, or
+// more while the relay's key is being changed. A handshake with
 // anybody else fails with a [*WrongKeyError] or one of [PeerKey]'s errors. The config caches one session, to resume
 // when the link is redialled; it is for one relay alone. Several goroutines may use it.
-func DialTLS(k PrivateKey, relay PublicKey) (*tls.Config, error) {
+func DialTLS(k PrivateKey, relay ...PublicKey) (*tls.Config, error) {
 	config, err := newTLS(k)
 	if err != nil {
 		return nil, err
@@ -44,7 +51,7 @@ func DialTLS(k PrivateKey, relay PublicKey) (*tls.Config, error) {
 		if err != nil {
 			return err
 		}
-		if got != relay {
+		if !slices.Contains(relay, got) {
 			return &WrongKeyError{Want: relay, Got: got}
 		}
 		return nil

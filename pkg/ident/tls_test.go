@@ -12,6 +12,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -103,7 +104,7 @@ func TestRelayWithAnotherKeyIsRefused(t *testing.T) {
 	if !ok {
 		t.Fatalf("dial: %v, want a WrongKeyError", err)
 	}
-	if wrong.Want != other || wrong.Got != relay.Public() {
+	if !slices.Equal(wrong.Want, []ident.PublicKey{other}) || wrong.Got != relay.Public() {
 		t.Errorf("want %v and got %v are not the config's and the relay's keys", wrong.Want, wrong.Got)
 	}
 	if !strings.Contains(err.Error(), "the relay's key is not the one in the config") {

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,8 +45,8 @@ const (
 type Dialer struct {
 	// Address is the relay's name or IP address and UDP port; the port may be missing.
 	Address string
-	// Key is the relay's key, which the config pins.
-	Key ident.PublicKey
+	// Keys are the relay's, which the config pins: one, or more while its key is being changed. SetKeys changes them later.
+	Keys []ident.PublicKey
 	// Identity is the key of this node.
 	Identity ident.PrivateKey
 	// Serve is called for each live link, in a goroutine of its own, and returns soon after the link is over; then ctx is
@@ -79,7 +80,7 @@ type Dialer struct {
 	limits    atomic.Pointer[Limits]
 	hits      hits
 	unknown   bool // the relay's last word was that it does not know the key
-	tls       *tls.Config
+	tls       atomic.Pointer[tls.Config]
 	host      string
 	port      uint16
 	known     []netip.AddrPort // what the name resolved to last
@@ -104,7 +105,6 @@ type Dialer struct {
 // State is where a Dialer stands.
 type State struct {
 	Address   string
-	Key       ident.PublicKey
 	Link      *Link     // the live link, nil while there is none
 	Since     time.Time // when the link came up or went down, or Run began
 	Attempts  int       // failed dials since the last link
@@ -118,6 +118,19 @@ type State struct {
 func (d *Dialer) SetLimits(limits Limits) {
 	limits.Windows = d.Limits.Windows
 	d.limits.Store(limits.withDefaults())
+}
+
+// SetKeys changes the relay's keys. A link to a key that is none of them any more is closed, and made anew.
+func (d *Dialer) SetKeys(keys []ident.PublicKey) error {
+	config, err := ident.DialTLS(d.Identity, keys...)
+	if err != nil {
+		return fmt.Errorf("dial relay %q: %w", d.Address, err)
+	}
+	d.tls.Store(config)
+	if l := d.State().Link; l != nil && !slices.Contains(keys, l.Key()) {
+		l.Close(wire.CloseClosing, "the relay's key is not in the config any more")
+	}
+	return nil
 }
 
 // State returns where the Dialer stands.
@@ -199,12 +212,14 @@ func (d *Dialer) prepare() error {
 	if d.host, d.port, err = splitAddress(d.Address); err != nil {
 		return fmt.Errorf("dial relay %q: %w", d.Address, err)
 	}
-	if d.tls, err = ident.DialTLS(d.Identity, d.Key); err != nil {
+	config, err := ident.DialTLS(d.Identity, d.Keys...)
+	if err != nil {
 		return fmt.Errorf("dial relay %q: %w", d.Address, err)
 	}
+	d.tls.CompareAndSwap(nil, config)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.state = State{Address: d.Address, Key: d.Key, Since: time.Now()}
+	d.state = State{Address: d.Address, Since: time.Now()}
 	return nil
 }
 
@@ -346,7 +361,7 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 	ctx, stop := withPatience(ctx, patience, socket, func() { knockAt(transport, addresses) })
 	defer stop()
 	conn, err := race(ctx, addresses, func(ctx context.Context, to netip.AddrPort) (*quic.Conn, error) {
-		return transport.Dial(ctx, net.UDPAddrFromAddrPort(to), d.tls, config)
+		return transport.Dial(ctx, net.UDPAddrFromAddrPort(to), d.tls.Load(), config)
 	})
 	if err != nil {
 		return nil, err
@@ -356,6 +371,10 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 			_ = conn.CloseWithError(quic.ApplicationErrorCode(wire.CloseClosing), "gave up")
 		}
 	}()
+	key, err := ident.PeerKey(conn.ConnectionState().TLS)
+	if err != nil {
+		return nil, err
+	}
 	control, err := conn.OpenStream()
 	if err != nil {
 		return nil, err
@@ -366,7 +385,7 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 	if _, err := control.Write(wire.Append(nil, &wire.Control{})); err != nil {
 		return nil, err
 	}
-	link := newLink(conn, d.Address, d.Key, limits, d.log)
+	link := newLink(conn, d.Address, key, limits, d.log)
 	link.hits = &d.hits
 	link.dialled, link.socket = true, socket
 	link.heard = &heard{release: release, revoked: d.OnRevoked, confirmed: make(chan struct{}), closing: make(chan struct{})}

@@ -396,7 +396,7 @@ func TestWrongKeys(t *testing.T) {
 		words string
 	}{
 		{
-			"the relay's", func(w *world) { w.dialer.Key = linktest.Key(w).Public() },
+			"the relay's", func(w *world) { w.dialer.Keys = []ident.PublicKey{linktest.Key(w).Public()} },
 			"presented the key %[1]v, the config pins %[3]v",
 		},
 		{
@@ -412,7 +412,7 @@ func TestWrongKeys(t *testing.T) {
 				w.dial()
 				time.Sleep(time.Hour)
 				s := w.dialer.State()
-				words := fmt.Sprintf(c.words, w.relayKey.Public(), w.key.Public(), w.dialer.Key)
+				words := fmt.Sprintf(c.words, w.relayKey.Public(), w.key.Public(), w.dialer.Keys[0])
 				if !strings.Contains(s.LastError, words) || s.Link != nil {
 					t.Errorf("state %+v", s)
 				}

@@ -14,7 +14,7 @@ import (
 func (d *Dialer) up(link *Link) {
 	d.mu.Lock()
 	d.peer = link.RemoteAddr()
-	d.state = State{Address: d.Address, Key: d.Key, Link: link, Since: link.since, Contested: d.contested}
+	d.state = State{Address: d.Address, Link: link, Since: link.since, Contested: d.contested}
 	d.mu.Unlock()
 	attrs := []any{slog.Any("remote", link.RemoteAddr())}
 	if failed := d.outage.end(); failed > 0 {
@@ -47,7 +47,7 @@ func (d *Dialer) down(link *Link) {
 	default: // the relay has crashed, or the path is bad: who comes back is to be found at once
 		d.short = 1
 	}
-	now := State{Address: d.Address, Key: d.Key, Since: time.Now(), LastError: err.Error(), Reason: link.Reason()}
+	now := State{Address: d.Address, Since: time.Now(), LastError: err.Error(), Reason: link.Reason()}
 	defer func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()

@@ -89,7 +89,7 @@ func (d *Dialer) probe(ctx context.Context, p *Probed) error {
 	seen := new(witness)
 	config.Tracer = seen.trace
 	conn, err := race(handshake, addresses, func(ctx context.Context, to netip.AddrPort) (*quic.Conn, error) {
-		return transport.Dial(ctx, net.UDPAddrFromAddrPort(to), d.tls, config)
+		return transport.Dial(ctx, net.UDPAddrFromAddrPort(to), d.tls.Load(), config)
 	})
 	if err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/carrier"
+	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/link/linktest"
 )
@@ -29,7 +30,7 @@ func TestProbe(t *testing.T) {
 			w.network.Drop(func(p linktest.Packet) bool { return len(p.Data) > 1000 })
 		}, link.DialUnfinished, "The path's MTU is too small"},
 		{"the relay does not know the key", func(w *world) { w.peers.Store(&linktest.Peers{}) }, link.DialUnknownKey, "does not know this node's key"},
-		{"the relay has another key", func(w *world) { w.dialer.Key = linktest.Key(w).Public() }, link.DialWrongKey, "the config pins"},
+		{"the relay has another key", func(w *world) { w.dialer.Keys = []ident.PublicKey{linktest.Key(w).Public()} }, link.DialWrongKey, "the config pins"},
 		{"the name is nobody's", func(w *world) {
 			w.dialer.Address = "relay.example.com"
 			w.dialer.Resolve = func(_ context.Context, host string) ([]netip.Addr, error) {
@@ -94,7 +95,7 @@ func TestProbeFindsTheMTU(t *testing.T) {
 		stop()
 		<-ended
 	}()
-	d := &link.Dialer{Address: socket.LocalAddr().String(), Key: relay.Public(), Identity: key}
+	d := &link.Dialer{Address: socket.LocalAddr().String(), Keys: []ident.PublicKey{relay.Public()}, Identity: key}
 	p := d.Probe(t.Context())
 	if p.Error != "" || p.RTT <= 0 || p.Handshake <= 0 || runtime.GOOS == "linux" && p.MTU < 1440 {
 		t.Errorf("%+v", p)

@@ -56,7 +56,7 @@ func loopback(tb testing.TB) (dialled, accepted *link.Link, socket *carrier.Sock
 		Socket: socket, Identity: relayKey, Serve: hold(a),
 		Admit: func(ident.PublicKey) (string, error) { return "client", nil },
 	}
-	dialer := &link.Dialer{Address: socket.LocalAddr().String(), Key: relayKey.Public(), Identity: key, Serve: hold(d)}
+	dialer := &link.Dialer{Address: socket.LocalAddr().String(), Keys: []ident.PublicKey{relayKey.Public()}, Identity: key, Serve: hold(d)}
 	runs.Go(func() { _ = listener.Run(ctx) })
 	runs.Go(func() { _ = dialer.Run(ctx) })
 	select {

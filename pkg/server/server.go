@@ -199,7 +199,7 @@ func (s *Server) adopt(next *config.Config, services *policy.Services) {
 	s.sessions.Set(sessionLimits(next.Limits), next.ResumeTimeout)
 	relays := make([]uplink.Relay, len(next.Relays))
 	for i, r := range next.Relays {
-		relays[i] = uplink.Relay{Address: r.Address, Key: r.Key}
+		relays[i] = uplink.Relay{Address: r.Address, Keys: r.Keys}
 	}
 	s.windows.SetLimit(int64(next.Limits.LinkMemory))
 	s.relays.SetLimits(linkLimits(next.Limits))
@@ -232,7 +232,7 @@ func (s *Server) newDialer(r uplink.Relay) *link.Dialer {
 	limits := linkLimits(s.settings.Load().Limits)
 	limits.Windows = s.windows
 	d := &link.Dialer{
-		Address: r.Address, Key: r.Key, Identity: s.config.Identity, Logger: s.log,
+		Address: r.Address, Keys: r.Keys, Identity: s.config.Identity, Logger: s.log,
 		OnRevoked: s.revoked,
 		Limits:    limits,
 		LimitHit:  s.hits.Hit,

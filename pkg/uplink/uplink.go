@@ -21,10 +21,10 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// A Relay is where to dial, and the key that must answer there.
+// A Relay is where to dial, and the keys of which one must answer there.
 type Relay struct {
 	Address string
-	Key     ident.PublicKey
+	Keys    []ident.PublicKey
 }
 
 // A Set is the relays of one process. Set the fields, then call Run once. All
@@ -45,9 +45,9 @@ type Set struct {
 	Logger *slog.Logger
 
 	mu      sync.Mutex
-	running context.Context // that of Run, while new dialers may begin
-	members map[Relay]*member
-	order   []Relay // as in the config
+	running context.Context    // that of Run, while new dialers may begin
+	members map[string]*member // by address
+	order   []string           // as in the config
 	live    []liveLink
 	changed chan struct{}
 	work    sync.WaitGroup // of the dialers
@@ -107,10 +107,13 @@ func (s *Set) Apply(relays []Relay) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.members == nil {
-		s.members = make(map[Relay]*member)
+		s.members = make(map[string]*member)
 	}
 	for _, r := range relays {
-		m := s.members[r]
+		m := s.members[r.Address]
+		if m != nil && !slices.Equal(m.relay.Keys, r.Keys) {
+			s.setKeysLocked(m, r.Keys)
+		}
 		if m == nil {
 			m = &member{relay: r, dialer: s.Dialer(r)}
 			m.dialer.Serve = func(ctx context.Context, l *link.Link) { s.serve(ctx, m, l) }
@@ -122,7 +125,7 @@ func (s *Set) Apply(relays []Relay) {
 				}
 				s.askAgain()
 			}
-			s.members[r] = m
+			s.members[r.Address] = m
 			s.startLocked(m)
 		}
 		if m.keep != nil { // it has come back before it was gone
@@ -130,13 +133,24 @@ func (s *Set) Apply(relays []Relay) {
 			m.keep = nil
 		}
 	}
-	s.order = slices.Clone(relays)
-	for r, m := range s.members {
-		if m.keep == nil && !slices.Contains(relays, r) {
+	s.order = nil
+	for _, r := range relays {
+		s.order = append(s.order, r.Address)
+	}
+	for address, m := range s.members {
+		if m.keep == nil && !slices.Contains(s.order, address) {
 			s.retireLocked(m)
 		}
 	}
 	s.changedLocked()
+}
+
+// setKeysLocked changes the keys of a relay, whose link goes on if it is to one of the new ones.
+func (s *Set) setKeysLocked(m *member, keys []ident.PublicKey) {
+	m.relay.Keys = keys
+	if err := m.dialer.SetKeys(keys); err != nil && s.Logger != nil {
+		s.Logger.Error("relay can't be dialled", slog.String("relay", m.relay.Address), slog.Any("error", err))
+	}
 }
 
 // SetLimits changes the limits of the links that are made from then on.
@@ -151,7 +165,7 @@ func (s *Set) SetLimits(limits link.Limits) {
 // retireLocked lets a relay go.
 func (s *Set) retireLocked(m *member) {
 	if s.running == nil || m.stop == nil {
-		delete(s.members, m.relay)
+		delete(s.members, m.relay.Address)
 		return
 	}
 	ctx, keep := context.WithCancel(s.running)
@@ -165,7 +179,7 @@ func (s *Set) retireLocked(m *member) {
 		defer s.mu.Unlock()
 		if ctx.Err() == nil {
 			m.stop()
-			delete(s.members, m.relay)
+			delete(s.members, m.relay.Address)
 		}
 	})
 }
@@ -272,15 +286,16 @@ func isClosed(c <-chan struct{}) bool {
 type State struct {
 	Relay
 	Up        bool
-	Since     time.Time      // when the link came up or went down, or the dialling began
-	Attempts  int            // dials since then, while there is no link
-	LastError string         // why the last dial failed or the last link ended, for people
-	Reason    link.Reason    // the same in one word
-	NextDial  time.Time      // when the next dial begins, if it waits; otherwise zero
-	Contested time.Time      // when another node with this one's key last took its place at the relay; zero if none has
-	Remote    netip.AddrPort // where the relay's packets come from; invalid while there is no link
-	Closing   bool           // the relay has said that it is about to go
-	Stats     link.Stats     // of the live link
+	Since     time.Time       // when the link came up or went down, or the dialling began
+	Attempts  int             // dials since then, while there is no link
+	LastError string          // why the last dial failed or the last link ended, for people
+	Reason    link.Reason     // the same in one word
+	NextDial  time.Time       // when the next dial begins, if it waits; otherwise zero
+	Contested time.Time       // when another node with this one's key last took its place at the relay; zero if none has
+	Key       ident.PublicKey // that the relay has, of those in the config; zero while there is no link
+	Remote    netip.AddrPort  // where the relay's packets come from; invalid while there is no link
+	Closing   bool            // the relay has said that it is about to go
+	Stats     link.Stats      // of the live link
 	Socket    carrier.Stats
 	Totals    link.Totals // of all links and dials
 }
@@ -290,14 +305,15 @@ func (s *Set) States() []State {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	states := make([]State, 0, len(s.order))
-	for _, r := range s.order {
-		m := s.members[r]
+	for _, address := range s.order {
+		m := s.members[address]
 		if m == nil {
 			continue
 		}
 		d := m.dialer.State()
-		state := State{Relay: r, Since: d.Since, Attempts: d.Attempts, LastError: d.LastError, Reason: d.Reason, NextDial: d.NextDial, Contested: d.Contested, Totals: m.dialer.Totals()}
+		state := State{Relay: m.relay, Since: d.Since, Attempts: d.Attempts, LastError: d.LastError, Reason: d.Reason, NextDial: d.NextDial, Contested: d.Contested, Totals: m.dialer.Totals()}
 		if l := d.Link; l != nil {
+			state.Key = l.Key()
 			state.Up, state.Remote, state.Closing, state.Stats = true, l.RemoteAddr(), isClosed(l.PeerClosing()), l.Stats()
 			state.Socket = l.Socket().Stats()
 		}

@@ -62,7 +62,7 @@ func (n *Network) Listener(address string, key ident.PrivateKey, peers Peers, se
 func (n *Network) Dialer(host, relay string, relayKey ident.PublicKey, key ident.PrivateKey, serve func(context.Context, *link.Link)) *link.Dialer {
 	began := time.Now()
 	return &link.Dialer{
-		Address: relay, Key: relayKey, Identity: key, Serve: serve, Limits: n.Limits,
+		Address: relay, Keys: []ident.PublicKey{relayKey}, Identity: key, Serve: serve, Limits: n.Limits,
 		Logger:       Logger(n.t).With(slog.String("at", host)),
 		ListenPacket: n.ListenPacket(host),
 		SinceBoot:    func() time.Duration { return time.Since(began) }, // virtual in a bubble, as the host's is not
