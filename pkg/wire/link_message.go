@@ -25,12 +25,6 @@ type Revoked struct {
 	Kept   []string // see FitsKept
 }
 
-// Welcome tells the dialler by which name the relay knows it. Who has it also
-// knows Control's Waits.
-type Welcome struct {
-	Name string
-}
-
 func (*Heartbeat) messageType() uint64 { return typeHeartbeat }
 
 func (m *Heartbeat) appendBody(dst []byte) []byte {
@@ -103,22 +97,4 @@ const (
 // are kept: they take 3,458 bytes at most, with their lengths.
 func FitsKept(targets []string) bool {
 	return len(targets) <= maxKept && listSize(targets) <= maxKeptSize
-}
-
-func (*Welcome) messageType() uint64 { return typeWelcome }
-
-func (m *Welcome) appendBody(dst []byte) []byte { return appendString(dst, 1, m.Name) }
-
-func (m *Welcome) field(number uint64, value []byte) (bool, error) {
-	if number == 1 {
-		return takeString(&m.Name, value, maxID)
-	}
-	return false, nil
-}
-
-func (m *Welcome) complete() error {
-	if err := CheckID(m.Name); err != nil {
-		return malformed("name: %v", err)
-	}
-	return nil
 }

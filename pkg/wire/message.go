@@ -36,7 +36,6 @@ const (
 	typeHeartbeat = 16
 	typeClosing   = 17
 	typeRevoked   = 18
-	typeWelcome   = 19
 
 	firstLinkMessage = 16
 )
@@ -44,18 +43,15 @@ const (
 // Connect is P2's request to P3: connect me to Server, and forward Inner, which
 // is an encoded Open or Resume.
 type Connect struct {
-	Server  string
-	Inner   []byte
-	Hold    bool     // P2 has no other relay to ask: an open may wait for its server's link
-	Granted Instance // the process that has granted the session; zero: none yet, or not known
+	Server string
+	Inner  []byte
+	Hold   bool // P2 has no other relay to ask: an open may wait for its server's link
 }
 
 // Incoming is P3's request to P4: Client wants to connect, and sends Inner.
 type Incoming struct {
 	Client string
 	Inner  []byte
-	Server string   // the name by which Client has asked for this server; empty: not told
-	Names  []string // the other names that Client has, or had; MaxNames at most
 }
 
 // Open asks P4 for a new session. It is idempotent by client and token.
@@ -86,10 +82,7 @@ type Resume struct {
 }
 
 // Control says that a stream carries link messages.
-type Control struct {
-	Instance Instance // the dialler's process; zero: not told
-	Waits    bool     // another process with the dialler's key keeps its place
-}
+type Control struct{}
 
 // Reply answers Connect and Incoming. It is the first message on the way back.
 type Reply struct {
@@ -97,8 +90,6 @@ type Reply struct {
 	Text   string // for people
 	Node   string // who says it: "relay" or a server's ID
 	Inner  []byte // an encoded Granted, with statuses 200 and 208
-	// Instance is the process of P4 that says it; zero: not told.
-	Instance Instance
 }
 
 // Granted is the inner part of a Reply: what P4 grants, and where it stands.
@@ -319,8 +310,6 @@ func newMessage(kind uint64) (Message, error) {
 		return new(Closing), nil
 	case typeRevoked:
 		return new(Revoked), nil
-	case typeWelcome:
-		return new(Welcome), nil
 	}
 	if kind >= firstLinkMessage {
 		return nil, nil //nolint:nilnil // skipped by Parse and Read
@@ -455,21 +444,6 @@ func takeToken(into *Token, value []byte) (bool, error) {
 	return true, nil
 }
 
-func appendInstance(dst []byte, number uint64, i Instance) []byte {
-	if i == (Instance{}) {
-		return dst
-	}
-	return appendString(dst, number, i[:])
-}
-
-func takeInstance(into *Instance, value []byte) (bool, error) {
-	if len(value) != len(into) {
-		return true, malformed("an instance of %d bytes", len(value))
-	}
-	copy(into[:], value)
-	return true, nil
-}
-
 // appendList appends strings, each behind its length; none is an absent field.
 func appendList(dst []byte, number uint64, list []string) []byte {
 	if len(list) == 0 {
@@ -521,8 +495,7 @@ func (*Connect) messageType() uint64 { return typeConnect }
 func (m *Connect) appendBody(dst []byte) []byte {
 	dst = appendString(dst, 1, m.Server)
 	dst = appendString(dst, 2, m.Inner)
-	dst = appendFlag(dst, 3, m.Hold)
-	return appendInstance(dst, 4, m.Granted)
+	return appendFlag(dst, 3, m.Hold)
 }
 
 func (m *Connect) field(number uint64, value []byte) (bool, error) {
@@ -533,8 +506,6 @@ func (m *Connect) field(number uint64, value []byte) (bool, error) {
 		return takeInner(&m.Inner, value)
 	case 3:
 		return takeFlag(&m.Hold, value)
-	case 4:
-		return takeInstance(&m.Granted, value)
 	}
 	return false, nil
 }
@@ -550,9 +521,7 @@ func (*Incoming) messageType() uint64 { return typeIncoming }
 
 func (m *Incoming) appendBody(dst []byte) []byte {
 	dst = appendString(dst, 1, m.Client)
-	dst = appendString(dst, 2, m.Inner)
-	dst = appendString(dst, 3, m.Server)
-	return appendList(dst, 4, m.Names)
+	return appendString(dst, 2, m.Inner)
 }
 
 func (m *Incoming) field(number uint64, value []byte) (bool, error) {
@@ -561,10 +530,6 @@ func (m *Incoming) field(number uint64, value []byte) (bool, error) {
 		return takeString(&m.Client, value, maxID)
 	case 2:
 		return takeInner(&m.Inner, value)
-	case 3:
-		return takeString(&m.Server, value, maxID)
-	case 4:
-		return takeList(&m.Names, value, MaxNames, maxID)
 	}
 	return false, nil
 }
@@ -572,16 +537,6 @@ func (m *Incoming) field(number uint64, value []byte) (bool, error) {
 func (m *Incoming) complete() error {
 	if err := CheckID(m.Client); err != nil {
 		return malformed("client: %v", err)
-	}
-	if m.Server != "" {
-		if err := CheckID(m.Server); err != nil {
-			return malformed("server: %v", err)
-		}
-	}
-	for _, name := range m.Names {
-		if err := CheckID(name); err != nil {
-			return malformed("another name of the client: %v", err)
-		}
 	}
 	return nil
 }
@@ -686,24 +641,10 @@ func (m *Resume) complete() error {
 	return checkSession(m.Token, m.Attempt, m.Target)
 }
 
-func (*Control) messageType() uint64 { return typeControl }
-
-func (m *Control) appendBody(dst []byte) []byte {
-	dst = appendInstance(dst, 1, m.Instance)
-	return appendFlag(dst, 2, m.Waits)
-}
-
-func (m *Control) field(number uint64, value []byte) (bool, error) {
-	switch number {
-	case 1:
-		return takeInstance(&m.Instance, value)
-	case 2:
-		return takeFlag(&m.Waits, value)
-	}
-	return false, nil
-}
-
-func (*Control) complete() error { return nil }
+func (*Control) messageType() uint64                { return typeControl }
+func (*Control) appendBody(dst []byte) []byte       { return dst }
+func (*Control) field(uint64, []byte) (bool, error) { return false, nil }
+func (*Control) complete() error                    { return nil }
 
 func (*Reply) messageType() uint64 { return typeReply }
 
@@ -711,8 +652,7 @@ func (m *Reply) appendBody(dst []byte) []byte {
 	dst = appendUint(dst, 1, uint64(m.Status))
 	dst = appendString(dst, 2, clean(m.Text, MaxText))
 	dst = appendString(dst, 3, m.Node)
-	dst = appendString(dst, 4, m.Inner)
-	return appendInstance(dst, 5, m.Instance)
+	return appendString(dst, 4, m.Inner)
 }
 
 func (m *Reply) field(number uint64, value []byte) (bool, error) {
@@ -725,8 +665,6 @@ func (m *Reply) field(number uint64, value []byte) (bool, error) {
 		return takeString(&m.Node, value, maxID)
 	case 4:
 		return takeInner(&m.Inner, value)
-	case 5:
-		return takeInstance(&m.Instance, value)
 	}
 	return false, nil
 }

@@ -14,8 +14,6 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-var exampleInstance = wire.Instance{0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7}
-
 var exampleToken = wire.Token{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
 
 // A framed is a frame header and its data, as an example shows them.
@@ -42,29 +40,22 @@ var examples = map[string]any{
 		Version: 1, Limit: 65543, Received: 7, Acked: 7, Reset: true,
 	})},
 	"reply: refused": &wire.Reply{Status: wire.StatusNotAllowed, Text: "laptop may not reach db", Node: "relay"},
-	"connect: another attempt to resume": &wire.Connect{Server: "nas", Hold: true, Granted: exampleInstance, Inner: wire.Append(nil, &wire.Resume{
+	"connect: another attempt to resume": &wire.Connect{Server: "nas", Hold: true, Inner: wire.Append(nil, &wire.Resume{
 		Version: 1, Token: exampleToken, Attempt: 3, Source: "127.0.0.1:50012", Target: ":22",
 		Received: 1000, Acked: 900, Limit: 66436,
 	})},
-	"incoming from a client that has two names": &wire.Incoming{Client: "notebook", Server: "nas", Names: []string{"laptop"}, Inner: wire.Append(nil, &wire.Open{
-		Version: 1, Token: exampleToken, Attempt: 1, Source: "127.0.0.1:50012",
-		Target: ":22", Limit: 65536, ResumeTimeout: 10 * time.Minute,
-	})},
-	"reply: no such session":          &wire.Reply{Status: wire.StatusNoSession, Node: "nas", Instance: exampleInstance},
-	"control":                         &wire.Control{},
-	"control of a process that waits": &wire.Control{Instance: exampleInstance, Waits: true},
-	"revoked: all but two":            &wire.Revoked{Client: "laptop", Kept: []string{":80", "ssh"}},
-	"welcome":                         &wire.Welcome{Name: "nas"},
-	"heartbeat":                       &wire.Heartbeat{Seq: 7, Echo: 6},
-	"heartbeat with parity":           &wire.Heartbeat{Seq: 7, Echo: 6, Parity: true, Restored: 300},
-	"closing":                         &wire.Closing{},
-	"revoked":                         &wire.Revoked{Client: "laptop", Target: ":22"},
-	"frame: data with an ack":         []framed{{wire.Frame{Kind: wire.FrameData, Acked: 100, Limit: 100, Value: 5}, "hello"}},
-	"frame: a bare ack":               []framed{{wire.Frame{Kind: wire.FrameNone, Acked: 16384}, ""}},
-	"frame: fin":                      []framed{{wire.Frame{Kind: wire.FrameFin}, ""}},
-	"frame: reset":                    []framed{{wire.Frame{Kind: wire.FrameReset}, ""}},
-	"frame: ping, pong":               []framed{{wire.Frame{Kind: wire.FramePing}, ""}, {wire.Frame{Kind: wire.FramePong}, ""}},
-	"frame: yield":                    []framed{{wire.Frame{Kind: wire.FrameYield, Value: 65536}, ""}},
+	"control":                 &wire.Control{},
+	"revoked: all but two":    &wire.Revoked{Client: "laptop", Kept: []string{":80", "ssh"}},
+	"heartbeat":               &wire.Heartbeat{Seq: 7, Echo: 6},
+	"heartbeat with parity":   &wire.Heartbeat{Seq: 7, Echo: 6, Parity: true, Restored: 300},
+	"closing":                 &wire.Closing{},
+	"revoked":                 &wire.Revoked{Client: "laptop", Target: ":22"},
+	"frame: data with an ack": []framed{{wire.Frame{Kind: wire.FrameData, Acked: 100, Limit: 100, Value: 5}, "hello"}},
+	"frame: a bare ack":       []framed{{wire.Frame{Kind: wire.FrameNone, Acked: 16384}, ""}},
+	"frame: fin":              []framed{{wire.Frame{Kind: wire.FrameFin}, ""}},
+	"frame: reset":            []framed{{wire.Frame{Kind: wire.FrameReset}, ""}},
+	"frame: ping, pong":       []framed{{wire.Frame{Kind: wire.FramePing}, ""}, {wire.Frame{Kind: wire.FramePong}, ""}},
+	"frame: yield":            []framed{{wire.Frame{Kind: wire.FrameYield, Value: 65536}, ""}},
 }
 
 // documented reads the examples of PROTOCOL.md: heading to bytes.
@@ -218,7 +209,7 @@ func TestDocumentedFields(t *testing.T) {
 		t.Fatal(err)
 	}
 	rows := regexp.MustCompile("(?m)^\\| (\\d+) \\| `([a-z]+)` \\| (.*)\\|$").FindAllStringSubmatch(string(document), -1)
-	if len(rows) != 11 {
+	if len(rows) != 10 {
 		t.Fatalf("section 3 has %d messages", len(rows))
 	}
 	for _, row := range rows {

@@ -6,17 +6,15 @@
 // A stream begins with a tip message (Connect, Incoming or Control) and, in
 // the other direction, a Reply. Behind them a forwarded connection speaks
 // session frames (Frame), and a control stream speaks link messages
-// (Heartbeat, Closing, Revoked, Welcome).
+// (Heartbeat, Closing, Revoked).
 //
 // Decoders are strict: an unknown field is skipped, so that fields can be
 // added; a repeated, truncated or over-long one is an error.
 package wire
 
 import (
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base32"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"strconv"
@@ -43,9 +41,6 @@ const (
 	MaxTarget = 512
 	// MaxSource is the longest address of P1, in bytes. Longer ones are cut.
 	MaxSource = 256
-	// MaxNames is how many names a peer can have besides its ID, while it is
-	// being renamed.
-	MaxNames = 7
 	// InitialWindow is what each end of a session may send in each direction
 	// before it has heard of a limit, in bytes: the floor below which no
 	// window ever falls.
@@ -75,19 +70,6 @@ func (t Token) GoString() string { return t.String() }
 
 // MarshalText is String, for logs in JSON.
 func (t Token) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
-
-// An Instance is one run of a process, drawn at random when it starts. Two
-// processes that hold the same key differ in it. The zero value is none.
-type Instance [8]byte
-
-// NewInstance draws an instance.
-func NewInstance() (i Instance) {
-	_, _ = rand.Read(i[:]) // never fails
-	return i
-}
-
-// String is the instance in hexadecimal, for logs.
-func (i Instance) String() string { return hex.EncodeToString(i[:]) }
 
 // A Status is the outcome of a request to connect, as in a Reply.
 type Status uint64

@@ -54,17 +54,14 @@ func genMessage() *rapid.Generator[wire.Message] {
 		return nil
 	})
 	return rapid.Custom(func(t *rapid.T) wire.Message {
-		switch rapid.IntRange(1, 11).Draw(t, "kind") {
+		switch rapid.IntRange(1, 10).Draw(t, "kind") {
 		case 1:
 			return &wire.Connect{
 				Server: id.Draw(t, "server"), Inner: inner.Draw(t, "inner"),
-				Hold: rapid.Bool().Draw(t, "hold"), Granted: genInstance().Draw(t, "granted"),
+				Hold: rapid.Bool().Draw(t, "hold"),
 			}
 		case 2:
-			return &wire.Incoming{
-				Client: id.Draw(t, "client"), Inner: inner.Draw(t, "inner"),
-				Server: rapid.OneOf(id, rapid.Just("")).Draw(t, "server"), Names: genList(id, wire.MaxNames).Draw(t, "names"),
-			}
+			return &wire.Incoming{Client: id.Draw(t, "client"), Inner: inner.Draw(t, "inner")}
 		case 3:
 			return &wire.Open{
 				Version: integer.Draw(t, "version"), Features: integer.Draw(t, "features"), Token: genToken().Draw(t, "token"),
@@ -81,12 +78,11 @@ func genMessage() *rapid.Generator[wire.Message] {
 			m.Acked, m.Received, m.Limit = genOffsets(t)
 			return m
 		case 5:
-			return &wire.Control{Instance: genInstance().Draw(t, "instance"), Waits: rapid.Bool().Draw(t, "waits")}
+			return &wire.Control{}
 		case 6:
 			return &wire.Reply{
 				Status: wire.Status(rapid.Uint64Range(100, 999).Draw(t, "status")), Text: text.Draw(t, "text"),
 				Node: rapid.OneOf(id, rapid.Just("")).Draw(t, "node"), Inner: inner.Draw(t, "inner"),
-				Instance: genInstance().Draw(t, "instance"),
 			}
 		case 7:
 			m := &wire.Granted{
@@ -102,21 +98,12 @@ func genMessage() *rapid.Generator[wire.Message] {
 			}
 		case 9:
 			return &wire.Closing{}
-		case 10:
-			return &wire.Welcome{Name: id.Draw(t, "name")}
 		default:
 			return &wire.Revoked{
 				Client: id.Draw(t, "client"), Target: rapid.OneOf(target, rapid.Just("")).Draw(t, "target"),
 				Kept: genList(target, 5).Draw(t, "kept"),
 			}
 		}
-	})
-}
-
-func genInstance() *rapid.Generator[wire.Instance] {
-	return rapid.Custom(func(t *rapid.T) (i wire.Instance) {
-		copy(i[:], rapid.SliceOfN(rapid.Byte(), len(i), len(i)).Draw(t, "bytes"))
-		return i
 	})
 }
 
