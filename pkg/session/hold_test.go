@@ -3,6 +3,7 @@ package session_test
 import (
 	"errors"
 	"io"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,17 +26,20 @@ func TestHold(t *testing.T) {
 		p1, accepted, done := n.forward()
 		<-accepted
 		time.Sleep(time.Second)
-		a, b := n.links[0].tips, n.links[1].tips
+		var a, b []wire.Connect
+		n.set(func() { a, b = n.links[0].tips, n.links[1].tips })
 		if len(a) != 1 || a[0].Hold || len(b) != 1 || !b[0].Hold {
 			t.Errorf("a was asked %+v, b %+v", a, b)
 		}
 		n.cut()
 		time.Sleep(time.Second)
-		for _, tip := range append(n.links[0].tips[1:], n.links[1].tips[1:]...) {
-			if tip.Hold {
-				t.Error("a resume asks to be held")
+		n.set(func() {
+			for _, tip := range slices.Concat(n.links[0].tips[1:], n.links[1].tips[1:]) {
+				if tip.Hold {
+					t.Error("a resume asks to be held")
+				}
 			}
-		}
+		})
 		p1.reset()
 		<-done
 	})
