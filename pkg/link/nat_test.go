@@ -20,15 +20,15 @@ type nat struct {
 
 func newNAT(t *testing.T, peers int) *nat {
 	n := &nat{crowd: newCrowd(t, link.Limits{AuthPenalty: 5 * sec}), up: make(chan *link.Link, 1000)}
-	known := make(linktest.Peers)
+	known := linktest.Peers{n.key.Public(): "client"}
 	n.stop()
-	n.start(n.listens, serves)
-	n.peers.Store(&known)
 	keys := make([]ident.PrivateKey, peers)
 	for i := range keys {
 		keys[i] = linktest.Key(t)
 		known[keys[i].Public()] = fmt.Sprint("peer", i)
 	}
+	n.peers.Store(&known)
+	n.start(n.listens, serves)
 	for _, key := range keys {
 		n.run(key, func(ctx context.Context, l *link.Link) {
 			n.up <- l
@@ -92,7 +92,6 @@ func TestKnownClientBesideStrangers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNAT(t, 0)
 		n.strangers(3)
-		(*n.peers.Load())[n.key.Public()] = "client"
 		for range 20 {
 			time.Sleep(3700 * ms)
 			up := make(chan *link.Link, 1)
