@@ -172,6 +172,28 @@ func TestClientStop(t *testing.T) {
 	})
 }
 
+// A stop waits for nobody where nothing moves: the sooner the next process accepts what has queued meanwhile.
+func TestStopDoesNotWaitForIdleConnections(t *testing.T) {
+	for _, node := range []string{"client", "server"} {
+		inBubble(t, func(t *testing.T, w *world) {
+			_, s, c := w.chain()
+			conn := w.connect("echo")
+			exchange(t, conn, "hello")
+			time.Sleep(time.Minute)
+			start := time.Now()
+			if node == "client" {
+				c.stop()
+			} else {
+				s.stop()
+			}
+			if took := time.Since(start); took > 500*time.Millisecond {
+				t.Errorf("the %s took %v to stop with an idle connection", node, took)
+			}
+			wantReset(t, conn)
+		})
+	}
+}
+
 func TestClientDrains(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		_, _, c := w.chain()

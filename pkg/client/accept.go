@@ -31,6 +31,17 @@ func (c *Client) start(ctx context.Context, l *listener) {
 	}
 }
 
+// pause ends the accept loops of l, and leaves its sockets open where they can be left.
+func (l *listener) pause() {
+	l.stop()
+	for _, s := range l.sockets {
+		if d, ok := s.Listener.(interface{ SetDeadline(t time.Time) error }); !ok || d.SetDeadline(time.Now()) != nil {
+			_ = s.Close()
+		}
+	}
+	l.accepts.Wait()
+}
+
 // finish ends l: no connection is accepted any more when it returns. Those that
 // were go on.
 func (l *listener) finish(keepFile bool) {
@@ -41,7 +52,7 @@ func (l *listener) finish(keepFile bool) {
 
 func (c *Client) acceptLoop(ctx context.Context, l *listener, s socket) {
 	pause := acceptPauseFirst
-	for {
+	for ctx.Err() == nil {
 		conn, err := s.Accept()
 		if err == nil {
 			pause = acceptPauseFirst

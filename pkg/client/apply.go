@@ -30,11 +30,21 @@ func (c *Client) listen(ctx context.Context) error {
 	return nil
 }
 
-// stopListening closes all listeners.
-func (c *Client) stopListening() {
+// stopAccepting ends the accept loops. The listeners stay open: what comes now
+// waits for the next process, if somebody keeps the sockets.
+func (c *Client) stopAccepting() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.accepting = nil
+	for _, l := range c.listeners {
+		l.pause()
+	}
+}
+
+// closeListeners closes all listeners.
+func (c *Client) closeListeners() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for at, l := range c.listeners {
 		l.finish(c.config.KeepSockets)
 		delete(c.listeners, at)

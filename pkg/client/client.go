@@ -147,20 +147,43 @@ func (c *Client) Run(ctx context.Context) error {
 	sessions.Go(func() { _ = c.sessions.Run(carrying) })
 
 	<-ctx.Done()
-	c.stopListening()
+	c.stopAccepting()
 	drained := make(chan struct{})
 	go c.awaitConnections(drained)
-	select {
-	case <-drained:
-	case <-time.After(c.settings.Load().DrainTimeout):
-	case <-c.forced:
-	}
+	c.drain(drained)
 	endSessions()
 	<-drained
+	c.closeListeners()
 	sessions.Wait()
 	endLinks()
 	links.Wait()
 	return nil
+}
+
+// drainPoll is how often a drain looks whether something still moves.
+const drainPoll = 100 * time.Millisecond
+
+// drain gives the connections drain_timeout to end, for as long as something moves in one of them. New ones wait in the
+// queues of the listeners meanwhile.
+func (c *Client) drain(drained <-chan struct{}) {
+	timeout := time.NewTimer(c.settings.Load().DrainTimeout)
+	defer timeout.Stop()
+	poll := time.NewTicker(drainPoll)
+	defer poll.Stop()
+	for {
+		select {
+		case <-poll.C:
+			if !session.Moving(c.sessions.Sessions()) {
+				return
+			}
+		case <-drained:
+			return
+		case <-timeout.C:
+			return
+		case <-c.forced:
+			return
+		}
+	}
 }
 
 func (c *Client) awaitConnections(drained chan<- struct{}) {

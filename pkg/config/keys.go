@@ -82,7 +82,7 @@ var keys = append([]Key{
 	},
 	{
 		Name: "drain_timeout", Type: typeDuration, Default: `"5s"`, Example: `drain_timeout = "5s"`,
-		Doc: "How long a daemon that is asked to stop lets its connections move or end.",
+		Doc: "How long a daemon that is asked to stop lets its connections move or end. A client or server waits only while data goes by in one of them.",
 	},
 	{
 		Name: "listen", Type: typeStrings, Roles: relayOnly, Default: `["[::]:30380"]`, Example: `listen = ["[::]:30380"]`,

@@ -370,6 +370,66 @@ func TestSocketsSurviveARestart(t *testing.T) {
 	}
 }
 
+// A client that is restarted with an idle connection refuses nobody: what comes waits for the next process, and not for long.
+func TestRestartWithAnIdleConnection(t *testing.T) {
+	s, m := newSite(t), newManager(t)
+	_, _, inProcess, _, mapping := s.chain()
+	_ = inProcess.end()
+	v := m.start(s, "laptop", nil)
+	m.until("READY=1")
+	echo(t, mapping, "hello")
+	address := fmt.Sprintf("127.0.0.1:%d", mapping)
+	idle, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = idle.Close() }()
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		now, err := v.Status(t.Context())
+		if err == nil && len(now.Connections) == 1 && time.Duration(now.Connections[0].Age) > 1500*time.Millisecond {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the connection is not there: %+v, %v", now, err)
+		}
+	}
+	begun := time.Now()
+	if err := v.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	var waiting net.Conn
+	for stopped := false; !stopped; {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatalf("refused while it restarts: %v", err)
+		}
+		if waiting != nil {
+			_ = waiting.Close()
+		}
+		waiting = conn
+		select {
+		case <-v.ended:
+			stopped = true
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	defer func() { _ = waiting.Close() }()
+	if took := time.Since(begun); took > 4*time.Second { // drain_timeout is 5 s
+		t.Errorf("it took %v to stop with an idle connection", took)
+	}
+	m.forget()
+	m.start(s, "laptop", nil)
+	m.until("READY=1")
+	_ = waiting.SetDeadline(time.Now().Add(patience))
+	if _, err := io.WriteString(waiting, "hello"); err != nil {
+		t.Fatal(err)
+	}
+	_ = waiting.(*net.TCPConn).CloseWrite()
+	if got, err := io.ReadAll(waiting); err != nil || string(got) != "hello" {
+		t.Errorf("one that came while it restarted has echoed %q, %v", got, err)
+	}
+}
+
 // A Unix socket of a mapping has its directory, wherever the control socket is.
 func TestUnixListenerBesideAnotherControlSocket(t *testing.T) {
 	s := newSite(t)

@@ -153,15 +153,17 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
-// drainPoll is how often a drain looks whether all sessions have ended.
+// drainPoll is how often a drain looks whether something still moves.
 const drainPoll = 100 * time.Millisecond
 
+// drain gives the sessions drain_timeout to end, for as long as something moves in one of them: the client opens no new ones
+// meanwhile.
 func (s *Server) drain() {
 	timeout := time.NewTimer(s.settings.Load().DrainTimeout)
 	defer timeout.Stop()
 	poll := time.NewTicker(drainPoll)
 	defer poll.Stop()
-	for len(s.sessions.Sessions()) > 0 {
+	for session.Moving(s.sessions.Sessions()) {
 		select {
 		case <-poll.C:
 		case <-timeout.C:

@@ -28,6 +28,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -96,11 +97,12 @@ type Info struct {
 	State   string
 	Since   time.Time // when it entered the state
 	Opened  time.Time
-	Up      int64  // bytes from P1 towards P5
-	Down    int64  // bytes from P5 towards P1
-	Resumes int    // how often another stream has taken over
-	Relay   string // the relay that carries it, or carried it last
-	Link    any    // the identity of that link
+	Up      int64     // bytes from P1 towards P5
+	Down    int64     // bytes from P5 towards P1
+	Moved   time.Time // when data went by last, in either direction
+	Resumes int       // how often another stream has taken over
+	Relay   string    // the relay that carries it, or carried it last
+	Link    any       // the identity of that link
 }
 
 // Summary tells how a session ended. Info.State is the one it ended in.
@@ -295,7 +297,16 @@ func (s *session) snapshotLocked() Info {
 		up, down = down, up
 	}
 	info.Up, info.Down = int64(up), int64(down)
+	info.Moved = s.lastData
 	return info
+}
+
+// quietTime is how long nothing has gone by in a session that a stop does not wait for.
+const quietTime = time.Second
+
+// Moving reports whether data has gone by in one of the sessions just now. A process that stops waits only while it does.
+func Moving(sessions []Info) bool {
+	return slices.ContainsFunc(sessions, func(i Info) bool { return time.Since(i.Moved) < quietTime })
 }
 
 // attachLocked makes st the session's stream, from the offsets that both ends
