@@ -322,6 +322,13 @@ func (d *doctor) examineListeners(ctx context.Context) {
 		}
 		d.add(c)
 	}
+	for _, node := range s.Waiting {
+		d.add(finding{
+			Name: "peers", Subject: node.Address, Result: isNote,
+			Detail: fmt.Sprintf("it has come %d times with a key that the config does not name: %s", node.Tries, node.Key),
+			Remedy: "if it is one of yours, add a [[peers]] with this public_key; if not, nothing: it is not let in",
+		})
+	}
 	c := finding{Name: "peers", Result: isOK, Detail: fmt.Sprintf("%d of %d connected", connected, len(s.Peers))}
 	if len(away) > 0 {
 		c.Result = isNote

@@ -41,7 +41,13 @@ the config's text.`,
 			for _, change := range done.Changes {
 				fmt.Fprintln(out, change)
 			}
-			if len(done.Changes) == 0 && done.Restart == "" {
+			for _, change := range done.Already {
+				fmt.Fprintln(out, change)
+			}
+			switch {
+			case len(done.Already) > 0:
+				fmt.Fprintln(out, "the daemon had noticed by itself just before")
+			case len(done.Changes) == 0 && done.Restart == "":
 				fmt.Fprintln(out, "nothing has changed")
 			}
 			fmt.Fprintf(out, "in force, in %v\n", time.Duration(done.Took).Round(100*time.Microsecond))

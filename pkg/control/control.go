@@ -108,6 +108,7 @@ type Reload struct {
 	Trigger  string    `json:"trigger"`            // command, signal, watch, or retry after a fault of the host
 	Took     Seconds   `json:"took"`               // from reading to being in force
 	Changes  []string  `json:"changes,omitempty"`  // a line for people for each difference; none if nothing differed
+	Already  []string  `json:"already,omitempty"`  // if nothing differed: what reloads of the last 10 s have changed, by themselves as a rule
 	Cause    string    `json:"cause,omitempty"`    // if not ok: config (a fault in the text), restart (only a restart can do it) or host
 	Error    string    `json:"error,omitempty"`    // if not ok: why, in words
 	Faults   []Fault   `json:"faults,omitempty"`   // if the cause is config: each with its place

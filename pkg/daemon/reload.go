@@ -48,6 +48,9 @@ func (d *daemon) applyLocked(ctx context.Context, trigger string, begun time.Tim
 		}
 	}
 	result.Retrying = result.Retrying && result.Cause == control.CauseHost
+	if last := d.lastReload.Load(); err == nil && len(result.Changes) == 0 && last != nil && last.OK && time.Since(last.At) < recently {
+		result.Already = append(slices.Clone(last.Already), last.Changes...)
+	}
 	if last := d.lastReload.Load(); trigger == triggerRetry && !result.OK && last.Error == result.Error {
 		return result // all that has been told
 	}
@@ -60,6 +63,10 @@ func (d *daemon) applyLocked(ctx context.Context, trigger string, begun time.Tim
 	}
 	return result
 }
+
+// recently is the time for which a reload that finds nothing new tells what the one before has
+// changed: the watch may have taken an edit over just before it was asked.
+const recently = 10 * time.Second
 
 // triggerRetry is the trigger of a reload that was tried again.
 const triggerRetry = "retry"
