@@ -1,6 +1,7 @@
 package session_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -71,7 +72,7 @@ func (n *network) download(t *testing.T, size int) time.Duration {
 // its rate at least, while the greedy one is there and when it has left its sessions behind.
 func TestGreedyClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const size = 40 << 20
+		const size = 16 << 20
 		n := farPath(t, session.Limits{MaxWindow: 2 << 20, RetainedBudget: 16 << 20})
 		alone := n.download(t, size)
 		var peers []*peer
@@ -226,7 +227,7 @@ func TestLatePong(t *testing.T) {
 // yield them. Another client's upload keeps half of its rate at least.
 func TestGreedyUploads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const size = 40 << 20
+		const size = 16 << 20
 		n := farPath(t, session.Limits{MaxWindow: 2 << 20, WindowBudget: 16 << 20})
 		upload := func() time.Duration {
 			p1, accepted, done := n.forward()
@@ -308,6 +309,70 @@ func TestDetachedHoldsLittle(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestOwnWindowBounds has a client allow far more than the server's session_window: no more than that is kept for it.
+func TestOwnWindowBounds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const window = 1 << 20
+		n := farPath(t, session.Limits{MaxWindow: window})
+		p, p5 := n.hoard("laptop", 1)
+		time.Sleep(5 * time.Second)
+		if down := n.server.Sessions()[0].Down; down < window/2 || down > window {
+			t.Errorf("%d bytes were taken", down)
+		}
+		p5.reset()
+		p.st.Reset(wire.CodeRevoked)
+	})
+}
+
+// TestLowerLimitAtResume resumes a session, with what was read from P5 and not received, at a limit below that: no more is sent,
+// and all the rest when the limit rises.
+func TestLowerLimitAtResume(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const read, lower, size = 300 << 10, 64 << 10, 1 << 20
+		n := farPath(t, session.Limits{})
+		ours, p5 := connPair(size)
+		n.dialBy(func(context.Context) (session.Conn, error) { return ours, nil })
+		tip := hello(1)
+		tip.Limit = read
+		p := n.play("laptop", tip)
+		_ = p.status()
+		want := pattern(1, size)
+		go func() { _, _ = p5.Write(want) }()
+		time.Sleep(time.Second)
+		p.st.Reset(wire.CodeLost)
+		synctest.Wait()
+		back := again(1, 2)
+		back.Limit = lower
+		p = n.play("laptop", back)
+		if status := p.status(); status != wire.StatusOpen {
+			t.Fatalf("status %v", status)
+		}
+		var got []byte
+		take := func() {
+			_ = p.st.SetReadDeadline(time.Now().Add(time.Second))
+			for {
+				f, data, err := p.next()
+				if err != nil {
+					return
+				}
+				got = append(got, data...)
+				if f.Kind == wire.FramePing {
+					p.frame(wire.Frame{Kind: wire.FramePong})
+				}
+			}
+		}
+		if take(); len(got) > lower {
+			t.Errorf("%d bytes were sent", len(got))
+		}
+		p.frame(wire.Frame{Acked: uint64(len(got)), Limit: size - lower})
+		if take(); !bytes.Equal(got, want) {
+			t.Errorf("%d bytes came, of %d", len(got), size)
+		}
+		p5.reset()
+		p.st.Reset(wire.CodeRevoked)
+	})
 }
 
 // TestFloorOfRetained has 20 connections that nobody reads use up what may be retained. One more, whose window has grown
