@@ -179,7 +179,8 @@ func TestDaemonsFigures(t *testing.T) {
 		{"a closed firewall", listening(control.Listener{}, time.Hour, control.Peer{ID: "nas"}), "listener", isWarning, "nothing has arrived for 1h0m", "ufw allow 30380/udp"},
 		{"a relay that has just started", listening(control.Listener{}, time.Second, control.Peer{ID: "nas"}), "listener", isOK, "0 packets", ""},
 		{
-			"a node that is not let in", control.Status{Waiting: []control.Waiting{{Key: "m5Zb", Address: "192.0.2.7:1", Tries: 3}}},
+			"a node that is not let in",
+			control.Status{Waiting: []control.Waiting{{Key: "m5Zb", Address: "192.0.2.7:1", Tries: 3}}},
 			"peers", isNote, "it has come 3 times with a key that the config does not name: m5Zb", "add a [[peers]]",
 		},
 		{"peers that are away", listening(control.Listener{}, 0, control.Peer{ID: "nas"}, control.Peer{ID: "laptop", Connected: true}), "peers", isNote, "1 of 2 connected; not nas", ""},
