@@ -27,6 +27,7 @@ var floors = map[string]int{
 	"pkg/nowait":  0,
 	"pkg/parity":  0,
 	"pkg/tcptest": 0, // for tests
+	"pkg/awake":   0,
 
 	"pkg/splice":  1, // needs wire's codes for how a stream ends
 	"pkg/policy":  1,
