@@ -18,6 +18,7 @@ import (
 	"github.com/quic-go/quic-go"
 	"golang.org/x/time/rate"
 
+	"ptthqd/pkg/awake"
 	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/wire"
@@ -74,6 +75,8 @@ type Dialer struct {
 
 	// SinceBoot is the time since the host was started, suspension included. Nil: the system's. Tests set it.
 	SinceBoot func() time.Duration
+
+	clock awake.Clock // whose time a dial's patience and a link's silence are in
 
 	// These are Run's alone.
 	log       *slog.Logger
@@ -358,7 +361,7 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 		}
 	}()
 
-	ctx, stop := withPatience(ctx, patience, socket, func() { knockAt(transport, addresses) })
+	ctx, stop := withPatience(ctx, &d.clock, patience, socket, func() { knockAt(transport, addresses) })
 	defer stop()
 	conn, err := race(ctx, addresses, func(ctx context.Context, to netip.AddrPort) (*quic.Conn, error) {
 		return transport.Dial(ctx, net.UDPAddrFromAddrPort(to), d.tls.Load(), config)
@@ -385,7 +388,7 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 	if _, err := control.Write(wire.Append(nil, &wire.Control{})); err != nil {
 		return nil, err
 	}
-	link := newLink(conn, d.Address, key, limits, d.log)
+	link := newLink(conn, &d.clock, d.Address, key, limits, d.log)
 	link.hits = &d.hits
 	link.dialled, link.socket = true, socket
 	link.heard = &heard{release: release, revoked: d.OnRevoked, confirmed: make(chan struct{}), closing: make(chan struct{})}
@@ -408,23 +411,23 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 
 // withPatience ends a handshake over socket, with the reason as the context's cause, that has had no answer within
 // patience, or has not come to its end after one. Half of that time without any answer, it calls knock.
-func withPatience(ctx context.Context, patience time.Duration, socket *carrier.Socket, knock func()) (_ context.Context, stop func()) {
+func withPatience(ctx context.Context, clock *awake.Clock, patience time.Duration, socket *carrier.Socket, knock func()) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	silent := func() bool { return socket.Received() == 0 }
 	var knocked atomic.Bool
-	timers := []*time.Timer{
-		time.AfterFunc(patience/2, func() {
+	timers := []*awake.Timer{
+		clock.AfterFunc(patience/2, func() {
 			if silent() {
 				knocked.Store(true)
 				knock()
 			}
 		}),
-		time.AfterFunc(patience, func() {
+		clock.AfterFunc(patience, func() {
 			if silent() {
 				cancel(cmp.Or(socket.SendError(), errNoAnswer))
 			}
 		}),
-		time.AfterFunc(max(patience, dialAnswered), func() {
+		clock.AfterFunc(max(patience, dialAnswered), func() {
 			switch {
 			case silent():
 			case knocked.Load() && socket.Received() <= maxAddresses:

@@ -33,6 +33,7 @@ import (
 	"github.com/quic-go/quic-go"
 	"golang.org/x/time/rate"
 
+	"ptthqd/pkg/awake"
 	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/wire"
@@ -44,6 +45,7 @@ type Link struct {
 	control  *quic.Stream
 	peer     string
 	key      ident.PublicKey
+	clock    *awake.Clock
 	dialled  bool      // by this end
 	listener *Listener // if not
 	since    time.Time
@@ -62,10 +64,10 @@ type Link struct {
 
 	accept struct {
 		mu    sync.Mutex
-		late  int        // streams whose tip is being waited for
+		late  int32      // streams whose tip is being waited for
+		over  bool       // no goroutine begins any more
 		ready []accepted // those of them whose tip has come
 		wake  func()     // makes Accept look again; nil if it would anyway
-		over  bool       // no goroutine begins any more
 	}
 	badTips rate.Sometimes // logs them, one a minute at most: a peer can send any number
 
@@ -127,9 +129,10 @@ func (e *ClosedError) Error() string {
 // ErrStreamLimit says that the peer allows no more streams at the moment.
 var ErrStreamLimit = errors.New("open a stream: the other end's limit of streams at once is reached")
 
-func newLink(conn *quic.Conn, peer string, key ident.PublicKey, limits *Limits, log *slog.Logger) *Link {
+func newLink(conn *quic.Conn, clock *awake.Clock, peer string, key ident.PublicKey, limits *Limits, log *slog.Logger) *Link {
 	return &Link{
 		conn:    conn,
+		clock:   clock,
 		peer:    peer,
 		key:     key,
 		since:   time.Now(),
@@ -313,7 +316,7 @@ func (l *Link) acceptLate(ctx context.Context) accepted {
 	defer cancel()
 	l.accept.wake = cancel
 	l.accept.mu.Unlock()
-	if late >= l.limits.PendingTips { // beyond this bound the peer's streams wait in QUIC
+	if int(late) >= l.limits.PendingTips { // beyond this bound the peer's streams wait in QUIC
 		l.hits.hit(limitTips, slog.String("peer", l.peer))
 		select {
 		case <-ctx.Done():
@@ -473,6 +476,9 @@ type cleanError struct{ error }
 
 func (e *cleanError) Error() string { return "the link failed: " + wire.Clean(e.error.Error()) }
 func (e *cleanError) Unwrap() error { return e.error }
+
+// Unanswered is for how long a heartbeat of this end has had no answer.
+func (l *Link) Unanswered() time.Duration { return l.pulse.unanswered() }
 
 // Overdue is for how long a heartbeat of the peer should have been here. On a link that is not suspect, as other packets do
 // arrive, something is in its way: what streams have brought and nobody has read fills the window that they all share. It

@@ -13,6 +13,7 @@ import (
 	"github.com/quic-go/quic-go"
 	"golang.org/x/time/rate"
 
+	"ptthqd/pkg/awake"
 	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/door"
 	"ptthqd/pkg/ident"
@@ -46,6 +47,7 @@ type Listener struct {
 	Logger *slog.Logger
 
 	log    *slog.Logger
+	clock  awake.Clock // whose time the silence of links is in
 	limits atomic.Pointer[Limits]
 	hits   hits
 	grants *grants
@@ -268,7 +270,7 @@ func (l *Listener) admit(ctx context.Context, conn *quic.Conn) (*Link, *quic.Str
 		return refuse(wire.CloseProtocol, "the first stream is not a control stream")
 	}
 	_ = control.SetReadDeadline(time.Time{})
-	return newLink(conn, id, key, limits, l.log), control, nil
+	return newLink(conn, &l.clock, id, key, limits, l.log), control, nil
 }
 
 // Recheck asks Admit again for each live link and closes as revoked those whose key is not admitted any more, or for

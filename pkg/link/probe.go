@@ -83,7 +83,7 @@ func (d *Dialer) probe(ctx context.Context, p *Probed) error {
 	config.HandshakeIdleTimeout = 2 * dialAnswered
 	config.KeepAlivePeriod = time.Millisecond // QUIC looks for a larger MTU only while it sends something: several times a round trip
 
-	handshake, stop := withPatience(ctx, probePatience, socket, func() { knockAt(transport, addresses) })
+	handshake, stop := withPatience(ctx, &d.clock, probePatience, socket, func() { knockAt(transport, addresses) })
 	defer stop()
 	began = time.Now()
 	seen := new(witness)

@@ -23,6 +23,9 @@ const (
 	// suspectMost bounds it where round trips vary so much that four probe timeouts would be half a minute. Who is given up
 	// for nothing loses little: sessions go on over the next link.
 	suspectMost = 5 * time.Second
+	// lateFactor is by how much of the time that this process has lost of late a peer may be silent longer: what keeps this one from
+	// its work, a small host or thousands of connections that speak at once, keeps the peer from it too.
+	lateFactor = 4
 	// answerGap is the least time between two answers to heartbeats, so that a peer who floods gets no flood.
 	answerGap = 100 * time.Millisecond
 	// pausedAfter is how late a tick may be before it must be this process that stood still, not the path.
@@ -58,7 +61,7 @@ type pulse struct {
 
 	mu       sync.Mutex
 	timer    *time.Timer
-	due      moment // when the timer fires
+	due      moment // when the timer fires, by the wall's clock
 	busyAt   moment
 	sentAt   moment    // of the last heartbeat
 	seq      uint64    // of the last heartbeat
@@ -71,6 +74,7 @@ type pulse struct {
 
 	stuck     atomic.Bool // the link was given up as large packets don't arrive
 	stopped   bool
+	held      bool   // the clock is, as silence counts
 	lossy     bool   // the path is one on which losses are looked for
 	news      bool   // the peer is to hear of them at once
 	unheard   int    // heartbeats of ours since the last that the peer has answered
@@ -84,14 +88,17 @@ type pulse struct {
 	protection atomic.Pointer[protection] // set under mu; nil as long as the path has not been lossy
 }
 
-// A moment is a time of a link, of the monotonic clock; zero is long ago. A link has many, and a time.Time is three times as
-// large.
+// A moment is a time of a link, in the time of its clock: what has come while the process did not run could not be read, which
+// must not count as silence. Zero is long ago. A link has many, and a time.Time is three times as large.
 type moment time.Duration
 
-// longAgo is how long before the link's beginning the moment zero was: longer than anything is waited for.
+// longAgo is how long before the clock's beginning the moment zero was: longer than anything is waited for.
 const longAgo = time.Hour
 
-func (p *pulse) now() moment { return moment(time.Since(p.link.since) + longAgo) }
+func (p *pulse) now() moment { return moment(p.link.clock.Now() + longAgo) }
+
+// wall is the same with all time in it that has passed since the link began.
+func (p *pulse) wall() moment { return moment(time.Since(p.link.since) + longAgo) }
 
 func (m moment) sub(earlier moment) time.Duration { return time.Duration(m - earlier) }
 
@@ -105,7 +112,8 @@ func (p *pulse) start(l *Link) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.busyAt = p.now() // a new link is about to be used, and was lost most likely if it is silent
-	p.due = p.busyAt
+	p.due = p.wall()
+	p.holdLocked(true)
 	p.timer = time.AfterFunc(0, p.tick)
 }
 
@@ -114,6 +122,7 @@ func (p *pulse) stop() {
 	defer p.mu.Unlock()
 	p.stopped = true
 	p.timer.Stop()
+	p.holdLocked(false)
 	if guard := p.protection.Load(); guard != nil {
 		guard.stop(p.link)
 	}
@@ -124,7 +133,7 @@ func (p *pulse) wake() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.timer != nil && !p.stopped {
-		p.due = p.now()
+		p.due = p.wall()
 		p.timer.Reset(0)
 	}
 }
@@ -138,7 +147,7 @@ func (p *pulse) tick() {
 	p.link.credits.release()
 	now := p.now()
 	patience := p.lookLocked(now)
-	if now.sub(p.due) > pausedAfter { // what has arrived meanwhile is still to be read
+	if p.wall().sub(p.due) > pausedAfter { // what has arrived meanwhile is still to be read
 		if p.awaiting != 0 {
 			p.awaiting = now
 		}
@@ -168,6 +177,7 @@ func (p *pulse) lookLocked(now moment) (patience time.Duration) {
 	if stats.PacketsReceived != p.packets {
 		p.packets = stats.PacketsReceived
 		p.awaiting = 0
+		p.holdLocked(!p.slow.Load())
 	}
 	if sample := (rttSample{stats.LatestRTT, stats.SmoothedRTT, stats.MeanDeviation}); sample != p.sample {
 		p.sample, p.sampledAt = sample, now
@@ -184,7 +194,7 @@ func (p *pulse) lookLocked(now moment) (patience time.Duration) {
 	if guard := p.protection.Load(); guard != nil && guard.look(p.link, &stats, time.Now()) {
 		p.news = true
 	}
-	return suspicion(stats)
+	return suspicion(stats) + min(lateFactor*p.link.clock.Late(), suspectMost)
 }
 
 func (p *pulse) protectLocked() *protection {
@@ -220,14 +230,29 @@ func (p *pulse) intervalLocked(now moment) time.Duration {
 }
 
 func (p *pulse) scheduleLocked(now moment, patience time.Duration) {
-	p.due = p.sentAt.add(p.intervalLocked(now))
-	if p.awaiting != 0 && p.awaiting.add(patience) < p.due {
-		p.due = p.awaiting.add(patience)
+	due := p.sentAt.add(p.intervalLocked(now))
+	if p.awaiting != 0 && p.awaiting.add(patience) < due {
+		due = p.awaiting.add(patience)
 	}
-	if next := now.add(parity.LookEvery); p.lossy && now.sub(p.busyAt) < busyFor && next < p.due {
-		p.due = next
+	if next := now.add(parity.LookEvery); p.lossy && now.sub(p.busyAt) < busyFor && next < due {
+		due = next
 	}
-	p.timer.Reset(p.due.sub(now))
+	p.holdLocked(p.awaiting != 0 || !p.slow.Load())
+	wait := due.sub(now)
+	p.due = p.wall().add(wait)
+	p.timer.Reset(wait)
+}
+
+// holdLocked has the clock beat while silence counts.
+func (p *pulse) holdLocked(hold bool) {
+	if p.held == hold {
+		return
+	}
+	if p.held = hold; hold {
+		p.link.clock.Hold()
+	} else {
+		p.link.clock.Release()
+	}
 }
 
 func (p *pulse) sendLocked(now moment) {
@@ -305,6 +330,16 @@ func (p *pulse) overdue() time.Duration {
 		interval = heartbeatBusy
 	}
 	return max(0, p.now().sub(p.heardAt)-interval)
+}
+
+// unanswered is for how long a heartbeat of this end has had no answer.
+func (p *pulse) unanswered() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.unheard == 0 {
+		return 0
+	}
+	return p.now().sub(p.unheardAt)
 }
 
 // suspicion is how long a link may be silent while something is expected.
