@@ -299,9 +299,10 @@ func (r router) Routes() []session.Route {
 	routes := make([]session.Route, len(live))
 	for i, l := range live {
 		routes[i] = session.Route{
-			Link:  l,
-			Relay: l.Peer(),
-			RTT:   l.RTT(),
+			Link:    l,
+			Relay:   l.Peer(),
+			RTT:     l.RTT(),
+			Overdue: l.Unanswered,
 			Open: func(tip *wire.Connect, data []byte) (session.Stream, error) {
 				stream, err := l.Open(append(wire.Append(nil, tip), data...))
 				if err != nil {

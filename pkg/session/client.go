@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"ptthqd/pkg/awake"
 	"ptthqd/pkg/wire"
 )
 
@@ -52,11 +53,13 @@ type Client struct {
 // NewClient makes a client without sessions.
 func NewClient(c ClientConfig) *Client {
 	c.Limits = c.Limits.withDefaults()
-	return &Client{
+	client := &Client{
 		config:   c,
 		host:     newHost(c.Logger, c.Limits, c.LimitHit, c.Short),
 		sessions: make(map[*session]struct{}),
 	}
+	client.host.all = client.list
+	return client
 }
 
 // Run does what the sessions need besides their own goroutines. When ctx is
@@ -76,6 +79,7 @@ func (c *Client) Run(ctx context.Context) error {
 	c.all.Wait()
 	stop()
 	sweep.Wait()
+	c.host.notices.flush()
 	return context.Cause(ctx)
 }
 
@@ -267,11 +271,13 @@ type forward struct {
 	client  *Client
 	request Request
 
-	opened      bool   // a reply 200 has come
-	saidAcked   uint64 // by the tip of the current attempt
+	begun       time.Duration // process time
+	opened      bool          // a reply 200 has come
+	saidAcked   uint64        // by the tip of the current attempt
 	saidLimit   uint64
 	firstTry    time.Time       // of the attempts whose outcome isn't known
 	unknown     bool            // the current attempt is that one
+	patience    *awake.Timer    // ends the wait for its reply; under the session's lock
 	detachedAt  time.Time       // when the last stream was lost, or left to be moved from
 	excluded    map[string]bool // relays that refused for good
 	refusal     *wire.Reply     // the last refusal
@@ -387,7 +393,7 @@ func (f *forward) lostLocked(why string) {
 	}
 	if f.opened && s.reset == nil && !s.ended {
 		s.setState(Detached)
-		s.logger().Info("session detached", "server", f.request.Server, "relay", s.info.Relay, "reason", why)
+		s.tellDetachedLocked(why)
 	}
 }
 
@@ -470,6 +476,11 @@ func (f *forward) closeLocked(end End) {
 // It returns nil when the session is closed.
 func (f *forward) connect() Stream {
 	s := f.session
+	s.host.clock.Hold() // time-outs are in its time
+	defer s.host.clock.Release()
+	if s.attempt == 0 {
+		f.begun = s.host.clock.Now()
+	}
 	for {
 		s.mu.Lock()
 		if s.closed {
@@ -481,7 +492,7 @@ func (f *forward) connect() Stream {
 		route, wait := f.choose(old != nil, moving)
 		switch {
 		case route.Open != nil:
-			if st := f.try(route, old); st != nil {
+			if st := f.tryInTurn(route, old); st != nil {
 				return st
 			}
 		case old != nil:
@@ -567,12 +578,15 @@ func (f *forward) timeLeft() time.Duration {
 	case s.reset != nil:
 		return s.granted - time.Since(s.info.Since)
 	case !f.opened && s.attempt == 0:
-		return holdTime - time.Since(s.info.Opened)
+		return holdTime - f.age()
 	case !f.opened:
-		return f.client.limits().OpenTimeout - time.Since(s.info.Opened)
+		return f.client.limits().OpenTimeout - f.age()
 	}
 	return s.granted - time.Since(f.detachedAt)
 }
+
+// age is how long this process has run since the session began.
+func (f *forward) age() time.Duration { return f.host.clock.Now() - f.begun }
 
 func (f *forward) isReset() bool {
 	f.mu.Lock()
@@ -642,9 +656,68 @@ func (f *forward) carryOn(st Stream) bool {
 	return true
 }
 
+// tryInTurn is try, with a turn of those that resume over the route's line. It returns nil also if something else was to be
+// done while it waited for that.
+func (f *forward) tryInTurn(r Route, old Stream) Stream {
+	s := f.session
+	clock := &s.host.clock
+	l := s.host.lines.acquire(r, s.peerName(), clock.Now())
+	defer s.host.lines.release(r.Link, s.peerName())
+	if !f.opened { // there is a P1 that waits, and a P5 that may take its time
+		return f.try(r, old, l)
+	}
+	s.mu.Lock()
+	urgent := time.Since(s.lastData) < busyFor
+	s.mu.Unlock()
+	if w := l.turns.take(urgent); w != nil && !f.awaitTurn(&l.turns, w) {
+		return nil
+	}
+	begun := clock.Now()
+	defer func() { l.turns.give(clock.Now()-begun <= max(quickTurn, 2*r.RTT)) }()
+	return f.try(r, old, l)
+}
+
+// awaitTurn waits for a turn, or for a change as pause does; then it reports false.
+func (f *forward) awaitTurn(t *turns, w *turn) bool {
+	timer := time.NewTimer(max(0, f.timeLeft()))
+	defer timer.Stop()
+	select {
+	case <-w.ready:
+		return true
+	case <-timer.C:
+	case <-f.changed:
+	case <-f.otherRoutes:
+		f.tried = nil
+	}
+	return !t.leave(w)
+}
+
+// awaitReplyLocked bounds the wait for the reply on st, which is pending; but not while the path brings others something, who
+// may have been before it in a queue: then it may take most.
+func (f *forward) awaitReplyLocked(st Stream, l *line, timeout, most time.Duration) {
+	s := f.session
+	clock := &s.host.clock
+	begun := clock.Now()
+	var expire func()
+	expire = func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.pending != st {
+			return
+		}
+		now := clock.Now()
+		if left := begun + most - now; left > 0 && now-time.Duration(l.heardAt.Load()) < timeout/2 {
+			f.patience = clock.AfterFunc(min(timeout/2, left), expire)
+			return
+		}
+		_ = st.SetReadDeadline(longAgo)
+	}
+	f.patience = clock.AfterFunc(timeout, expire)
+}
+
 // try makes one attempt over a route. old is the stream that the session has
 // while it moves. It returns nil if the attempt failed.
-func (f *forward) try(r Route, old Stream) Stream {
+func (f *forward) try(r Route, old Stream, l *line) Stream {
 	s := f.session
 	s.mu.Lock()
 	if old != nil {
@@ -662,10 +735,12 @@ func (f *forward) try(r Route, old Stream) Stream {
 	}
 	inner := f.tipLocked(opening)
 	timeout := max(2*time.Second, 4*r.RTT)
+	most := 10 * timeout
 	if opening {
 		// Longer than P4 dials, and short enough for another attempt.
 		whole := f.client.limits().OpenTimeout
-		timeout = max(min(whole/2, whole-time.Since(s.info.Opened)), time.Second)
+		most = max(whole-f.age(), time.Second)
+		timeout = max(min(whole/2, most), time.Second)
 	}
 	s.mu.Unlock()
 
@@ -684,9 +759,9 @@ func (f *forward) try(r Route, old Stream) Stream {
 	if f.unknown {
 		f.firstTry = time.Now()
 	}
-	_ = st.SetReadDeadline(time.Now().Add(timeout))
 	s.mu.Lock()
 	s.pending, s.pendingLink = st, r.Link
+	f.awaitReplyLocked(st, l, timeout, most)
 	if first {
 		// P4 reads while it dials, so P1's first bytes go right behind the tip.
 		s.attachLocked(st, r, 0)
@@ -699,7 +774,11 @@ func (f *forward) try(r Route, old Stream) Stream {
 	reply, granted, err := readReply(st)
 	s.mu.Lock()
 	s.pending, s.pendingLink = nil, nil
+	f.patience.Stop()
 	s.mu.Unlock()
+	if err == nil {
+		l.hear(s.host.clock.Now())
+	}
 	if err == nil && (reply.Status == wire.StatusOpen || reply.Status == wire.StatusComplete) && granted == nil {
 		err = errors.New("the reply grants nothing")
 	}
@@ -927,7 +1006,8 @@ func (f *forward) accepted(st Stream, r Route, old Stream, g *wire.Granted) Stre
 	}
 	s.granted = min(f.request.ResumeTimeout, g.ResumeTimeout)
 	switch {
-	case s.reset != nil: // the deadline for its confirmation stands
+	case s.reset != nil: // it is to be confirmed
+		_ = st.SetReadDeadline(time.Now().Add(stopTimeout))
 	case s.moving != "":
 		_ = st.SetReadDeadline(longAgo)
 	default:
@@ -944,8 +1024,7 @@ func (f *forward) accepted(st Stream, r Route, old Stream, g *wire.Granted) Stre
 		s.setState(Attached)
 	}
 	if resumed {
-		s.logger().Info("session resumed", "server", f.request.Server, "relay", r.Relay,
-			"attempt", s.attempt, "pause", time.Since(f.detachedAt).Round(time.Millisecond))
+		s.tellResumedLocked(r.Relay, s.attempt, time.Since(f.detachedAt))
 	}
 	s.sendLocked(false)
 	return st

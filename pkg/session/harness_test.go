@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -424,6 +425,7 @@ type network struct {
 	atCut   func(*memStream)
 	delay   func() time.Duration // before each write to a stream
 	serving sync.WaitGroup
+	overdue func() time.Duration // of the links' heartbeats; nil: not known
 }
 
 // A memLink is a path from the client to the server through one relay.
@@ -440,7 +442,7 @@ func (n *network) Routes() []session.Route {
 	defer n.mu.Unlock()
 	var rs []session.Route
 	for _, l := range n.links {
-		rs = append(rs, session.Route{Link: l, Relay: l.name, RTT: 2*l.latency + time.Millisecond, Open: n.opener(l)})
+		rs = append(rs, session.Route{Link: l, Relay: l.name, RTT: 2*l.latency + time.Millisecond, Overdue: n.overdue, Open: n.opener(l)})
 	}
 	return rs
 }
@@ -607,7 +609,10 @@ const patience = 6 * time.Hour
 
 // start makes a client and a server; they are stopped when the test ends, and
 // all that they had must be gone by then.
-func start(t testing.TB, limits session.Limits) *network {
+func start(t testing.TB, limits session.Limits) *network { return startLogged(t, limits, nil, nil) }
+
+// startLogged is start with logs for the two.
+func startLogged(t testing.TB, limits session.Limits, client, server *slog.Logger) *network {
 	n := &network{
 		t: t, capacity: 256 << 10, conns: 64 << 10, strangers: make(chan *peer, 100),
 		changed: make(chan struct{}), streams: make(map[*memStream]struct{}), hits: make(map[string]int),
@@ -636,8 +641,9 @@ func start(t testing.TB, limits session.Limits) *network {
 		Limits:   limits,
 		LimitHit: func(limit string) { n.set(func() { n.hits[limit]++ }) },
 		Short:    func(s session.Shortage) { n.set(func() { n.short = append(n.short, s) }) },
+		Logger:   server,
 	})
-	n.client = session.NewClient(session.ClientConfig{Router: n, Limits: limits})
+	n.client = session.NewClient(session.ClientConfig{Router: n, Limits: limits, Logger: client})
 	watchdog := time.AfterFunc(patience, func() {
 		panic(fmt.Sprintf("hung in %s\nclient: %+v\nserver: %+v", t.Name(), n.client.Sessions(), n.server.Sessions()))
 	})

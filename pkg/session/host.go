@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"ptthqd/pkg/awake"
 	"ptthqd/pkg/wire"
 )
 
@@ -83,6 +84,10 @@ const (
 // those that were busy of late.
 type host struct {
 	log       *slog.Logger
+	notices   notices
+	clock     awake.Clock // whose time the time-outs of sessions are in
+	lines     lines
+	all       func() []*session // of a client, which moves them; nil at a server
 	quotas    quotas
 	paths     paths
 	windows   budget
@@ -94,7 +99,8 @@ type host struct {
 	// The sweep visits warm sessions alone, and sleeps while there is none.
 	mu     sync.Mutex
 	warm   map[*session]struct{}
-	warmed chan struct{} // capacity 1
+	tepid  map[*session]struct{} // those for which little is to be done: every tenth sweep visits them
+	warmed chan struct{}         // capacity 1
 }
 
 func newHost(log *slog.Logger, l Limits, limitHit func(string), short func(Shortage)) *host {
@@ -103,12 +109,14 @@ func newHost(log *slog.Logger, l Limits, limitHit func(string), short func(Short
 	}
 	h := &host{
 		log:      log,
+		notices:  notices{log: log},
 		quotas:   quotas{most: l.LinkQuota},
 		windows:  budget{name: limitWindows},
 		retained: budget{name: limitRetained},
 		limitHit: limitHit,
 		short:    short,
 		warm:     make(map[*session]struct{}),
+		tepid:    make(map[*session]struct{}),
 		warmed:   make(chan struct{}, 1),
 	}
 	h.limit(l)
@@ -161,41 +169,77 @@ func (h *host) sweep(ctx context.Context) {
 }
 
 func (h *host) sweepWhileWarm(ctx context.Context) {
+	h.clock.Hold()
+	defer h.clock.Release()
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
 	var visit []*session
-	for {
+	var lines []*line
+	for n := 0; ; n++ {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return
 		}
+		at := h.clock.Now()
+		wanted := false
+		lines = h.lines.all(lines[:0])
+		for _, l := range lines {
+			dead := l.judge(at)
+			if h.all == nil {
+				continue // who accepts sessions moves none
+			}
+			if dead {
+				h.leave(l)
+			}
+			wanted = wanted || l.wanted
+		}
+		clear(lines)
 		h.mu.Lock()
 		visit = visit[:0]
 		for s := range h.warm {
 			visit = append(visit, s)
 		}
+		rest := len(h.tepid)
+		if n%10 == 0 || wanted {
+			for s := range h.tepid {
+				visit = append(visit, s)
+			}
+		}
 		h.mu.Unlock()
-		if len(visit) == 0 {
+		if len(visit)+rest == 0 {
 			return
 		}
 		now := time.Now()
 		for _, s := range visit {
-			s.sweep(now)
+			s.sweep(now, at)
 		}
 		clear(visit)
 	}
 }
 
+// leave makes all sessions go elsewhere whose path is dead.
+func (h *host) leave(l *line) {
+	for _, s := range h.all() {
+		s.mu.Lock()
+		if s.line == l && s.info.State != Opening {
+			s.pingDue, s.pingSince, s.pingSent = false, time.Time{}, time.Time{}
+			s.moveLocked(deadPath)
+		}
+		s.mu.Unlock()
+	}
+}
+
 // warmLocked makes the sweep visit s.
 func (s *session) warmLocked() {
-	if s.warm || s.closed {
+	if s.warm && !s.tepid || s.closed {
 		return
 	}
-	s.warm = true
+	s.warm, s.tepid = true, false
 	h := s.host
 	h.mu.Lock()
 	h.warm[s] = struct{}{}
+	delete(h.tepid, s)
 	h.mu.Unlock()
 	select {
 	case h.warmed <- struct{}{}:
@@ -203,25 +247,42 @@ func (s *session) warmLocked() {
 	}
 }
 
+// tepidLocked makes the sweep visit s less often.
+func (s *session) tepidLocked() {
+	if !s.warm || s.tepid {
+		return
+	}
+	s.tepid = true
+	h := s.host
+	h.mu.Lock()
+	delete(h.warm, s)
+	h.tepid[s] = struct{}{}
+	h.mu.Unlock()
+}
+
 // cool makes the sweep forget s, whose lock the caller holds.
 func (h *host) cool(s *session) {
 	if !s.warm {
 		return
 	}
-	s.warm = false
+	s.warm, s.tepid = false, false
 	h.mu.Lock()
 	delete(h.warm, s)
+	delete(h.tepid, s)
 	h.mu.Unlock()
 }
 
 // touchLocked notes that data went by.
 func (s *session) touchLocked() {
 	s.lastData = time.Now()
+	if s.line != nil {
+		mark(&s.line.carried)
+	}
 	s.warmLocked()
 }
 
-// sweep does what time alone brings about.
-func (s *session) sweep(now time.Time) {
+// sweep does what time alone brings about. at is the process's time.
+func (s *session) sweep(now time.Time, at time.Duration) {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
@@ -237,22 +298,19 @@ func (s *session) sweep(now time.Time) {
 		return
 	}
 	idle := now.Sub(s.lastData)
-	if s.in.acked != s.in.ackedSaid && (s.in.fin || idle >= ackPatience) {
+	if s.in.acked != s.in.ackedSaid && (s.in.fin || idle >= ackPatience && s.line.mayAcknowledge()) {
 		s.ackDue = true
 	}
-	waiting := !s.pingSince.IsZero()
 	silent := now.Sub(s.lastIn)
 	onLink := s.out.onLink() > 0
-	switch {
-	case s.server || s.info.State == Opening:
-	case waiting && s.deadPathLocked(now):
-		s.pingDue, s.pingSince, s.pingSent = false, time.Time{}, time.Time{}
-		s.moveLocked(deadPath)
-	case !waiting && idle < busyFor && silent > silenceBeforePing:
-		s.pingLocked(now)
+	if !s.server && s.info.State != Opening {
+		s.questionLocked(now, at)
 	}
-	if onLink && s.pingSince.IsZero() && (silent > silenceBeforePing || s.quota.asks(now)) {
+	if onLink && s.pingSince.IsZero() && (silent > silenceBeforePing && s.line.mayAsk() || s.quota.asks(now)) {
 		s.pingLocked(now) // has what was sent arrived? It may be far from being acknowledged
+	}
+	if idle > silenceBeforePing && s.restsLocked() {
+		s.tepidLocked()
 	}
 	if idle > idleBeforeYield && s.out.sent == s.out.read && !onLink {
 		if credit := s.out.limit - s.out.sent; credit > wire.InitialWindow {
@@ -268,15 +326,32 @@ func (s *session) sweep(now time.Time) {
 	s.sendLocked(false)
 }
 
-// deadPathLocked tells whether it is time to give the path up: the ping has
-// no answer, and nothing else has come. While others hear from the same
-// server over the same link, the path works and somebody on it has more to do
-// than he can: then it takes tenfold patience, as sessions that all go elsewhere,
-// or here again, would give him still more.
-func (s *session) deadPathLocked(now time.Time) bool {
-	waited := min(now.Sub(s.lastIn), now.Sub(s.pingSince))
-	patience := max(minPongWait, 4*s.minRTT)
-	return waited > patience && (s.quota.silent(now) > patience || waited > 10*patience)
+// questionLocked asks for a sign of life where the path is silent, or this session's stream.
+func (s *session) questionLocked(now time.Time, at time.Duration) {
+	waiting := !s.pingSince.IsZero()
+	switch {
+	case s.line.wanted:
+		s.line.asking(at)
+		if !waiting { // else it has asked already
+			s.pingLocked(now)
+		}
+	case !waiting && now.Sub(s.lastIn) > stuckAfter && now.Sub(s.lastData) < busyFor && s.line.mayAsk():
+		s.pingLocked(now)
+	}
+	switch {
+	case !waiting || s.waitsSince == 0 || s.lastIn.After(s.pingSince):
+		s.waitsSince = at
+	case at-s.waitsSince > 10*s.line.patience():
+		// The path carries, or it would be dead for all: it is this stream that is stuck.
+		s.pingDue, s.pingSince, s.pingSent = false, time.Time{}, time.Time{}
+		s.moveLocked(deadPath)
+	}
+}
+
+// restsLocked reports whether nothing is under way either way.
+func (s *session) restsLocked() bool {
+	return s.in.acked == s.in.ackedSaid && s.in.queue.empty() && s.out.onLink() == 0 && s.out.sent == s.out.read &&
+		s.pingSince.IsZero() && s.mayCoolLocked()
 }
 
 // moveLocked makes the frame reader leave its stream, at P2.

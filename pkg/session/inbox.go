@@ -117,8 +117,8 @@ func (s *session) take(b *buffer, p []byte) error {
 		s.in.stood += gap
 	}
 	s.lastIn = now
-	if s.quota != nil {
-		s.quota.hear(now)
+	if s.line != nil {
+		mark(&s.line.heard)
 	}
 	s.mu.Unlock()
 	for len(p) > 0 {
@@ -234,6 +234,9 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 	case wire.FramePong:
 		if !s.pingSent.IsZero() {
 			s.noteRTTLocked(now)
+			if s.line != nil {
+				s.line.note(max(now.Sub(s.pingSent), time.Microsecond))
+			}
 			s.pingSince, s.pingSent = time.Time{}, time.Time{}
 			s.arrivedLocked(s.pingAt) // the peer reads in order
 			if !s.writing {
@@ -656,5 +659,5 @@ func (s *session) probeLocked(now time.Time) {
 // from when the ping leaves: on a path that is dead, what is to be sent may
 // wait for ever behind what nobody takes.
 func (s *session) pingLocked(now time.Time) {
-	s.pingDue, s.pingSince = true, now
+	s.pingDue, s.pingSince, s.waitsSince = true, now, 0
 }

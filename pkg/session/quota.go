@@ -3,7 +3,6 @@ package session
 import (
 	"container/list"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"ptthqd/pkg/wire"
@@ -19,13 +18,8 @@ import (
 // more being taken from it. So does the quota: it is what arrives in a quarter
 // of a second, or in two round trips, or on a short path in 20 ms, between firstQuota and its most. Who takes
 // nothing never gets more than the first.
-//
-// Since it knows all sessions that share the way, it also knows when something
-// last came over it.
 type quota struct {
-	most  int64
-	made  time.Time
-	heard atomic.Int64 // when something last arrived for any of the sessions; nanoseconds since made
+	most int64
 
 	mu      sync.Mutex
 	limit   int64
@@ -70,19 +64,6 @@ const (
 	// quotaAsks is how many sessions ask in one sweep whether what they have sent has arrived.
 	quotaAsks = 16
 )
-
-// hear notes that something has arrived.
-func (q *quota) hear(now time.Time) {
-	at := int64(now.Sub(q.made))
-	if at-q.heard.Load() > int64(sweepInterval) { // the processors need not fight for it
-		q.heard.Store(at)
-	}
-}
-
-// silent is how long nothing has arrived.
-func (q *quota) silent(now time.Time) time.Duration {
-	return now.Sub(q.made) - time.Duration(q.heard.Load())
-}
 
 // take reserves n bytes for s if anything is left, overdrawing by one piece at
 // most. If nothing is, s waits for its turn, and is kicked when it has come. Who
@@ -282,7 +263,7 @@ func (qs *quotas) acquire(link any, peer string) *quota {
 		if qs.by == nil {
 			qs.by = make(map[quotaKey]*quota)
 		}
-		q = &quota{most: qs.most, limit: min(qs.most, firstQuota), made: time.Now()}
+		q = &quota{most: qs.most, limit: min(qs.most, firstQuota)}
 		qs.by[key] = q
 	}
 	q.users++

@@ -138,6 +138,7 @@ func (v *Server) Run(ctx context.Context) error {
 	v.all.Wait()
 	stop()
 	sweep.Wait()
+	v.host.notices.flush()
 	v.mu.Lock()
 	if v.burial != nil {
 		v.burial.Stop()
@@ -390,7 +391,7 @@ func (v *Server) report(sum Summary) {
 // connect dials P5 and replies. It goes on when the stream is lost meanwhile:
 // the client will come back with another.
 func (v *Server) connect(s *session, dial Dial) bool {
-	ctx, cancel := context.WithTimeout(context.Background(), v.limits().DialTimeout)
+	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	s.mu.Lock()
 	if s.closed {
@@ -399,7 +400,7 @@ func (v *Server) connect(s *session, dial Dial) bool {
 	}
 	s.cancelDial = cancel
 	s.mu.Unlock()
-	conn, err := dial(ctx)
+	conn, err := v.dialInTime(ctx, dial)
 	s.mu.Lock()
 	s.cancelDial = nil
 	if s.closed || s.reset != nil {
@@ -428,6 +429,24 @@ func (v *Server) connect(s *session, dial Dial) bool {
 	}
 	v.grantLocked(s)
 	return true
+}
+
+// dialInTime dials for as long as the limit says. Where the process has not run for a part of that, nobody has looked whether P5
+// had answered: it dials again for that time.
+func (v *Server) dialInTime(ctx context.Context, dial Dial) (Conn, error) {
+	clock := &v.host.clock
+	clock.Hold()
+	defer clock.Release()
+	end := clock.Now() + v.limits().DialTimeout
+	for {
+		ctx, cancel := context.WithTimeout(ctx, end-clock.Now())
+		conn, err := dial(ctx)
+		late := err != nil && ctx.Err() == context.DeadlineExceeded && end-clock.Now() > time.Second //nolint:errorlint // the context's own
+		cancel()
+		if !late {
+			return conn, err
+		}
+	}
 }
 
 // declineLocked ends a session that isn't open yet with a refusal, and unlocks
@@ -550,7 +569,7 @@ func (v *Server) carried(s *session, st Stream, err error) {
 func (v *Server) detached(s *session, why error) {
 	if s.end != nil {
 		s.setState(Detached)
-		s.logger().Info("session detached", "client", s.info.Client, "relay", s.info.Relay, "reason", why.Error())
+		s.tellDetachedLocked(why.Error())
 	}
 	v.mu.Lock()
 	of := v.clients[s.info.Client]
@@ -781,7 +800,7 @@ func (v *Server) takeOver(s *session, attempt uint64, st Stream, via Route, chec
 		s.mu.Unlock() // the reply follows when P5 is dialled
 	} else {
 		if !s.ended {
-			s.logger().Info("session resumed", "client", s.info.Client, "relay", via.Relay, "attempt", attempt)
+			s.tellResumedLocked(via.Relay, attempt, 0)
 		}
 		v.grantLocked(s)
 	}

@@ -64,6 +64,8 @@ type Route struct {
 	Link  any           // the identity of the link; comparable
 	Relay string        // the relay's name, for logs and status
 	RTT   time.Duration // smoothed round trip of the link
+	// Overdue is for how long the link's own heartbeats have had no answer. Nil: not known.
+	Overdue func() time.Duration
 	// Open opens a stream to a server with a tip, and data right behind,
 	// without waiting. Only the client's routes have it.
 	Open func(tip *wire.Connect, data []byte) (Stream, error)
@@ -171,6 +173,7 @@ type session struct {
 	// it; frozen keeps new writers away.
 	stream  Stream
 	route   Route
+	line    *line
 	quota   *quota
 	claim   claim // in the quota
 	writing bool
@@ -202,15 +205,17 @@ type session struct {
 	final     *Summary
 
 	// The sweep's.
-	warm      bool
-	lastIn    time.Time     // something arrived on the stream
-	lastData  time.Time     // data went either way
-	pingSince time.Time     // since when an answer to a ping is due; zero if none is
-	pingSent  time.Time     // when that ping was written; zero if it waits for the writer
-	pingAt    uint64        // what had been sent before it
-	pingLimit uint64        // the limit that was said before it, or with it
-	minRTT    time.Duration // of the pings on the current stream; 0 if unknown
-	nextProbe time.Time
+	warm       bool
+	tepid      bool          // it is warm, and visited less often
+	waitsSince time.Duration // since when a sweep has seen neither an answer to the ping nor anything else; process time, 0 if none has looked
+	lastIn     time.Time     // something arrived on the stream
+	lastData   time.Time     // data went either way
+	pingSince  time.Time     // since when an answer to a ping is due; zero if none is
+	pingSent   time.Time     // when that ping was written; zero if it waits for the writer
+	pingAt     uint64        // what had been sent before it
+	pingLimit  uint64        // the limit that was said before it, or with it
+	minRTT     time.Duration // of the pings on the current stream; 0 if unknown
+	nextProbe  time.Time
 
 	look look // at the TCP side
 
@@ -316,6 +321,7 @@ func (s *session) attachLocked(st Stream, r Route, sent uint64) {
 	s.stream, s.route = st, r
 	s.info.Relay, s.info.Link = r.Relay, r.Link
 	s.quota = s.host.quotas.acquire(r.Link, s.peerName())
+	s.line = s.host.lines.acquire(r, s.peerName(), s.host.clock.Now())
 	s.frozen, s.moving, s.lost = false, "", nil
 	s.dropRestLocked()
 	s.out.known = max(s.out.known, sent)
@@ -348,7 +354,8 @@ func (s *session) dropQuotaLocked() {
 	s.quota.drop(int64(s.out.onLink()))
 	s.out.paid = 0
 	s.host.quotas.release(s.route.Link, s.peerName(), s.quota)
-	s.quota = nil
+	s.host.lines.release(s.route.Link, s.peerName())
+	s.quota, s.line = nil, nil
 }
 
 func (s *session) dropRestLocked() {
