@@ -224,7 +224,7 @@ func pausesOf(w *world, breakIt func(relay string)) map[string]time.Duration {
 	relay := w.carrier()
 	pauses := measure(w, all, func() { breakIt(relay) })
 	finish(w, all)
-	_, told, _ := strings.Cut(w.procs["laptop"].says(w.t, "session resumed .* pause="), " pause=")
+	_, told, _ := strings.Cut(w.procs["laptop"].says(w.t, "sessions? resumed .* pause="), " pause=")
 	if pause, err := time.ParseDuration(told); err != nil || pause > time.Minute {
 		w.t.Errorf("the client tells of a pause of %s", told)
 	}
