@@ -25,6 +25,7 @@ var floors = map[string]int{
 	"pkg/pace":    0,
 	"pkg/spare":   0,
 	"pkg/nowait":  0,
+	"pkg/origin":  0,
 	"pkg/parity":  0,
 	"pkg/tcptest": 0, // for tests
 	"pkg/awake":   0,

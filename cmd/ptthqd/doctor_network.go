@@ -280,6 +280,8 @@ func remedyOfRefusal(hop control.Hop, client, server, target string) string {
 		return fmt.Sprintf("see at %s whether anything listens at %s (`ss -ltn`), and whether a firewall lets it be reached", server, target)
 	case wire.StatusTooMany:
 		return "raise the limit in [limits] of the node that says so, or find who uses it up: `ptthqd status` there"
+	case wire.StatusLoop:
+		return "give the mapping another `listen`, or another target: this target is where the mapping itself listens"
 	case wire.StatusVersion:
 		return "upgrade the older of the two"
 	default:

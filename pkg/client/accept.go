@@ -260,6 +260,7 @@ func (c *Client) begin(l *listener, conn net.Conn) *session.Forwarding {
 		Target:        m.Target.String(),
 		Source:        source(l, conn),
 		ResumeTimeout: m.ResumeTimeout,
+		Origin:        c.place.Mark(conn),
 	}
 	stream, ok := conn.(session.Conn)
 	if !ok {

@@ -25,6 +25,7 @@ import (
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
+	"ptthqd/pkg/origin"
 	"ptthqd/pkg/session"
 	"ptthqd/pkg/uplink"
 	"ptthqd/pkg/wire"
@@ -73,6 +74,7 @@ type Client struct {
 	ready, over chan struct{} // closed when each listener was tried; when Run ends
 	forced      chan struct{}
 	force       sync.Once
+	place       *origin.Place   // of what is accepted; set by Run
 	carrying    context.Context // of the connections; set by Run before any is accepted
 
 	mu        sync.Mutex // one Apply at a time; guards what follows
@@ -135,6 +137,8 @@ func (c *Client) Run(ctx context.Context) error {
 	carrying, endSessions := context.WithCancel(uplinked)
 	defer endSessions()
 	c.carrying = carrying
+	c.place = origin.New()
+	defer c.place.Close()
 	if err := c.listen(ctx); err != nil {
 		return err
 	}

@@ -130,6 +130,7 @@ func (c *Client) askTarget(ctx context.Context, m *config.Mapping, toServer time
 	defer stop()
 	defer context.AfterFunc(c.carrying, stop)() // the process may stop meanwhile
 	conn := &nothing{opened: make(chan struct{}), closed: make(chan struct{})}
+	loops := c.ledger.Counts().Status[wire.StatusLoop]
 	began := time.Now()
 	var took time.Duration
 	sum := c.sessions.Forward(ctx, conn, session.Request{
@@ -144,6 +145,11 @@ func (c *Client) askTarget(ctx context.Context, m *config.Mapping, toServer time
 	hop.From, hop.To, hop.connection = m.Server, m.Target.String(), sum.ID
 	select {
 	case <-conn.opened:
+		if sum.End == session.EndResetByP5 && c.ledger.Counts().Status[wire.StatusLoop] > loops {
+			// The target was this client's own listener, and what came back was refused.
+			hop.Status, hop.By, hop.Text = wire.StatusLoop, m.Server, "the mapping leads to itself: its target is a listener of this client"
+			break
+		}
 		hop.Status, hop.Took = wire.StatusOpen, max(took-toServer, 0)
 	default:
 		hop.Status, hop.By, hop.Text = sum.Status, sum.Node, sum.Text

@@ -51,6 +51,7 @@ var (
 	refusals = []wire.Status{
 		wire.StatusMalformed, wire.StatusNotAllowed, wire.StatusNotNewest, wire.StatusNoSession, wire.StatusTooMany,
 		wire.StatusRefused, wire.StatusNotConnected, wire.StatusTimeout, wire.StatusVersion,
+		wire.StatusLoop,
 	}
 	limitsOf = map[config.Role][]string{
 		config.RoleClient: {

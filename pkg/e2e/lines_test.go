@@ -136,6 +136,13 @@ var ways = map[string]way{
 		w.extra["nas"] += "[limits]\ndial_timeout = \"1s\"\n"
 		w.ports["target"] = deafListener(t)
 	}),
+	"the mapping leads to itself": {
+		prepare: func(_ *testing.T, w *world) { w.ports["P1"] = w.loop(1) },
+		happen: func(t *testing.T, w *world, _ *recorder) string {
+			refusedConnection(t, w.ports["P1"])
+			return idOf(t, w, "laptop", wire.StatusLoop)
+		},
+	},
 	"the server is about to stop": {
 		prepare: func(t *testing.T, w *world) {
 			set("drain_timeout = \"1m\"\n", "nas")(t, w) // longer than the client asks again

@@ -12,6 +12,15 @@ func Read(fd uintptr, p []byte) (int, error) { return transfer(unix.SYS_READ, fd
 // Write writes what fits of p, as write(2) does. The error is a unix.Errno, EAGAIN where nothing fits.
 func Write(fd uintptr, p []byte) (int, error) { return transfer(unix.SYS_WRITE, fd, p) }
 
+// Peek is a Read that takes nothing, as recv(2) with MSG_PEEK does.
+func Peek(fd uintptr, p []byte) (int, error) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), unix.MSG_PEEK|unix.MSG_DONTWAIT, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
 func transfer(call, fd uintptr, p []byte) (int, error) {
 	n, _, errno := unix.RawSyscall(call, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
 	if errno != 0 {

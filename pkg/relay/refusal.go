@@ -179,7 +179,7 @@ func refusedAttributes(q request, no refusal, node string) []any {
 // behind; the others come and go with servers and their targets.
 func (k kind) level() slog.Level {
 	switch k.status {
-	case wire.StatusMalformed, wire.StatusNotAllowed, wire.StatusTooMany, wire.StatusVersion:
+	case wire.StatusMalformed, wire.StatusNotAllowed, wire.StatusTooMany, wire.StatusVersion, wire.StatusLoop:
 		return slog.LevelWarn
 	default:
 		return slog.LevelInfo

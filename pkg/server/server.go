@@ -28,6 +28,7 @@ import (
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
+	"ptthqd/pkg/origin"
 	"ptthqd/pkg/policy"
 	"ptthqd/pkg/session"
 	"ptthqd/pkg/spare"
@@ -103,6 +104,7 @@ func New(c Config) (*Server, error) {
 	s.sessions = session.NewServer(session.ServerConfig{
 		Node:          s.node,
 		Decide:        s.decide,
+		Origin:        origin.Is,
 		ResumeTimeout: c.Settings.ResumeTimeout,
 		Ended:         s.ended,
 		Limits:        sessionLimits(c.Settings.Limits),

@@ -102,6 +102,7 @@ type Request struct {
 	Target        string // canonical text
 	Source        string // P1's address
 	ResumeTimeout time.Duration
+	Origin        []byte // the mark of a P1 on this host, by which a server knows its own; nil for none
 	// Opened is called once, when the server has granted the session. It must not wait, nor ask the session. Nil: nobody is told.
 	Opened func()
 }
@@ -813,7 +814,7 @@ func (f *forward) tipLocked(opening bool) []byte {
 		return wire.Append(nil, &wire.Open{
 			Version: wire.Version, Token: s.token, Attempt: s.attempt, Age: age,
 			Source: f.request.Source, Target: f.request.Target,
-			Limit: s.in.limit, ResumeTimeout: f.request.ResumeTimeout,
+			Limit: s.in.limit, ResumeTimeout: f.request.ResumeTimeout, Origin: f.request.Origin,
 		})
 	}
 	return wire.Append(nil, &wire.Resume{

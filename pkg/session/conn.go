@@ -37,16 +37,19 @@ type watched interface {
 	AwaitGone() error
 }
 
-// closeConn closes c in good order.
-func closeConn(c Conn) {
-	setLinger(c, -1)
-	_ = c.Close()
+// closeConn closes e in good order.
+func closeConn(e *end) {
+	if e.raw != nil {
+		e.raw.letGo()
+	}
+	setLinger(e.Conn, -1)
+	_ = e.Close()
 }
 
-// abort closes c so that its peer sees a reset, where c can do that.
-func abort(c Conn) {
-	setLinger(c, 0)
-	_ = c.Close()
+// abort closes e so that its peer sees a reset, where it can do that.
+func abort(e *end) {
+	setLinger(e.Conn, 0)
+	_ = e.Close()
 }
 
 func setLinger(c Conn, seconds int) {

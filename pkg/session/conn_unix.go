@@ -5,6 +5,7 @@ package session
 import (
 	"errors"
 	"io"
+	"net"
 	"os"
 	"syscall"
 
@@ -29,6 +30,8 @@ type rawEnd struct {
 	writeN   int
 	writeErr error
 	onWrite  func(fd uintptr) bool
+
+	kept *keeper // of a Unix socket, where the system can do that; else nil
 }
 
 func newRawEnd(c Conn) *rawEnd {
@@ -44,6 +47,9 @@ func newRawEnd(c Conn) *rawEnd {
 	_ = conn.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) })
 	e := &rawEnd{conn: conn}
 	e.onRead, e.onWrite = e.readReady, e.writeReady
+	if _, ok := c.(*net.UnixConn); ok {
+		e.kept = newKeeper(conn)
+	}
 	return e
 }
 
@@ -78,7 +84,11 @@ func (e *rawEnd) tryRead(reserve func() []byte, cancel func()) int {
 func (e *rawEnd) readReady(fd uintptr) bool {
 	p := e.reserve()
 	for {
-		e.readN, e.readErr = nowait.Read(fd, p)
+		if e.kept != nil {
+			e.readN, e.readErr = e.kept.read(fd, p)
+		} else {
+			e.readN, e.readErr = nowait.Read(fd, p)
+		}
 		if !errors.Is(e.readErr, unix.EINTR) {
 			break
 		}
@@ -110,6 +120,13 @@ func (e *rawEnd) writeReady(fd uintptr) bool {
 		if !errors.Is(e.writeErr, unix.EINTR) {
 			return true
 		}
+	}
+}
+
+// letGo takes what is kept, so that closing the socket is no reset.
+func (e *rawEnd) letGo() {
+	if e.kept != nil {
+		_ = e.conn.Control(e.kept.letGo)
 	}
 }
 

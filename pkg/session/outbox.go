@@ -327,7 +327,7 @@ func (s *session) resetByTCP() End {
 func (s *session) closeTCPLocked() {
 	if s.out.fin && s.in.done() && s.end != nil && !s.hungUp {
 		s.hungUp = true
-		closeConn(s.end.Conn)
+		closeConn(s.end)
 	}
 }
 

@@ -31,6 +31,9 @@ type ServerConfig struct {
 	// Decide says whether a client may reach a target now, and how to dial it.
 	// It is asked at each open and each resume, and must not block.
 	Decide func(client, target string) (Dial, *Refusal)
+	// Origin reports whether an open with this mark came by a connection that this process
+	// has dialled, from local to another address of this host. Nil: none ever did.
+	Origin func(mark []byte, local, to string) bool
 	// ResumeTimeout is the longest time that a detached session is kept. 0
 	// means 10 minutes.
 	ResumeTimeout time.Duration
@@ -81,6 +84,7 @@ type Server struct {
 	stopped  bool
 	sessions map[sessionKey]*session
 	clients  map[string]*load
+	dialled  map[string][]*session // by their own address, those whose P5 is on this host
 	tombs    map[sessionKey]*tombstone
 	order    []*tombstone // the same, the oldest first
 	burial   *time.Timer  // runs while there are tombstones
@@ -269,7 +273,12 @@ func (v *Server) open(client string, m *wire.Open, st Stream, via Route) *sessio
 		reject(refusal)
 		return nil
 	}
-	s, made, tomb, refusal := v.admit(key, m, info, dial, st, via)
+	above, refusal := v.lineage(m.Origin, m.Source, m.Target)
+	if refusal != nil {
+		reject(refusal)
+		return nil
+	}
+	s, made, tomb, refusal := v.admit(key, m, info, above, dial, st, via)
 	switch {
 	case refusal != nil:
 		reject(refusal)
@@ -291,7 +300,7 @@ func (v *Server) open(client string, m *wire.Open, st Stream, via Route) *sessio
 // admit finds the session of an open, its tombstone, or makes one, within the
 // limits, and begins its life. Whoever finds a new one in the table, to end it
 // or to take it over, finds it with its stream.
-func (v *Server) admit(key sessionKey, m *wire.Open, info Info, dial Dial, st Stream, via Route) (s *session, made bool, tomb *wire.Granted, r *Refusal) {
+func (v *Server) admit(key sessionKey, m *wire.Open, info Info, above []string, dial Dial, st Stream, via Route) (s *session, made bool, tomb *wire.Granted, r *Refusal) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if t := v.tombs[key]; t != nil {
@@ -319,7 +328,7 @@ func (v *Server) admit(key sessionKey, m *wire.Open, info Info, dial Dial, st St
 	of.sessions++
 	v.clients[key.client] = of
 	s = newSession(v.host, true, key.token, info)
-	s.attempt = m.Attempt
+	s.attempt, s.origin, s.above = m.Attempt, m.Origin, above
 	s.granted = min(m.ResumeTimeout, v.config.ResumeTimeout)
 	s.settle = func() { v.bury(key, s) }
 	s.mu.Lock() // out of order, but nobody else knows the session yet
@@ -401,12 +410,18 @@ func (v *Server) connect(s *session, dial Dial) bool {
 	s.cancelDial = cancel
 	s.mu.Unlock()
 	conn, err := v.dialInTime(ctx, dial)
+	if err == nil {
+		if refusal := v.lookAgain(s); refusal != nil {
+			abort(&end{Conn: conn})
+			err = refusal
+		}
+	}
 	s.mu.Lock()
 	s.cancelDial = nil
 	if s.closed || s.reset != nil {
 		s.mu.Unlock()
 		if err == nil {
-			abort(conn)
+			abort(&end{Conn: conn})
 		}
 		return false
 	}
@@ -418,6 +433,7 @@ func (v *Server) connect(s *session, dial Dial) bool {
 	if a, ok := conn.(interface{ RemoteAddr() net.Addr }); ok && a.RemoteAddr() != nil {
 		s.info.Peer = a.RemoteAddr().String()
 	}
+	v.dialledLocked(s, conn)
 	s.deliverQueueLocked()
 	if s.in.fin && !s.in.delivering && !s.in.done() {
 		s.deliverFinLocked()
@@ -686,6 +702,7 @@ func (v *Server) removeLocked(key sessionKey, s *session) {
 		return
 	}
 	delete(v.sessions, key)
+	v.undialLocked(s)
 	if of := v.clients[key.client]; of != nil {
 		if of.sessions--; of.sessions == 0 {
 			delete(v.clients, key.client)

@@ -223,6 +223,9 @@ type session struct {
 	// a tombstone; called with the lock held.
 	settle     func()
 	cancelDial context.CancelFunc
+	local      string      // the dialled connection's own address, if P5 is on this host; empty otherwise
+	origin     []byte      // of its open
+	above      []string    // the targets of the sessions from which this one came, the first one's first
 	waiting    bool        // it is counted among the detached
 	expiry     *time.Timer // runs while it is
 
@@ -496,13 +499,13 @@ func (s *session) foundBrokenLocked() {
 // hangUpLocked closes the TCP side by how. Close waits for whoever is reading
 // or writing the socket at that moment, and the reader needs the session's
 // lock; so this isn't done under it.
-func (s *session) hangUpLocked(how func(Conn)) {
+func (s *session) hangUpLocked(how func(*end)) {
 	if s.end == nil || s.hungUp {
 		return
 	}
 	s.hungUp = true
-	conn := s.end.Conn
-	s.work.Go(func() { how(conn) })
+	e := s.end
+	s.work.Go(func() { how(e) })
 }
 
 // protocolError is what a peer has done wrong.

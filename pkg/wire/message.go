@@ -65,6 +65,7 @@ type Open struct {
 	Target        string        // canonical text, at most MaxTarget bytes
 	Limit         uint64        // P2 takes bytes up to this offset
 	ResumeTimeout time.Duration // how long P4 is asked to keep a detached session; milliseconds on the wire
+	Origin        []byte        // the mark of a P1 on P2's host (pkg/origin), MaxOrigin bytes at most; nil for none
 }
 
 // Resume asks P4 to go on with a session over a new stream.
@@ -436,6 +437,16 @@ func takeInner(into *[]byte, value []byte) (bool, error) {
 	return true, nil
 }
 
+func takeOrigin(into *[]byte, value []byte) (bool, error) {
+	if len(value) > MaxOrigin {
+		return true, malformed("an origin of %d bytes; %d is the most", len(value), MaxOrigin)
+	}
+	if len(value) > 0 { // an empty one is none
+		*into = bytes.Clone(value)
+	}
+	return true, nil
+}
+
 func takeToken(into *Token, value []byte) (bool, error) {
 	if len(value) != len(into) {
 		return true, malformed("a token of %d bytes", len(value))
@@ -552,7 +563,11 @@ func (m *Open) appendBody(dst []byte) []byte {
 	dst = appendString(dst, 6, clean(m.Source, MaxSource))
 	dst = appendString(dst, 7, m.Target)
 	dst = appendUint(dst, 8, m.Limit)
-	return appendUint(dst, 9, millis(m.ResumeTimeout))
+	dst = appendUint(dst, 9, millis(m.ResumeTimeout))
+	if len(m.Origin) == 0 {
+		return dst
+	}
+	return appendString(dst, 14, m.Origin)
 }
 
 func (m *Open) field(number uint64, value []byte) (bool, error) {
@@ -575,6 +590,8 @@ func (m *Open) field(number uint64, value []byte) (bool, error) {
 		return takeUint(&m.Limit, value)
 	case 9:
 		return takeDuration(&m.ResumeTimeout, value)
+	case 14:
+		return takeOrigin(&m.Origin, value)
 	}
 	return false, nil
 }

@@ -37,6 +37,8 @@ const (
 	MaxInner = 3072
 	// MaxText is the longest text of a Reply, in bytes. Longer ones are cut.
 	MaxText = 512
+	// MaxOrigin is the longest mark of an origin, in bytes.
+	MaxOrigin = 32
 	// MaxTarget is the longest target, in bytes.
 	MaxTarget = 512
 	// MaxSource is the longest address of P1, in bytes. Longer ones are cut.
@@ -88,6 +90,7 @@ const (
 	StatusNotConnected Status = 503 // P3: the server isn't connected
 	StatusTimeout      Status = 504 // P4: the target didn't answer in time
 	StatusVersion      Status = 505 // P3, P4: the session version isn't supported
+	StatusLoop         Status = 508 // P4: the connection leads to itself
 )
 
 var statusWords = map[Status]string{
@@ -102,6 +105,7 @@ var statusWords = map[Status]string{
 	StatusNotConnected: "server not connected",
 	StatusTimeout:      "target did not answer in time",
 	StatusVersion:      "version not supported",
+	StatusLoop:         "the connection leads to itself",
 }
 
 // String is the number and its meaning: "403 not allowed".

@@ -22,6 +22,13 @@ const maxVarint = 1<<62 - 1
 
 // Generators of what the protocol can express.
 
+func genOrigin(t *rapid.T) []byte {
+	if o := rapid.SliceOfN(rapid.Byte(), 0, wire.MaxOrigin).Draw(t, "origin"); len(o) > 0 {
+		return o
+	}
+	return nil
+}
+
 func genToken() *rapid.Generator[wire.Token] {
 	return rapid.Custom(func(t *rapid.T) (token wire.Token) {
 		copy(token[:], rapid.SliceOfN(rapid.Byte(), len(token), len(token)).Draw(t, "token"))
@@ -67,7 +74,7 @@ func genMessage() *rapid.Generator[wire.Message] {
 				Version: integer.Draw(t, "version"), Features: integer.Draw(t, "features"), Token: genToken().Draw(t, "token"),
 				Attempt: rapid.Uint64Range(1, maxVarint).Draw(t, "attempt"), Age: genMillis().Draw(t, "age"),
 				Source: text.Draw(t, "source"), Target: target.Draw(t, "target"), Limit: integer.Draw(t, "limit"),
-				ResumeTimeout: genMillis().Draw(t, "timeout"),
+				ResumeTimeout: genMillis().Draw(t, "timeout"), Origin: genOrigin(t),
 			}
 		case 4:
 			m := &wire.Resume{
