@@ -32,6 +32,7 @@ func TestManyAtOnceAreOneLine(t *testing.T) {
 				}
 				n.cut()
 				time.Sleep(5 * time.Second)
+				synctest.Wait()
 				for i, who := range []string{"client", "server"} {
 					for _, what := range []string{"detached", "resumed"} {
 						each := 0
