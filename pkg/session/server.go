@@ -457,7 +457,7 @@ func (v *Server) dialInTime(ctx context.Context, dial Dial) (Conn, error) {
 	for {
 		ctx, cancel := context.WithTimeout(ctx, end-clock.Now())
 		conn, err := dial(ctx)
-		late := err != nil && ctx.Err() == context.DeadlineExceeded && end-clock.Now() > time.Second //nolint:errorlint // the context's own
+		late := err != nil && ctx.Err() == context.DeadlineExceeded && end-clock.Now() > time.Second
 		cancel()
 		if !late {
 			return conn, err
