@@ -96,6 +96,8 @@ func remedyOf(reason link.Reason, r config.Relay) string {
 		return fmt.Sprintf("let UDP port %s pass in the firewalls of this host, of the network and of the relay's host; see there whether it runs (`systemctl status ptthqd`, `ss -lun`)", port)
 	case link.DialUnsent:
 		return fmt.Sprintf("connect this host to a network with a route to the relay (`ip route get`), and let it send UDP to port %s", port)
+	case link.DialSandbox:
+		return "let the call pass in the seccomp profile of the container, or in SystemCallFilter= and RestrictAddressFamilies= of the service"
 	case link.DialUnfinished:
 		return "raise the MTU of the tunnel or interface on the way (`ip link`, `tracepath`), or let ICMP \"fragmentation needed\" pass"
 	case link.DialWrongKey:

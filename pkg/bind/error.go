@@ -3,6 +3,7 @@ package bind
 import (
 	"errors"
 	"net"
+	"net/netip"
 	"syscall"
 
 	"ptthqd/pkg/config"
@@ -64,10 +65,10 @@ var hints = []struct {
 }
 
 func newError(kind config.Kind, place string, err error) *Error {
-	if kind == config.UDP {
-		place = "UDP " + place
-	}
 	e := &Error{Place: place, Err: err}
+	if kind == config.UDP {
+		e.Place = "UDP " + place
+	}
 	for _, h := range hints {
 		if errors.Is(err, h.err) {
 			e.Hint = h.tcp
@@ -76,8 +77,19 @@ func newError(kind config.Kind, place string, err error) *Error {
 			}
 		}
 	}
+	if kind != config.Unix && sandboxed(place, err) {
+		e.Hint = "a sandbox around this process (seccomp, SELinux) refuses the call: let it pass in the seccomp profile of the container, " +
+			"or in SystemCallFilter=, SocketBindDeny= and RestrictAddressFamilies= of the service"
+	}
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		e.Err = op.Err // its address is in our text already
 	}
 	return e
+}
+
+// sandboxed reports whether the system refuses an IP socket that needs no right: Linux itself refuses only ports below 1024,
+// with EACCES.
+func sandboxed(place string, err error) bool {
+	addr, _ := netip.ParseAddrPort(place)
+	return errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSYS) || errors.Is(err, syscall.EACCES) && addr.Port() >= 1024
 }

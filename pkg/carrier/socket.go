@@ -236,6 +236,8 @@ const (
 	saidBuffer = 1 << iota
 	saidSegments
 	saidECN
+	saidOption
+	saidBatch
 )
 
 // logOnce logs a line unless the bit what is set already.

@@ -30,16 +30,26 @@ func (s *Socket) setUp(udp *net.UDPConn) (net.PacketConn, error) {
 		return nil, err
 	}
 	v6 := false
+	var refused *refusedOption
 	err = raw.Control(func(fd uintptr) {
 		family, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN)
 		v6 = err == nil && family == unix.AF_INET6
 		s.receiveBuffer = growBuffer(int(fd), unix.SO_RCVBUF, unix.SO_RCVBUFFORCE)
 		s.sendBuffer = growBuffer(int(fd), unix.SO_SNDBUF, unix.SO_SNDBUFFORCE)
+		if refused = setOptions(int(fd), udp.LocalAddr()); refused != nil {
+			return // also without GRO: quic-go would take coalesced packets for one
+		}
 		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1)
 		s.gro = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 1) == nil
 	})
 	if err != nil {
 		return nil, err
+	}
+	if refused != nil {
+		s.tellOfSandbox(saidOption, "a sandbox around this process refuses a socket option that QUIC needs, so packets go one by one, "+
+			"without ECN and of the least size; "+refused.lost+"let it pass in the seccomp profile of the container, or in the service's SystemCallFilter=",
+			slog.String("option", refused.name), slog.Any("error", refused.err))
+		return &plainConn{PacketConn: udp, socket: s}, nil
 	}
 	c := &udpConn{UDPConn: udp, socket: s, raw: newRawUDP(raw, v6)}
 	c.controls.New = func() any { return new([]byte) }
@@ -103,7 +113,7 @@ func (c *udpConn) read(ms []ipv4.Message) (int, error) {
 }
 
 func (c *udpConn) readPlain(ms []ipv4.Message) (int, error) {
-	n, err := c.raw.receive(ms)
+	n, err := c.take(ms)
 	if err != nil {
 		return n, err
 	}
@@ -157,7 +167,7 @@ func (c *udpConn) receive() error {
 		}
 		c.oob = make([]byte, 0, oobSize)
 	}
-	n, err := c.raw.receive(c.reads)
+	n, err := c.take(c.reads)
 	c.next, c.filled = 0, max(n, 0)
 	if err != nil {
 		return err

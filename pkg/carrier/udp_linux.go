@@ -34,6 +34,7 @@ type rawUDP struct {
 	buffers [batchReads]unix.Iovec
 	names   [batchReads]unix.RawSockaddrInet6 // an IPv4 address is smaller
 	wanted  int
+	single  bool // receive one datagram a call: recvmmsg is refused
 	got     int
 	errno   unix.Errno
 	onRead  func(fd uintptr) bool
@@ -56,7 +57,7 @@ func newRawUDP(conn syscall.RawConn, v6 bool) *rawUDP {
 }
 
 // receive waits for datagrams and takes up to batchReads of them, one into the first buffer of each
-// of ms.
+// of ms. Without recvmmsg it takes one.
 func (u *rawUDP) receive(ms []ipv4.Message) (int, error) {
 	ms = ms[:min(len(ms), batchReads)]
 	for i := range ms {
@@ -75,7 +76,11 @@ func (u *rawUDP) receive(ms []ipv4.Message) (int, error) {
 		return 0, err
 	}
 	if u.errno != 0 {
-		return 0, &net.OpError{Op: "read", Net: "udp", Err: os.NewSyscallError("recvmmsg", u.errno)}
+		call := "recvmmsg"
+		if u.single {
+			call = "recvmsg"
+		}
+		return 0, &net.OpError{Op: "read", Net: "udp", Err: os.NewSyscallError(call, u.errno)}
 	}
 	for i := range u.got {
 		h := &u.headers[i].header
@@ -89,7 +94,15 @@ func (u *rawUDP) receive(ms []ipv4.Message) (int, error) {
 // socket is readable.
 func (u *rawUDP) readReady(fd uintptr) bool {
 	for {
-		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&u.headers[0])), uintptr(u.wanted), 0, 0, 0)
+		var n uintptr
+		var errno unix.Errno
+		if u.single {
+			first := &u.headers[0]
+			n, _, errno = unix.RawSyscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&first.header)), 0)
+			first.n, n = uint32(n), 1
+		} else {
+			n, _, errno = unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&u.headers[0])), uintptr(u.wanted), 0, 0, 0)
+		}
 		if errno == unix.EINTR {
 			continue
 		}

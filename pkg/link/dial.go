@@ -335,7 +335,7 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 	}
 	pc, err := d.ListenPacket(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("open a UDP socket: %v", err) //nolint:errorlint // explain tells it from an error of sending
+		return nil, fmt.Errorf("open a UDP socket: %w", err)
 	}
 	socket, err := carrier.New(pc, d.log)
 	if err != nil {

@@ -602,6 +602,13 @@ func (faulty) WriteTo([]byte, net.Addr) (int, error) {
 	return 0, &net.OpError{Op: "write", Net: "udp", Err: os.NewSyscallError("sendto", syscall.ENETUNREACH)}
 }
 
+// forbidden is a socket that a sandbox lets nobody read from.
+type forbidden struct{ net.PacketConn }
+
+func (forbidden) ReadFrom([]byte) (int, net.Addr, error) {
+	return 0, nil, &net.OpError{Op: "read", Net: "udp", Err: os.NewSyscallError("recvmsg", syscall.EPERM)}
+}
+
 func TestWords(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -620,6 +627,18 @@ func TestWords(t *testing.T) {
 				return nil, &net.OpError{Op: "listen", Net: "udp", Err: syscall.EMFILE}
 			}
 		}, "open a UDP socket: listen udp: too many open files"},
+		{"no socket in a sandbox", func(w *world) {
+			w.dialer.ListenPacket = func(context.Context) (net.PacketConn, error) {
+				return nil, &net.OpError{Op: "listen", Net: "udp", Err: os.NewSyscallError("socket", syscall.EAFNOSUPPORT)}
+			}
+		}, "open a UDP socket: listen udp: socket: address family not supported by protocol: a sandbox around this process refuses the call"},
+		{"no packet in a sandbox", func(w *world) {
+			listen := w.dialer.ListenPacket
+			w.dialer.ListenPacket = func(ctx context.Context) (net.PacketConn, error) {
+				pc, err := listen(ctx)
+				return forbidden{pc}, err
+			}
+		}, "cannot receive from 192.0.2.1:30380: recvmsg: operation not permitted: a sandbox around this process refuses the call"},
 		{"UDP is blocked", func(w *world) { w.network.Cut(linktest.RelayHost) }, "no answer over UDP to 192.0.2.1:30380; UDP may be blocked"},
 		{"only the first packets arrive", func(w *world) {
 			var mu sync.Mutex

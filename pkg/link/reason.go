@@ -29,6 +29,7 @@ const (
 const (
 	DialUnresolved Reason = "unresolved"  // the name has no address, or the name server does not answer
 	DialUnsent     Reason = "unsent"      // this host can't send to the relay: no route, or a firewall of its own
+	DialSandbox    Reason = "sandbox"     // a sandbox around this process refuses a system call that a link needs
 	DialNoAnswer   Reason = "no_answer"   // nothing at all has come back
 	DialUnfinished Reason = "unfinished"  // something has come back, but no link came about
 	DialWrongKey   Reason = "wrong_key"   // the relay has another key than the config pins
@@ -44,7 +45,7 @@ var (
 		EndClosing, EndStopped, EndReplaced, EndSuperseded, EndRevoked, EndProtocol, EndSilent, EndStuck, EndIdle, EndRestarted, EndFailed,
 	}
 	DialReasons = []Reason{
-		DialUnresolved, DialUnsent, DialNoAnswer, DialUnfinished, DialWrongKey, DialUnknownKey, DialVersion, DialRefused, DialFailed,
+		DialUnresolved, DialUnsent, DialSandbox, DialNoAnswer, DialUnfinished, DialWrongKey, DialUnknownKey, DialVersion, DialRefused, DialFailed,
 	}
 )
 

@@ -62,7 +62,7 @@ func (d *Dialer) classify(err error) failure {
 		return failure{DialUnfinished, false, fmt.Sprintf("the relay at %s answers, but no link comes about within %v; large packets may be lost on the way", d.Address, dialAnswered)}
 	}
 	if e, ok := errors.AsType[*net.OpError](err); ok {
-		return failure{DialUnsent, false, fmt.Sprintf("cannot send to %s: %v%s", d.target(), e.Err, sendHint(e.Err))}
+		return d.explainSocket(e)
 	}
 	return failure{DialFailed, false, fmt.Sprintf("dial the relay at %s: %v", d.Address, err)}
 }
@@ -73,11 +73,34 @@ const (
 	leastMTU    = leastPacket + 48
 )
 
+// explainSocket makes words of what this host's kernel refuses, or a sandbox in its place. Linux itself lets each process
+// open a UDP socket and receive from it; only a firewall's refusal to send looks like a sandbox's.
+func (d *Dialer) explainSocket(e *net.OpError) failure {
+	sandbox := errors.Is(e.Err, syscall.ENOSYS)
+	if e.Op != "write" {
+		sandbox = sandbox || errors.Is(e.Err, syscall.EPERM) || errors.Is(e.Err, syscall.EACCES) || errors.Is(e.Err, syscall.EAFNOSUPPORT)
+	}
+	reason, hint := DialFailed, ""
+	if sandbox {
+		reason, hint = DialSandbox, ": a sandbox around this process refuses the call: let it pass in the seccomp profile of the container, "+
+			"or in SystemCallFilter= and RestrictAddressFamilies= of the service"
+	}
+	switch {
+	case e.Op == "listen":
+		return failure{reason, false, fmt.Sprintf("dial the relay at %s: open a UDP socket: %v%s", d.Address, e, hint)}
+	case e.Op == "read":
+		return failure{reason, false, fmt.Sprintf("cannot receive from %s: %v%s", d.target(), e.Err, hint)}
+	case sandbox:
+		return failure{reason, false, fmt.Sprintf("cannot send to %s: %v%s", d.target(), e.Err, hint)}
+	}
+	return failure{DialUnsent, false, fmt.Sprintf("cannot send to %s: %v%s", d.target(), e.Err, sendHint(e.Err))}
+}
+
 // sendHint says what to do where this host itself does not send.
 func sendHint(err error) string {
 	switch {
 	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES):
-		return ": a firewall of this host forbids it: let it send UDP to the relay (`nft list ruleset` shows its rules)"
+		return ": a firewall of this host forbids it: let it send UDP to the relay (`nft list ruleset` shows its rules; a service may have IPAddressDeny=)"
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
 		return ": this host has no route there: is it connected to a network?"
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
