@@ -56,6 +56,7 @@ type world struct {
 	inbox   map[string]*tcptest.Listener // the clients' listeners, by name; guarded by mu while they start
 	books   map[string]*book             // logs, by node
 	quiet   bool                         // nobody logs
+	names   map[string][]string          // of those that a relay calls otherwise
 }
 
 // inBubble runs a test in a world of its own.
@@ -178,10 +179,16 @@ func (w *world) policy(allowed ...string) *policy.Relay {
 		}
 		rules = append(rules, rule)
 	}
-	made, err := policy.NewRelay([]policy.Peer{
+	peers := []policy.Peer{
 		{ID: laptop, Role: policy.RoleClient, Keys: []ident.PublicKey{w.key(laptopHost).Public()}, Allowed: rules},
 		{ID: nas, Role: policy.RoleServer, Keys: []ident.PublicKey{w.key(nasHost).Public()}},
-	})
+	}
+	for i := range peers {
+		if names := w.names[peers[i].ID]; names != nil {
+			peers[i].ID, peers[i].Others = names[0], names[1:]
+		}
+	}
+	made, err := policy.NewRelay(peers)
 	if err != nil {
 		w.t.Fatal(err)
 	}

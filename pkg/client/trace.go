@@ -116,7 +116,7 @@ func askServer(r session.Route, m *config.Mapping) (hop asked, took time.Duratio
 		failed(err)
 	case !ok:
 		failed(errors.New("the answer is not a reply"))
-	case reply.Status == wire.StatusNoSession && reply.Node == m.Server:
+	case reply.Status == wire.StatusNoSession && reply.Node != wire.NodeRelay: // the server, whatever it calls itself
 		hop.Status, hop.Took = wire.StatusOpen, max(took-r.RTT, 0)
 	default:
 		hop.Status, hop.By, hop.Text = reply.Status, reply.Node, reply.Text

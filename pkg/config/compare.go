@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -127,8 +128,15 @@ func Compare(old, next *Config) Diff {
 		}
 	}
 	d.Mappings = compareMappings(enabled(old), enabled(next), next.Mappings)
+	renamed := make(map[string]string)
+	for _, p := range next.Peers {
+		for _, name := range p.Others {
+			renamed[name] = p.ID
+		}
+	}
 	d.Peers = compareLists(old.Peers, next.Peers,
-		func(p policy.Peer) string { return p.ID },
+		func(p policy.Peer) string { return cmp.Or(renamed[p.ID], p.ID) },
+		field[policy.Peer]{"id", func(p policy.Peer) string { return strings.Join(p.Names(), " ") }},
 		field[policy.Peer]{"role", func(p policy.Peer) string { return string(p.Role) }},
 		field[policy.Peer]{"public_key", func(p policy.Peer) string { return set(texts[ident.PublicKey](p.Keys)) }},
 		field[policy.Peer]{"allowed_servers", func(p policy.Peer) string { return set(texts(p.Allowed)) }})

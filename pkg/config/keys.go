@@ -91,8 +91,10 @@ var keys = append([]Key{
 
 	{Name: "peers", Type: typeTables, Roles: relayOnly, Doc: "The nodes that may connect to this relay."},
 	{
-		Name: "peers.id", Type: typeString, Roles: relayOnly, Example: `id = "laptop"`,
-		Doc: "The name by which others refer to the peer: 1 to 63 of a-z 0-9 . _ -, beginning and ending in a letter or digit.",
+		Name: "peers.id", Type: typeStrings, Roles: relayOnly, Example: `id = "laptop"`,
+		Doc: "The name by which others refer to the peer: 1 to 63 of a-z 0-9 . _ -, beginning and ending in a letter or digit. " +
+			`While it is being renamed, a list of 8 at most: ["storage", "nas"] is called storage from now on, and what names nas still means it. ` +
+			"No name belongs to two peers. What goes on under a name ends when that is taken out.",
 	},
 	{
 		Name: "peers.role", Type: typeString, Roles: relayOnly, Example: `role = "client"`,

@@ -424,10 +424,7 @@ func (p *parser) own(at spot, who string, key ident.PublicKey, hint string) {
 
 func (p *parser) peer(s *section) {
 	peer := policy.Peer{Source: policy.Source{File: s.file, Line: s.at.value.line}}
-	id, at, ok := s.required("id")
-	if ok && p.checkID(at, id) && p.once(at, "peer", id) {
-		peer.ID = id
-	}
+	id := p.names(s, &peer)
 	if text, at, ok := s.required("role"); ok {
 		switch text {
 		case "client", "server":
@@ -456,6 +453,35 @@ func (p *parser) peer(s *section) {
 		peer.Allowed = append(peer.Allowed, rule)
 	}
 	p.config.Peers = append(p.config.Peers, peer)
+}
+
+// names reads the id of a peer, and returns the first.
+func (p *parser) names(s *section, peer *policy.Peer) (id string) {
+	if _, there := s.values["id"]; !there {
+		s.missing("id")
+	}
+	items, ok := s.texts("id")
+	switch {
+	case ok && len(items) == 0:
+		p.add(s.spot("id"), "write "+keysByName["peers.id"].Example, "is empty")
+	case len(items) > wire.MaxNames:
+		p.add(s.spot("id"), "take out those by which nobody calls the peer any more", "%d names; %d are the most", len(items), wire.MaxNames)
+	}
+	for i, it := range items {
+		if i == 0 {
+			id = it.text
+		}
+		switch {
+		case it.text == "":
+			p.add(it.at, "write "+keysByName["peers.id"].Example, "is empty")
+		case !p.checkID(it.at, it.text) || !p.once(it.at, "peer", it.text):
+		case i == 0:
+			peer.ID = it.text
+		default:
+			peer.Others = append(peer.Others, it.text)
+		}
+	}
+	return id
 }
 
 func (p *parser) relay(s *section) {

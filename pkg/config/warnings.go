@@ -83,9 +83,13 @@ func (w *warnings) relay() {
 	reached := make(map[string]bool)
 	matches := make(map[policy.Pattern]int)
 	var servers []string
+	named := make(map[string]string) // the ID of each server, by its names
 	for _, peer := range w.config.Peers {
 		if peer.Role == policy.RoleServer {
-			servers = append(servers, peer.ID)
+			servers = append(servers, peer.Names()...)
+			for _, name := range peer.Names() {
+				named[name] = peer.ID
+			}
 		}
 	}
 	for _, peer := range w.config.Peers {
@@ -100,7 +104,7 @@ func (w *warnings) relay() {
 			if !known {
 				for _, id := range servers {
 					if rule.Server.Match(id) {
-						reached[id] = true
+						reached[named[id]] = true
 						n++
 					}
 				}

@@ -57,6 +57,8 @@ type Dialer struct {
 	// the kept ones if it is empty; a client hears that of itself, without a target, when it has lost some right. It must
 	// not wait for anything that the link does. Nil: ignored.
 	OnRevoked func(l *Link, r *wire.Revoked)
+	// OnWelcome is told by which name the relay knows this node, on each link and when it changes. It must not block. Nil: ignored.
+	OnWelcome func(name string)
 	// LimitHit is told of each time that a limit makes something wait, with the limit's name in the config. It must not
 	// block. Nil: nobody.
 	LimitHit func(limit string)
@@ -391,7 +393,7 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 	link := newLink(conn, &d.clock, d.Address, key, limits, d.log)
 	link.hits = &d.hits
 	link.dialled, link.socket = true, socket
-	link.heard = &heard{release: release, revoked: d.OnRevoked, confirmed: make(chan struct{}), closing: make(chan struct{})}
+	link.heard = &heard{release: release, revoked: d.OnRevoked, welcome: d.OnWelcome, confirmed: make(chan struct{}), closing: make(chan struct{})}
 	link.start(control)
 	// The handshake is over for the dialler before the relay has looked at its key. Only the relay's first heartbeat says that
 	// it has been let in.

@@ -43,7 +43,7 @@ import (
 type Link struct {
 	conn     *quic.Conn
 	control  *quic.Stream
-	peer     string
+	peer     atomic.Pointer[string]
 	key      ident.PublicKey
 	clock    *awake.Clock
 	dialled  bool      // by this end
@@ -81,6 +81,7 @@ type Link struct {
 type heard struct {
 	release   func() // what the link leaves behind
 	revoked   func(l *Link, r *wire.Revoked)
+	welcome   func(name string)
 	once      struct{ confirmed, closing sync.Once }
 	confirmed chan struct{} // closed at its first heartbeat
 	closing   chan struct{}
@@ -130,16 +131,17 @@ func (e *ClosedError) Error() string {
 var ErrStreamLimit = errors.New("open a stream: the other end's limit of streams at once is reached")
 
 func newLink(conn *quic.Conn, clock *awake.Clock, peer string, key ident.PublicKey, limits *Limits, log *slog.Logger) *Link {
-	return &Link{
+	l := &Link{
 		conn:    conn,
 		clock:   clock,
-		peer:    peer,
 		key:     key,
 		since:   time.Now(),
 		log:     log,
 		limits:  limits,
 		badTips: rate.Sometimes{Interval: time.Minute},
 	}
+	l.peer.Store(&peer)
+	return l
 }
 
 // start begins with the heartbeats, on the control stream, whose tip is through.
@@ -172,7 +174,11 @@ func (l *Link) wait() {
 }
 
 // Peer is the ID that the listener's config gives to the peer; for a dialler it is the relay's address as configured.
-func (l *Link) Peer() string { return l.peer }
+func (l *Link) Peer() string { return *l.peer.Load() }
+
+// Rename has the listener know the peer by another ID from now on, which is nobody else's: a newer link of that ID takes the
+// place of this one.
+func (l *Link) Rename(id string) { l.listener.links().rename(l, id) }
 
 // Key is the peer's key.
 func (l *Link) Key() ident.PublicKey { return l.key }
@@ -262,7 +268,7 @@ func (l *Link) look(ctx context.Context, s *Stream) (*Stream, wire.Message, erro
 		return nil, nil, nil
 	}
 	if !l.mayBeLate() {
-		l.hits.hit(limitAllTips, slog.String("peer", l.peer))
+		l.hits.hit(limitAllTips, slog.String("peer", l.Peer()))
 		s.answer(wire.StatusTooMany, "too many streams have not said yet what they want")
 		return nil, nil, nil
 	}
@@ -317,7 +323,7 @@ func (l *Link) acceptLate(ctx context.Context) accepted {
 	l.accept.wake = cancel
 	l.accept.mu.Unlock()
 	if int(late) >= l.limits.PendingTips { // beyond this bound the peer's streams wait in QUIC
-		l.hits.hit(limitTips, slog.String("peer", l.peer))
+		l.hits.hit(limitTips, slog.String("peer", l.Peer()))
 		select {
 		case <-ctx.Done():
 		case <-l.Done():
@@ -420,11 +426,11 @@ func (l *Link) takeTip(s *Stream, tip readTip) bool {
 		if tip.err == nil || errors.Is(tip.err, wire.ErrMalformed) {
 			l.badTips.Do(func() {
 				l.log.Warn("a stream can't be understood: the peer is of another version, or no ptthqd (of such lines there is one a minute at most)",
-					slog.String("peer", l.peer), slog.Any("error", tip.err))
+					slog.String("peer", l.Peer()), slog.Any("error", tip.err))
 			})
 			s.answer(wire.StatusMalformed, "the tip can't be understood")
 		} else {
-			l.log.Debug("no tip", slog.String("peer", l.peer), slog.Any("error", tip.err))
+			l.log.Debug("no tip", slog.String("peer", l.Peer()), slog.Any("error", tip.err))
 			s.Reset(wire.CodeLost)
 		}
 		return false
@@ -501,6 +507,9 @@ func (l *Link) SendClosing() error { return l.sendControl(&wire.Closing{}) }
 func (l *Link) SendRevoked(client, target string, kept ...string) error {
 	return l.sendControl(&wire.Revoked{Client: client, Target: target, Kept: kept})
 }
+
+// SendWelcome tells the peer by which name this relay knows it.
+func (l *Link) SendWelcome(name string) error { return l.sendControl(&wire.Welcome{Name: name}) }
 
 // Close closes the link; the peer gets code and reason, unless they are lost on the way. Streams end at once, whatever they
 // still hold. Closing twice does nothing.

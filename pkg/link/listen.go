@@ -180,7 +180,7 @@ func (l *Listener) welcome(ctx context.Context, conn *quic.Conn) *Link {
 	link.listener, link.socket, link.hits = l, l.Socket, &l.hits
 	old, ok := l.links().add(link, l.current().Links)
 	if !ok {
-		l.hits.hit(limitLinks, slog.String("peer", link.peer))
+		l.hits.hit(limitLinks, slog.String("peer", link.Peer()))
 		link.Close(wire.CloseProtocol, "the relay has as many links as it may")
 		l.grants.release(conn)
 		return nil
@@ -209,13 +209,15 @@ func (l *Listener) gone(link *Link) {
 	l.links().remove(link)
 	l.see(link)
 	if closed, ok := errors.AsType[*ClosedError](link.Err()); ok && closed.Code == wire.CloseRevoked && !closed.Remote {
-		l.links().door.Expel(link.peer)
+		l.links().door.Expel(link.Peer())
 	}
 	l.grants.release(link.conn)
 }
 
 // see has the door remember where a peer is.
-func (l *Listener) see(link *Link) { l.links().door.Seen(link.peer, sourceOf(link.conn.RemoteAddr())) }
+func (l *Listener) see(link *Link) {
+	l.links().door.Seen(link.Peer(), sourceOf(link.conn.RemoteAddr()))
+}
 
 // seeEvery is far below the day for which the door remembers, and above what looking at all links costs.
 const seeEvery = time.Hour
@@ -238,8 +240,8 @@ func (l *Listener) seeLinks(ctx context.Context) {
 
 // say logs that a link comes or goes. A peer whose links do so all the time is a few lines.
 func (l *Listener) say(level slog.Level, msg string, link *Link, what slog.Attr) {
-	level, leftOut := l.lines.Level(link.peer, level)
-	l.log.LogAttrs(context.Background(), level, msg, slog.String("peer", link.peer), what, pace.LeftOut(leftOut))
+	level, leftOut := l.lines.Level(link.Peer(), level)
+	l.log.LogAttrs(context.Background(), level, msg, slog.String("peer", link.Peer()), what, pace.LeftOut(leftOut))
 }
 
 // admit waits until a connection has become a link: its dialler has opened the control stream.
@@ -278,7 +280,7 @@ func (l *Listener) admit(ctx context.Context, conn *quic.Conn) (*Link, *quic.Str
 func (l *Listener) Recheck() int {
 	gone := l.links().of(l, func(link *Link) bool {
 		id, err := l.Admit(link.key)
-		return err != nil || id != link.peer
+		return err != nil || id != link.Peer()
 	})
 	for _, link := range gone {
 		link.Close(wire.CloseRevoked, "the key was removed from the relay's config, or given to another peer")
@@ -315,19 +317,32 @@ func (t *Links) add(link *Link, most int) (old *Link, ok bool) {
 	if t.live == nil {
 		t.live = map[string]*Link{}
 	}
-	old = t.live[link.peer]
+	old = t.live[link.Peer()]
 	if old == nil && len(t.live) >= most {
 		return nil, false
 	}
-	t.live[link.peer] = link
+	t.live[link.Peer()] = link
 	return old, true
+}
+
+func (t *Links) rename(link *Link, id string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	was := link.Peer()
+	link.peer.Store(&id)
+	if t.live[was] == link {
+		delete(t.live, was)
+		if t.live[id] == nil {
+			t.live[id] = link
+		}
+	}
 }
 
 func (t *Links) remove(link *Link) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.live[link.peer] == link {
-		delete(t.live, link.peer)
+	if t.live[link.Peer()] == link {
+		delete(t.live, link.Peer())
 	}
 }
 

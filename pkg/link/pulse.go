@@ -409,6 +409,10 @@ func (l *Link) takeControl() bool {
 				l.heard.revoked(l, m)
 			}
 		}
+	case *wire.Welcome:
+		if l.dialled && l.heard.welcome != nil {
+			l.heard.welcome(m.Name)
+		}
 	case nil: // of a later version
 	default:
 		l.Close(wire.CloseProtocol, "a message that is none of the control stream's")
@@ -443,7 +447,7 @@ func (l *Link) sendControl(m wire.Message) error {
 	_ = l.control.SetWriteDeadline(time.Now().Add(controlTimeout))
 	if _, err := l.control.Write(wire.Append(nil, m)); err != nil {
 		if l.conn.Context().Err() == nil { // half a message may have left
-			l.log.Warn("the peer does not read its control stream", slog.String("peer", l.peer), slog.Any("error", err))
+			l.log.Warn("the peer does not read its control stream", slog.String("peer", l.Peer()), slog.Any("error", err))
 			l.Close(wire.CloseProtocol, "the control stream is not read")
 		}
 		return streamError(err)

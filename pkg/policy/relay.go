@@ -54,17 +54,24 @@ func (r Rule) String() string {
 // Peer is a node that the relay admits.
 type Peer struct {
 	ID      string
+	Others  []string // other names that are still understood: its old ones, while it is being renamed
 	Role    Role
 	Keys    []ident.PublicKey // one; more while its key is being changed
 	Allowed []Rule            // a client's only
 	Source  Source
 }
 
+// Names are all by which it is understood, its ID first.
+func (p *Peer) Names() []string { return append([]string{p.ID}, p.Others...) }
+
+// Is tells whether name is one of its names.
+func (p *Peer) Is(name string) bool { return p.ID == name || slices.Contains(p.Others, name) }
+
 // Relay is all that a relay decides by. Its methods may be called from several goroutines; what they return is shared
 // and must not be changed.
 type Relay struct {
 	peers []*Peer
-	byID  map[string]*Peer
+	byID  map[string]*Peer // by each of its names
 	byKey map[ident.PublicKey]*Peer
 }
 
@@ -77,7 +84,7 @@ func NewRelay(peers []Peer) (*Relay, error) {
 	}
 	for _, peer := range peers {
 		p := &peer
-		p.Keys, p.Allowed = slices.Clone(p.Keys), slices.Clone(p.Allowed)
+		p.Keys, p.Allowed, p.Others = slices.Clone(p.Keys), slices.Clone(p.Allowed), slices.Clone(p.Others)
 		if err := r.add(p); err != nil {
 			return nil, err
 		}
@@ -86,11 +93,8 @@ func NewRelay(peers []Peer) (*Relay, error) {
 }
 
 func (r *Relay) add(p *Peer) error {
-	if err := wire.CheckID(p.ID); err != nil {
-		return &Error{Source: p.Source, Key: "id", Message: err.Error()}
-	}
-	if other, ok := r.byID[p.ID]; ok {
-		return &Error{Source: p.Source, Key: "id", Message: fmt.Sprintf("two peers have the ID %s", p.ID), Hint: also(other.Source)}
+	if err := r.name(p); err != nil {
+		return err
 	}
 	if p.Role != RoleClient && p.Role != RoleServer {
 		return &Error{Source: p.Source, Key: "role", Message: fmt.Sprintf("%q is no role of a peer", string(p.Role)), Hint: `write "client" or "server"`}
@@ -111,8 +115,28 @@ func (r *Relay) add(p *Peer) error {
 		}
 		r.byKey[key] = p
 	}
-	r.byID[p.ID] = p
 	r.peers = append(r.peers, p)
+	return nil
+}
+
+// name enters a peer under each of its names, which nobody else may have.
+func (r *Relay) name(p *Peer) error {
+	names := p.Names()
+	if len(names) > wire.MaxNames {
+		return &Error{Source: p.Source, Key: "id", Message: fmt.Sprintf("%s has %d names", p.ID, len(names)), Hint: fmt.Sprintf("%d are the most", wire.MaxNames)}
+	}
+	for _, name := range names {
+		if err := wire.CheckID(name); err != nil {
+			return &Error{Source: p.Source, Key: "id", Message: err.Error()}
+		}
+		switch other, ok := r.byID[name]; {
+		case other == p:
+			return &Error{Source: p.Source, Key: "id", Message: fmt.Sprintf("%s is named twice", name)}
+		case ok:
+			return &Error{Source: p.Source, Key: "id", Message: "two peers have the ID " + name, Hint: also(other.Source)}
+		}
+		r.byID[name] = p
+	}
 	return nil
 }
 
@@ -127,7 +151,7 @@ func also(s Source) string {
 // PeerByKey returns the peer that a key belongs to.
 func (r *Relay) PeerByKey(key ident.PublicKey) (Peer, bool) { return found(r.byKey[key]) }
 
-// Peer returns the peer that has an ID.
+// Peer returns the peer that has an ID, as one of its names.
 func (r *Relay) Peer(id string) (Peer, bool) { return found(r.byID[id]) }
 
 func found(p *Peer) (Peer, bool) {
@@ -147,7 +171,8 @@ func (r *Relay) Peers() []Peer {
 }
 
 // Allow decides whether a client may reach a target of a server. The target is compared as text: one that is not
-// canonical is none that a rule could name. The answer is the same whether the server is connected or not.
+// canonical is none that a rule could name. The answer is the same whether the server is connected or not, and whichever of
+// their names client and server are called by: a rule that names one of a server's names means the server.
 func (r *Relay) Allow(client, server, target string) Decision {
 	c, ok := r.byID[client]
 	if !ok {
@@ -158,7 +183,7 @@ func (r *Relay) Allow(client, server, target string) Decision {
 	}
 	d := Decision{Reason: fmt.Sprintf("no allowed_servers of %s name %s", client, server), Source: c.Source}
 	for _, rule := range c.Allowed {
-		if !rule.Server.Match(server) {
+		if !r.means(rule, server) {
 			continue
 		}
 		if rule.Target == "" || rule.Target == target {
@@ -179,7 +204,7 @@ func (r *Relay) Targets(client, server string) (all bool, targets []string) {
 	}
 	for _, rule := range c.Allowed {
 		switch {
-		case !r.Allow(client, server, rule.Target).Allowed || !rule.Server.Match(server):
+		case !r.Allow(client, server, rule.Target).Allowed || !r.means(rule, server):
 		case rule.Target == "":
 			return true, nil
 		case !slices.Contains(targets, rule.Target):
@@ -187,6 +212,14 @@ func (r *Relay) Targets(client, server string) (all bool, targets []string) {
 		}
 	}
 	return false, targets
+}
+
+// means tells whether a rule names the server that is called so, by any of its names.
+func (r *Relay) means(rule Rule, server string) bool {
+	if s := r.byID[server]; s != nil {
+		return slices.ContainsFunc(s.Names(), rule.Server.Match)
+	}
+	return rule.Server.Match(server)
 }
 
 // allowedBy says yes, if there is such a server at all.

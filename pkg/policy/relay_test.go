@@ -170,6 +170,10 @@ func TestPeersThatCannotBe(t *testing.T) {
 		want      string
 	}{
 		{"ID twice", "id", func(p *policy.Peer) { p.ID = "nas" }, "relay.toml:9: id: two peers have the ID nas; the other one is at relay.toml:1"},
+		{"another name twice", "id", func(p *policy.Peer) { p.Others = []string{"nas"} }, "relay.toml:9: id: two peers have the ID nas; the other one is at relay.toml:1"},
+		{"one name twice", "id", func(p *policy.Peer) { p.Others = []string{"a", "a"} }, "relay.toml:9: id: a is named twice"},
+		{"no other ID", "id", func(p *policy.Peer) { p.Others = []string{"A"} }, `relay.toml:9: id: the ID "A" has 'A' in it; only a-z 0-9 . _ - may be used`},
+		{"too many names", "id", func(p *policy.Peer) { p.Others = strings.Split("a b c d e f g h", " ") }, "relay.toml:9: id: laptop has 9 names; 8 are the most"},
 		{"no ID", "id", func(p *policy.Peer) { p.ID = "" }, "relay.toml:9: id: the ID is empty"},
 		{"key twice", "public_key", func(p *policy.Peer) { p.Keys = keys(2, 1) }, "relay.toml:9: public_key: nas and laptop have the same key; each node has a key of its own"},
 		{"key twice in one", "public_key", func(p *policy.Peer) { p.Keys = keys(2, 2) }, "relay.toml:9: public_key: laptop has the same key twice; each node has a key of its own"},
@@ -219,5 +223,34 @@ func TestTargets(t *testing.T) {
 		if got := fmt.Sprint(targets); all != c.all || got != c.targets {
 			t.Errorf("%s at %s: all %v, %s", c.client, c.server, all, got)
 		}
+	}
+}
+
+// Each of a peer's names means the peer, whichever of them a rule has.
+func TestNames(t *testing.T) {
+	r, err := policy.NewRelay([]policy.Peer{
+		{ID: "notebook", Others: []string{"laptop"}, Role: policy.RoleClient, Keys: keys(1), Allowed: rules(t, 1, "nas:22", "stor*:80")},
+		{ID: "storage", Others: []string{"nas", "attic"}, Role: policy.RoleServer, Keys: keys(2)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, client := range []string{"notebook", "laptop"} {
+		for _, server := range []string{"storage", "nas", "attic"} {
+			for _, target := range []string{":22", ":80"} {
+				if d := r.Allow(client, server, target); !d.Allowed {
+					t.Errorf("%s to %s at %s: %+v", client, target, server, d)
+				}
+			}
+			if all, targets := r.Targets(client, server); all || len(targets) != 2 {
+				t.Errorf("%s at %s: all %v, %v", client, server, all, targets)
+			}
+		}
+	}
+	if d := r.Allow("notebook", "attic2", ":22"); d.Allowed {
+		t.Errorf("a name that nobody has: %+v", d)
+	}
+	if p, _ := r.Peer("attic"); p.ID != "storage" || !p.Is("nas") || p.Is("notebook") {
+		t.Errorf("attic is %+v", p)
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"ptthqd/pkg/ident"
 	"ptthqd/pkg/policy"
 	"ptthqd/pkg/wire"
 )
@@ -28,10 +29,11 @@ func (r *Relay) Apply(p *policy.Relay, l Limits) Applied {
 	defer r.changing.Unlock()
 	now := &rules{policy: p, limits: l.withDefaults()}
 	was := r.rules.Swap(now)
+	renamed := r.rename(p)
 
 	// Connections first, so that they end with `revoked`, not with the loss of a link.
 	connections := r.table.matching(func(c *connection) bool {
-		return !c.decide(p).Allowed || !belongs(p, c.from) || c.to != nil && !belongs(p, c.to)
+		return !c.decide(p).Allowed || !goesBy(p, c.from, c.client) || c.to != nil && !goesBy(p, c.to, c.server)
 	})
 	for _, c := range connections {
 		r.revoke(c, was.policy, p)
@@ -59,7 +61,7 @@ func (r *Relay) Apply(p *policy.Relay, l Limits) Applied {
 	var sending sync.WaitGroup
 	for _, n := range r.links.all() {
 		if !belongs(p, n) {
-			n.log.Warn("link closed: its key is not in the config any more")
+			n.log().Warn("link closed: its key is not in the config any more")
 			n.link.Close(wire.CloseRevoked, withdrawnKey)
 			applied.Links++
 			continue
@@ -67,20 +69,41 @@ func (r *Relay) Apply(p *policy.Relay, l Limits) Applied {
 		n.opens.SetLimit(rate.Limit(now.limits.OpensPerSecond))
 		n.opens.SetBurst(2 * now.limits.OpensPerSecond)
 		sending.Go(func() { r.sendWithdrawn(n) })
-		if narrowed(was.policy, p, n.id) {
+		if slices.Contains(renamed, n) {
+			sending.Go(func() { _ = n.link.SendWelcome(n.id()) })
+		}
+		if narrowed(was.policy, p, n.link.Key()) {
 			// Its sessions that are detached wait before they ask again: now there is an answer. One that isn't told
 			// hears it when it asks.
-			sending.Go(func() { _ = n.link.SendRevoked(n.id, "") })
+			sending.Go(func() { _ = n.link.SendRevoked(n.id(), "") })
 		}
 	}
 	sending.Wait()
 	return applied
 }
 
+// rename has the links go by the names that a policy gives to their peers, if it is to the same ones: the name of before is
+// still understood. It returns those whose name is another now.
+func (r *Relay) rename(p *policy.Relay) (renamed []*neighbour) {
+	for _, n := range r.links.all() {
+		if peer, _ := p.PeerByKey(n.link.Key()); belongs(p, n) && peer.ID != n.id() {
+			n.log().Info("peer renamed", "name", peer.ID)
+			n.call(peer.ID, r.log)
+			renamed = append(renamed, n)
+		}
+	}
+	r.links.follow(p)
+	r.table.follow(otherNames(p))
+	return renamed
+}
+
 // belongs tells whether a link's key still is that of its peer, in the same role.
-func belongs(p *policy.Relay, n *neighbour) bool {
+func belongs(p *policy.Relay, n *neighbour) bool { return goesBy(p, n, n.id()) }
+
+// goesBy tells whether a link's key is that of the peer with this name, among others, in the same role.
+func goesBy(p *policy.Relay, n *neighbour, name string) bool {
 	peer, known := p.PeerByKey(n.link.Key())
-	return known && peer.ID == n.id && peer.Role == n.role
+	return known && peer.Is(name) && peer.Role == n.role
 }
 
 // lostKey tells whether the key with which a client was last here is withdrawn. Its
@@ -91,13 +114,13 @@ func (r *Relay) lostKey(p *policy.Relay, client string) bool {
 		return false
 	}
 	peer, known := p.PeerByKey(last)
-	return !known || peer.ID != client || peer.Role != policy.RoleClient
+	return !known || !peer.Is(client) || peer.Role != policy.RoleClient
 }
 
 // narrowed tells whether a client has lost one of its rules.
-func narrowed(was, now *policy.Relay, client string) bool {
-	before, _ := was.Peer(client)
-	after, _ := now.Peer(client)
+func narrowed(was, now *policy.Relay, client ident.PublicKey) bool {
+	before, _ := was.PeerByKey(client)
+	after, _ := now.PeerByKey(client)
 	return slices.ContainsFunc(before.Allowed, func(lost policy.Rule) bool {
 		return !slices.ContainsFunc(after.Allowed, func(kept policy.Rule) bool {
 			return kept.Server == lost.Server && kept.Target == lost.Target
@@ -107,9 +130,20 @@ func narrowed(was, now *policy.Relay, client string) bool {
 
 // lostTargets tells whether there is a target of a server that a client could reach before, and can't now.
 func lostTargets(was, now *policy.Relay, client, server string) bool {
-	wasAll, before := was.Targets(client, server)
+	wasAll, before := was.Targets(anyOf(was, now, client), anyOf(was, now, server))
 	all, after := now.Targets(client, server)
 	return !all && (wasAll || slices.ContainsFunc(before, func(target string) bool { return !slices.Contains(after, target) }))
+}
+
+// anyOf is a name by which the policy of before knows the peer that has this name now.
+func anyOf(was, now *policy.Relay, name string) string {
+	peer, _ := now.Peer(name)
+	for _, other := range peer.Names() {
+		if _, known := was.Peer(other); known {
+			return other
+		}
+	}
+	return name
 }
 
 // revoke resets a connection that is no longer allowed, and names the rule that
@@ -120,7 +154,7 @@ func (r *Relay) revoke(c *connection, was, now *policy.Relay) {
 	if d.Allowed {
 		why = "the key of its client or server was withdrawn"
 	}
-	c.from.log.Warn("connection revoked", append(c.attributes(),
+	c.from.log().Warn("connection revoked", append(c.attributes(),
 		slog.String("reason", why),
 		slog.String("allowed_before_by", c.decide(was).Source.String()),
 	)...)
@@ -132,10 +166,10 @@ func (r *Relay) sendWithdrawn(n *neighbour) {
 	if n.role != policy.RoleServer {
 		return
 	}
-	for way, how := range r.table.takeWithdrawn(n.id) {
+	for way, how := range r.table.takeWithdrawn(n.id()) {
 		var kept []string
 		if way.target == "" && how == withdrawn {
-			all, targets := r.rules.Load().policy.Targets(way.client, n.id)
+			all, targets := r.rules.Load().policy.Targets(way.client, n.id())
 			if all {
 				continue // it was given back
 			}
@@ -143,10 +177,13 @@ func (r *Relay) sendWithdrawn(n *neighbour) {
 				kept = targets
 			}
 		}
-		if err := n.link.SendRevoked(way.client, way.target, kept...); err != nil {
-			// Its sessions can't resume over this relay, and end by their timeout.
-			n.log.Warn("could not tell the server that a right was withdrawn",
-				slog.String("client", way.client), slog.String("target", way.target), slog.Any("error", err))
+		// The server may know the client's sessions by any of its names.
+		for _, client := range append([]string{way.client}, r.otherNames(way.client)...) {
+			if err := n.link.SendRevoked(client, way.target, kept...); err != nil {
+				// Its sessions can't resume over this relay, and end by their timeout.
+				n.log().Warn("could not tell the server that a right was withdrawn",
+					slog.String("client", client), slog.String("target", way.target), slog.Any("error", err))
+			}
 		}
 	}
 }

@@ -1,12 +1,14 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -20,9 +22,8 @@ import (
 // A neighbour is a peer by one of its links: while the link lives, and no longer.
 type neighbour struct {
 	link     *link.Link
-	id       string
+	called   atomic.Pointer[called]
 	role     policy.Role
-	log      *slog.Logger
 	lines    *pace.Pace // the relay's
 	opens    *rate.Limiter
 	refusals refusals
@@ -30,18 +31,34 @@ type neighbour struct {
 	overdue  int            // how often in turn a sweep has found the link's heartbeats overdue
 }
 
+// called is how a peer is called, and the log where it is. A reload can change it.
+type called struct {
+	id  string
+	log *slog.Logger
+}
+
+func (n *neighbour) id() string        { return n.called.Load().id }
+func (n *neighbour) log() *slog.Logger { return n.called.Load().log }
+
+// call gives the peer another name.
+func (n *neighbour) call(id string, log *slog.Logger) {
+	n.called.Store(&called{id, log.With("peer", id)})
+	n.link.Rename(id)
+}
+
 // say logs what the peer can make come again as often as it likes: that is bounded, whatever links it makes for it.
 // So many a second are left out that they are not even made.
 func (n *neighbour) say(level slog.Level, msg string, attributes func() []any) {
-	level, leftOut := n.lines.Level(n.id, level)
-	if n.log.Enabled(context.Background(), level) {
-		n.log.Log(context.Background(), level, msg, append(attributes(), pace.LeftOut(leftOut))...)
+	level, leftOut := n.lines.Level(n.id(), level)
+	if n.log().Enabled(context.Background(), level) {
+		n.log().Log(context.Background(), level, msg, append(attributes(), pace.LeftOut(leftOut))...)
 	}
 }
 
 // links is the table of live links, one for each peer: the newest wins.
 type links struct {
 	mu      sync.Mutex
+	ids     map[string]string // the IDs of the peers that have other names, by those: all that follows is by ID
 	live    map[string]*neighbour
 	awaited map[string]chan struct{} // closed when a link of that peer arrives
 	left    map[string]departure     // the last link of each peer
@@ -77,13 +94,69 @@ func newLinks() links {
 	}
 }
 
+// follow takes over the names of a policy, which the live links have already: what is known of a peer moves along.
+func (l *links) follow(p *policy.Relay) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ids = otherNames(p)
+	for name, n := range l.live {
+		if id := n.id(); id != name {
+			delete(l.live, name)
+			if l.live[id] == nil {
+				l.live[id] = n
+			}
+		}
+	}
+	for name, arrived := range l.awaited { // who waits looks again
+		if l.ids[name] != "" {
+			close(arrived)
+			delete(l.awaited, name)
+		}
+	}
+	for name, left := range l.left {
+		if peer, known := p.PeerByKey(left.key); known && peer.ID != name && peer.Is(name) {
+			delete(l.left, name)
+			l.left[peer.ID] = left
+		}
+	}
+	move(l.past, l.ids)
+	move(l.rivals, l.ids)
+}
+
+// otherNames are the IDs of the peers that have other names, by those.
+func otherNames(p *policy.Relay) map[string]string {
+	ids := make(map[string]string)
+	for _, peer := range p.Peers() {
+		for _, name := range peer.Others {
+			ids[name] = peer.ID
+		}
+	}
+	return ids
+}
+
+// move has what is known by other names known by IDs.
+func move[V any](known map[string]V, ids map[string]string) {
+	for name, v := range known {
+		id := ids[name]
+		if id == "" {
+			continue
+		}
+		delete(known, name)
+		if _, taken := known[id]; !taken {
+			known[id] = v
+		}
+	}
+}
+
+func (l *links) idLocked(name string) string { return cmp.Or(l.ids[name], name) }
+
 func (l *links) add(n *neighbour) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.live[n.id] = n
-	if arrived := l.awaited[n.id]; arrived != nil {
+	l.live[n.id()] = n
+	if arrived := l.awaited[n.id()]; arrived != nil {
 		close(arrived)
-		delete(l.awaited, n.id)
+		delete(l.awaited, n.id())
 	}
 }
 
@@ -92,26 +165,26 @@ func (l *links) add(n *neighbour) {
 func (l *links) remove(n *neighbour) (rivals []netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	known := len(l.rivalsLocked(n.id)) > 0
+	known := len(l.rivalsLocked(n.id())) > 0
 	if n.link.Reason() == link.EndSuperseded {
-		clashes := append(l.rivals[n.id], clash{time.Now(), n.link.RemoteAddr().Addr()})
-		l.rivals[n.id] = clashes[max(0, len(clashes)-manyClashes):]
+		clashes := append(l.rivals[n.id()], clash{time.Now(), n.link.RemoteAddr().Addr()})
+		l.rivals[n.id()] = clashes[max(0, len(clashes)-manyClashes):]
 	}
-	l.left[n.id] = departure{at: time.Now(), key: n.link.Key()}
-	past := l.past[n.id]
+	l.left[n.id()] = departure{at: time.Now(), key: n.link.Key()}
+	past := l.past[n.id()]
 	if past == nil {
 		past = &LinkTotals{Ended: make(map[link.Reason]uint64)}
-		l.past[n.id] = past
+		l.past[n.id()] = past
 	}
 	past.Ended[n.link.Reason()]++
 	past.add(n.link.Stats())
-	if l.live[n.id] == n {
-		delete(l.live, n.id)
+	if l.live[n.id()] == n {
+		delete(l.live, n.id())
 	}
 	if known {
 		return nil
 	}
-	return l.rivalsLocked(n.id)
+	return l.rivalsLocked(n.id())
 }
 
 // rivalsLocked are the addresses of the nodes that seem to share a peer's key; none if one node has it.
@@ -138,8 +211,8 @@ func (l *links) get(id string) *neighbour {
 	return l.getLocked(id)
 }
 
-func (l *links) getLocked(id string) *neighbour {
-	n := l.live[id]
+func (l *links) getLocked(name string) *neighbour {
+	n := l.live[l.idLocked(name)]
 	if n == nil || n.link.Err() != nil {
 		return nil
 	}
@@ -147,20 +220,22 @@ func (l *links) getLocked(id string) *neighbour {
 }
 
 // here tells whether a peer has a link, or had one within that time.
-func (l *links) here(id string, within time.Duration) bool {
+func (l *links) here(name string, within time.Duration) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	id := l.idLocked(name)
 	left, known := l.left[id]
 	return l.live[id] != nil || known && time.Since(left.at) < within
 }
 
 // await waits for get to find a link, until one of the contexts is done or the
 // time is over.
-func (l *links) await(ctx, stream context.Context, id string, d time.Duration) *neighbour {
+func (l *links) await(ctx, stream context.Context, name string, d time.Duration) *neighbour {
 	timeout := time.NewTimer(d)
 	defer timeout.Stop()
 	for {
 		l.mu.Lock()
+		id := l.idLocked(name)
 		n, arrived := l.getLocked(id), l.awaited[id]
 		if n == nil && arrived == nil {
 			arrived = make(chan struct{})
@@ -194,9 +269,10 @@ func (l *links) all() []*neighbour {
 }
 
 // lastKey is the key with which a peer is here, or was last.
-func (l *links) lastKey(id string) (ident.PublicKey, bool) {
+func (l *links) lastKey(name string) (ident.PublicKey, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	id := l.idLocked(name)
 	if n := l.live[id]; n != nil {
 		return n.link.Key(), true
 	}

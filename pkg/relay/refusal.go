@@ -62,12 +62,12 @@ func notOpened(to *neighbour, err error) refusal {
 	if to.link.Err() != nil {
 		return refusal{
 			status: wire.StatusNotConnected,
-			text:   fmt.Sprintf("server %s has just been disconnected from the relay", to.id),
+			text:   fmt.Sprintf("server %s has just been disconnected from the relay", to.id()),
 		}
 	}
 	return refusal{
 		status: wire.StatusTooMany,
-		text:   fmt.Sprintf("server %s takes no more connections: %v", to.id, err),
+		text:   fmt.Sprintf("server %s takes no more connections: %v", to.id(), err),
 	}
 }
 
@@ -75,7 +75,7 @@ func notOpened(to *neighbour, err error) refusal {
 // answer or had its time to.
 func (r *Relay) refuse(from *neighbour, s *link.Stream, q request, no refusal) {
 	if no.reset != 0 {
-		from.log.Debug("connection sent elsewhere", append(q.attributes(), slog.String("reason", no.text))...)
+		from.log().Debug("connection sent elsewhere", append(q.attributes(), slog.String("reason", no.text))...)
 		s.Reset(no.reset)
 		return
 	}
@@ -152,7 +152,7 @@ func (f *refusals) note(from *neighbour, now time.Time, q request, no refusal, n
 		again.next(now) // the interval has passed without one: this is its line
 	default:
 		again.more++
-		from.log.Debug("connection refused", refusedAttributes(q, no, node)...)
+		from.log().Debug("connection refused", refusedAttributes(q, no, node)...)
 		return
 	}
 	from.say(k.level(), "connection refused", func() []any { return refusedAttributes(q, no, node) })

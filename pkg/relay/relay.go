@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -117,11 +118,12 @@ type rules struct {
 func New(cfg Config) *Relay {
 	r := &Relay{name: cfg.Name, log: cfg.Logger, tell: cfg.Opened, since: time.Now(), links: newLinks(), table: newTable(), counts: newCounts()}
 	if r.name == "" {
-		r.name = "relay"
+		r.name = wire.NodeRelay
 	}
 	if r.log == nil {
 		r.log = slog.Default()
 	}
+	r.links.ids = otherNames(cfg.Policy)
 	r.rules.Store(&rules{policy: cfg.Policy, limits: cfg.Limits.withDefaults()})
 	return r
 }
@@ -164,15 +166,13 @@ func (r *Relay) Serve(ctx context.Context, l *link.Link) {
 
 // arrived notes a link, and greets it. It has closed one whose key has been withdrawn since the handshake.
 func (r *Relay) arrived(l *link.Link) *neighbour {
-	n := &neighbour{link: l, id: l.Peer(), log: r.log.With("peer", l.Peer()), lines: &r.lines}
+	n := &neighbour{link: l, lines: &r.lines}
 	if !r.arrive(n) {
 		l.Close(wire.CloseRevoked, withdrawnKey)
 		return nil
 	}
 	r.sweeps.begin(r)
-	if closing := r.closing.Load(); closing || n.role == policy.RoleServer {
-		n.work.Go(func() { r.greet(n, closing) }) // it may have to wait for the peer
-	}
+	n.work.Go(func() { r.greet(n, r.closing.Load()) }) // it may have to wait for the peer
 	return n
 }
 
@@ -218,7 +218,7 @@ func (r *Relay) departed(n *neighbour) {
 	n.refusals.flush(n)
 	r.sweeps.end()
 	if rivals := r.links.remove(n); len(rivals) > 0 {
-		n.log.Warn("its links supersede each other again and again: several nodes hold this peer's key. "+
+		n.log().Warn("its links supersede each other again and again: several nodes hold this peer's key. "+
 			"Each needs one of its own, made with `ptthqd keygen`", "key", n.link.Key(), "from", rivals)
 	}
 }
@@ -230,10 +230,11 @@ func (r *Relay) arrive(n *neighbour) bool {
 	defer r.changing.Unlock()
 	rules := r.rules.Load()
 	peer, known := rules.policy.PeerByKey(n.link.Key())
-	if !known || peer.ID != n.id {
+	if !known || !peer.Is(n.link.Peer()) {
 		return false
 	}
 	n.role = peer.Role
+	n.call(peer.ID, r.log)
 	n.opens = rate.NewLimiter(rate.Limit(rules.limits.OpensPerSecond), 2*rules.limits.OpensPerSecond)
 	r.links.add(n)
 	return true
@@ -241,6 +242,7 @@ func (r *Relay) arrive(n *neighbour) bool {
 
 // greet tells a new link what its peer has missed.
 func (r *Relay) greet(n *neighbour, closing bool) {
+	_ = n.link.SendWelcome(n.id())
 	r.sendWithdrawn(n)
 	if closing {
 		_ = n.link.SendClosing() // a link that can't carry it is ending by itself
@@ -349,8 +351,8 @@ func (r *Relay) open(from *neighbour, s *link.Stream, tip wire.Message) (*connec
 		r.refuse(from, s, q, no)
 		return nil, nil
 	}
-	if from.log.Enabled(c.ctx, slog.LevelDebug) {
-		from.log.Debug("connection opening", q.attributes()...)
+	if from.log().Enabled(c.ctx, slog.LevelDebug) {
+		from.log().Debug("connection opening", q.attributes()...)
 	}
 	return c, onward
 }
@@ -361,6 +363,8 @@ func (r *Relay) admit(from *neighbour, q request) (*connection, refusal) {
 	if d := q.decide(rules.policy); !d.Allowed {
 		return nil, notAllowed(q, d)
 	}
+	to, _ := rules.policy.Peer(q.server)
+	q.to = to.ID
 	if r.closing.Load() {
 		return nil, refusal{reset: wire.CodeClosing, text: aboutToStop}
 	}
@@ -396,7 +400,7 @@ func (r *Relay) openNextHop(c *connection, s *link.Stream, inner []byte) (*link.
 		if to == nil {
 			return nil, no
 		}
-		onward, err := to.link.Open(wire.Append(nil, &wire.Incoming{Client: c.client, Inner: inner}))
+		onward, err := to.link.Open(wire.Append(nil, &wire.Incoming{Client: c.client, Inner: inner, Others: r.otherNames(c.client)}))
 		switch {
 		case err == nil:
 			r.table.opening(c, to)
@@ -408,6 +412,15 @@ func (r *Relay) openNextHop(c *connection, s *link.Stream, inner []byte) (*link.
 			return nil, notOpened(to, err)
 		} // else the link has just ended, and another may come
 	}
+}
+
+// otherNames are those that a client has besides this one.
+func (r *Relay) otherNames(client string) []string {
+	peer, _ := r.rules.Load().policy.Peer(client)
+	if len(peer.Others) == 0 {
+		return nil
+	}
+	return slices.DeleteFunc(peer.Names(), func(name string) bool { return name == client })
 }
 
 // patience returns how long a request waits for its server's link: a resume park_timeout, and so does a new connection
@@ -460,7 +473,7 @@ func (r *Relay) nextHop(c *connection, s *link.Stream, until time.Time) (*neighb
 func (r *Relay) account(c *connection, end splice.End) {
 	reply := c.reply.Load()
 	if reply != nil && c.probed(reply.Status) {
-		c.from.log.Debug("probe answered", append(c.attributes(), slog.String("node", c.server))...)
+		c.from.log().Debug("probe answered", append(c.attributes(), slog.String("node", c.server))...)
 		return
 	}
 	if reply != nil && !granted(reply.Status) {
@@ -497,8 +510,8 @@ func (r *Relay) replied(c *connection, m *wire.Reply) {
 		if !c.resume && r.tell != nil {
 			r.tell(time.Since(c.since))
 		}
-		if c.from.log.Enabled(c.ctx, slog.LevelDebug) {
-			c.from.log.Debug("connection open", append(c.attributes(), slog.Uint64("code", uint64(m.Status)))...)
+		if c.from.log().Enabled(c.ctx, slog.LevelDebug) {
+			c.from.log().Debug("connection open", append(c.attributes(), slog.Uint64("code", uint64(m.Status)))...)
 		}
 	} else {
 		r.table.enter(c, StateRefused)

@@ -75,7 +75,8 @@ func FuzzRequest(f *testing.F) {
 		if len(inner) > wire.MaxInner || wire.CheckID(server) != nil {
 			t.Skip("link lets no such tip through")
 		}
-		from := &neighbour{id: "laptop", role: "client"}
+		from := &neighbour{role: "client"}
+		from.called.Store(&called{id: "laptop"})
 		q, forwarded, err := parseRequest(from, &wire.Connect{Server: server, Inner: inner})
 		if q.client != "laptop" || q.server != server {
 			t.Fatalf("the request is %+v", q)

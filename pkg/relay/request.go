@@ -14,7 +14,8 @@ import (
 // A request is what a client asks, understood.
 type request struct {
 	client  string
-	server  string
+	server  string // as the client calls it
+	to      string // the server's ID, which may be another: its newer name
 	source  string // P1's address, as the client tells it
 	target  string
 	token   wire.Token
@@ -28,14 +29,14 @@ type request struct {
 // parseRequest understands a tip, and returns the inner one, to be forwarded
 // unchanged. With an error the request is filled as far as it was understood, for the log.
 func parseRequest(from *neighbour, tip wire.Message) (q request, inner []byte, err error) {
-	q.client = from.id
+	q.client = from.id()
 	connect, ok := tip.(*wire.Connect)
 	if !ok {
 		return q, nil, fmt.Errorf("a relay takes no %T", tip)
 	}
 	q.server, q.hold = connect.Server, connect.Hold
 	if from.role != policy.RoleClient {
-		return q, nil, fmt.Errorf("%s is a %s: only clients may connect", from.id, from.role)
+		return q, nil, fmt.Errorf("%s is a %s: only clients may connect", from.id(), from.role)
 	}
 	m, err := wire.ParseInner(connect.Inner)
 	if bad, ok := errors.AsType[*wire.InnerError](err); ok {

@@ -23,6 +23,7 @@ type Snapshot struct {
 // Peer is a peer that the policy knows, connected or not.
 type Peer struct {
 	ID       string
+	Others   []string // its other names
 	Role     policy.Role
 	Source   policy.Source
 	Link     *Link     // nil while it isn't connected
@@ -81,7 +82,7 @@ func (r *Relay) Snapshot() Snapshot {
 	s.Connections, s.Counters.BytesUp, s.Counters.BytesDown = r.table.snapshot()
 	carried := r.table.carried()
 	for _, known := range r.rules.Load().policy.Peers() {
-		p := Peer{ID: known.ID, Role: known.Role, Source: known.Source}
+		p := Peer{ID: known.ID, Others: known.Others, Role: known.Role, Source: known.Source}
 		n, lastSeen, totals, rivals := r.links.look(known.ID)
 		p.LastSeen, p.Totals, p.Rivals = lastSeen, totals, rivals
 		if n != nil {

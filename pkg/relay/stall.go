@@ -148,7 +148,7 @@ func (r *Relay) resetStalled(n *neighbour, now time.Time) {
 		return
 	}
 	r.counts.stalled.Add(1)
-	worst.reset(wire.CodeLost, "stalled while the other streams of "+n.id+" wait")
+	worst.reset(wire.CodeLost, "stalled while the other streams of "+n.id()+" wait")
 }
 
 // resetStuck resets the stuck streams of a link towards the peer that has the most of them.
@@ -168,9 +168,9 @@ func (r *Relay) resetStuck(n *neighbour, stuckTo map[*neighbour][]*connection) {
 	}
 	r.counts.stalled.Add(uint64(len(stuck)))
 	by.say(slog.LevelWarn, "a peer does not read what it is sent, which holds up all connections of another: those between the two are reset",
-		func() []any { return []any{slog.Int("connections", len(stuck)), slog.String("other", n.id)} })
+		func() []any { return []any{slog.Int("connections", len(stuck)), slog.String("other", n.id())} })
 	for _, c := range stuck {
-		c.reset(wire.CodeLost, "not read by "+by.id+" while all streams of "+n.id+" wait")
+		c.reset(wire.CodeLost, "not read by "+by.id()+" while all streams of "+n.id()+" wait")
 	}
 }
 

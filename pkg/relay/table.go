@@ -107,7 +107,7 @@ type table struct {
 	held     map[string]int // new connections of those that are parked, by client
 	heldAll  int
 	up, down uint64                        // bytes of the streams that have left
-	rights   map[string]map[right]standing // by server
+	rights   map[string]map[right]standing // by the server's ID
 	known    map[string]int                // rights of each client
 	left     chan struct{}                 // of capacity 1: something has left
 }
@@ -157,7 +157,7 @@ func (t *table) add(c *connection, l Limits) *limitError {
 	t.sessions[k] = append(attempts, c)
 	t.streams++
 	t.overLocked(c.from, c)
-	t.rememberLocked(c.server, right{c.client, c.target})
+	t.rememberLocked(c.request.to, right{c.client, c.target})
 	return nil
 }
 
@@ -376,6 +376,26 @@ func (t *table) knownClients() []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return slices.Collect(maps.Keys(t.known))
+}
+
+// follow has what is remembered of servers by other names remembered by their IDs.
+func (t *table) follow(ids map[string]string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for name, rights := range t.rights {
+		id := ids[name]
+		if id == "" {
+			continue
+		}
+		for r, was := range rights {
+			t.forgetLocked(name, r)
+			t.rememberLocked(id, r)
+			if _, one := t.rights[id][r]; !one {
+				r.target = "" // one with others by now
+			}
+			t.rights[id][r] = max(t.rights[id][r], was)
+		}
+	}
 }
 
 // withdraw marks the remembered rights that are gone.

@@ -11,6 +11,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -288,6 +289,13 @@ func (s *Server) understand(l *link.Link, stream *link.Stream, tip wire.Message)
 		refuse(bad.Status(), bad.Error())
 		return "", nil
 	}
+	names := incoming.Names()
+	switch m := inner.(type) {
+	case *wire.Resume:
+		client = cmp.Or(s.sessions.Holder(names, m.Token), s.nameFor(names, m.Target))
+	case *wire.Open:
+		client = cmp.Or(s.sessions.Holder(names, m.Token), s.nameFor(names, m.Target))
+	}
 	if open, ok := inner.(*wire.Open); ok {
 		if refusal := s.admit(incoming.Client); refusal != nil {
 			info.ID, info.Source, info.Target = open.Token.ConnectionID(), open.Source, open.Target
@@ -295,7 +303,21 @@ func (s *Server) understand(l *link.Link, stream *link.Stream, tip wire.Message)
 			return "", nil
 		}
 	}
-	return incoming.Client, inner
+	return client, inner
+}
+
+// nameFor returns the name of a client, of those by which the relay knows it, under which it may reach a target; the one
+// that it goes by if it may under none.
+func (s *Server) nameFor(names []string, target string) string {
+	if len(names) > 1 {
+		services := s.services.Load()
+		for _, name := range names {
+			if s.judge(services, name, target).Allowed {
+				return name
+			}
+		}
+	}
+	return names[0]
 }
 
 // admit says whether a client may open a connection at this moment, whatever

@@ -891,7 +891,8 @@ func (f *forward) answer(st Stream, r Route, old Stream, opening bool, reply *wi
 	// The reply is all that comes on this stream.
 	f.dropAttempt(st, old)
 	finish(st)
-	byRelay := reply.Node != f.request.Server
+	// A server may call itself otherwise than it was asked for: its own config names it, or it is being renamed.
+	byRelay := reply.Node != f.request.Server && (reply.Node == "" || reply.Node == wire.NodeRelay)
 	reply.Node = cmp.Or(reply.Node, f.relayOrServer())
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -216,6 +216,19 @@ func (v *Server) endLocked(s *session, why End, code wire.StreamCode) {
 	}
 }
 
+// Holder tells under which of its names a client has the session of a token, or had it; "" if it has none.
+func (v *Server) Holder(names []string, token wire.Token) string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, name := range names {
+		key := sessionKey{name, token}
+		if v.sessions[key] != nil || v.tombs[key] != nil {
+			return name
+		}
+	}
+	return ""
+}
+
 // Attach finds or makes the session that a stream is to carry which a relay has opened for client, and whose tip `incoming`
 // was read: inner is what it held. It owns st. Whoever has called it calls Carry on what it returns.
 func (v *Server) Attach(client string, inner wire.Message, st Stream, via Route) Carrier {

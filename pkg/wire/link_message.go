@@ -25,6 +25,28 @@ type Revoked struct {
 	Kept   []string // see FitsKept
 }
 
+// Welcome tells a peer by which name this relay knows it: at the link's beginning, and when that changes.
+type Welcome struct {
+	Name string
+}
+
+func (*Welcome) messageType() uint64            { return typeWelcome }
+func (m *Welcome) appendBody(dst []byte) []byte { return appendString(dst, 1, m.Name) }
+
+func (m *Welcome) field(number uint64, value []byte) (bool, error) {
+	if number != 1 {
+		return false, nil
+	}
+	return takeString(&m.Name, value, maxID)
+}
+
+func (m *Welcome) complete() error {
+	if err := CheckID(m.Name); err != nil {
+		return malformed("name: %v", err)
+	}
+	return nil
+}
+
 func (*Heartbeat) messageType() uint64 { return typeHeartbeat }
 
 func (m *Heartbeat) appendBody(dst []byte) []byte {

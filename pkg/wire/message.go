@@ -36,6 +36,7 @@ const (
 	typeHeartbeat = 16
 	typeClosing   = 17
 	typeRevoked   = 18
+	typeWelcome   = 19
 
 	firstLinkMessage = 16
 )
@@ -52,6 +53,7 @@ type Connect struct {
 type Incoming struct {
 	Client string
 	Inner  []byte
+	Others []string // other names of Client, while it is being renamed: what it has under them is its own
 }
 
 // Open asks P4 for a new session. It is idempotent by client and token.
@@ -311,6 +313,8 @@ func newMessage(kind uint64) (Message, error) {
 		return new(Closing), nil
 	case typeRevoked:
 		return new(Revoked), nil
+	case typeWelcome:
+		return new(Welcome), nil
 	}
 	if kind >= firstLinkMessage {
 		return nil, nil //nolint:nilnil // skipped by Parse and Read
@@ -532,7 +536,8 @@ func (*Incoming) messageType() uint64 { return typeIncoming }
 
 func (m *Incoming) appendBody(dst []byte) []byte {
 	dst = appendString(dst, 1, m.Client)
-	return appendString(dst, 2, m.Inner)
+	dst = appendString(dst, 2, m.Inner)
+	return appendList(dst, 3, m.Others)
 }
 
 func (m *Incoming) field(number uint64, value []byte) (bool, error) {
@@ -541,16 +546,23 @@ func (m *Incoming) field(number uint64, value []byte) (bool, error) {
 		return takeString(&m.Client, value, maxID)
 	case 2:
 		return takeInner(&m.Inner, value)
+	case 3:
+		return takeList(&m.Others, value, MaxNames-1, maxID)
 	}
 	return false, nil
 }
 
 func (m *Incoming) complete() error {
-	if err := CheckID(m.Client); err != nil {
-		return malformed("client: %v", err)
+	for _, id := range m.Names() {
+		if err := CheckID(id); err != nil {
+			return malformed("client: %v", err)
+		}
 	}
 	return nil
 }
+
+// Names are all by which the client is understood, the one that it goes by first.
+func (m *Incoming) Names() []string { return append([]string{m.Client}, m.Others...) }
 
 func (*Open) messageType() uint64 { return typeOpen }
 

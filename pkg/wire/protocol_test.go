@@ -33,6 +33,10 @@ var examples = map[string]any{
 		Version: 1, Token: exampleToken, Attempt: 3, Source: "127.0.0.1:50012", Target: ":22",
 		Received: 1000, Acked: 900, Limit: 66436, Unconfirmed: true,
 	})},
+	"incoming under two names": &wire.Incoming{Client: "notebook", Others: []string{"laptop"}, Inner: wire.Append(nil, &wire.Resume{
+		Version: 1, Token: exampleToken, Attempt: 3, Source: "127.0.0.1:50012", Target: ":22",
+		Received: 1000, Acked: 900, Limit: 66436, Unconfirmed: true,
+	})},
 	"reply: open": &wire.Reply{Status: wire.StatusOpen, Node: "nas", Inner: wire.Append(nil, &wire.Granted{
 		Version: 1, Limit: 65536, ResumeTimeout: 10 * time.Minute,
 	})},
@@ -49,6 +53,7 @@ var examples = map[string]any{
 	"heartbeat":               &wire.Heartbeat{Seq: 7, Echo: 6},
 	"heartbeat with parity":   &wire.Heartbeat{Seq: 7, Echo: 6, Parity: true, Restored: 300},
 	"closing":                 &wire.Closing{},
+	"welcome":                 &wire.Welcome{Name: "storage"},
 	"revoked":                 &wire.Revoked{Client: "laptop", Target: ":22"},
 	"frame: data with an ack": []framed{{wire.Frame{Kind: wire.FrameData, Acked: 100, Limit: 100, Value: 5}, "hello"}},
 	"frame: a bare ack":       []framed{{wire.Frame{Kind: wire.FrameNone, Acked: 16384}, ""}},
@@ -209,7 +214,7 @@ func TestDocumentedFields(t *testing.T) {
 		t.Fatal(err)
 	}
 	rows := regexp.MustCompile("(?m)^\\| (\\d+) \\| `([a-z]+)` \\| (.*)\\|$").FindAllStringSubmatch(string(document), -1)
-	if len(rows) != 10 {
+	if len(rows) != 11 {
 		t.Fatalf("section 3 has %d messages", len(rows))
 	}
 	for _, row := range rows {

@@ -35,6 +35,10 @@ const (
 	// Reply, in bytes. What P3 forwards thus always fits its own message, under
 	// whatever ID.
 	MaxInner = 3072
+	// MaxNames is how many names a peer may have, so that they fit beside any inner message.
+	MaxNames = 8
+	// NodeRelay is what a relay calls itself in a Reply.
+	NodeRelay = "relay"
 	// MaxText is the longest text of a Reply, in bytes. Longer ones are cut.
 	MaxText = 512
 	// MaxOrigin is the longest mark of an origin, in bytes.
