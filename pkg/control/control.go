@@ -305,7 +305,11 @@ type Process struct {
 	FilesLimit  uint64 `json:"files_limit"`  // of RLIMIT_NOFILE; 0 if there is none
 	MemoryUsed  int64  `json:"memory_used"`  // bytes of the session budgets that are promised or kept
 	MemoryLimit int64  `json:"memory_limit"` // bytes of the session budgets
-	LogDropped  uint64 `json:"log_dropped"`  // lines of the log that are missing in it, as nobody read it in time or it could not be written
+
+	GroupMemory   int64 `json:"group_memory"`    // bytes that the control groups allowed when the daemon began; 0 if they have no limit
+	GoMemoryLimit int64 `json:"go_memory_limit"` // bytes that Go's runtime tries to stay below (GOMEMLIMIT); 0 if there is no limit
+
+	LogDropped uint64 `json:"log_dropped"` // lines of the log that are missing in it, as nobody read it in time or it could not be written
 }
 
 // Question asks which rule decides.

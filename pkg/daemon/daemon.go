@@ -39,7 +39,8 @@ type Options struct {
 	Version   string    // for status and log
 	Stderr    io.Writer // where the log goes, unless it goes to the journal; default os.Stderr
 
-	// OwnProcess says that nothing else is in this process, so that the daemon may decide how many of Go's processors it has.
+	// OwnProcess says that nothing else is in this process, so that the daemon may decide how many of Go's processors
+	// and how much memory it has.
 	OwnProcess bool
 }
 
@@ -119,6 +120,7 @@ type daemon struct {
 	identity ident.PrivateKey
 	role     role
 	files    uint64 // the limit of open files
+	memory   int64  // the control groups' limit, in bytes; 0 if there is none
 	metrics  *metrics
 	scraped  *metricsServer
 	control  *controlListener
@@ -202,6 +204,7 @@ func (d *daemon) prepare() error {
 	if trouble := ClockTrouble(time.Now(), append(slices.Clone(c.Files), c.PrivateKeyFile)...); trouble != "" {
 		d.log.Warn(trouble, "hint", ClockRemedy)
 	}
+	d.memory = fitMemory(os.DirFS("/"), d.log, d.options.OwnProcess)
 	d.files = raiseFileLimit()
 	if d.files > 0 && d.files < fewFiles {
 		d.log.Warn("few files may be open at once: each connection takes one", "limit", d.files, "hint", "raise LimitNOFILE= of the service, or ulimit -n")

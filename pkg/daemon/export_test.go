@@ -26,6 +26,12 @@ func SetQueueBytes(n int) { queueBytes = n }
 // Tidy is the loop that gives memory back.
 var Tidy = tidy
 
+// GroupMemory reads the memory limit of the process's control groups.
+var GroupMemory = groupMemory
+
+// FitMemory sets Go's memory limit.
+var FitMemory = fitMemory
+
 // FitProcessors is the loop that sets GOMAXPROCS.
 var FitProcessors = fitProcessors
 

@@ -263,6 +263,7 @@ func (d *daemon) Status() *control.Status {
 	s.Process.Goroutines = runtime.NumGoroutine()
 	s.Process.HeapBytes = memory.HeapAlloc
 	s.Process.Files, s.Process.FilesLimit = openFiles(), d.files
+	s.Process.GroupMemory, s.Process.GoMemoryLimit = d.memory, goMemoryLimit()
 	s.Process.LogDropped = d.logQueue.dropped.Load()
 	s.Warnings = d.warnings(s)
 	return s

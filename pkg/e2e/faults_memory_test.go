@@ -25,7 +25,7 @@ func TestLittleMemory(t *testing.T) {
 			return []string{"env", "GOMEMLIMIT=32MiB", "prlimit", fmt.Sprintf("--as=%d", 2<<30)}
 		}, 96 << 20},
 		{"control group", func(t *testing.T, node string) []string {
-			return append([]string{"env", "GOMEMLIMIT=64MiB"}, controlGroup(t, node, 96<<20)...)
+			return append([]string{"env", "-u", "GOMEMLIMIT"}, controlGroup(t, node, 96<<20)...)
 		}, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -53,6 +53,9 @@ func TestLittleMemory(t *testing.T) {
 			for _, node := range nodes {
 				f := w.footprint(t, node)
 				t.Logf("%s: %d MiB resident", node, f.resident>>20)
+				if p := w.status(node).Process; c.most == 0 && (p.GroupMemory != 96<<20 || p.GoMemoryLimit != 64<<20) {
+					t.Errorf("%s stays below %d MiB in a group of %d", node, p.GoMemoryLimit>>20, p.GroupMemory>>20)
+				}
 				if c.most > 0 && f.resident > c.most {
 					t.Errorf("%s has %d MiB resident, want %d at most", node, f.resident>>20, c.most>>20)
 				}

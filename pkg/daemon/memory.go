@@ -1,0 +1,142 @@
+package daemon
+
+import (
+	"io/fs"
+	"log/slog"
+	"math"
+	"os"
+	"path"
+	"runtime/debug"
+	"strconv"
+	"strings"
+)
+
+// fitMemory has Go's runtime collect garbage early enough for the control groups that this process is in, unless an
+// administrator has said otherwise. It returns the groups' limit in bytes, 0 if there is none.
+//
+// Go gets two thirds. The group also pays for what Go's runtime does not count: the buffers of sockets in the kernel (up to
+// 8 MiB each way for a link's), page tables and pages of files. pkg/e2e's TestLittleMemory lives on this share of 96 MiB.
+func fitMemory(root fs.FS, log *slog.Logger, own bool) (limit int64) {
+	limit, file := groupMemory(root)
+	if limit == 0 || !own || os.Getenv("GOMEMLIMIT") != "" {
+		return limit
+	}
+	share := limit / 3 * 2
+	debug.SetMemoryLimit(share)
+	log.Info("the control group limits this process's memory, and Go's runtime stays below two thirds of that",
+		"limit", limit, "file", file, "go_memory_limit", share)
+	return limit
+}
+
+// goMemoryLimit returns what Go's runtime tries to stay below, in bytes; 0 if there is no limit.
+func goMemoryLimit() int64 {
+	if limit := debug.SetMemoryLimit(-1); limit != math.MaxInt64 {
+		return limit
+	}
+	return 0
+}
+
+// noGroupMemory is above what any host has: version 1 of control groups says "no limit" so.
+const noGroupMemory = 1 << 60
+
+// groupMemory returns the least memory limit, in bytes, of this process's control groups and those above them, and the file
+// that says it; 0 if there is none. In version 2 a process above memory.high is slowed down until it hardly runs, so that
+// counts like memory.max.
+func groupMemory(root fs.FS) (limit int64, file string) {
+	groups, _ := fs.ReadFile(root, "proc/self/cgroup")
+	mounts, _ := fs.ReadFile(root, "proc/self/mountinfo")
+	unified, memory := memoryGroups(string(groups))
+	for line := range strings.Lines(string(mounts)) {
+		m, ok := parseMount(line)
+		group, names := "", []string{"memory.max", "memory.high"}
+		switch {
+		case ok && m.kind == "cgroup2":
+			group = unified
+		case ok && m.kind == "cgroup" && hasOption(m.options, "memory"):
+			group, names = memory, []string{"memory.limit_in_bytes"}
+		}
+		if group == "" {
+			continue
+		}
+		for _, dir := range m.upwards(group) {
+			for _, name := range names {
+				at := path.Join(dir, name)
+				if n := readLimit(root, at); n > 0 && (limit == 0 || n < limit) {
+					limit, file = n, at
+				}
+			}
+		}
+	}
+	return limit, file
+}
+
+// memoryGroups returns the paths of the process's group of version 2, and of its group of version 1 that counts memory, as
+// in cgroups(7).
+func memoryGroups(text string) (unified, memory string) {
+	for line := range strings.Lines(text) {
+		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		switch {
+		case len(fields) < 3:
+		case fields[0] == "0" && fields[1] == "":
+			unified = fields[2]
+		case hasOption(fields[1], "memory"):
+			memory = fields[2]
+		}
+	}
+	return unified, memory
+}
+
+// A mount is a line of /proc/self/mountinfo.
+type mount struct {
+	root    string // what of the file system is mounted
+	point   string // where
+	kind    string
+	options string // of the file system
+}
+
+var mountEscapes = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+
+// parseMount reads a line as in proc_pid_mountinfo(5).
+func parseMount(line string) (m mount, ok bool) {
+	place, system, _ := strings.Cut(line, " - ")
+	left, right := strings.Fields(place), strings.Fields(system)
+	if len(left) < 6 || len(right) < 3 {
+		return m, false
+	}
+	return mount{mountEscapes.Replace(left[3]), mountEscapes.Replace(left[4]), right[0], right[2]}, true
+}
+
+// upwards returns the directories of a group and of those above it, as far as the mount shows them.
+func (m mount) upwards(group string) []string {
+	below, ok := strings.CutPrefix(path.Clean("/"+group), strings.TrimSuffix(m.root, "/"))
+	if !ok || below != "" && below[0] != '/' {
+		below = "" // a container that sees its host's name for the group
+	}
+	dirs := []string{path.Join(m.point, below)}
+	for ; below != "" && below != "/"; below = path.Dir(below) {
+		dirs = append(dirs, path.Join(m.point, path.Dir(below)))
+	}
+	return dirs
+}
+
+func hasOption(list, option string) bool {
+	for o := range strings.SplitSeq(list, ",") {
+		if o == option {
+			return true
+		}
+	}
+	return false
+}
+
+// readLimit returns the number in a file, or 0 if there is none or it means no limit.
+func readLimit(root fs.FS, name string) int64 {
+	text, err := fs.ReadFile(root, strings.TrimPrefix(name, "/"))
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil || n >= noGroupMemory {
+		return 0
+	}
+	return n
+}
