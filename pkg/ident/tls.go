@@ -23,12 +23,17 @@ type WrongKeyError struct {
 
 // Error names both keys and what to do.
 func (e *WrongKeyError) Error() string {
+	return fmt.Sprintf("the relay's key is not the one in the config: it presented %v, the config has %s: "+
+		"ask the relay's administrator for its key (`ptthqd pubkey FILE`) and its address, and change the config only if he says so", e.Got, e.Pinned())
+}
+
+// Pinned are the config's keys, for people.
+func (e *WrongKeyError) Pinned() string {
 	want := make([]string, len(e.Want))
 	for i, key := range e.Want {
 		want[i] = key.String()
 	}
-	return fmt.Sprintf("the relay's key is not the one in the config: it presented %v, the config has %s: "+
-		"ask the relay's administrator for its key (`ptthqd pubkey FILE`) and its address, and change the config only if he says so", e.Got, strings.Join(want, " and "))
+	return strings.Join(want, " and ")
 }
 
 // DialTLS returns the TLS config with which the node that holds k dials the relay that has one of the keys: one, or

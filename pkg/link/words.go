@@ -30,7 +30,7 @@ func (d *Dialer) explain(err error) failure {
 func (d *Dialer) classify(err error) failure {
 	if wrong, ok := errors.AsType[*ident.WrongKeyError](err); ok {
 		return failure{DialWrongKey, true, fmt.Sprintf("the relay at %s presented the key %v, the config pins %v: ask the relay's administrator for its key "+
-			"(`ptthqd pubkey`), and change the config only if he confirms it", d.Address, wrong.Got, wrong.Want)}
+			"(`ptthqd pubkey`), and change the config only if he confirms it", d.Address, wrong.Got, wrong.Pinned())}
 	}
 	if e, ok := errors.AsType[*resolveError](err); ok {
 		return failure{DialUnresolved, false, fmt.Sprintf("cannot resolve %s: %v", d.host, cmp.Or(e.err, errors.New("it has no address")))}
