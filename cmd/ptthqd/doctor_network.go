@@ -130,6 +130,8 @@ func (d *doctor) examineLink(r config.Relay, reached bool) []finding {
 	case l.State != control.LinkConnected || f == nil:
 		c.Result, c.Detail = isFailure, "the daemon is not connected: "+l.LastError
 		c.Remedy = "if the handshake above works, the daemon will be connected within a minute; else mend that first"
+	case l.Name != "" && l.Name != d.status.ID:
+		c.Result, c.Detail, c.Remedy = isWarning, daemon.OtherName(l.Name, d.status.ID), daemon.OwnNameHint(l.Name)
 	case f.PacketsSent >= fewLost && f.Loss > lossyLink:
 		c.Result, c.Detail = isWarning, fmt.Sprintf("connected for %s, but %.0f%% of the packets are lost", span(time.Since(l.Since)), f.Loss*100)
 		c.Remedy = "look for the lossy part of the way (`mtr -u`), Wi-Fi and overloaded lines first"

@@ -56,10 +56,11 @@ func vocabularyOf(cmd *cobra.Command) vocabulary {
 
 func vocabularyOfStatus(s *control.Status) (v vocabulary) {
 	for _, p := range s.Peers {
+		names := append([]string{p.ID}, p.OtherNames...)
 		if p.Role == string(policy.RoleClient) {
-			v.clients = append(v.clients, p.ID)
+			v.clients = append(v.clients, names...)
 		} else {
-			v.servers = append(v.servers, p.ID)
+			v.servers = append(v.servers, names...)
 		}
 	}
 	for _, service := range s.Services {
@@ -78,9 +79,9 @@ func vocabularyOfStatus(s *control.Status) (v vocabulary) {
 func vocabularyOfConfig(c *config.Config) (v vocabulary) {
 	for _, p := range c.Peers {
 		if p.Role == policy.RoleClient {
-			v.clients = append(v.clients, p.ID)
+			v.clients = append(v.clients, p.Names()...)
 		} else {
-			v.servers = append(v.servers, p.ID)
+			v.servers = append(v.servers, p.Names()...)
 		}
 	}
 	for _, service := range c.Services {

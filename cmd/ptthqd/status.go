@@ -296,7 +296,11 @@ func printPeers(w io.Writer, peers []control.Peer, now time.Time) {
 		case !p.LastSeen.IsZero():
 			state = fmt.Sprintf("away, seen %s ago", span(now.Sub(p.LastSeen)))
 		}
-		rows = append(rows, append([]string{p.ID, p.Role, state, p.Address}, append(figureCells(p.Figures), fmt.Sprint(p.Connections))...))
+		name := p.ID
+		if len(p.OtherNames) > 0 {
+			name += " (" + strings.Join(p.OtherNames, ", ") + ")"
+		}
+		rows = append(rows, append([]string{name, p.Role, state, p.Address}, append(figureCells(p.Figures), fmt.Sprint(p.Connections))...))
 	}
 	table(w, "PEER ROLE STATE ADDRESS RTT LOSS SENT RECEIVED CONNECTIONS", rows)
 }

@@ -116,3 +116,31 @@ func TestRightOfRenamedClientWithdrawn(t *testing.T) {
 		}
 	})
 }
+
+// Each peer learns what the relay calls it, and one that calls itself otherwise is warned, once.
+func TestPeersLearnTheirNames(t *testing.T) {
+	const warning = "the relay calls this node otherwise than its own config does"
+	inBubble(t, func(t *testing.T, w *world) {
+		r, s, c := w.chain()
+		names := func(client, server string, warnings int) {
+			t.Helper()
+			settle()
+			if a, b := c.Snapshot().Relays[0].Called, s.Snapshot().Relays[0].Called; a != client || b != server {
+				t.Errorf("they are called %s and %s, want %s and %s", a, b, client, server)
+			}
+			for _, node := range []string{laptop, nas} {
+				if lines := w.books[node].lines(t, warning); len(lines) != warnings {
+					t.Errorf("%s warns %d times, want %d", node, len(lines), warnings)
+				}
+			}
+		}
+		names(laptop, nas, 0)
+		w.names = map[string][]string{laptop: {"notebook", laptop}, nas: {"storage", nas}}
+		r.Apply(w.policy(nas), relay.Limits{})
+		names("notebook", "storage", 1)
+		r.stop()
+		w.relay(relayHost, nas)
+		time.Sleep(15 * time.Second)
+		names("notebook", "storage", 1)
+	})
+}

@@ -105,7 +105,7 @@ func New(c Config) (*Client, error) {
 	}
 	client.ledger.Role, client.ledger.ID = string(config.RoleClient), c.Settings.ID
 	client.ledger.Logger = client.log
-	client.relays = &uplink.Set{Dialer: client.dialer, Serve: client.serveLink, Retire: client.retire, Refused: client.refused, Logger: client.log}
+	client.relays = &uplink.Set{Dialer: client.dialer, Serve: client.serveLink, Retire: client.retire, Refused: client.refused, ID: c.Settings.ID, Logger: client.log}
 	client.sessions = session.NewClient(session.ClientConfig{
 		Router: router{client.relays},
 		Limits: sessionLimits(c.Settings.Limits),

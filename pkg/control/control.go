@@ -195,6 +195,7 @@ type Link struct {
 	LastError   string    `json:"last_error,omitempty"`  // why the last link ended or the last dial failed
 	LastReason  string    `json:"last_reason,omitempty"` // the same in one word of those in docs/metrics.md
 	NextAttempt time.Time `json:"next_attempt,omitzero"` // if waiting
+	Name        string    `json:"name,omitempty"`        // what the relay calls this node; absent until it has said so
 	Problem     string    `json:"problem,omitempty"`     // what is wrong beyond that, connected or not: another node holds this node's key
 }
 
@@ -229,16 +230,17 @@ type Service struct {
 
 // Peer is a client or server that a relay's config names.
 type Peer struct {
-	ID          string    `json:"id"`                 // as in the config
-	Role        string    `json:"role"`               // client or server
-	Connected   bool      `json:"connected"`          // it has a link
-	Since       time.Time `json:"since,omitzero"`     // when the link was made, if connected
-	Address     string    `json:"address,omitempty"`  // where it comes from, if connected
-	Figures     *Figures  `json:"figures,omitempty"`  // if connected
-	Connections int       `json:"connections"`        // joined over its link
-	LastSeen    time.Time `json:"last_seen,omitzero"` // when its last link ended, if it is not connected and ever was
-	Source      string    `json:"source"`             // where it is written: file:line
-	Problem     string    `json:"problem,omitempty"`  // what is wrong with it: several nodes hold its key
+	ID          string    `json:"id"`                    // as in the config
+	OtherNames  []string  `json:"other_names,omitempty"` // by which it is still understood, as in the config
+	Role        string    `json:"role"`                  // client or server
+	Connected   bool      `json:"connected"`             // it has a link
+	Since       time.Time `json:"since,omitzero"`        // when the link was made, if connected
+	Address     string    `json:"address,omitempty"`     // where it comes from, if connected
+	Figures     *Figures  `json:"figures,omitempty"`     // if connected
+	Connections int       `json:"connections"`           // joined over its link
+	LastSeen    time.Time `json:"last_seen,omitzero"`    // when its last link ended, if it is not connected and ever was
+	Source      string    `json:"source"`                // where it is written: file:line
+	Problem     string    `json:"problem,omitempty"`     // what is wrong with it: several nodes hold its key
 }
 
 // Waiting is a node that dials a relay with a key that its config does not name. It has proved that it holds the key. A

@@ -109,6 +109,7 @@ func links(states []uplink.State, connections []control.Connection) []control.Li
 			State:     control.LinkConnecting,
 			Since:     s.Since,
 			Attempts:  s.Attempts,
+			Name:      s.Called,
 			LastError: s.LastError, LastReason: string(s.Reason),
 		}
 		if at := s.Contested; !at.IsZero() && time.Since(at) < contestedTime {

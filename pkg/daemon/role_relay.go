@@ -348,7 +348,7 @@ func (r *relayRole) Describe(s *control.Status) {
 	}
 	connected := 0
 	for _, p := range now.Peers {
-		peer := control.Peer{ID: p.ID, Role: string(p.Role), Source: p.Source.String(), LastSeen: p.LastSeen}
+		peer := control.Peer{ID: p.ID, OtherNames: p.Others, Role: string(p.Role), Source: p.Source.String(), LastSeen: p.LastSeen}
 		if p.Link != nil {
 			connected++
 			peer.Connected, peer.Since, peer.Address = true, p.Link.Since, p.Link.Address.String()

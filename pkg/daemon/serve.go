@@ -329,6 +329,11 @@ func (d *daemon) warnings(s *control.Status) []control.Warning {
 			warn(OwnKeyHint, "relay %s: %s", l.Relay, l.Problem)
 		}
 	}
+	for _, l := range s.Links {
+		if l.Name != "" && l.Name != s.ID {
+			warn(OwnNameHint(l.Name), "relay %s: %s", l.Relay, OtherName(l.Name, s.ID))
+		}
+	}
 	for _, reason := range lostLinks(s.Links) {
 		warn("", "%s", reason)
 	}
@@ -369,6 +374,16 @@ func (d *daemon) warnings(s *control.Status) []control.Warning {
 		warn(w.Hint, "%s:%d: %s: %s", w.File, w.Line, w.Key, w.Message)
 	}
 	return list
+}
+
+// OtherName says that a relay calls a node otherwise than its own config does.
+func OtherName(name, id string) string {
+	return fmt.Sprintf("it calls this node %q, and the config here has id = %q", name, id)
+}
+
+// OwnNameHint says what to do about it.
+func OwnNameHint(name string) string {
+	return fmt.Sprintf("write id = %q here before the next restart, or have the relay's administrator change the id in its [[peers]]: all goes on meanwhile", name)
 }
 
 // lostLinks says why links are down: each reason once, with all relays that it holds for.

@@ -101,7 +101,7 @@ func New(c Config) (*Server, error) {
 	s.windows = link.NewBudget(int64(c.Settings.Limits.LinkMemory))
 	s.ledger.Role, s.ledger.ID = string(config.RoleServer), s.node
 	s.ledger.Logger = s.log
-	s.relays = &uplink.Set{Dialer: s.newDialer, Serve: s.serveLink, Refused: s.refused, Logger: s.log}
+	s.relays = &uplink.Set{Dialer: s.newDialer, Serve: s.serveLink, Refused: s.refused, ID: s.node, Logger: s.log}
 	s.sessions = session.NewServer(session.ServerConfig{
 		Node:          s.node,
 		Decide:        s.decide,

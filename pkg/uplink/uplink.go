@@ -41,7 +41,9 @@ type Set struct {
 	// node's key, and no link is live: whatever waits for one waits in vain.
 	// It must not block. Nil: ignored.
 	Refused func()
-	// Logger gets a line where a relay can't be dialled at all. Nil: none.
+	// ID is what this node calls itself.
+	ID string
+	// Logger gets a line where a relay can't be dialled at all, or calls this node otherwise. Nil: none.
 	Logger *slog.Logger
 
 	mu      sync.Mutex
@@ -59,6 +61,7 @@ type member struct {
 	dialer *link.Dialer
 	// refused: the relay has not known this node's key when it was dialled last.
 	refused bool
+	called  string             // what the relay calls this node; empty until it has said so
 	stop    context.CancelFunc // ends the dialer; nil until it runs
 	keep    context.CancelFunc // ends the retirement; nil if the relay isn't retiring
 }
@@ -118,6 +121,7 @@ func (s *Set) Apply(relays []Relay) {
 			m = &member{relay: r, dialer: s.Dialer(r)}
 			m.dialer.Serve = func(ctx context.Context, l *link.Link) { s.serve(ctx, m, l) }
 			m.dialer.OnRefused = func() { s.refuse(m) }
+			m.dialer.OnWelcome = func(name string) { s.welcome(m, name) }
 			revoked := m.dialer.OnRevoked
 			m.dialer.OnRevoked = func(l *link.Link, r *wire.Revoked) {
 				if revoked != nil {
@@ -211,6 +215,18 @@ func (s *Set) serve(ctx context.Context, m *member, l *link.Link) {
 	s.mu.Unlock()
 }
 
+// welcome notes what a relay calls this node.
+func (s *Set) welcome(m *member, name string) {
+	s.mu.Lock()
+	was := m.called
+	m.called = name
+	s.mu.Unlock()
+	if name != s.ID && name != was && s.Logger != nil {
+		s.Logger.Warn("the relay calls this node otherwise than its own config does",
+			slog.String("relay", m.relay.Address), slog.String("name", name), slog.String("id", s.ID))
+	}
+}
+
 // refuse notes that a relay doesn't know this node's key.
 func (s *Set) refuse(m *member) {
 	s.mu.Lock()
@@ -291,6 +307,7 @@ type State struct {
 	LastError string          // why the last dial failed or the last link ended, for people
 	Reason    link.Reason     // the same in one word
 	NextDial  time.Time       // when the next dial begins, if it waits; otherwise zero
+	Called    string          // what the relay calls this node; empty until it has said so
 	Contested time.Time       // when another node with this one's key last took its place at the relay; zero if none has
 	Key       ident.PublicKey // that the relay has, of those in the config; zero while there is no link
 	Remote    netip.AddrPort  // where the relay's packets come from; invalid while there is no link
@@ -311,7 +328,7 @@ func (s *Set) States() []State {
 			continue
 		}
 		d := m.dialer.State()
-		state := State{Relay: m.relay, Since: d.Since, Attempts: d.Attempts, LastError: d.LastError, Reason: d.Reason, NextDial: d.NextDial, Contested: d.Contested, Totals: m.dialer.Totals()}
+		state := State{Relay: m.relay, Since: d.Since, Attempts: d.Attempts, LastError: d.LastError, Reason: d.Reason, NextDial: d.NextDial, Called: m.called, Contested: d.Contested, Totals: m.dialer.Totals()}
 		if l := d.Link; l != nil {
 			state.Key = l.Key()
 			state.Up, state.Remote, state.Closing, state.Stats = true, l.RemoteAddr(), isClosed(l.PeerClosing()), l.Stats()
