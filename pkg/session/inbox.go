@@ -439,7 +439,8 @@ func (s *session) deliveredLocked(n int) {
 // short path a window is worth little, and what an acknowledgement costs (a packet
 // and a wake-up at three nodes) counts: there it is half of the window, up to 128 KiB;
 // and where a window lasts for many round trips, as many share what there is, most of it. A peer that asks on a long path may
-// have stopped short of its window, with no more than the floor under way: for a while it hears of each quarter of that.
+// have stopped short of its window, with no more than the floor under way: for a while it hears of each quarter of that. Not while the
+// window still grows: at the beginning of a bulk transfer that cost a sixth of the first 0.3 s at 200 Mbit/s and 40 ms.
 func (s *session) ackEveryLocked() uint64 {
 	window := s.in.window
 	switch {
@@ -449,7 +450,7 @@ func (s *session) ackEveryLocked() uint64 {
 	default:
 		return min(window/2, max(window/16, 128<<10))
 	}
-	if s.in.asked > 0 && s.in.acked < s.in.asked+2*wire.InitialWindow {
+	if s.in.settled && s.in.asked > 0 && s.in.acked < s.in.asked+2*wire.InitialWindow {
 		return wire.InitialWindow / 4
 	}
 	return min(window/4, max(window/16, 32<<10))
