@@ -383,7 +383,7 @@ func OtherName(name, id string) string {
 
 // OwnNameHint says what to do about it.
 func OwnNameHint(name string) string {
-	return fmt.Sprintf("write id = %q here before the next restart, or have the relay's administrator change the id in its [[peers]]: all goes on meanwhile", name)
+	return fmt.Sprintf("write id = %q here when it is restarted next, as a reload can't take that over, or have the relay's administrator change the id in its [[peers]]: all goes on meanwhile", name)
 }
 
 // lostLinks says why links are down: each reason once, with all relays that it holds for.
