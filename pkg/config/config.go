@@ -68,6 +68,8 @@ type Config struct {
 	Relays   []Relay          // client and server: at least one
 	Services []policy.Service // server
 	Mappings []Mapping        // client: the disabled ones too
+
+	dirs []string // where included files were looked for
 }
 
 // Metrics says where metrics are served.

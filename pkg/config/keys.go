@@ -72,7 +72,7 @@ var keys = append([]Key{
 	{
 		Name: "include", Type: typeStrings, Example: `include = ["ptthq.d/*.toml"]`,
 		Doc: "Files with more [[peers]], [[services]] and [[mappings]], as patterns relative to this file's directory, read in sorted order. " +
-			"A wildcard matches no leading dot. Default: NAME.d/*.toml beside NAME.toml; [] for none.",
+			"A wildcard matches no leading dot. Other files in a directory NAME.d are warned of, but for leftovers of editors and packages. Default: NAME.d/*.toml beside NAME.toml; [] for none.",
 	},
 	{
 		Name: "resume_timeout", Type: typeDuration, Roles: bothEnds, Default: `"10m"`, Example: `resume_timeout = "10m"`,

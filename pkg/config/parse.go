@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -46,6 +47,7 @@ func Parse(s *Snapshot) (*Config, error) {
 		return nil, err
 	}
 	p.config.Files = p.files
+	p.config.dirs = slices.Sorted(maps.Keys(s.listed()))
 	return p.config, nil
 }
 

@@ -38,6 +38,7 @@ func (c *Config) Warnings() []Warning {
 		w.client()
 	}
 	w.limits()
+	w.unread()
 	place := make(map[string]int, len(c.Files))
 	for i, file := range c.Files {
 		place[file] = i
