@@ -106,6 +106,8 @@ func remedyOf(reason link.Reason, r config.Relay) string {
 		return "have the relay's administrator add this key to a [[peers]] there, with the right role: `ptthqd init` prints the block"
 	case link.DialVersion:
 		return "upgrade the older of the two"
+	case link.DialContested:
+		return daemon.OwnKeyHint
 	case link.DialRefused:
 		return "try again; the relay's log says what it is short of"
 	default:

@@ -204,7 +204,7 @@ func (w *world) relay(host string, allowed ...string) *relayNode {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	l := &link.Listener{Socket: socket, Identity: w.key(host), Admit: r.Admit, Serve: r.Serve, Logger: log}
+	l := &link.Listener{Socket: socket, Identity: w.key(host), Admit: r.Admit, Serve: r.Serve, Rival: r.Rival, Logger: log}
 	node := &relayNode{r, w.start(l.Run), socket}
 	w.t.Cleanup(func() { _ = socket.Close() })
 	return node

@@ -59,6 +59,7 @@ type Client struct {
 	config   Config
 	log      *slog.Logger
 	binder   bind.Binder
+	instance wire.Instance
 	relays   *uplink.Set
 	sessions *session.Client
 	ledger   account.Ledger
@@ -98,6 +99,7 @@ func New(c Config) (*Client, error) {
 		forced:    make(chan struct{}),
 		listeners: make(map[config.Listen]*listener),
 		vacant:    make(map[config.Listen]*vacancy),
+		instance:  wire.NewInstance(),
 		windows:   link.NewBudget(int64(c.Settings.Limits.LinkMemory)),
 	}
 	if client.log == nil {
@@ -226,7 +228,7 @@ func sessionLimits(l config.Limits) session.Limits {
 
 // dialer makes the dialer of a relay.
 func (c *Client) dialer(r uplink.Relay) *link.Dialer {
-	d := &link.Dialer{Address: r.Address, Keys: r.Keys, Identity: c.config.Identity, Logger: c.log, Limits: link.Limits{Windows: c.windows}}
+	d := &link.Dialer{Address: r.Address, Keys: r.Keys, Identity: c.config.Identity, Instance: c.instance, Logger: c.log, Limits: link.Limits{Windows: c.windows}}
 	if c.config.AdjustDialer != nil {
 		c.config.AdjustDialer(d)
 	}

@@ -113,7 +113,7 @@ func links(states []uplink.State, connections []control.Connection) []control.Li
 			LastError: s.LastError, LastReason: string(s.Reason),
 		}
 		if at := s.Contested; !at.IsZero() && time.Since(at) < contestedTime {
-			l.Problem = "another node holds this node's key, and has taken its place at " + at.Format(time.TimeOnly)
+			l.Problem = "another node holds this node's key: the two met at the relay at " + at.Format(time.TimeOnly)
 		}
 		switch {
 		case s.Up:
@@ -127,8 +127,8 @@ func links(states []uplink.State, connections []control.Connection) []control.Li
 	return list
 }
 
-// contestedTime is how long another node with this one's key is told of. It comes back within it: each of the two waits
-// 5 minutes at most.
+// contestedTime is how long another node with this one's key is told of. It comes back within it: who was
+// superseded by a relay of before waits 5 minutes at most.
 const contestedTime = 20 * time.Minute
 
 // OwnKeyHint says what to do about nodes that share a key.

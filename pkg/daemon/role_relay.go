@@ -179,6 +179,7 @@ func (r *relayRole) newListener(socket *carrier.Socket) *link.Listener {
 		Identity: r.daemon.identity,
 		Admit:    r.Admit,
 		Serve:    r.Serve,
+		Rival:    r.Rival,
 		Logger:   r.daemon.log,
 		Limits:   limits,
 		LimitHit: r.LimitHit,
@@ -355,7 +356,7 @@ func (r *relayRole) Describe(s *control.Status) {
 			peer.Figures, peer.Connections = figures(p.Link.Stats), p.Link.Connections
 		}
 		if len(p.Rivals) > 0 {
-			peer.Problem = "its links supersede each other again and again: several nodes hold its key, at " + addresses(p.Rivals)
+			peer.Problem = "several nodes hold its key, at " + addresses(p.Rivals)
 		}
 		s.Peers = append(s.Peers, peer)
 	}

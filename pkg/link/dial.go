@@ -62,6 +62,12 @@ type Dialer struct {
 	// LimitHit is told of each time that a limit makes something wait, with the limit's name in the config. It must not
 	// block. Nil: nobody.
 	LimitHit func(limit string)
+	// Instance is that of this process: a relay gives its place to no other process with its key while this one answers.
+	// Zero: the newest link wins.
+	Instance wire.Instance
+	// OnContested is called each time that the relay says that another process with this node's key has come to it, or has
+	// its place. It must not block. Nil: ignored.
+	OnContested func()
 	// OnRefused is called each time that the relay says that it does not know this node's key. It must not block. Nil: ignored.
 	OnRefused func()
 	// Limits bound what the relay can make grow.
@@ -94,17 +100,18 @@ type Dialer struct {
 	dialAt    time.Time     // when the last dial began
 	penance   time.Duration // the pause after the last time that another node came with this one's key
 	notBefore time.Time     // the end of that pause
-	contested time.Time     // see State
 	short     int           // links in a row that lived a short time; two may be a relay that was restarted twice
 	outage    outage
 	lines     *rate.Limiter   // of the log, about links that come and go
 	tokens    quic.TokenStore // spare a Retry, also after the relay's restart
 	tally     tally
+	rivals    *rate.Limiter // of the log, about other nodes with this one's key
 
-	mu     sync.Mutex
-	state  State
-	peer   netip.AddrPort // where the last link or dial went, for watch
-	kicked func()         // ends a dial that a kick must not wait for; nil if there is none
+	mu        sync.Mutex
+	contested time.Time // see State
+	state     State
+	peer      netip.AddrPort // where the last link or dial went, for watch
+	kicked    func()         // ends a dial that a kick must not wait for; nil if there is none
 }
 
 // State is where a Dialer stands.
@@ -198,6 +205,7 @@ func (d *Dialer) prepare() error {
 	d.limits.CompareAndSwap(nil, d.Limits.withDefaults())
 	d.hits.log, d.hits.tell = d.log, d.LimitHit
 	d.lines = rate.NewLimiter(rate.Every(30*time.Minute), 20)
+	d.rivals = contestedLines()
 	d.tokens = quic.NewLRUTokenStore(maxAddresses, 4)
 	if d.ListenPacket == nil {
 		d.ListenPacket = listenPacket
@@ -269,6 +277,10 @@ func (d *Dialer) redial(ctx context.Context, old *Link, kicks <-chan string) (*L
 		}
 		failure := d.explain(err)
 		d.unknown = failure.reason == DialUnknownKey
+		if failure.reason == DialContested {
+			d.meet()
+			pause = min(pause, contestedMost)
+		}
 		if eager && !failure.final {
 			next = d.dialAt.Add(patience + rand.N(patience/10))
 		} else {
@@ -387,13 +399,13 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_
 	if old != nil {
 		old.replaced.Store(true) // before the relay can hear of the new one
 	}
-	if _, err := control.Write(wire.Append(nil, &wire.Control{})); err != nil {
+	if _, err := control.Write(wire.Append(nil, &wire.Control{Instance: d.Instance})); err != nil {
 		return nil, err
 	}
 	link := newLink(conn, &d.clock, d.Address, key, limits, d.log)
 	link.hits = &d.hits
 	link.dialled, link.socket = true, socket
-	link.heard = &heard{release: release, revoked: d.OnRevoked, welcome: d.OnWelcome, confirmed: make(chan struct{}), closing: make(chan struct{})}
+	link.heard = &heard{release: release, revoked: d.OnRevoked, contested: d.rivalCame, welcome: d.OnWelcome, confirmed: make(chan struct{}), closing: make(chan struct{})}
 	link.start(control)
 	// The handshake is over for the dialler before the relay has looked at its key. Only the relay's first heartbeat says that
 	// it has been let in.

@@ -46,8 +46,8 @@ type Link struct {
 	peer     atomic.Pointer[string]
 	key      ident.PublicKey
 	clock    *awake.Clock
-	dialled  bool      // by this end
-	listener *Listener // if not
+	instance wire.Instance // of the process that dialled, at the listener; zero if it has not said one
+	listener *Listener     // if the other end has dialled
 	since    time.Time
 	log      *slog.Logger
 	limits   *Limits
@@ -61,6 +61,9 @@ type Link struct {
 	suspect atomic.Bool // it is over, as nothing arrived of what was expected, or nothing large
 	// replaced is set before the peer can hear of a newer link of this process; then `superseded` says nothing new.
 	replaced atomic.Bool
+	// toldAt is when the peer was last told that another process with its key was turned away, in seconds of the link's life.
+	toldAt  atomic.Uint32
+	dialled bool // by this end
 
 	accept struct {
 		mu    sync.Mutex
@@ -82,6 +85,7 @@ type heard struct {
 	release   func() // what the link leaves behind
 	revoked   func(l *Link, r *wire.Revoked)
 	welcome   func(name string)
+	contested func(*wire.Contested)
 	once      struct{ confirmed, closing sync.Once }
 	confirmed chan struct{} // closed at its first heartbeat
 	closing   chan struct{}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,6 +39,9 @@ type Listener struct {
 	// Serve is called for each live link, in a goroutine of its own, and returns soon after the link is over; then ctx is
 	// done too. It is called for a peer's newer link while it may still be busy with the older one.
 	Serve func(ctx context.Context, l *Link)
+	// Rival is told of each process that was turned away because another one with its key has its peer's link. It must not
+	// block. Nil: nobody.
+	Rival func(peerID string, from netip.Addr)
 	// Limits bound what peers and strangers can make grow. SetLimits changes them later.
 	Limits Limits
 	// LimitHit is told of each time that a limit keeps something out or slows it, with the limit's name in the config. It must
@@ -56,7 +60,8 @@ type Listener struct {
 	probes probes
 }
 
-// Links are the live links of a relay, one for each peer ID: the newest wins. The zero value is ready.
+// Links are the live links of a relay, one for each peer ID: the newest of a process wins, and of two processes the one
+// that was there first while it answers. The zero value is ready.
 type Links struct {
 	mu        sync.Mutex
 	live      map[string]*Link
@@ -177,17 +182,6 @@ func (l *Listener) welcome(ctx context.Context, conn *quic.Conn) *Link {
 		l.grants.release(conn)
 		return nil
 	}
-	link.listener, link.socket, link.hits = l, l.Socket, &l.hits
-	old, ok := l.links().add(link, l.current().Links)
-	if !ok {
-		l.hits.hit(limitLinks, slog.String("peer", link.Peer()))
-		link.Close(wire.CloseProtocol, "the relay has as many links as it may")
-		l.grants.release(conn)
-		return nil
-	}
-	if old != nil {
-		old.Close(wire.CloseSuperseded, "a newer link with the same key has come from "+link.RemoteAddr().String())
-	}
 	if ctx.Err() != nil { // Run may have looked for links to close before
 		link.Close(wire.CloseClosing, "the relay is stopping")
 	}
@@ -244,7 +238,8 @@ func (l *Listener) say(level slog.Level, msg string, link *Link, what slog.Attr)
 	l.log.LogAttrs(context.Background(), level, msg, slog.String("peer", link.Peer()), what, pace.LeftOut(leftOut))
 }
 
-// admit waits until a connection has become a link: its dialler has opened the control stream.
+// admit waits until a connection has become a link: its dialler has opened the control stream, and no other process has
+// its peer's place.
 func (l *Listener) admit(ctx context.Context, conn *quic.Conn) (*Link, *quic.Stream, error) {
 	refuse := func(code wire.CloseCode, reason string) (*Link, *quic.Stream, error) {
 		_ = conn.CloseWithError(quic.ApplicationErrorCode(code), reason)
@@ -260,19 +255,53 @@ func (l *Listener) admit(ctx context.Context, conn *quic.Conn) (*Link, *quic.Str
 	}
 	defer l.links().leave(id)
 
-	ctx, cancel := context.WithTimeout(ctx, limits.TipTimeout)
+	inTime, cancel := context.WithTimeout(ctx, limits.TipTimeout)
 	defer cancel()
-	control, err := conn.AcceptStream(ctx)
+	control, err := conn.AcceptStream(inTime)
 	if err != nil {
 		return refuse(wire.CloseProtocol, "no control stream")
 	}
 	_ = control.SetReadDeadline(time.Now().Add(limits.TipTimeout))
 	tip, err := wire.Read(control)
-	if _, ok := tip.(*wire.Control); err != nil || !ok {
+	hello, ok := tip.(*wire.Control)
+	if err != nil || !ok {
 		return refuse(wire.CloseProtocol, "the first stream is not a control stream")
 	}
 	_ = control.SetReadDeadline(time.Time{})
-	return newLink(conn, &l.clock, id, key, limits, l.log), control, nil
+	link := newLink(conn, &l.clock, id, key, limits, l.log)
+	link.listener, link.socket, link.hits, link.instance = l, l.Socket, &l.hits, hello.Instance
+	for {
+		holder, keeps := l.keepsPlace(ctx, link)
+		if keeps {
+			return refuse(wire.CloseContested, "another process with the same key has a link, from "+holder.RemoteAddr().String())
+		}
+		switch { // it may have taken a while
+		case ctx.Err() != nil:
+			return refuse(wire.CloseClosing, "the relay is stopping")
+		case link.Err() != nil:
+			return nil, nil, link.Err()
+		}
+		switch l.links().add(link, holder, limits.Links) {
+		case added:
+			if holder != nil {
+				holder.supersede(link)
+			}
+			return link, control, nil
+		case tooMany:
+			l.hits.hit(limitLinks, slog.String("peer", link.Peer()))
+			return refuse(wire.CloseProtocol, "the relay has as many links as it may")
+		case overtaken: // by another link of the peer
+		}
+	}
+}
+
+// supersede closes a link whose place a newer one of its peer has taken.
+func (l *Link) supersede(newer *Link) {
+	code := wire.CloseSuperseded
+	if l.isRival(newer) {
+		code = wire.CloseContested // it has not answered; if it lives, it may ask again at once
+	}
+	l.Close(code, "a newer link with the same key has come from "+newer.RemoteAddr().String())
 }
 
 // Recheck asks Admit again for each live link and closes as revoked those whose key is not admitted any more, or for
@@ -310,19 +339,37 @@ func (t *Links) leave(id string) {
 	}
 }
 
-// add makes a link its peer's one, and returns the one that it replaces, or nil; not ok is one too many.
-func (t *Links) add(link *Link, most int) (old *Link, ok bool) {
+// get returns the live link of a peer, or nil.
+func (t *Links) get(peer string) *Link {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.live[peer]
+}
+
+// What became of a link that was to be its peer's one.
+type addition int
+
+const (
+	added     addition = iota
+	tooMany            // links of all peers
+	overtaken          // the peer has another link than the one to be replaced
+)
+
+// add makes a link its peer's one in place of old, which is nil if there is none.
+func (t *Links) add(link, old *Link, most int) addition {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.live == nil {
 		t.live = map[string]*Link{}
 	}
-	old = t.live[link.Peer()]
-	if old == nil && len(t.live) >= most {
-		return nil, false
+	switch {
+	case t.live[link.Peer()] != old:
+		return overtaken
+	case old == nil && len(t.live) >= most:
+		return tooMany
 	}
 	t.live[link.Peer()] = link
-	return old, true
+	return added
 }
 
 func (t *Links) rename(link *Link, id string) {

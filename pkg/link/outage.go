@@ -54,6 +54,9 @@ func (d *Dialer) down(link *Link) {
 		now.Contested = d.contested
 		d.state = now
 	}()
+	if closed != nil && closed.Code == wire.CloseContested && closed.Remote && !link.replaced.Load() {
+		d.meet()
+	}
 	if closed == nil || closed.Code != wire.CloseSuperseded || !closed.Remote || link.replaced.Load() {
 		d.sayAt(link.endLevel(), "link down", slog.Any("reason", err))
 		if time.Since(link.since) > supersededMax {
@@ -62,7 +65,7 @@ func (d *Dialer) down(link *Link) {
 		return
 	}
 	d.penance = min(max(2*d.penance, supersededMin), supersededMax)
-	d.contested = now.Since
+	d.meet()
 	d.notBefore = now.Since.Add(d.penance + rand.N(d.penance/10))
 	now.NextDial = d.notBefore
 	now.LastError = contestedWords
@@ -70,8 +73,7 @@ func (d *Dialer) down(link *Link) {
 		slog.Any("public_key", d.Identity.Public()), slog.Any("reason", err), slog.Duration("pause", d.penance))
 }
 
-const contestedWords = "another node holds this node's key: the relay gave its link preference over ours. " +
-	"Each node needs a key of its own: make one with `ptthqd keygen`, and have the relay's config name it"
+const contestedWords = "another node holds this node's key: the relay gave its link preference over ours. " + contestedHint
 
 // failed notes a dial that failed. The log gets few of them.
 func (d *Dialer) failed(f failure, next time.Time) {
@@ -82,7 +84,11 @@ func (d *Dialer) failed(f failure, next time.Time) {
 	d.state.NextDial = next
 	d.mu.Unlock()
 	if n, worth := d.outage.add(f); worth {
-		d.log.Warn("no link to the relay", slog.String("error", f.words), slog.Int("failed_dials", n))
+		level, msg, attrs := slog.LevelWarn, "no link to the relay", []any{slog.String("error", f.words), slog.Int("failed_dials", n)}
+		if f.reason == DialContested {
+			level, msg, attrs[0] = slog.LevelError, f.words, slog.Any("public_key", d.Identity.Public())
+		}
+		d.log.Log(context.Background(), level, msg, attrs...)
 	}
 	if f.reason == DialUnknownKey && d.OnRefused != nil {
 		d.OnRefused()

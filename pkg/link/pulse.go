@@ -413,6 +413,10 @@ func (l *Link) takeControl() bool {
 		if l.dialled && l.heard.welcome != nil {
 			l.heard.welcome(m.Name)
 		}
+	case *wire.Contested:
+		if l.dialled && l.heard.contested != nil {
+			l.heard.contested(m)
+		}
 	case nil: // of a later version
 	default:
 		l.Close(wire.CloseProtocol, "a message that is none of the control stream's")

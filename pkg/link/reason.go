@@ -35,6 +35,7 @@ const (
 	DialWrongKey   Reason = "wrong_key"   // the relay has another key than the config pins
 	DialUnknownKey Reason = "unknown_key" // the relay does not know this node's key
 	DialVersion    Reason = "version"     // the relay speaks another version
+	DialContested  Reason = "contested"   // another process with this node's key has its place
 	DialRefused    Reason = "refused"     // the relay takes no connections at the moment
 	DialFailed     Reason = "failed"      // anything else
 )
@@ -45,7 +46,7 @@ var (
 		EndClosing, EndStopped, EndReplaced, EndSuperseded, EndRevoked, EndProtocol, EndSilent, EndStuck, EndIdle, EndRestarted, EndFailed,
 	}
 	DialReasons = []Reason{
-		DialUnresolved, DialUnsent, DialSandbox, DialNoAnswer, DialUnfinished, DialWrongKey, DialUnknownKey, DialVersion, DialRefused, DialFailed,
+		DialUnresolved, DialUnsent, DialSandbox, DialNoAnswer, DialUnfinished, DialWrongKey, DialUnknownKey, DialVersion, DialContested, DialRefused, DialFailed,
 	}
 )
 
@@ -75,7 +76,7 @@ func (l *Link) Reason() Reason {
 			return EndStopped
 		}
 		return EndClosing
-	case wire.CloseSuperseded:
+	case wire.CloseSuperseded, wire.CloseContested:
 		return EndSuperseded
 	case wire.CloseRevoked:
 		return EndRevoked

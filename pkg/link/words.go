@@ -44,6 +44,8 @@ func (d *Dialer) classify(err error) failure {
 			return d.unknownKey()
 		case wire.CloseClosing:
 			return failure{DialRefused, false, fmt.Sprintf("the relay at %s is stopping", d.Address)}
+		case wire.CloseContested:
+			return failure{DialContested, true, contestedAway}
 		case wire.CloseSuperseded, wire.CloseProtocol:
 		}
 		return failure{DialFailed, true, fmt.Sprintf("the relay at %s ended the link at once: %v", d.Address, linkError(e))}

@@ -66,14 +66,15 @@ type links struct {
 	rivals  map[string][]clash       // of each peer, the last few, the oldest first
 }
 
-// A clash is that a peer's link was superseded by a newer one.
+// A clash is that a peer's link was superseded by a newer one, or that a process was turned away since another one with
+// its key answers.
 type clash struct {
 	at   time.Time
-	from netip.Addr // where the older one came from
+	from netip.Addr // where the older one came from, or who was turned away
+	sure bool       // two processes live
 }
 
-// So many clashes in this time are no restarts any more: several nodes hold the peer's key. Each of them comes back after
-// half a minute at first, and after 5 minutes in the long run.
+// So many clashes in this time are no restarts any more: several nodes hold the peer's key. A sure one is enough.
 const (
 	manyClashes = 3
 	clashTime   = 20 * time.Minute
@@ -167,8 +168,7 @@ func (l *links) remove(n *neighbour) (rivals []netip.Addr) {
 	defer l.mu.Unlock()
 	known := len(l.rivalsLocked(n.id())) > 0
 	if n.link.Reason() == link.EndSuperseded {
-		clashes := append(l.rivals[n.id()], clash{time.Now(), n.link.RemoteAddr().Addr()})
-		l.rivals[n.id()] = clashes[max(0, len(clashes)-manyClashes):]
+		l.clashLocked(n.id(), clash{at: time.Now(), from: n.link.RemoteAddr().Addr()})
 	}
 	l.left[n.id()] = departure{at: time.Now(), key: n.link.Key()}
 	past := l.past[n.id()]
@@ -187,10 +187,30 @@ func (l *links) remove(n *neighbour) (rivals []netip.Addr) {
 	return l.rivalsLocked(n.id())
 }
 
+// contest notes that a process was turned away, and returns the rivals of its peer if they have become known by that.
+func (l *links) contest(id string, from netip.Addr) (rivals []netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	known := len(l.rivalsLocked(id)) > 0
+	l.clashLocked(id, clash{time.Now(), from, true})
+	if known {
+		return nil
+	}
+	return l.rivalsLocked(id)
+}
+
+func (l *links) clashLocked(id string, c clash) {
+	clashes := append(l.rivals[id], c)
+	l.rivals[id] = clashes[max(0, len(clashes)-manyClashes):]
+}
+
 // rivalsLocked are the addresses of the nodes that seem to share a peer's key; none if one node has it.
 func (l *links) rivalsLocked(id string) []netip.Addr {
 	clashes := l.rivals[id]
-	if len(clashes) < manyClashes || time.Since(clashes[0].at) > clashTime {
+	for len(clashes) > 0 && time.Since(clashes[0].at) > clashTime {
+		clashes = clashes[1:]
+	}
+	if len(clashes) < manyClashes && !slices.ContainsFunc(clashes, func(c clash) bool { return c.sure }) {
 		return nil
 	}
 	var from []netip.Addr

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -218,8 +219,17 @@ func (r *Relay) departed(n *neighbour) {
 	n.refusals.flush(n)
 	r.sweeps.end()
 	if rivals := r.links.remove(n); len(rivals) > 0 {
-		n.log().Warn("its links supersede each other again and again: several nodes hold this peer's key. "+
-			"Each needs one of its own, made with `ptthqd keygen`", "key", n.link.Key(), "from", rivals)
+		n.log().Warn(sharedKey, "key", n.link.Key(), "from", rivals)
+	}
+}
+
+const sharedKey = "several nodes hold this peer's key. Each needs one of its own, made with `ptthqd keygen`"
+
+// Rival notes that a process was turned away, as another one with the key of its peer answers: [link.Listener]'s Rival.
+func (r *Relay) Rival(peer string, from netip.Addr) {
+	if rivals := r.links.contest(peer, from); len(rivals) > 0 {
+		key, _ := r.links.lastKey(peer)
+		r.log.Warn(sharedKey, "peer", peer, "key", key, "from", rivals)
 	}
 }
 

@@ -959,7 +959,7 @@ func TestTwoNodesWithOneKey(t *testing.T) {
 				t.Errorf("the rivals are %s, want %s", got, want)
 			}
 		}
-		w.wantLine("its links supersede each other again and again: several nodes hold this peer's key. "+
+		w.wantLine("several nodes hold this peer's key. "+
 			"Each needs one of its own, made with `ptthqd keygen`", map[string]any{"peer": "nas"})
 
 		second.stop()

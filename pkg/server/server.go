@@ -62,6 +62,7 @@ type Server struct {
 	log      *slog.Logger
 	host     *Host
 	dialer   dialer
+	instance wire.Instance
 	relays   *uplink.Set
 	sessions *session.Server
 	ledger   account.Ledger
@@ -73,6 +74,7 @@ type Server struct {
 	services atomic.Pointer[policy.Services]
 	windows  *link.Budget // of all links
 	stopping atomic.Bool  // a drain has begun
+	rivalAt  atomic.Int64 // when another process with this node's key was last at a relay, in Unix nanoseconds
 	forced   chan struct{}
 	force    sync.Once
 
@@ -85,7 +87,7 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{config: c, node: c.Settings.ID, log: c.Logger, forced: make(chan struct{})}
+	s := &Server{config: c, node: c.Settings.ID, instance: wire.NewInstance(), log: c.Logger, forced: make(chan struct{})}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -106,6 +108,7 @@ func New(c Config) (*Server, error) {
 		Node:          s.node,
 		Decide:        s.decide,
 		Origin:        origin.Is,
+		Contested:     s.contested,
 		ResumeTimeout: c.Settings.ResumeTimeout,
 		Ended:         s.ended,
 		Limits:        sessionLimits(c.Settings.Limits),
@@ -130,6 +133,16 @@ func (s *Server) spareDescriptors(_, _ string, socket syscall.RawConn) error {
 	}
 	s.hits.Hit("spare_descriptors")
 	return os.NewSyscallError("socket", syscall.EMFILE)
+}
+
+// rivalTime is how long another process with this node's key is reckoned with. As long as it lives, each of the two hears
+// of the other every few seconds.
+const rivalTime = time.Minute
+
+// contested reports whether another process with this node's key lives, as far as this one knows.
+func (s *Server) contested() bool {
+	at := s.rivalAt.Load()
+	return at != 0 && time.Since(time.Unix(0, at)) < rivalTime
 }
 
 // Run serves until ctx is done. Then it refuses new connections, gives the
@@ -237,10 +250,11 @@ func (s *Server) newDialer(r uplink.Relay) *link.Dialer {
 	limits := linkLimits(s.settings.Load().Limits)
 	limits.Windows = s.windows
 	d := &link.Dialer{
-		Address: r.Address, Keys: r.Keys, Identity: s.config.Identity, Logger: s.log,
-		OnRevoked: s.revoked,
-		Limits:    limits,
-		LimitHit:  s.hits.Hit,
+		Address: r.Address, Keys: r.Keys, Identity: s.config.Identity, Instance: s.instance, Logger: s.log,
+		OnContested: func() { s.rivalAt.Store(time.Now().UnixNano()) },
+		OnRevoked:   s.revoked,
+		Limits:      limits,
+		LimitHit:    s.hits.Hit,
 	}
 	if s.config.AdjustDialer != nil {
 		s.config.AdjustDialer(d)

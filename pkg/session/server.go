@@ -34,6 +34,9 @@ type ServerConfig struct {
 	// Origin reports whether an open with this mark came by a connection that this process
 	// has dialled, from local to another address of this host. Nil: none ever did.
 	Origin func(mark []byte, local, to string) bool
+	// Contested reports whether another process with the server's key may have the sessions that this one does not know:
+	// then clients are to ask again. It must not block. Nil: there is none.
+	Contested func() bool
 	// ResumeTimeout is the longest time that a detached session is kept. 0
 	// means 10 minutes.
 	ResumeTimeout time.Duration
@@ -330,7 +333,7 @@ func (v *Server) admit(key sessionKey, m *wire.Open, info Info, above []string, 
 	case v.stopped:
 		return nil, false, nil, &Refusal{wire.StatusRefused, "the server is stopping"}
 	case m.Attempt > 1 && m.Age > time.Since(v.started):
-		return nil, false, nil, &Refusal{wire.StatusNoSession, "the server has restarted since the first attempt"}
+		return nil, false, nil, v.unknown("the server has restarted since the first attempt")
 	case len(v.sessions) >= v.config.Limits.Sessions:
 		v.limitHit(limitSessions)
 		return nil, false, nil, &Refusal{wire.StatusTooMany, "the server has as many sessions as its limit allows"}
@@ -738,7 +741,7 @@ func (v *Server) resume(client string, m *wire.Resume, st Stream, via Route) *se
 			v.complete(st, tomb.granted)
 			return nil
 		}
-		refusal := &Refusal{wire.StatusNoSession, "the server doesn't know this session; it may have been restarted"}
+		refusal := v.unknown("the server doesn't know this session; it may have been restarted")
 		if _, no := v.config.Decide(client, m.Target); no != nil {
 			refusal = no // it ended when the right was withdrawn
 		}
@@ -782,6 +785,14 @@ func (v *Server) resume(client string, m *wire.Resume, st Stream, via Route) *se
 		s.info.Resumes++
 		return m.Received, nil
 	})
+}
+
+// unknown is the answer about a session that this process does not know.
+func (v *Server) unknown(text string) *Refusal {
+	if v.config.Contested != nil && v.config.Contested() {
+		return &Refusal{wire.StatusNotConnected, "another process with this server's key may have the session"}
+	}
+	return &Refusal{wire.StatusNoSession, text}
 }
 
 // takeOver makes st the stream of a session that exists, if attempt is the

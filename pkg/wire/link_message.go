@@ -47,6 +47,11 @@ func (m *Welcome) complete() error {
 	return nil
 }
 
+// Contested tells a node that another process with its key has come to this relay, and was turned away.
+type Contested struct {
+	From string // the address of the other process
+}
+
 func (*Heartbeat) messageType() uint64 { return typeHeartbeat }
 
 func (m *Heartbeat) appendBody(dst []byte) []byte {
@@ -109,6 +114,21 @@ func (m *Revoked) complete() error {
 	}
 	return nil
 }
+
+func (*Contested) messageType() uint64 { return typeContested }
+
+func (m *Contested) appendBody(dst []byte) []byte {
+	return appendString(dst, 1, clean(m.From, MaxSource))
+}
+
+func (m *Contested) field(number uint64, value []byte) (bool, error) {
+	if number != 1 {
+		return false, nil
+	}
+	return takeString(&m.From, value, MaxSource)
+}
+
+func (*Contested) complete() error { return nil }
 
 const (
 	maxKept     = 1024

@@ -37,6 +37,7 @@ const (
 	typeClosing   = 17
 	typeRevoked   = 18
 	typeWelcome   = 19
+	typeContested = 20
 
 	firstLinkMessage = 16
 )
@@ -85,7 +86,9 @@ type Resume struct {
 }
 
 // Control says that a stream carries link messages.
-type Control struct{}
+type Control struct {
+	Instance Instance // of the process that dials
+}
 
 // Reply answers Connect and Incoming. It is the first message on the way back.
 type Reply struct {
@@ -315,6 +318,8 @@ func newMessage(kind uint64) (Message, error) {
 		return new(Revoked), nil
 	case typeWelcome:
 		return new(Welcome), nil
+	case typeContested:
+		return new(Contested), nil
 	}
 	if kind >= firstLinkMessage {
 		return nil, nil //nolint:nilnil // skipped by Parse and Read
@@ -670,10 +675,27 @@ func (m *Resume) complete() error {
 	return checkSession(m.Token, m.Attempt, m.Target)
 }
 
-func (*Control) messageType() uint64                { return typeControl }
-func (*Control) appendBody(dst []byte) []byte       { return dst }
-func (*Control) field(uint64, []byte) (bool, error) { return false, nil }
-func (*Control) complete() error                    { return nil }
+func (*Control) messageType() uint64 { return typeControl }
+
+func (m *Control) appendBody(dst []byte) []byte {
+	if m.Instance == (Instance{}) {
+		return dst
+	}
+	return appendString(dst, 1, m.Instance[:])
+}
+
+func (m *Control) field(number uint64, value []byte) (bool, error) {
+	if number != 1 {
+		return false, nil
+	}
+	if len(value) != len(m.Instance) {
+		return true, malformed("an instance of %d bytes", len(value))
+	}
+	copy(m.Instance[:], value)
+	return true, nil
+}
+
+func (*Control) complete() error { return nil }
 
 func (*Reply) messageType() uint64 { return typeReply }
 

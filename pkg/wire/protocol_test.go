@@ -49,6 +49,8 @@ var examples = map[string]any{
 		Received: 1000, Acked: 900, Limit: 66436,
 	})},
 	"control":                 &wire.Control{},
+	"control of an instance":  &wire.Control{Instance: wire.Instance{1, 2, 3, 4, 5, 6, 7, 8}},
+	"contested":               &wire.Contested{From: "192.0.2.9:40000"},
 	"revoked: all but two":    &wire.Revoked{Client: "laptop", Kept: []string{":80", "ssh"}},
 	"heartbeat":               &wire.Heartbeat{Seq: 7, Echo: 6},
 	"heartbeat with parity":   &wire.Heartbeat{Seq: 7, Echo: 6, Parity: true, Restored: 300},
@@ -198,7 +200,7 @@ func TestDocumentedCodes(t *testing.T) {
 	}
 	_, list, _ := strings.Cut(string(document), "\nApplication close codes: ")
 	list, _, _ = strings.Cut(list, "\n")
-	for code := wire.CloseClosing; code <= wire.CloseProtocol; code++ {
+	for code := wire.CloseClosing; code <= wire.CloseContested; code++ {
 		if !strings.Contains(list, fmt.Sprintf("%d `%v`", code, code)) {
 			t.Errorf("close code %d is not there as `%v`", code, code)
 		}
@@ -214,7 +216,7 @@ func TestDocumentedFields(t *testing.T) {
 		t.Fatal(err)
 	}
 	rows := regexp.MustCompile("(?m)^\\| (\\d+) \\| `([a-z]+)` \\| (.*)\\|$").FindAllStringSubmatch(string(document), -1)
-	if len(rows) != 11 {
+	if len(rows) != 12 {
 		t.Fatalf("section 3 has %d messages", len(rows))
 	}
 	for _, row := range rows {

@@ -6,13 +6,14 @@
 // A stream begins with a tip message (Connect, Incoming or Control) and, in
 // the other direction, a Reply. Behind them a forwarded connection speaks
 // session frames (Frame), and a control stream speaks link messages
-// (Heartbeat, Closing, Revoked).
+// (Heartbeat, Closing, Revoked, Contested).
 //
 // Decoders are strict: an unknown field is skipped, so that fields can be
 // added; a repeated, truncated or over-long one is an error.
 package wire
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base32"
 	"errors"
@@ -148,6 +149,16 @@ func (c StreamCode) String() string {
 	return "stream code " + strconv.FormatUint(uint64(c), 10)
 }
 
+// An Instance tells the processes apart that dial with one key. Each takes one at random when it starts. The zero value
+// is none.
+type Instance [8]byte
+
+// NewInstance makes the instance of a process.
+func NewInstance() (instance Instance) {
+	_, _ = rand.Read(instance[:]) // never fails
+	return instance
+}
+
 // A CloseCode is the code with which a link is closed.
 type CloseCode uint64
 
@@ -157,6 +168,7 @@ const (
 	CloseSuperseded CloseCode = 1 // a newer link with the same key has replaced this one
 	CloseRevoked    CloseCode = 2 // the key isn't in the config any more
 	CloseProtocol   CloseCode = 3 // the peer broke the protocol
+	CloseContested  CloseCode = 4 // another process with the same key has the peer's place
 )
 
 func (c CloseCode) String() string {
@@ -169,6 +181,8 @@ func (c CloseCode) String() string {
 		return "revoked"
 	case CloseProtocol:
 		return "protocol"
+	case CloseContested:
+		return "contested"
 	}
 	return "close code " + strconv.FormatUint(uint64(c), 10)
 }

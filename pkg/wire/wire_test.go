@@ -61,7 +61,7 @@ func genMessage() *rapid.Generator[wire.Message] {
 		return nil
 	})
 	return rapid.Custom(func(t *rapid.T) wire.Message {
-		switch rapid.IntRange(1, 10).Draw(t, "kind") {
+		switch rapid.IntRange(1, 11).Draw(t, "kind") {
 		case 1:
 			return &wire.Connect{
 				Server: id.Draw(t, "server"), Inner: inner.Draw(t, "inner"),
@@ -85,7 +85,8 @@ func genMessage() *rapid.Generator[wire.Message] {
 			m.Acked, m.Received, m.Limit = genOffsets(t)
 			return m
 		case 5:
-			return &wire.Control{}
+			instance := rapid.SliceOfN(rapid.Byte(), 8, 8).Draw(t, "instance")
+			return &wire.Control{Instance: wire.Instance(instance)}
 		case 6:
 			return &wire.Reply{
 				Status: wire.Status(rapid.Uint64Range(100, 999).Draw(t, "status")), Text: text.Draw(t, "text"),
@@ -105,6 +106,8 @@ func genMessage() *rapid.Generator[wire.Message] {
 			}
 		case 9:
 			return &wire.Closing{}
+		case 10:
+			return &wire.Contested{From: text.Draw(t, "from")}
 		default:
 			return &wire.Revoked{
 				Client: id.Draw(t, "client"), Target: rapid.OneOf(target, rapid.Just("")).Draw(t, "target"),

@@ -1,0 +1,138 @@
+package link
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"ptthqd/pkg/wire"
+)
+
+// Rivals are two processes that dial a relay with one key. The one that has the link keeps it while it answers: what runs
+// over the link lives in that process alone. Each tells its instance on the control stream, by which the listener knows a
+// process that dials anew, and takes its newest link.
+
+const (
+	// answerLeast is how long the holder of a peer's place has to answer before another process gets it. A process that
+	// was killed and runs again waits that long.
+	answerLeast = time.Second
+	// answerMost is below the time that the other process gives its dial.
+	answerMost = dialAnswered / 2
+	// answerLook is how often the listener looks whether an answer has come.
+	answerLook = 20 * time.Millisecond
+	// tellGap is the least time between two messages to the holder that another process was turned away.
+	tellGap = 5 * time.Second
+	// contestedMost bounds the pause between two dials of a process that was turned away: it is back so soon after the
+	// other has gone. It is below a relay's park_timeout, so new connections wait for it.
+	contestedMost = 4 * time.Second
+)
+
+// keepsPlace reports whether another process than that of link has its peer's place, and answers. It returns the link of
+// that process, or else the link that link may replace, nil if there is none.
+func (l *Listener) keepsPlace(ctx context.Context, link *Link) (holder *Link, keeps bool) {
+	holder = l.links().get(link.Peer())
+	if holder == nil || !holder.isRival(link) || !holder.answers(ctx, link) {
+		return holder, false
+	}
+	holder.tellContested(link)
+	if l.Rival != nil {
+		l.Rival(link.Peer(), link.RemoteAddr().Addr())
+	}
+	return holder, true
+}
+
+// isRival reports whether the two links are known to be of two processes.
+func (l *Link) isRival(other *Link) bool {
+	none := wire.Instance{}
+	return l.instance != none && other.instance != none && l.instance != other.instance
+}
+
+// answers reports whether the peer answers a heartbeat. It returns early when ctx is done or the other link, for which the
+// caller asks, is over.
+func (l *Link) answers(ctx context.Context, other *Link) bool {
+	stats := l.conn.ConnectionStats()
+	timeout := time.NewTimer(min(max(answerLeast, 4*stats.SmoothedRTT)+lateFactor*l.clock.Late(), answerMost))
+	defer timeout.Stop()
+	look := time.NewTicker(answerLook)
+	defer look.Stop()
+	for asked := false; ; {
+		asked = asked || l.pulse.ask()
+		select {
+		case <-look.C:
+			if l.Err() == nil && l.conn.ConnectionStats().PacketsReceived != stats.PacketsReceived {
+				return true
+			}
+		case <-timeout.C:
+			return false
+		case <-l.Done():
+			return false
+		case <-other.Done():
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// ask sends a heartbeat, which QUIC at the other end acknowledges at once. It returns false if the last one is too young, or
+// the link has not started: then the caller asks again.
+func (p *pulse) ask() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.timer == nil || p.stopped {
+		return false
+	}
+	now := p.now()
+	if now.sub(p.sentAt) < answerGap {
+		return false
+	}
+	patience := p.lookLocked(now)
+	p.sendLocked(now)
+	p.scheduleLocked(now, patience)
+	return true
+}
+
+// tellContested tells the peer that a process with its key was turned away.
+func (l *Link) tellContested(other *Link) {
+	now := uint32((tellGap + time.Since(l.since)) / time.Second)
+	if last := l.toldAt.Load(); now-last < uint32(tellGap/time.Second) || !l.toldAt.CompareAndSwap(last, now) {
+		return
+	}
+	l.pulse.mu.Lock() // by which control is set
+	defer l.pulse.mu.Unlock()
+	if l.pulse.timer == nil {
+		return
+	}
+	// A peer that does not read its control stream does without: nothing waits for it here.
+	_ = l.control.TryWriteAll(wire.Append(nil, &wire.Contested{From: other.RemoteAddr().String()}))
+}
+
+const (
+	contestedHint = "Each node needs a key of its own: make one with `ptthqd keygen`, and have the relay's config name it"
+	contestedHere = "another node holds this node's key: the relay has turned it away, and keeps our link. " + contestedHint
+	contestedAway = "another node holds this node's key, and answers: the relay keeps its link, and turns ours away. " + contestedHint
+)
+
+// contestedLines bound how often a node that keeps its link says that another has come.
+func contestedLines() *rate.Limiter { return rate.NewLimiter(rate.Every(10*time.Minute), 1) }
+
+// rivalCame is told by the relay that it has turned another process with this node's key away.
+func (d *Dialer) rivalCame(m *wire.Contested) {
+	d.meet()
+	if d.rivals.Allow() {
+		d.log.Error(contestedHere, slog.Any("public_key", d.Identity.Public()), slog.String("from", m.From))
+	}
+}
+
+// meet notes that another process with this node's key is at the relay.
+func (d *Dialer) meet() {
+	d.mu.Lock()
+	d.contested = time.Now()
+	d.state.Contested = d.contested
+	d.mu.Unlock()
+	if d.OnContested != nil {
+		d.OnContested()
+	}
+}
