@@ -3,6 +3,7 @@ package relay
 import (
 	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -17,6 +18,7 @@ import (
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/pace"
 	"ptthqd/pkg/policy"
+	"ptthqd/pkg/wire"
 )
 
 // A neighbour is a peer by one of its links: while the link lives, and no longer.
@@ -74,7 +76,8 @@ type clash struct {
 	sure bool       // two processes live
 }
 
-// So many clashes in this time are no restarts any more: several nodes hold the peer's key. A sure one is enough.
+// So many clashes in this time are no restarts any more: several nodes hold the peer's key. A sure one is enough. A process
+// that did not answer when another came in its place is no clash.
 const (
 	manyClashes = 3
 	clashTime   = 20 * time.Minute
@@ -167,7 +170,7 @@ func (l *links) remove(n *neighbour) (rivals []netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	known := len(l.rivalsLocked(n.id())) > 0
-	if n.link.Reason() == link.EndSuperseded {
+	if closed, ok := errors.AsType[*link.ClosedError](n.link.Err()); ok && closed.Code == wire.CloseSuperseded {
 		l.clashLocked(n.id(), clash{at: time.Now(), from: n.link.RemoteAddr().Addr()})
 	}
 	l.left[n.id()] = departure{at: time.Now(), key: n.link.Key()}
