@@ -61,7 +61,7 @@ func genMessage() *rapid.Generator[wire.Message] {
 		return nil
 	})
 	return rapid.Custom(func(t *rapid.T) wire.Message {
-		switch rapid.IntRange(1, 12).Draw(t, "kind") {
+		switch rapid.IntRange(1, 11).Draw(t, "kind") {
 		case 1:
 			return &wire.Connect{
 				Server: id.Draw(t, "server"), Inner: inner.Draw(t, "inner"),
