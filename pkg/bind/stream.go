@@ -1,6 +1,7 @@
 package bind
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,8 +9,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/user"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"syscall"
 
 	"ptthqd/pkg/config"
@@ -73,6 +76,33 @@ func (l *Listener) SetMode(mode fs.FileMode) error {
 	return nil
 }
 
+// SetGroup changes the group of a Unix socket's file; "" is the process's own group. It does nothing to others.
+func (l *Listener) SetGroup(group string) error {
+	if l.Path == "" {
+		return nil
+	}
+	id := os.Getegid()
+	if group != "" {
+		var err error
+		if id, err = strconv.Atoi(group); err != nil {
+			g, err := user.LookupGroup(group)
+			if err != nil {
+				return &Error{Place: l.Path, Err: err, Hint: "make the group, or name another as listen_group"}
+			}
+			if id, err = strconv.Atoi(g.Gid); err != nil {
+				return &Error{Place: l.Path, Err: err, Final: true}
+			}
+		}
+	}
+	if err := os.Lchown(l.Path, -1, id); err != nil {
+		return &Error{
+			Place: l.Path, Err: fmt.Errorf("set the group of the socket to %s: %w", cmp.Or(group, "its own"), errors.Unwrap(err)),
+			Hint: "the daemon must be a member of the group: SupplementaryGroups= and PrivateUsers=no in a drop-in of its unit, then restart it",
+		}
+	}
+	return nil
+}
+
 func (b *Binder) listenUnix(ctx context.Context, l *Listener, at config.Listen, mode fs.FileMode) error {
 	if b.Directory == "" {
 		return &Error{
@@ -84,6 +114,7 @@ func (b *Binder) listenUnix(ctx context.Context, l *Listener, at config.Listen, 
 	if s, ok := first(b.Streams, at.String()); ok {
 		if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
 			l.Path, l.Sockets = path, []Socket[net.Listener]{{s, at.String()}}
+			_ = os.Lchown(path, -1, os.Getegid()) // the config of before may have named another group
 			return l.SetMode(mode)
 		}
 		_ = s.Close() // the socket outlived its file: nobody can find it any more

@@ -86,6 +86,11 @@ func (c *Client) Apply(ctx context.Context, next *config.Config) error {
 		m, before := wanted[at], l.mapping.Load()
 		l.mapping.Store(m)
 		l.gate.widen(next.Limits.SessionsPerMapping)
+		if m.ListenGroup != before.ListenGroup {
+			if err := l.bound.SetGroup(m.ListenGroup); err != nil {
+				c.log.Error("listen_group can't be changed", slog.String("mapping", m.Name), slog.Any("error", err))
+			}
+		}
 		if m.ListenMode != before.ListenMode {
 			if err := l.bound.SetMode(m.ListenMode); err != nil {
 				c.log.Error("listen_mode can't be changed", slog.String("mapping", m.Name), slog.Any("error", err))

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net"
@@ -35,9 +36,19 @@ type socket struct {
 
 // bind makes the listener of a mapping.
 func (c *Client) bind(ctx context.Context, m *config.Mapping) (*listener, error) {
-	bound, err := c.binder.Listen(ctx, m.Listen, m.ListenMode)
+	mode := m.ListenMode
+	if m.ListenGroup != "" {
+		mode &^= 0o070 // until it is the right group
+	}
+	bound, err := c.binder.Listen(ctx, m.Listen, mode)
 	if err != nil {
 		return nil, err
+	}
+	if m.ListenGroup != "" {
+		if err := cmp.Or(bound.SetGroup(m.ListenGroup), bound.SetMode(m.ListenMode)); err != nil {
+			bound.Close(false)
+			return nil, err
+		}
 	}
 	l := &listener{at: m.Listen, bound: bound, cut: make(chan struct{})}
 	l.mapping.Store(m)

@@ -258,6 +258,7 @@ var mappingFields = []field[Mapping]{
 	{"name", func(m Mapping) string { return m.Name }},
 	{"listen", func(m Mapping) string { return m.Listen.String() }},
 	{"listen_mode", func(m Mapping) string { return m.ListenMode.String() }},
+	{"listen_group", func(m Mapping) string { return m.ListenGroup }},
 	{"server", func(m Mapping) string { return m.Server }},
 	{"target", func(m Mapping) string { return m.Target.String() }},
 	{"on_remove", func(m Mapping) string { return m.OnRemove }},

@@ -91,6 +91,7 @@ type Mapping struct {
 	Name          string
 	Listen        Listen // TCP, Unix or Systemd
 	ListenMode    fs.FileMode
+	ListenGroup   string // a Unix socket's, by name or number; empty: the daemon's own
 	AllowPublic   bool
 	Server        string
 	Target        policy.Target

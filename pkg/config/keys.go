@@ -154,6 +154,11 @@ var keys = append([]Key{
 		Doc: "The permissions of a Unix socket, in octal, as a string.",
 	},
 	{
+		Name: "mappings.listen_group", Type: typeString, Roles: clientOnly, Example: `listen_group = "database"`,
+		Doc: "The group of a Unix socket, by name or number. The daemon must be a member: with the service's unit that takes SupplementaryGroups= and PrivateUsers=no in a drop-in. " +
+			"Default: the daemon's own group.",
+	},
+	{
 		Name: "mappings.allow_public", Type: typeBoolean, Roles: clientOnly, Default: "false", Example: "allow_public = true",
 		Doc: "Says that it is meant when other hosts can connect to the listener; without it `ptthqd check` warns.",
 	},

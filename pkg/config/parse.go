@@ -615,6 +615,15 @@ func (p *parser) mapping(s *section) {
 	case name != "" && p.once(nameAt, "mapping", name):
 		m.Name = name
 	}
+	if text, at, ok := s.text("listen_group"); ok {
+		m.ListenGroup = text
+		switch {
+		case text == "" || strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r == ':' || r == '/' || r > '~' }):
+			p.add(at, `write its name or number, for example "database"`, "%q is no group", text)
+		case m.Listen.Kind != Unix && m.Listen.Addr != "":
+			p.add(s.spotOfName("listen_group"), "take it out", "only a Unix socket has a group, and this listens on %v", m.Listen)
+		}
+	}
 	if text, at, ok := s.text("listen_mode"); ok {
 		mode, err := strconv.ParseUint(text, 8, 32)
 		if err != nil || mode > 0o777 {

@@ -3,7 +3,9 @@ package config
 import (
 	"cmp"
 	"fmt"
+	"os/user"
 	"slices"
+	"strconv"
 
 	"ptthqd/pkg/policy"
 )
@@ -157,6 +159,9 @@ func (w *warnings) client() {
 		if m.Listen.Kind == Unix && m.ListenMode&0o222 == 0 {
 			w.add(m.Source, "mappings.listen_mode", `to connect takes the right to write: "0660"`, "with %04o nobody can connect", m.ListenMode)
 		}
+		if m.ListenGroup != "" && !isGroup(m.ListenGroup) {
+			w.add(m.Source, "mappings.listen_group", "`groupadd --system` makes one", "this host has no group %q, so the mapping can't listen", m.ListenGroup)
+		}
 		if m.Enabled {
 			continue
 		}
@@ -164,6 +169,15 @@ func (w *warnings) client() {
 			w.add(m.Source, "mappings.listen", "", "mapping %q can't be enabled as it is: %v is that of mapping %q", m.Name, m.Listen, other.Name)
 		}
 	}
+}
+
+// isGroup reports whether this host has a group of the name, or the text is a number.
+func isGroup(text string) bool {
+	if _, err := strconv.ParseUint(text, 10, 31); err == nil {
+		return true
+	}
+	_, err := user.LookupGroup(text)
+	return err == nil
 }
 
 // limits warns of a limit that can't be reached because another is lower. One that has its default doesn't count:
