@@ -144,3 +144,21 @@ func TestPeersLearnTheirNames(t *testing.T) {
 		names("notebook", "storage", 1)
 	})
 }
+
+// A refusal is the server's also where that calls itself otherwise than it was asked for: no other relay is tried.
+func TestRefusalOfRenamedServer(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.names = map[string][]string{nas: {"storage"}}
+		both := w.relays(relayHost, relay2Host)
+		w.relay(relayHost, "storage")
+		w.relay(relay2Host, "storage")
+		w.server(w.serverConfig(both, "7 laptop"))
+		w.client(w.clientConfig(both, "refused storage 8"))
+		settle()
+		wantReset(t, w.connect("refused"))
+		settle() // the server reads on for a while
+		if n := len(w.books[nas].lines(t, "connection refused")); n != 1 {
+			t.Errorf("the server was asked %d times", n)
+		}
+	})
+}
