@@ -1,7 +1,6 @@
 package client
 
 import (
-	"cmp"
 	"context"
 	"log/slog"
 	"net"
@@ -45,7 +44,11 @@ func (c *Client) bind(ctx context.Context, m *config.Mapping) (*listener, error)
 		return nil, err
 	}
 	if m.ListenGroup != "" {
-		if err := cmp.Or(bound.SetGroup(m.ListenGroup), bound.SetMode(m.ListenMode)); err != nil {
+		err := bound.SetGroup(m.ListenGroup)
+		if err == nil {
+			err = bound.SetMode(m.ListenMode)
+		}
+		if err != nil {
 			bound.Close(false)
 			return nil, err
 		}
