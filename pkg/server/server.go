@@ -72,9 +72,9 @@ type Server struct {
 
 	settings atomic.Pointer[config.Config]
 	services atomic.Pointer[policy.Services]
-	windows  *link.Budget // of all links
-	stopping atomic.Bool  // a drain has begun
-	rivalAt  atomic.Int64 // when another process with this node's key was last at a relay, in Unix nanoseconds
+	windows  *link.Budget              // of all links
+	stopping atomic.Bool               // a drain has begun
+	rivalAt  atomic.Pointer[time.Time] // when another process with this node's key was last at a relay; nil: never
 	forced   chan struct{}
 	force    sync.Once
 
@@ -142,7 +142,7 @@ const rivalTime = time.Minute
 // contested reports whether another process with this node's key lives, as far as this one knows.
 func (s *Server) contested() bool {
 	at := s.rivalAt.Load()
-	return at != 0 && time.Since(time.Unix(0, at)) < rivalTime
+	return at != nil && time.Since(*at) < rivalTime
 }
 
 // Run serves until ctx is done. Then it refuses new connections, gives the
@@ -251,7 +251,7 @@ func (s *Server) newDialer(r uplink.Relay) *link.Dialer {
 	limits.Windows = s.windows
 	d := &link.Dialer{
 		Address: r.Address, Keys: r.Keys, Identity: s.config.Identity, Instance: s.instance, Logger: s.log,
-		OnContested: func() { s.rivalAt.Store(time.Now().UnixNano()) },
+		OnContested: func() { s.rivalAt.Store(new(time.Now())) },
 		OnRevoked:   s.revoked,
 		Limits:      limits,
 		LimitHit:    s.hits.Hit,
