@@ -14,7 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
+	"log" //nolint:depguard // what libraries print by themselves is to go through the queue, too
 	"log/slog"
 	"os"
 	"os/signal"

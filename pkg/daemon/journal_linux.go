@@ -95,7 +95,7 @@ const lateLine = time.Second
 
 // send sends a datagram, and waits while the journal reads none. The socket is connected: poll tells of room in another's queue only then.
 func (s *journalSink) send(datagram []byte) (err error) {
-	for try := 0; try < 2; try++ {
+	for range 2 {
 		if s.conn == nil {
 			if s.conn, err = net.DialUnix("unixgram", nil, &net.UnixAddr{Name: journalSocket, Net: "unixgram"}); err != nil {
 				s.conn = nil
