@@ -143,10 +143,7 @@ var ways = map[string]way{
 			return idOf(t, w, "laptop", wire.StatusLoop)
 		},
 	},
-	"the server is about to stop": {
-		prepare: func(t *testing.T, w *world) {
-			set("drain_timeout = \"1m\"\n", "nas")(t, w) // longer than the client asks again
-		},
+	"the server is about to stop, and does not come back": {
 		happen: func(t *testing.T, w *world, p5s *recorder) string {
 			p5s.open(t, w)
 			w.procs["nas"].signal(syscall.SIGTERM)

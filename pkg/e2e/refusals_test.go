@@ -275,6 +275,7 @@ func TestUnknownKeys(t *testing.T) {
 		t.Run(node, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, endServer)
+			w.extra["relay"] = "[limits]\npark_timeout = \"0s\"\n" // a young relay would hold P1
 			w.extra["laptop"] = briefHold
 			w.writeConfigs()
 			known := w.keys[node]
@@ -310,6 +311,7 @@ func TestWrongRelayKey(t *testing.T) {
 		t.Run(node, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, endServer)
+			w.extra["relay"] = "[limits]\npark_timeout = \"0s\"\n" // a young relay would hold P1
 			w.extra["laptop"] = briefHold
 			w.writeConfigs()
 			other, err := ident.Generate()

@@ -96,7 +96,12 @@ func TestProfiles(t *testing.T) {
 			t.Errorf("%s: %d, %d bytes without %q", path, code, len(body), has)
 		}
 	}
-	if code, _ := get("tcp", fmt.Sprintf("127.0.0.1:%d", port), "/debug/pprof/heap"); code != http.StatusNotFound {
-		t.Errorf("profiles are served beside the metrics: %d", code)
+	answer, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/debug/pprof/heap", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = answer.Body.Close()
+	if answer.StatusCode != http.StatusNotFound {
+		t.Errorf("profiles are served beside the metrics: %d", answer.StatusCode)
 	}
 }
