@@ -123,7 +123,8 @@ systemd-run --quiet --unit=knock --property=StandardOutput=file:/root/knocked ba
 			// systemd's patience is shorter than the drain, which asks for more.
 			client.run(`mkdir -p /run/systemd/system/ptthqd.service.d && printf '[Service]\nTimeoutStopSec=2\n' > /run/systemd/system/ptthqd.service.d/impatient.conf && systemctl daemon-reload`)
 			client.run(`sed -i '1i drain_timeout = "7s"' /etc/ptthq.toml && systemctl reload ptthqd`)
-			client.run("systemd-run --quiet --unit=held bash -c 'exec 3<>/dev/tcp/127.0.0.1/2200; sleep 60'")
+			// A connection in which data goes by: for others nothing is waited.
+			client.run("systemd-run --quiet --unit=held --setenv=HOME=/root --property=StandardOutput=null ssh server 'while sleep 0.2; do echo x; done'")
 			client.soon("ptthqd status --json | grep -F '\"state\": \"attached\"'")
 			said := client.run(`systemctl stop --no-block ptthqd; sleep 4
 				systemctl is-active ptthqd || true; systemctl show -P StatusText ptthqd

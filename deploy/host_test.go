@@ -156,11 +156,28 @@ func (l *lab) reboot(name string) {
 		h.rebootByHand()
 		return
 	}
-	cmd := h.command(context.Background(), "")
-	cmd.Args = []string{l.tool, "reboot", name}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		l.t.Fatalf("reboot %s: %v\n%s", name, err, out)
+	before := h.run("systemctl show -P SoftRebootsCount")
+	_, _ = h.answer("systemctl --no-block soft-reboot")
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(300 * time.Millisecond) {
+		said, ok := h.answer("systemctl show -P SoftRebootsCount; systemctl is-system-running || true")
+		count, state, _ := strings.Cut(said, "\n")
+		if ok && count != before && (state == "running" || state == "degraded") {
+			return
+		}
 	}
+	l.t.Fatalf("%s did not come back within a minute", name)
+}
+
+// answer runs a script on a host that may be about to end all its processes: it stops them first, the one that waits for them out
+// here stops as well, and would stay so for ever.
+func (h *host) answer(script string) (said string, ok bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	cmd := h.command(ctx, script)
+	cancelGroup(cmd)
+	cmd.WaitDelay = time.Second
+	out, err := cmd.Output()
+	return strings.TrimSpace(string(out)), err == nil
 }
 
 // rebootByHand is for a systemd without soft-reboot, before 254: every process is ended, and PID 1 becomes a fresh systemd in the
