@@ -48,14 +48,14 @@ demo: build ## a relay, a client and a server on this machine, with data flowing
 
 # --- tests -------------------------------------------------------------------------------------------------------
 
-TEST_PROCESSES = $(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -p=1 -timeout=20m $(TESTFLAGS) ./pkg/e2e ./deploy
+TEST_PROCESSES = $(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -p=1 -timeout=30m $(TESTFLAGS) ./pkg/e2e ./deploy
 
 .PHONY: test
 test: ## all tests, with the race detector where there is a C compiler
 ifeq ($(RACE),)
 	@echo 'make test: no C compiler, so the race detector is off; to have it: apt-get install gcc libc6-dev' >&2
 endif
-	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -shuffle=on -timeout=10m $(TESTFLAGS) $$($(GO) list ./... | grep -v -e '/pkg/e2e$$' -e '/deploy$$')
+	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -shuffle=on -timeout=20m $(TESTFLAGS) $$($(GO) list ./... | grep -v -e '/pkg/e2e$$' -e '/deploy$$')
 	@# What memory a session holds, and how a busy link or path behaves, can be measured without the race detector alone.
 	$(GO) test -shuffle=on -timeout=10m $(TESTFLAGS) ./pkg/link ./pkg/session ./pkg/chaintest
 	@# These run whole processes and measure pauses: nothing else runs beside them.
