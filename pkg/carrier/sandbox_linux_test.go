@@ -150,7 +150,7 @@ func seccomp(t *testing.T, call, v4, v6, errno uint32) {
 	}
 	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		t.Skip(err)
+		t.Skip("this kernel has no PR_SET_NO_NEW_PRIVS, before Linux 3.5: ", err)
 	}
 	if _, _, err := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&program))); err != 0 {
 		t.Skip("this system lets no process filter its calls: ", err)

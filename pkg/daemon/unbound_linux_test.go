@@ -70,7 +70,7 @@ func elsewhere(t *testing.T, f func()) {
 		}
 	}()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Skip(err)
+		t.Skipf("a network namespace takes root: %v", err)
 	}
 	if err := give(netip.MustParseAddr("127.0.0.1")); err != nil {
 		t.Fatal(err)

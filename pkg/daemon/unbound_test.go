@@ -197,7 +197,7 @@ func TestWhatInterruptsIsNotTriedAgain(t *testing.T) {
 	p := s.start("client")
 	other, err := net.Listen("tcp", fmt.Sprintf("127.0.0.2:%d", port)) // in the way of 0.0.0.0
 	if err != nil {
-		t.Skip(err)
+		t.Skipf("this host has no 127.0.0.2 (ifconfig lo0 alias 127.0.0.2): %v", err)
 	}
 	defer func() { _ = other.Close() }()
 	write("0.0.0.0:%d")
