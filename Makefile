@@ -48,16 +48,16 @@ demo: build ## a relay, a client and a server on this machine, with data flowing
 
 # --- tests -------------------------------------------------------------------------------------------------------
 
-TEST_PROCESSES = $(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -p=1 -timeout=30m $(TESTFLAGS) ./pkg/e2e ./deploy
+TEST_PROCESSES = $(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -p=1 -timeout=30m $(TESTFLAGS) ./test/e2e ./deploy
 
 .PHONY: test
 test: ## all tests, with the race detector where there is a C compiler
 ifeq ($(RACE),)
 	@echo 'make test: no C compiler, so the race detector is off; to have it: apt-get install gcc libc6-dev' >&2
 endif
-	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -shuffle=on -timeout=20m $(TESTFLAGS) $$($(GO) list ./... | grep -v -e '/pkg/e2e$$' -e '/deploy$$')
+	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -shuffle=on -timeout=20m $(TESTFLAGS) $$($(GO) list ./... | grep -v -e '/test/e2e$$' -e '/deploy$$')
 	@# What memory a session holds, and how a busy link or path behaves, can be measured without the race detector alone.
-	$(GO) test -shuffle=on -timeout=10m $(TESTFLAGS) ./pkg/link ./pkg/session ./pkg/chaintest
+	$(GO) test -shuffle=on -timeout=10m $(TESTFLAGS) ./pkg/link ./pkg/session ./test/sim
 	@# These run whole processes and measure pauses: nothing else runs beside them.
 ifeq ($(AGAIN),)
 	$(TEST_PROCESSES)
@@ -103,7 +103,7 @@ bench-parts: ## the benchmarks of the parts, six times; compare two outputs with
 
 .PHONY: soak
 soak: ## the long test, for SOAK (1h); its plots go to SOAK_DIR, or to a directory that it prints
-	PTTHQD_SOAK='$(SOAK)' PTTHQD_SOAK_DIR='$(abspath $(SOAK_DIR))' $(GO) test -count=1 -v -timeout=0 -run='^TestSoak$$' ./pkg/e2e
+	PTTHQD_SOAK='$(SOAK)' PTTHQD_SOAK_DIR='$(abspath $(SOAK_DIR))' $(GO) test -count=1 -v -timeout=0 -run='^TestSoak$$' ./test/e2e
 
 # --- gates -------------------------------------------------------------------------------------------------------
 

@@ -19,16 +19,16 @@ const module = "ptthqd"
 // floors says how high each package stands. A package imports only from floors below its own; roles, which share a
 // floor, therefore never import each other.
 var floors = map[string]int{
-	"pkg/wire":    0,
-	"pkg/door":    0,
-	"pkg/ident":   0,
-	"pkg/pace":    0,
-	"pkg/spare":   0,
-	"pkg/nowait":  0,
-	"pkg/origin":  0,
-	"pkg/parity":  0,
-	"pkg/tcptest": 0, // for tests
-	"pkg/awake":   0,
+	"pkg/wire":      0,
+	"pkg/door":      0,
+	"pkg/ident":     0,
+	"pkg/pace":      0,
+	"pkg/spare":     0,
+	"pkg/nowait":    0,
+	"pkg/origin":    0,
+	"pkg/parity":    0,
+	"test/testutil": 0, // for tests
+	"pkg/awake":     0,
 
 	"pkg/splice":  1, // needs wire's codes for how a stream ends
 	"pkg/policy":  1,
@@ -54,7 +54,7 @@ var floors = map[string]int{
 	"bench":            6, // measures the other two
 	"bench/plainchain": 6,
 
-	"pkg/e2e": 7, // for tests of whole processes
+	"test/e2e": 7, // for tests of whole processes
 }
 
 // knows says which packages may import what; a name ending in "/" stands for all below it.
@@ -72,7 +72,7 @@ var knows = []struct {
 	{"github.com/prometheus/", []string{"pkg/daemon"}, "only the daemon knows Prometheus"},
 	{"github.com/BurntSushi/toml", []string{"pkg/config"}, "only config knows TOML"},
 	{"github.com/spf13/", []string{"cmd/ptthqd"}, "only the command knows the command line"},
-	{"os/exec", []string{"cmd/ptthqd", "bench", "pkg/e2e"}, "nothing that speaks to a network starts programs"},
+	{"os/exec", []string{"cmd/ptthqd", "bench", "test/e2e"}, "nothing that speaks to a network starts programs"},
 	{"unsafe", []string{"pkg/nowait", "pkg/carrier", "pkg/daemon"}, "what foreign bytes reach is memory-safe"},
 }
 

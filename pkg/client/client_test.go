@@ -23,7 +23,7 @@ import (
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/policy"
-	"ptthqd/pkg/tcptest"
+	"ptthqd/test/testutil"
 )
 
 // A node is a client that runs. No relay can be reached, so that what it accepts is held.
@@ -517,9 +517,9 @@ func TestAlive(t *testing.T) {
 }
 
 // inMemory runs a client with one in-memory listener in a bubble.
-func inMemory(t *testing.T, c *config.Config) (*node, *tcptest.Listener) {
+func inMemory(t *testing.T, c *config.Config) (*node, *testutil.Listener) {
 	t.Helper()
-	l := tcptest.Listen("systemd:web")
+	l := testutil.Listen("systemd:web")
 	n := start(t, client.Config{Settings: c, Inherit: func(string) []net.Listener { return []net.Listener{l} }})
 	return n, l
 }

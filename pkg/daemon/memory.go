@@ -15,7 +15,7 @@ import (
 // administrator has said otherwise. It returns the groups' limit in bytes, 0 if there is none.
 //
 // Go gets two thirds. The group also pays for what Go's runtime does not count: the buffers of sockets in the kernel (up to
-// 8 MiB each way for a link's), page tables and pages of files. pkg/e2e's TestLittleMemory lives on this share of 96 MiB.
+// 8 MiB each way for a link's), page tables and pages of files. test/e2e's TestLittleMemory lives on this share of 96 MiB.
 func fitMemory(root fs.FS, log *slog.Logger, own bool) (limit int64) {
 	limit, file := groupMemory(root)
 	if limit == 0 || !own || os.Getenv("GOMEMLIMIT") != "" {

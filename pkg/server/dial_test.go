@@ -15,8 +15,8 @@ import (
 
 	"ptthqd/pkg/policy"
 	"ptthqd/pkg/session"
-	"ptthqd/pkg/tcptest"
 	"ptthqd/pkg/wire"
+	"ptthqd/test/testutil"
 )
 
 func target(t *testing.T, text string) policy.Target {
@@ -139,7 +139,7 @@ func TestDialsTakeTurns(t *testing.T) {
 			now[address]--
 			now["all"]--
 			mu.Unlock()
-			conn, _ := tcptest.Pair(address)
+			conn, _ := testutil.Pair(address)
 			return conn, nil
 		})
 		d.limit(5, 3)

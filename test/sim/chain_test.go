@@ -1,4 +1,4 @@
-package chaintest
+package sim
 
 import (
 	"io"
@@ -6,7 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"ptthqd/pkg/tcptest"
+	"ptthqd/test/testutil"
 )
 
 func TestFirstByteTakesOneRoundTrip(t *testing.T) {
@@ -27,7 +27,7 @@ func TestFirstByteTakesOneRoundTrip(t *testing.T) {
 
 func TestServerThatSpeaksFirst(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
-		w.target("127.0.0.1:22", func(conn *tcptest.Conn) {
+		w.target("127.0.0.1:22", func(conn *testutil.Conn) {
 			_, _ = conn.Write([]byte("SSH-2.0-test\r\n"))
 			echo(conn)
 		})
@@ -101,7 +101,7 @@ func TestResetsPass(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		w.chain()
 		ends := make(chan error, 1)
-		w.target("127.0.0.1:7", func(conn *tcptest.Conn) {
+		w.target("127.0.0.1:7", func(conn *testutil.Conn) {
 			_, err := io.Copy(io.Discard, conn)
 			ends <- err
 		})
@@ -112,7 +112,7 @@ func TestResetsPass(t *testing.T) {
 			t.Error("P1 has reset its connection, and P5 sees an orderly end")
 		}
 
-		w.target("127.0.0.1:7", func(conn *tcptest.Conn) {
+		w.target("127.0.0.1:7", func(conn *testutil.Conn) {
 			_, _ = conn.Read(make([]byte, 1))
 			conn.Reset()
 		})
@@ -175,7 +175,7 @@ func TestHeldConnectionsAreBounded(t *testing.T) {
 		w.client(settings)
 		settle()
 		start := time.Now()
-		held := []*tcptest.Conn{w.connect("echo"), w.connect("echo")}
+		held := []*testutil.Conn{w.connect("echo"), w.connect("echo")}
 		wantReset(t, w.connect("echo"))
 		if took := time.Since(start); took != 0 {
 			t.Errorf("one too many was reset after %v, want at once", took)

@@ -1,4 +1,4 @@
-package chaintest
+package sim
 
 import (
 	"bytes"
@@ -14,11 +14,11 @@ import (
 	"time"
 
 	"ptthqd/pkg/link/linktest"
-	"ptthqd/pkg/tcptest"
+	"ptthqd/test/testutil"
 )
 
 // pour sends size bytes through an echo, as fast as they are taken, and checks what comes back, to the end.
-func pour(conn *tcptest.Conn, seed byte, size int) error {
+func pour(conn *testutil.Conn, seed byte, size int) error {
 	sent := make(chan error, 1)
 	go func() {
 		random := rand.NewChaCha8([32]byte{seed})

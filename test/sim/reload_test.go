@@ -1,4 +1,4 @@
-package chaintest
+package sim
 
 import (
 	"errors"
@@ -9,7 +9,7 @@ import (
 
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/relay"
-	"ptthqd/pkg/tcptest"
+	"ptthqd/test/testutil"
 )
 
 // apply puts a config in force at the client.
@@ -29,13 +29,13 @@ func (s *serverNode) apply(t *testing.T, next *config.Config) {
 
 // answer makes a P5 that says who it is.
 func (w *world) answer(address, name string) {
-	w.target(address, func(conn *tcptest.Conn) {
+	w.target(address, func(conn *testutil.Conn) {
 		_, _ = conn.Write([]byte(name))
 		echo(conn)
 	})
 }
 
-func wantAnswer(t *testing.T, conn *tcptest.Conn, want string) {
+func wantAnswer(t *testing.T, conn *testutil.Conn, want string) {
 	t.Helper()
 	got := make([]byte, len(want))
 	if n, err := conn.Read(got); string(got[:n]) != want {

@@ -1,4 +1,4 @@
-package chaintest
+package sim
 
 import (
 	"strings"
@@ -6,8 +6,8 @@ import (
 	"time"
 
 	"ptthqd/pkg/client"
-	"ptthqd/pkg/tcptest"
 	"ptthqd/pkg/wire"
+	"ptthqd/test/testutil"
 )
 
 func TestTrace(t *testing.T) {
@@ -87,7 +87,7 @@ func TestTraceStops(t *testing.T) {
 func TestTraceOverTwoRelays(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		_, _, _, c := w.twoRelays()
-		w.target("127.0.0.1:7", func(conn *tcptest.Conn) { _ = conn.Close() })
+		w.target("127.0.0.1:7", func(conn *testutil.Conn) { _ = conn.Close() })
 		m := w.mapping("echo nas 7")
 		seen := c.Trace(t.Context(), &m)
 		var way []string

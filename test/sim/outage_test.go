@@ -1,4 +1,4 @@
-package chaintest
+package sim
 
 import (
 	"bytes"
@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/config"
-	"ptthqd/pkg/tcptest"
+	"ptthqd/test/testutil"
 )
 
 // A transfer sends bytes through an echo, a chunk at a time, and keeps what
@@ -25,7 +25,7 @@ type transfer struct {
 }
 
 // transfer sends for a while.
-func startTransfer(conn *tcptest.Conn, lasts time.Duration) *transfer {
+func startTransfer(conn *testutil.Conn, lasts time.Duration) *transfer {
 	tr := new(transfer)
 	until := time.Now().Add(lasts)
 	tr.work.Go(func() {
@@ -151,7 +151,7 @@ func TestClientStop(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		ends := make(chan error, 1)
 		_, s, c := w.chain()
-		w.target("127.0.0.1:7", func(conn *tcptest.Conn) {
+		w.target("127.0.0.1:7", func(conn *testutil.Conn) {
 			_, err := io.Copy(conn, conn)
 			ends <- err
 		})

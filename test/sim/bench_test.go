@@ -1,6 +1,6 @@
 //go:build linux
 
-package chaintest
+package sim
 
 import (
 	"context"

@@ -1,6 +1,6 @@
 //go:build !race
 
-package chaintest
+package sim
 
 import (
 	"io"
@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/link/linktest"
-	"ptthqd/pkg/tcptest"
+	"ptthqd/test/testutil"
 )
 
 // TestBulkLeavesRoom uploads over two links of 200 Mbit/s with 50 ms of queue each. The upload fills them, but makes no
@@ -34,7 +34,7 @@ func TestBulkLeavesRoom(t *testing.T) {
 				w.network.Drop(b.Drop)
 				w.network.Delay(b.Delay)
 				var arrived atomic.Int64
-				w.target("127.0.0.1:9", func(conn *tcptest.Conn) {
+				w.target("127.0.0.1:9", func(conn *testutil.Conn) {
 					_, _ = io.Copy(counter{&arrived}, conn)
 					_ = conn.Close()
 				})
@@ -109,7 +109,7 @@ func TestBulkStarts(t *testing.T) {
 				w.network.Drop(b.Drop)
 				w.network.Delay(b.Delay)
 				var arrived atomic.Int64
-				w.target("127.0.0.1:9", func(conn *tcptest.Conn) {
+				w.target("127.0.0.1:9", func(conn *testutil.Conn) {
 					_, _ = conn.Write([]byte("!"))
 					_, _ = io.Copy(counter{&arrived}, conn)
 					_ = conn.Close()

@@ -1,4 +1,4 @@
-package chaintest
+package sim
 
 import (
 	"bytes"
@@ -22,7 +22,7 @@ import (
 	"ptthqd/pkg/policy"
 	"ptthqd/pkg/relay"
 	"ptthqd/pkg/server"
-	"ptthqd/pkg/tcptest"
+	"ptthqd/test/testutil"
 )
 
 // What random policies are made of, and what is asked of them.
@@ -49,7 +49,7 @@ func TestExplainAgrees(t *testing.T) {
 	r := rand.New(rand.NewPCG(seed, 0))
 	inBubble(t, func(t *testing.T, w *world) {
 		for _, address := range destinations {
-			w.target(address, func(conn *tcptest.Conn) {
+			w.target(address, func(conn *testutil.Conn) {
 				_, _ = io.WriteString(conn, address+"\n")
 				_ = conn.Close()
 			})

@@ -1,4 +1,4 @@
-package chaintest
+package sim
 
 import (
 	"io"
@@ -6,11 +6,11 @@ import (
 	"time"
 
 	"ptthqd/pkg/link/linktest"
-	"ptthqd/pkg/tcptest"
+	"ptthqd/test/testutil"
 )
 
 // mebibytes is a P5 that sends a MiB for each byte that it reads.
-func mebibytes(conn *tcptest.Conn) {
+func mebibytes(conn *testutil.Conn) {
 	defer func() { _ = conn.Close() }()
 	one, chunk := make([]byte, 1), make([]byte, 1<<20)
 	for {
@@ -40,12 +40,12 @@ func TestUnreadDownloads(t *testing.T) {
 		w.client(w.clientConfig(w.relays(relayHost), "source nas 9"))
 		settle()
 
-		ask := func(p1 *tcptest.Conn, mebi int) {
+		ask := func(p1 *testutil.Conn, mebi int) {
 			if _, err := p1.Write(make([]byte, mebi)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		read := func(p1 *tcptest.Conn, mebi int64) {
+		read := func(p1 *testutil.Conn, mebi int64) {
 			if _, err := io.CopyN(io.Discard, p1, mebi<<20); err != nil {
 				t.Fatal(err)
 			}

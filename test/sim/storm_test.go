@@ -1,4 +1,4 @@
-package chaintest
+package sim
 
 import (
 	"bytes"
@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/link/linktest"
-	"ptthqd/pkg/tcptest"
+	"ptthqd/test/testutil"
 )
 
 var (
@@ -133,7 +133,7 @@ func storm(t *testing.T, w *world, seed uint64) {
 }
 
 // stormServer is P5: it sends back what it gets.
-func stormServer(conn *tcptest.Conn) {
+func stormServer(conn *testutil.Conn) {
 	defer func() { _ = conn.Close() }()
 	if _, err := io.Copy(conn, conn); err == nil {
 		_ = conn.CloseWrite()
@@ -141,9 +141,9 @@ func stormServer(conn *tcptest.Conn) {
 }
 
 // stormKinds are what P1 does with a connection.
-var stormKinds = []func(conn *tcptest.Conn, r *rand.Rand, size int) error{
+var stormKinds = []func(conn *testutil.Conn, r *rand.Rand, size int) error{
 	bulk,
-	func(conn *tcptest.Conn, r *rand.Rand, _ int) error { // request and response
+	func(conn *testutil.Conn, r *rand.Rand, _ int) error { // request and response
 		for range 100 {
 			if err := ask(conn, r, 1+r.IntN(600)); err != nil {
 				return err
@@ -152,11 +152,11 @@ var stormKinds = []func(conn *tcptest.Conn, r *rand.Rand, size int) error{
 		}
 		return bulk(conn, r, 0)
 	},
-	func(conn *tcptest.Conn, r *rand.Rand, _ int) error { // idle
+	func(conn *testutil.Conn, r *rand.Rand, _ int) error { // idle
 		time.Sleep(25 * time.Second)
 		return bulk(conn, r, 10)
 	},
-	func(conn *tcptest.Conn, r *rand.Rand, size int) error { // half-closed, and a slow reader
+	func(conn *testutil.Conn, r *rand.Rand, size int) error { // half-closed, and a slow reader
 		want := randomBytes(r, size)
 		var writing sync.WaitGroup
 		writing.Go(func() {
@@ -177,11 +177,11 @@ var stormKinds = []func(conn *tcptest.Conn, r *rand.Rand, size int) error{
 		}
 		return same(got, want)
 	},
-	func(conn *tcptest.Conn, r *rand.Rand, _ int) error { // bulk in the midst of the storm
+	func(conn *testutil.Conn, r *rand.Rand, _ int) error { // bulk in the midst of the storm
 		time.Sleep(time.Duration(r.IntN(10000)) * time.Millisecond)
 		return bulk(conn, r, 1<<20)
 	},
-	func(conn *tcptest.Conn, r *rand.Rand, size int) error { // reset by P1
+	func(conn *testutil.Conn, r *rand.Rand, size int) error { // reset by P1
 		time.Sleep(time.Duration(r.IntN(5000)) * time.Millisecond)
 		_, _ = conn.Write(randomBytes(r, min(size, 20<<10)))
 		conn.Reset()
@@ -190,7 +190,7 @@ var stormKinds = []func(conn *tcptest.Conn, r *rand.Rand, size int) error{
 }
 
 // bulk sends size bytes and the end, and expects them back.
-func bulk(conn *tcptest.Conn, r *rand.Rand, size int) error {
+func bulk(conn *testutil.Conn, r *rand.Rand, size int) error {
 	want := randomBytes(r, size)
 	var writing sync.WaitGroup
 	writing.Go(func() {
@@ -206,7 +206,7 @@ func bulk(conn *tcptest.Conn, r *rand.Rand, size int) error {
 }
 
 // ask sends size bytes and expects them back.
-func ask(conn *tcptest.Conn, r *rand.Rand, size int) error {
+func ask(conn *testutil.Conn, r *rand.Rand, size int) error {
 	want := randomBytes(r, size)
 	if _, err := conn.Write(want); err != nil {
 		return err
@@ -234,7 +234,7 @@ func randomBytes(r *rand.Rand, size int) []byte {
 }
 
 // dialMapping connects to a mapping's listener, which must be there.
-func (w *world) dialMapping(mapping string) *tcptest.Conn {
+func (w *world) dialMapping(mapping string) *testutil.Conn {
 	w.mu.Lock()
 	l := w.inbox["systemd:"+mapping]
 	w.mu.Unlock()

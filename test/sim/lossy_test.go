@@ -1,6 +1,6 @@
 //go:build !race
 
-package chaintest
+package sim
 
 import (
 	"io"
@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/link/linktest"
-	"ptthqd/pkg/tcptest"
+	"ptthqd/test/testutil"
 )
 
 // TestBulkOverLossyPaths uploads over two links of 200 Mbit/s that lose packets without being full. Without parity the rates are
@@ -49,7 +49,7 @@ func lossyUpload(t *testing.T, seed uint64, extra time.Duration, loss float64) (
 		w.network.Drop(func(p linktest.Packet) bool { return b.Drop(p) || random.Float64() < loss })
 		w.network.Delay(b.Delay)
 		var arrived atomic.Int64
-		w.target("127.0.0.1:9", func(conn *tcptest.Conn) {
+		w.target("127.0.0.1:9", func(conn *testutil.Conn) {
 			_, _ = io.Copy(counter{&arrived}, conn)
 			_ = conn.Close()
 		})

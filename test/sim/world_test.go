@@ -1,6 +1,6 @@
-// Package chaintest tests whole chains, P1 to P5, in virtual time: a client,
+// Package sim tests whole chains, P1 to P5, in virtual time: a client,
 // relays and servers on one simulated network in one bubble. TCP's ends are in memory.
-package chaintest
+package sim
 
 import (
 	"bytes"
@@ -30,7 +30,7 @@ import (
 	"ptthqd/pkg/policy"
 	"ptthqd/pkg/relay"
 	"ptthqd/pkg/server"
-	"ptthqd/pkg/tcptest"
+	"ptthqd/test/testutil"
 )
 
 // hop is what a packet takes from one host to another.
@@ -50,13 +50,13 @@ const (
 type world struct {
 	t       *testing.T
 	network *linktest.Network
-	keys    map[string]ident.PrivateKey  // by host
-	targets map[string]*tcptest.Listener // P5s, by address
+	keys    map[string]ident.PrivateKey   // by host
+	targets map[string]*testutil.Listener // P5s, by address
 	mu      sync.Mutex
-	inbox   map[string]*tcptest.Listener // the clients' listeners, by name; guarded by mu while they start
-	books   map[string]*book             // logs, by node
-	quiet   bool                         // nobody logs
-	names   map[string][]string          // of those that a relay calls otherwise
+	inbox   map[string]*testutil.Listener // the clients' listeners, by name; guarded by mu while they start
+	books   map[string]*book              // logs, by node
+	quiet   bool                          // nobody logs
+	names   map[string][]string           // of those that a relay calls otherwise
 }
 
 // inBubble runs a test in a world of its own.
@@ -66,8 +66,8 @@ func inBubble(t *testing.T, test func(t *testing.T, w *world)) {
 		test(t, &world{
 			t: t, network: linktest.New(t, hop),
 			keys:    make(map[string]ident.PrivateKey),
-			targets: make(map[string]*tcptest.Listener),
-			inbox:   make(map[string]*tcptest.Listener),
+			targets: make(map[string]*testutil.Listener),
+			inbox:   make(map[string]*testutil.Listener),
 			books:   make(map[string]*book),
 		})
 	})
@@ -285,8 +285,8 @@ func (w *world) dial(ctx context.Context, network, address string) (net.Conn, er
 }
 
 // target makes a P5 at an address; serve gets each connection that it accepts.
-func (w *world) target(address string, serve func(*tcptest.Conn)) {
-	l := tcptest.Listen(address)
+func (w *world) target(address string, serve func(*testutil.Conn)) {
+	l := testutil.Listen(address)
 	w.targets[address] = l
 	var work sync.WaitGroup
 	work.Go(func() {
@@ -295,7 +295,7 @@ func (w *world) target(address string, serve func(*tcptest.Conn)) {
 			if err != nil {
 				return
 			}
-			work.Go(func() { serve(conn.(*tcptest.Conn)) })
+			work.Go(func() { serve(conn.(*testutil.Conn)) })
 		}
 	})
 	w.t.Cleanup(func() {
@@ -305,7 +305,7 @@ func (w *world) target(address string, serve func(*tcptest.Conn)) {
 }
 
 // echo is a P5 that sends back what it gets, to the end.
-func echo(conn *tcptest.Conn) {
+func echo(conn *testutil.Conn) {
 	defer func() { _ = conn.Close() }()
 	buf := make([]byte, 16<<10)
 	for {
@@ -365,7 +365,7 @@ func (w *world) client(settings *config.Config) *clientNode {
 }
 
 func (w *world) inherit(name string) []net.Listener {
-	l := tcptest.Listen(name)
+	l := testutil.Listen(name)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.inbox[name] = l
@@ -373,7 +373,7 @@ func (w *world) inherit(name string) []net.Listener {
 }
 
 // connect is P1: it connects to a mapping's listener.
-func (w *world) connect(mapping string) *tcptest.Conn {
+func (w *world) connect(mapping string) *testutil.Conn {
 	w.t.Helper()
 	synctest.Wait() // until it listens
 	conn, err := w.inbox["systemd:"+mapping].Dial(w.t.Context())
@@ -399,7 +399,7 @@ func (w *world) chain() (*relayNode, *serverNode, *clientNode) {
 }
 
 // exchange sends text and expects it back.
-func exchange(t *testing.T, conn *tcptest.Conn, text string) {
+func exchange(t *testing.T, conn *testutil.Conn, text string) {
 	t.Helper()
 	if _, err := conn.Write([]byte(text)); err != nil {
 		t.Fatalf("P1 writes: %v", err)
@@ -411,7 +411,7 @@ func exchange(t *testing.T, conn *tcptest.Conn, text string) {
 }
 
 // wantReset expects that the connection is reset.
-func wantReset(t *testing.T, conn *tcptest.Conn) {
+func wantReset(t *testing.T, conn *testutil.Conn) {
 	t.Helper()
 	n, err := conn.Read(make([]byte, 1))
 	if n != 0 || !errors.Is(err, syscall.ECONNRESET) {

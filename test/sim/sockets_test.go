@@ -1,4 +1,4 @@
-package chaintest
+package sim
 
 import (
 	"bytes"

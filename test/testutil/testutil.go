@@ -1,7 +1,7 @@
-// Package tcptest is TCP in memory, for tests inside a testing/synctest bubble,
+// Package testutil is TCP in memory, for tests inside a testing/synctest bubble,
 // where real sockets don't work: connections that can be half-closed and reset,
 // and listeners. Nothing takes time, and buffers are bounded.
-package tcptest
+package testutil
 
 import (
 	"context"

@@ -26,7 +26,7 @@ func TestFaultsAreTested(t *testing.T) {
 	for _, n := range named {
 		pkg := cmp.Or(n[1], "e2e")
 		if sources[pkg] == "" {
-			files, err := filepath.Glob(filepath.Join("..", pkg, "*_test.go"))
+			files, err := filepath.Glob(filepath.Join("../..", "*", pkg, "*_test.go")) // pkg/ or test/
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -41,7 +41,7 @@ func TestFaultsAreTested(t *testing.T) {
 			sources[pkg] = all.String()
 		}
 		if !strings.Contains(sources[pkg], "func "+n[2]+"(t *testing.T)") {
-			t.Errorf("pkg/%s has no %s", pkg, n[2])
+			t.Errorf("package %s has no %s", pkg, n[2])
 		}
 	}
 }

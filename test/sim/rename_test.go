@@ -1,4 +1,4 @@
-package chaintest
+package sim
 
 import (
 	"testing"
@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/relay"
-	"ptthqd/pkg/tcptest"
+	"ptthqd/test/testutil"
 )
 
 // A client and a server get other names, first at the relay, then at each other, and nothing ends that goes on under the old
@@ -56,7 +56,7 @@ func TestPeersAreRenamed(t *testing.T) {
 }
 
 // restartsAndForgets restarts the relay of a test in which its peers are renamed, and takes out the old names.
-func (w *world) restartsAndForgets(r *relayNode, s *serverNode, old, young *tcptest.Conn) {
+func (w *world) restartsAndForgets(r *relayNode, s *serverNode, old, young *testutil.Conn) {
 	t := w.t
 	r.stop()
 	r = w.relay(relayHost, "storage")
