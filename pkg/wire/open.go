@@ -1,0 +1,139 @@
+package wire
+
+import (
+	"time"
+)
+
+// Open asks P4 for a new session. It is idempotent by client and token.
+type Open struct {
+	Version       uint64
+	Features      uint64 // bits of optional features that P2 can speak; none are defined yet
+	Token         Token
+	Attempt       uint64        // 1 for the first stream of the session; rises strictly
+	Age           time.Duration // since the first attempt whose outcome P2 doesn't know; milliseconds on the wire
+	Source        string        // P1's address, for logs
+	Target        string        // canonical text, at most MaxTarget bytes
+	Limit         uint64        // P2 takes bytes up to this offset
+	ResumeTimeout time.Duration // how long P4 is asked to keep a detached session; milliseconds on the wire
+	Origin        []byte        // the mark of a P1 on P2's host (pkg/origin), MaxOrigin bytes at most; nil for none
+}
+
+func (*Open) messageType() uint64 { return typeOpen }
+
+func (m *Open) appendBody(dst []byte) []byte {
+	dst = appendUint(dst, 1, m.Version)
+	dst = appendUint(dst, 2, m.Features)
+	dst = appendString(dst, 3, m.Token[:])
+	dst = appendUint(dst, 4, m.Attempt)
+	dst = appendUint(dst, 5, millis(m.Age))
+	dst = appendString(dst, 6, clean(m.Source, MaxSource))
+	dst = appendString(dst, 7, m.Target)
+	dst = appendUint(dst, 8, m.Limit)
+	dst = appendUint(dst, 9, millis(m.ResumeTimeout))
+	if len(m.Origin) == 0 {
+		return dst
+	}
+	return appendString(dst, 14, m.Origin)
+}
+
+func (m *Open) field(number uint64, value []byte) (bool, error) {
+	switch number {
+	case 1:
+		return takeUint(&m.Version, value)
+	case 2:
+		return takeUint(&m.Features, value)
+	case 3:
+		return takeToken(&m.Token, value)
+	case 4:
+		return takeUint(&m.Attempt, value)
+	case 5:
+		return takeDuration(&m.Age, value)
+	case 6:
+		return takeString(&m.Source, value, MaxSource)
+	case 7:
+		return takeString(&m.Target, value, MaxTarget)
+	case 8:
+		return takeUint(&m.Limit, value)
+	case 9:
+		return takeDuration(&m.ResumeTimeout, value)
+	case 14:
+		return takeOrigin(&m.Origin, value)
+	}
+	return false, nil
+}
+
+func (m *Open) complete() error { return checkSession(m.Token, m.Attempt, m.Target) }
+
+// Resume asks P4 to go on with a session over a new stream.
+type Resume struct {
+	Version     uint64
+	Token       Token
+	Attempt     uint64
+	Source      string
+	Target      string
+	Received    uint64 // P2 has read everything before this offset: retransmit from here
+	Acked       uint64 // P2 has delivered everything before this offset to P1
+	Limit       uint64 // P2 takes bytes up to this offset
+	Unconfirmed bool   // P2 has reset the session and doesn't know whether P4 has heard of it
+	Probe       bool   // P2 asks only whether the way to P4 works; the token names no session
+}
+
+func (*Resume) messageType() uint64 { return typeResume }
+
+func (m *Resume) appendBody(dst []byte) []byte {
+	dst = appendUint(dst, 1, m.Version)
+	dst = appendString(dst, 3, m.Token[:])
+	dst = appendUint(dst, 4, m.Attempt)
+	dst = appendString(dst, 6, clean(m.Source, MaxSource))
+	dst = appendString(dst, 7, m.Target)
+	dst = appendUint(dst, 8, m.Limit)
+	dst = appendUint(dst, 10, m.Received)
+	dst = appendUint(dst, 11, m.Acked)
+	dst = appendFlag(dst, 12, m.Unconfirmed)
+	return appendFlag(dst, 13, m.Probe)
+}
+
+func (m *Resume) field(number uint64, value []byte) (bool, error) {
+	switch number {
+	case 1:
+		return takeUint(&m.Version, value)
+	case 3:
+		return takeToken(&m.Token, value)
+	case 4:
+		return takeUint(&m.Attempt, value)
+	case 6:
+		return takeString(&m.Source, value, MaxSource)
+	case 7:
+		return takeString(&m.Target, value, MaxTarget)
+	case 8:
+		return takeUint(&m.Limit, value)
+	case 10:
+		return takeUint(&m.Received, value)
+	case 11:
+		return takeUint(&m.Acked, value)
+	case 12:
+		return takeFlag(&m.Unconfirmed, value)
+	case 13:
+		return takeFlag(&m.Probe, value)
+	}
+	return false, nil
+}
+
+func (m *Resume) complete() error {
+	if m.Acked > m.Received || m.Received > m.Limit {
+		return malformed("acked %d, received %d and limit %d are out of order", m.Acked, m.Received, m.Limit)
+	}
+	return checkSession(m.Token, m.Attempt, m.Target)
+}
+
+func checkSession(token Token, attempt uint64, target string) error {
+	switch {
+	case token == Token{}:
+		return malformed("no token")
+	case attempt == 0:
+		return malformed("no attempt")
+	case target == "":
+		return malformed("no target")
+	}
+	return nil
+}
