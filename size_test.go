@@ -1,0 +1,112 @@
+package ptthqd_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// The most lines of a function, of a function in a test file, and of a file outside tests.
+// What is longer is hard to read in one piece.
+const (
+	functionLines     = 80
+	testFunctionLines = 100
+	fileLines         = 600
+)
+
+// tooLong lists what is still longer: a file, or a file and a function in it. The list only
+// shrinks: the test fails when an entry is no longer needed.
+var tooLong = []string{
+	"deploy/chain_test.go TestThreeHosts",
+	"deploy/service_test.go TestService",
+	"pkg/config/compare_test.go TestCompare",
+	"pkg/config/parse.go",
+	"pkg/daemon/role_relay.go Describe",
+	"pkg/relay/relay_test.go TestRefuses",
+	"pkg/relay/relay_test.go TestStalledStream",
+	"pkg/session/client.go",
+	"pkg/session/client.go try",
+	"pkg/session/inbox.go",
+	"pkg/session/inbox.go takeFrame",
+	"pkg/session/model_test.go run",
+	"pkg/session/outbox.go",
+	"pkg/session/server.go",
+	"pkg/session/status_test.go TestLimits",
+	"pkg/session/stop_test.go TestStopClient",
+	"pkg/session/storm_test.go storm",
+	"test/e2e/doctor_test.go TestDoctorFindsFaults",
+	"test/e2e/faults_target_test.go TestTargetThatResets",
+	"test/e2e/flood_test.go TestFloods",
+	"test/e2e/hostile_client_test.go TestHostileClient",
+	"test/e2e/hostile_server_test.go TestHostileServer",
+	"test/e2e/metrics_test.go TestPrometheus",
+	"test/e2e/programs_test.go TestNetcat",
+	"test/e2e/reload_test.go TestReloadSettings",
+	"test/sim/sockets_test.go overSockets",
+}
+
+func TestSizes(t *testing.T) {
+	long := make(map[string]int) // the lines of what is too long
+	files := 0
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && path != "." && strings.HasPrefix(d.Name(), "."):
+			return fs.SkipDir
+		case !strings.HasSuffix(path, ".go"):
+			return nil
+		}
+		files++
+		return measure(filepath.ToSlash(path), long)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if files == 0 {
+		t.Fatal("no Go file found")
+	}
+	for _, name := range slices.Sorted(maps.Keys(long)) {
+		if !slices.Contains(tooLong, name) {
+			t.Errorf("%s has %d lines: split it", name, long[name])
+		}
+	}
+	for _, name := range tooLong {
+		if long[name] == 0 {
+			t.Errorf("%s is short enough: take it off the list in size_test.go", name)
+		}
+	}
+}
+
+// measure adds to long the functions of a file that are too long, and the file itself.
+func measure(path string, long map[string]int) error {
+	positions := token.NewFileSet()
+	parsed, err := parser.ParseFile(positions, path, nil, parser.SkipObjectResolution)
+	if err != nil {
+		return err
+	}
+	test := strings.HasSuffix(path, "_test.go")
+	if n := positions.File(parsed.FileStart).LineCount(); n > fileLines && !test {
+		long[path] = n
+	}
+	most := functionLines
+	if test {
+		most = testFunctionLines
+	}
+	for _, d := range parsed.Decls {
+		f, ok := d.(*ast.FuncDecl)
+		if !ok {
+			continue
+		}
+		if n := positions.Position(f.End()).Line - positions.Position(f.Pos()).Line + 1; n > most {
+			long[path+" "+f.Name.Name] = n
+		}
+	}
+	return nil
+}
