@@ -22,7 +22,7 @@ var floors = map[string]int{
 	"pkg/wire":      0,
 	"pkg/door":      0,
 	"pkg/ident":     0,
-	"pkg/pace":      0,
+	"pkg/quiet":     0,
 	"pkg/spare":     0,
 	"pkg/nowait":    0,
 	"pkg/origin":    0,
@@ -36,9 +36,9 @@ var floors = map[string]int{
 	"pkg/session": 1,
 	"pkg/control": 1,
 
-	"pkg/link":    2,
-	"pkg/config":  2,
-	"pkg/account": 2, // what client and server share
+	"pkg/link":   2,
+	"pkg/config": 2,
+	"pkg/ledger": 2, // what client and server share
 
 	"pkg/link/linktest": 3, // for tests
 	"pkg/uplink":        3,

@@ -101,17 +101,9 @@ const descriptorsEvery = 250 * time.Millisecond
 func (c *Client) awaitDescriptors(ctx context.Context, s socket) bool {
 	const limit = "spare_descriptors"
 	c.hits.Hit(limit)
-	tell := func(more ...any) {
-		c.log.Warn("connections wait: few file descriptors are left", append([]any{
-			slog.String("listener", s.name), slog.String("limit", limit),
-			slog.String("hint", "raise LimitNOFILE of the service (ulimit -n), or lower limits.sessions"),
-		}, more...)...)
-	}
-	if c.repeats.Event([2]string{s.name, limit}, func(more int, in time.Duration) {
-		tell(slog.Int("more", more), slog.Duration("in", in))
-	}) {
-		tell()
-	}
+	c.repeats.Warn(c.log, [2]string{s.name, limit}, "connections wait: few file descriptors are left",
+		slog.String("listener", s.name), slog.String("limit", limit),
+		slog.String("hint", "raise LimitNOFILE of the service (ulimit -n), or lower limits.sessions"))
 	look := time.NewTicker(descriptorsEvery)
 	defer look.Stop()
 	for {
@@ -191,11 +183,8 @@ func (c *Client) acceptFailed(s socket, err error) {
 		err = op.Err
 	}
 	text := acceptHint(err)
-	if c.repeats.Event(s.name+text, func(more int, in time.Duration) {
-		c.log.Warn("connections can't be accepted", slog.String("listener", s.name), slog.String("error", text), slog.Int("more", more), slog.Duration("in", in))
-	}) {
-		c.log.Warn("connections can't be accepted", slog.String("listener", s.name), slog.String("error", text))
-	}
+	c.repeats.Warn(c.log, s.name+text, "connections can't be accepted",
+		slog.String("listener", s.name), slog.String("error", text))
 }
 
 // admit counts a connection, or waits until it may be counted: what is beyond
@@ -222,11 +211,8 @@ func (c *Client) enter(ctx context.Context, g *gate, l *listener, s socket, limi
 			c.hits.Hit(limit)
 		}
 		name := l.mapping.Load().Name
-		if c.repeats.Event([2]string{name, limit}, func(more int, in time.Duration) {
-			c.log.Warn("connections wait: limit reached", slog.String("mapping", name), slog.String("limit", limit), slog.Int("more", more), slog.Duration("in", in))
-		}) {
-			c.log.Warn("connections wait: limit reached", slog.String("mapping", name), slog.String("limit", limit))
-		}
+		c.repeats.Warn(c.log, [2]string{name, limit}, "connections wait: limit reached",
+			slog.String("mapping", name), slog.String("limit", limit))
 		select {
 		case <-room:
 		case p := <-s.probe:
@@ -249,7 +235,7 @@ func (c *Client) carry(l *listener, conn net.Conn) {
 }
 
 //go:noinline
-func (c *Client) account(f *session.Forwarding) { c.ledger.Enter(f.Summary()) }
+func (c *Client) account(f *session.Forwarding) { c.ledger.Record(f.Summary()) }
 
 // begin makes the session of one connection of P1, once there is a link.
 func (c *Client) begin(l *listener, conn net.Conn) *session.Forwarding {
@@ -274,7 +260,7 @@ func (c *Client) begin(l *listener, conn net.Conn) *session.Forwarding {
 	}
 	if end, reason := c.awaitLink(l); end != "" {
 		abort(conn)
-		c.ledger.Enter(session.Summary{
+		c.ledger.Record(session.Summary{
 			Info: session.Info{
 				ID:      session.NewToken().ConnectionID(),
 				Mapping: request.Mapping, Server: request.Server, Target: request.Target, Source: request.Source,

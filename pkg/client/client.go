@@ -20,12 +20,13 @@ import (
 	"syscall"
 	"time"
 
-	"ptthqd/pkg/account"
 	"ptthqd/pkg/bind"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/ident"
+	"ptthqd/pkg/ledger"
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/origin"
+	"ptthqd/pkg/quiet"
 	"ptthqd/pkg/session"
 	"ptthqd/pkg/uplink"
 	"ptthqd/pkg/wire"
@@ -62,9 +63,9 @@ type Client struct {
 	instance wire.Instance
 	relays   *uplink.Set
 	sessions *session.Client
-	ledger   account.Ledger
-	hits     account.Hits
-	repeats  account.Repeats // of what goes wrong with accepting, and of shortages
+	ledger   ledger.Ledger
+	hits     quiet.Hits
+	repeats  quiet.Repeats // of what goes wrong with accepting, and of shortages
 
 	settings atomic.Pointer[config.Config]
 	windows  *link.Budget   // of all links
@@ -114,7 +115,7 @@ func New(c Config) (*Client, error) {
 		Logger: client.log,
 
 		LimitHit: client.hits.Hit,
-		Short:    func(s session.Shortage) { account.LogShortage(client.log, &client.repeats, s) },
+		Short:    func(s session.Shortage) { ledger.WarnShortage(client.log, &client.repeats, s) },
 	})
 	client.adopt(c.Settings)
 	return client, nil
@@ -344,7 +345,7 @@ type Snapshot struct {
 	Mappings []Mapping      // in the config's order, the disabled ones too
 	Sessions []session.Info // the oldest first
 	Held     int            // connections that wait for a link
-	Counts   account.Counts // of the connections that have ended
+	Counts   ledger.Counts  // of the connections that have ended
 	Memory   session.Memory
 
 	LinkMemory, LinkMemoryLimit int64 // bytes that the windows of links have grown by

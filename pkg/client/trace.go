@@ -141,7 +141,7 @@ func (c *Client) askTarget(ctx context.Context, m *config.Mapping, toServer time
 			time.AfterFunc(lookTime, stop)
 		},
 	})
-	c.ledger.Enter(sum)
+	c.ledger.Record(sum)
 	hop.From, hop.To, hop.connection = m.Server, m.Target.String(), sum.ID
 	select {
 	case <-conn.opened:

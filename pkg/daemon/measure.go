@@ -1,9 +1,9 @@
 package daemon
 
 import (
-	"ptthqd/pkg/account"
 	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/config"
+	"ptthqd/pkg/ledger"
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/policy"
 	"ptthqd/pkg/relay"
@@ -34,7 +34,7 @@ func (r clientRole) Measure(s *sample) {
 func (r serverRole) Measure(s *sample) {
 	now := r.Snapshot()
 	s.links(now.Relays, now.Sessions)
-	s.sessions(map[string]account.Tally{"": now.Counts.Tally}, now.Sessions, []string{""})
+	s.sessions(map[string]ledger.Tally{"": now.Counts.Tally}, now.Sessions, []string{""})
 	s.sessionMemory(now.Memory)
 	s.budget("link_memory", now.LinkMemory, now.LinkMemoryLimit)
 	s.limits(config.RoleServer, now.LimitsHit)
@@ -70,7 +70,7 @@ var (
 )
 
 // sessions tells of the connections of a client or server, which has no mappings but "".
-func (s *sample) sessions(ended map[string]account.Tally, running []session.Info, mappings []string) {
+func (s *sample) sessions(ended map[string]ledger.Tally, running []session.Info, mappings []string) {
 	type now struct {
 		states                    map[string]int
 		opened, up, down, resumes uint64

@@ -7,11 +7,11 @@ import (
 	"syscall"
 	"time"
 
-	"ptthqd/pkg/account"
 	"ptthqd/pkg/bind"
 	"ptthqd/pkg/client"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/control"
+	"ptthqd/pkg/ledger"
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/session"
 	"ptthqd/pkg/uplink"
@@ -177,7 +177,7 @@ func sessions(infos []session.Info) []control.Connection {
 }
 
 // count converts the counters of a client or server; those of the connections that still run are added.
-func count(c *control.Counters, ended account.Counts, running []control.Connection) {
+func count(c *control.Counters, ended ledger.Counts, running []control.Connection) {
 	c.BytesUp, c.BytesDown, c.Resumed = ended.Up, ended.Down, ended.Resumes
 	for status, n := range ended.Status {
 		if granted(status) {

@@ -18,7 +18,7 @@ import (
 	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/door"
 	"ptthqd/pkg/ident"
-	"ptthqd/pkg/pace"
+	"ptthqd/pkg/quiet"
 	"ptthqd/pkg/wire"
 )
 
@@ -55,8 +55,8 @@ type Listener struct {
 	limits atomic.Pointer[Limits]
 	hits   hits
 	grants *grants
-	lines  pace.Pace // about links, by peer
-	own    Links     // if no Links are given
+	lines  quiet.Pace // about links, by peer
+	own    Links      // if no Links are given
 	probes probes
 }
 
@@ -101,7 +101,7 @@ func (l *Listener) Run(ctx context.Context) error {
 	}
 	l.hits.log, l.hits.tell = l.log, l.LimitHit
 	l.grants = newGrants(l.Limits.Windows)
-	l.lines = pace.Pace{Every: 30 * time.Second, AtOnce: 100}
+	l.lines = quiet.Pace{Every: 30 * time.Second, AtOnce: 100}
 
 	tlsConfig, err := ident.ListenTLS(l.Identity)
 	if err != nil {
@@ -235,7 +235,7 @@ func (l *Listener) seeLinks(ctx context.Context) {
 // say logs that a link comes or goes. A peer whose links do so all the time is a few lines.
 func (l *Listener) say(level slog.Level, msg string, link *Link, what slog.Attr) {
 	level, leftOut := l.lines.Level(link.Peer(), level)
-	l.log.LogAttrs(context.Background(), level, msg, slog.String("peer", link.Peer()), what, pace.LeftOut(leftOut))
+	l.log.LogAttrs(context.Background(), level, msg, slog.String("peer", link.Peer()), what, quiet.LeftOut(leftOut))
 }
 
 // admit waits until a connection has become a link: its dialler has opened the control stream, and no other process has

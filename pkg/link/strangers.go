@@ -12,7 +12,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"ptthqd/pkg/ident"
-	"ptthqd/pkg/pace"
+	"ptthqd/pkg/quiet"
 )
 
 // A Stranger is a node that knocks: it has proved a key that the relay's config does not name.
@@ -74,7 +74,7 @@ func (s *strangers) knock(key ident.PublicKey, from net.Addr, reason error, log 
 		return
 	}
 	log.Info("a node with an unknown key is knocking (ptthqd status shows all of them)",
-		slog.Any("key", key), slog.String("remote", k.Address), slog.Uint64("tries", k.Tries), slog.Any("reason", reason), pace.LeftOut(s.quiet))
+		slog.Any("key", key), slog.String("remote", k.Address), slog.Uint64("tries", k.Tries), slog.Any("reason", reason), quiet.LeftOut(s.quiet))
 	s.quiet = 0
 }
 

@@ -16,8 +16,8 @@ import (
 
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
-	"ptthqd/pkg/pace"
 	"ptthqd/pkg/policy"
+	"ptthqd/pkg/quiet"
 	"ptthqd/pkg/wire"
 )
 
@@ -26,9 +26,9 @@ type neighbour struct {
 	link     *link.Link
 	called   atomic.Pointer[called]
 	role     policy.Role
-	lines    *pace.Pace // the relay's
+	lines    *quiet.Pace // the relay's
 	opens    *rate.Limiter
-	refusals refusals
+	refusals quiet.Repeats
 	work     sync.WaitGroup // the goroutines of Serve
 	overdue  int            // how often in turn a sweep has found the link's heartbeats overdue
 }
@@ -53,7 +53,7 @@ func (n *neighbour) call(id string, log *slog.Logger) {
 func (n *neighbour) say(level slog.Level, msg string, attributes func() []any) {
 	level, leftOut := n.lines.Level(n.id(), level)
 	if n.log().Enabled(context.Background(), level) {
-		n.log().Log(context.Background(), level, msg, append(attributes(), pace.LeftOut(leftOut))...)
+		n.log().Log(context.Background(), level, msg, append(attributes(), quiet.LeftOut(leftOut))...)
 	}
 }
 

@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"sync"
 	"time"
 
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/policy"
+	"ptthqd/pkg/quiet"
 	"ptthqd/pkg/wire"
 )
 
@@ -80,7 +80,7 @@ func (r *Relay) refuse(from *neighbour, s *link.Stream, q request, no refusal) {
 		return
 	}
 	r.counts.refuse(no.status)
-	from.refusals.note(from, time.Now(), q, no, r.name)
+	from.noteRefusal(q, no, r.name)
 	switch no.status {
 	case wire.StatusMalformed, wire.StatusNotAllowed, wire.StatusTooMany:
 		from.charge()
@@ -104,13 +104,6 @@ func (r *Relay) refuse(from *neighbour, s *link.Stream, q request, no refusal) {
 	s.CancelRead(wire.CodeLost)
 }
 
-// refusals sums up what is refused over one link again and again: the first of a kind is
-// logged at once, the others are counted and told in ever longer intervals.
-type refusals struct {
-	mu    sync.Mutex
-	kinds map[kind]*repetition
-}
-
 // A kind of refusal is one line in the log.
 type kind struct {
 	status         wire.Status
@@ -118,44 +111,25 @@ type kind struct {
 	server, target string
 }
 
-type repetition struct {
-	since    time.Time // of the last line about it
-	interval time.Duration
-	more     int // since then
+// maxKinds bounds the kinds that the relay remembers of one link. What is beyond is one kind for
+// each status: a client that asks for ever different things fills neither memory nor log.
+const maxKinds = 64
+
+// newRefusals returns what sums up the refusals over one link.
+func newRefusals() quiet.Repeats {
+	return quiet.Repeats{Max: maxKinds, Merge: func(key any) any {
+		return kind{status: key.(kind).status}
+	}}
 }
 
-const (
-	// maxKinds bounds what a client can make the relay remember and say by asking
-	// for ever different things; what is beyond is one kind for each status.
-	maxKinds      = 64
-	firstInterval = time.Minute
-	lastInterval  = 2 * time.Hour
-	growth        = 4 // of an interval to the next
-)
-
-// note logs a refusal by a node, or counts it.
-func (f *refusals) note(from *neighbour, now time.Time, q request, no refusal, node string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+// noteRefusal logs a refusal by a node, or counts it if there was an equal one lately.
+func (n *neighbour) noteRefusal(q request, no refusal, node string) {
 	k := kind{no.status, node, q.server, q.target}
-	if f.kinds[k] == nil && len(f.kinds) >= maxKinds {
-		k = kind{status: no.status}
+	if n.refusals.Event(k, func(times int, within time.Duration) { n.refusedAgain(k, times, within) }) {
+		n.say(k.level(), "connection refused", func() []any { return refusedAttributes(q, no, node) })
+	} else {
+		n.log().Debug("connection refused", refusedAttributes(q, no, node)...)
 	}
-	again := f.kinds[k]
-	switch {
-	case again == nil:
-		if f.kinds == nil {
-			f.kinds = make(map[kind]*repetition)
-		}
-		f.kinds[k] = &repetition{since: now, interval: firstInterval}
-	case again.more == 0 && now.Sub(again.since) >= again.interval:
-		again.next(now) // the interval has passed without one: this is its line
-	default:
-		again.more++
-		from.log().Debug("connection refused", refusedAttributes(q, no, node)...)
-		return
-	}
-	from.say(k.level(), "connection refused", func() []any { return refusedAttributes(q, no, node) })
 }
 
 func refusedAttributes(q request, no refusal, node string) []any {
@@ -175,8 +149,8 @@ func refusedAttributes(q request, no refusal, node string) []any {
 	return attributes
 }
 
-// level is what a person must act on for the refusals that a config or a limit is
-// behind; the others come and go with servers and their targets.
+// level is warn for what a config or a limit refuses, which a person must act on. Other refusals
+// come and go with servers and their targets.
 func (k kind) level() slog.Level {
 	switch k.status {
 	case wire.StatusMalformed, wire.StatusNotAllowed, wire.StatusTooMany, wire.StatusVersion, wire.StatusLoop:
@@ -186,47 +160,11 @@ func (k kind) level() slog.Level {
 	}
 }
 
-// next begins the next interval, with a line.
-func (again *repetition) next(now time.Time) {
-	again.since, again.more = now, 0
-	again.interval = min(growth*again.interval, lastInterval)
-}
-
-// sumUp tells what has come again, of each kind when its interval is over. What
-// has not come for long after is forgotten.
-func (f *refusals) sumUp(n *neighbour, now time.Time) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for k, again := range f.kinds {
-		quiet := now.Sub(again.since) - again.interval
-		switch {
-		case quiet < 0:
-		case again.more > 0:
-			again.tell(n, k, now)
-			again.next(now)
-		case quiet >= lastInterval:
-			delete(f.kinds, k)
-		}
-	}
-}
-
-// flush tells what was not yet told.
-func (f *refusals) flush(n *neighbour) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for k, again := range f.kinds {
-		if again.more > 0 {
-			again.tell(n, k, time.Now())
-		}
-	}
-	f.kinds = nil
-}
-
-func (again *repetition) tell(n *neighbour, k kind, now time.Time) {
+func (n *neighbour) refusedAgain(k kind, times int, within time.Duration) {
 	n.say(k.level(), "connections refused again", func() []any {
 		return []any{
-			slog.Int("times", again.more),
-			slog.Duration("within", now.Sub(again.since)),
+			slog.Int("times", times),
+			slog.Duration("within", within),
 			slog.Uint64("code", uint64(k.status)),
 			slog.String("by", k.node),
 			slog.String("server", k.server),

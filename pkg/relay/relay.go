@@ -28,8 +28,8 @@ import (
 
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
-	"ptthqd/pkg/pace"
 	"ptthqd/pkg/policy"
+	"ptthqd/pkg/quiet"
 	"ptthqd/pkg/splice"
 	"ptthqd/pkg/wire"
 )
@@ -87,7 +87,7 @@ const (
 	openShare, clientShare = 2, 16
 	// refusalTime is how long a refused client has to take the reply.
 	refusalTime = 5 * time.Second
-	// sweepTime is how often each link is looked at: stalled joins, refusals to sum up.
+	// sweepTime is how often each link is looked at for stalled joins.
 	sweepTime = 2 * time.Second
 )
 
@@ -104,9 +104,10 @@ type Relay struct {
 	links    links
 	table    table
 	counts   counts
+	hits     quiet.Hits
 	stallers stallers
 	sweeps   sweeps
-	lines    pace.Pace // about connections, by peer
+	lines    quiet.Pace // about connections, by peer
 }
 
 // rules are what a reload swaps.
@@ -138,8 +139,8 @@ func (r *Relay) Admit(key ident.PublicKey) (string, error) {
 	return peer.ID, nil
 }
 
-// LimitHit counts what a limit outside of the relay has kept out: [link.Listener]'s LimitHit.
-func (r *Relay) LimitHit(limit string) { r.counts.hit(limit) }
+// LimitHit counts a hit of a limit outside of the relay: [link.Listener]'s LimitHit.
+func (r *Relay) LimitHit(limit string) { r.hits.Hit(limit) }
 
 // Serve works for an admitted link until the link ends or ctx is done, and
 // returns when every stream of it is finished: [link.Listener]'s Serve. It is the
@@ -167,7 +168,7 @@ func (r *Relay) Serve(ctx context.Context, l *link.Link) {
 
 // arrived notes a link, and greets it. It has closed one whose key has been withdrawn since the handshake.
 func (r *Relay) arrived(l *link.Link) *neighbour {
-	n := &neighbour{link: l, lines: &r.lines}
+	n := &neighbour{link: l, lines: &r.lines, refusals: newRefusals()}
 	if !r.arrive(n) {
 		l.Close(wire.CloseRevoked, withdrawnKey)
 		return nil
@@ -203,7 +204,7 @@ func (r *Relay) payOff(ctx context.Context, n *neighbour) {
 	if owed <= 0 {
 		return
 	}
-	r.counts.hit(limitOpens)
+	r.hits.Hit(limitOpens)
 	timer := time.NewTimer(time.Duration(owed / float64(n.opens.Limit()) * float64(time.Second)))
 	defer timer.Stop()
 	select {
@@ -216,7 +217,7 @@ func (r *Relay) payOff(ctx context.Context, n *neighbour) {
 // departed forgets a link when all is ended that was joined over it, as its streams are.
 func (r *Relay) departed(n *neighbour) {
 	n.work.Wait()
-	n.refusals.flush(n)
+	n.refusals.Close()
 	r.sweeps.end()
 	if rivals := r.links.remove(n); len(rivals) > 0 {
 		n.log().Warn(sharedKey, "key", n.link.Key(), "from", rivals)
@@ -306,7 +307,6 @@ func (r *Relay) sweep() {
 	defer r.sweeps.again()
 	now := time.Now()
 	for _, n := range r.links.all() {
-		n.refusals.sumUp(n, now)
 		r.resetStalled(n, now)
 	}
 }
@@ -343,7 +343,7 @@ func (r *Relay) open(from *neighbour, s *link.Stream, tip wire.Message) (*connec
 		return nil, nil
 	}
 	if !inTime {
-		r.counts.hit(limitOpens)
+		r.hits.Hit(limitOpens)
 		r.refuse(from, s, q, refusal{
 			status: wire.StatusTooMany,
 			text:   fmt.Sprintf("more than %d requests a second", r.rules.Load().limits.OpensPerSecond),
@@ -386,7 +386,7 @@ func (r *Relay) admit(from *neighbour, q request) (*connection, refusal) {
 	}
 	c := newConnection(q, from)
 	if err := r.table.add(c, rules.limits); err != nil {
-		r.counts.hit(err.limit)
+		r.hits.Hit(err.limit)
 		return nil, refusal{status: wire.StatusTooMany, text: err.Error()}
 	}
 	// A change of the rules has either seen c in the table or is seen here.
@@ -417,7 +417,7 @@ func (r *Relay) openNextHop(c *connection, s *link.Stream, inner []byte) (*link.
 			return onward, refusal{}
 		case to.link.Err() == nil || !time.Now().Before(until):
 			if errors.Is(err, link.ErrStreamLimit) {
-				r.counts.hit(limitStreams)
+				r.hits.Hit(limitStreams)
 			}
 			return nil, notOpened(to, err)
 		} // else the link has just ended, and another may come
@@ -457,7 +457,7 @@ func (r *Relay) nextHop(c *connection, s *link.Stream, until time.Time) (*neighb
 	to := r.links.get(c.server)
 	if wait := time.Until(until); to == nil && wait > 0 {
 		if text := r.table.park(c, r.rules.Load().limits.Parked); text != "" {
-			r.counts.hit(limitParked)
+			r.hits.Hit(limitParked)
 			return nil, refusal{
 				status: wire.StatusNotConnected,
 				text:   fmt.Sprintf("server %s is not connected to the relay, and %s", c.server, text),
@@ -487,7 +487,7 @@ func (r *Relay) account(c *connection, end splice.End) {
 		return
 	}
 	if reply != nil && !granted(reply.Status) {
-		c.from.refusals.note(c.from, time.Now(), c.request, refusal{status: reply.Status, text: reply.Text}, c.server)
+		c.from.noteRefusal(c.request, refusal{status: reply.Status, text: reply.Text}, c.server)
 		return
 	}
 	how, by, reason := explain(end)

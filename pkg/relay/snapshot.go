@@ -79,6 +79,7 @@ type Counters struct {
 // Snapshot looks at everything, once.
 func (r *Relay) Snapshot() Snapshot {
 	s := Snapshot{Closing: r.closing.Load(), Counters: r.counts.snapshot()}
+	s.Counters.LimitsHit = r.hits.Counts()
 	s.Connections, s.Counters.BytesUp, s.Counters.BytesDown = r.table.snapshot()
 	carried := r.table.carried()
 	for _, known := range r.rules.Load().policy.Peers() {
@@ -131,11 +132,10 @@ type counts struct {
 	mu      sync.Mutex
 	refused map[wire.Status]uint64
 	replies map[wire.Status]uint64
-	limits  map[string]uint64
 }
 
 func newCounts() counts {
-	return counts{refused: make(map[wire.Status]uint64), replies: make(map[wire.Status]uint64), limits: make(map[string]uint64)}
+	return counts{refused: make(map[wire.Status]uint64), replies: make(map[wire.Status]uint64)}
 }
 
 func (c *counts) refuse(s wire.Status) {
@@ -154,21 +154,14 @@ func (c *counts) reply(s wire.Status, resume bool) {
 	c.replies[s]++
 }
 
-func (c *counts) hit(limit string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.limits[limit]++
-}
-
 func (c *counts) snapshot() Counters {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return Counters{
-		Refused:   maps.Clone(c.refused),
-		Replies:   maps.Clone(c.replies),
-		Resumed:   c.resumed.Load(),
-		LimitsHit: maps.Clone(c.limits),
-		Parked:    c.parked.Load(),
-		Stalled:   c.stalled.Load(),
+		Refused: maps.Clone(c.refused),
+		Replies: maps.Clone(c.replies),
+		Resumed: c.resumed.Load(),
+		Parked:  c.parked.Load(),
+		Stalled: c.stalled.Load(),
 	}
 }

@@ -25,12 +25,13 @@ import (
 	"syscall"
 	"time"
 
-	"ptthqd/pkg/account"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/ident"
+	"ptthqd/pkg/ledger"
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/origin"
 	"ptthqd/pkg/policy"
+	"ptthqd/pkg/quiet"
 	"ptthqd/pkg/session"
 	"ptthqd/pkg/spare"
 	"ptthqd/pkg/uplink"
@@ -65,9 +66,9 @@ type Server struct {
 	instance wire.Instance
 	relays   *uplink.Set
 	sessions *session.Server
-	ledger   account.Ledger
-	hits     account.Hits
-	repeats  account.Repeats // of shortages
+	ledger   ledger.Ledger
+	hits     quiet.Hits
+	repeats  quiet.Repeats // of shortages
 	rates    rates
 
 	settings atomic.Pointer[config.Config]
@@ -114,7 +115,7 @@ func New(c Config) (*Server, error) {
 		Limits:        sessionLimits(c.Settings.Limits),
 		Logger:        s.log,
 		LimitHit:      s.hits.Hit,
-		Short:         func(short session.Shortage) { account.LogShortage(s.log, &s.repeats, short) },
+		Short:         func(short session.Shortage) { ledger.WarnShortage(s.log, &s.repeats, short) },
 	})
 	s.adopt(c.Settings, services)
 	return s, nil
@@ -289,7 +290,7 @@ func (s *Server) understand(l *link.Link, stream *link.Stream, tip wire.Message)
 	info := session.Info{Server: s.node, State: session.Closed, Relay: l.Peer()}
 	refuse := func(status wire.Status, text string) {
 		s.refuse(stream, &session.Refusal{Status: status, Text: text})
-		s.ledger.Enter(session.Summary{Info: info, Status: status, Text: text, End: session.EndRefused})
+		s.ledger.Record(session.Summary{Info: info, Status: status, Text: text, End: session.EndRefused})
 	}
 	incoming, ok := tip.(*wire.Incoming)
 	if !ok {
@@ -433,7 +434,7 @@ func (s *Server) ended(sum session.Summary) {
 			sum.Text = decision.Reason
 		}
 	}
-	s.ledger.Enter(sum)
+	s.ledger.Record(sum)
 }
 
 // revoked is told by a relay that a client's right to reach a target, or any but
@@ -452,7 +453,7 @@ type Snapshot struct {
 	Services []policy.Service // in the config's order
 	Sessions []session.Info   // the oldest first
 	Dials    int              // under way or waiting for their turn
-	Counts   account.Counts   // of the connections that have ended
+	Counts   ledger.Counts    // of the connections that have ended
 	Memory   session.Memory
 
 	LinkMemory, LinkMemoryLimit int64 // bytes that the windows of links have grown by

@@ -1,4 +1,4 @@
-package account_test
+package ledger_test
 
 import (
 	"bytes"
@@ -11,7 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"ptthqd/pkg/account"
+	"ptthqd/pkg/ledger"
 	"ptthqd/pkg/session"
 	"ptthqd/pkg/wire"
 )
@@ -43,9 +43,9 @@ func (b *book) lines(t *testing.T) []map[string]any {
 	return all
 }
 
-func newLedger() (*account.Ledger, *book) {
+func newLedger() (*ledger.Ledger, *book) {
 	b := new(book)
-	return &account.Ledger{Role: "client", Logger: slog.New(slog.NewJSONHandler(b, nil))}, b
+	return &ledger.Ledger{Role: "client", Logger: slog.New(slog.NewJSONHandler(b, nil))}, b
 }
 
 var info = session.Info{
@@ -55,7 +55,7 @@ var info = session.Info{
 
 func TestLine(t *testing.T) {
 	l, b := newLedger()
-	l.Enter(session.Summary{Info: info, Status: wire.StatusOpen, End: session.EndClosed, Duration: time.Second})
+	l.Record(session.Summary{Info: info, Status: wire.StatusOpen, End: session.EndClosed, Duration: time.Second})
 	lines := b.lines(t)
 	if len(lines) != 1 {
 		t.Fatalf("%d lines, want one: %v", len(lines), lines)
@@ -96,7 +96,7 @@ func TestLevels(t *testing.T) {
 		t.Run(string(test.end), func(t *testing.T) {
 			l, b := newLedger()
 			defer l.Close()
-			l.Enter(session.Summary{Info: info, End: test.end})
+			l.Record(session.Summary{Info: info, End: test.end})
 			if lines := b.lines(t); len(lines) != 1 || lines[0]["level"] != test.level || lines[0]["msg"] != test.message {
 				t.Errorf("logged %v, want one line %s %q", lines, test.level, test.message)
 			}
@@ -115,7 +115,7 @@ func TestANightOfRefusals(t *testing.T) {
 		l, b := newLedger()
 		total := 0
 		for end := time.Now().Add(8 * time.Hour); time.Now().Before(end); time.Sleep(3 * time.Second) {
-			l.Enter(refused(":22"))
+			l.Record(refused(":22"))
 			total++
 		}
 		l.Close()
@@ -144,14 +144,14 @@ func TestUnlikeRefusalsAreToldApart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, b := newLedger()
 		defer l.Close()
-		l.Enter(refused(":22"))
-		l.Enter(refused(":23"))
-		l.Enter(refused(":22"))
+		l.Record(refused(":22"))
+		l.Record(refused(":23"))
+		l.Record(refused(":22"))
 		if n := len(b.lines(t)); n != 2 {
 			t.Errorf("%d lines, want 2", n)
 		}
 		time.Sleep(2 * time.Hour) // the window of :22 ends with one more, then one without
-		l.Enter(refused(":22"))
+		l.Record(refused(":22"))
 		if n := len(b.lines(t)); n != 4 {
 			t.Errorf("%d lines after two hours, want 4", n)
 		}
@@ -163,18 +163,18 @@ func TestConnectionsInALoop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, b := newLedger()
 		defer l.Close()
-		enter := func(client string) {
-			l.Enter(session.Summary{Info: session.Info{Client: client}, Status: wire.StatusOpen, End: session.EndClosed})
+		record := func(client string) {
+			l.Record(session.Summary{Info: session.Info{Client: client}, Status: wire.StatusOpen, End: session.EndClosed})
 		}
 		for range 10_000 {
-			enter("mallory")
+			record("mallory")
 		}
-		enter("laptop")
+		record("laptop")
 		if n := len(b.lines(t)); n != 2001 {
 			t.Errorf("%d lines", n)
 		}
 		time.Sleep(time.Second)
-		enter("mallory")
+		record("mallory")
 		lines := b.lines(t)
 		if last := lines[len(lines)-1]; last["left_out"] != 8000.0 {
 			t.Errorf("the last line is %v", last)
@@ -188,7 +188,7 @@ func TestConnectionsInALoop(t *testing.T) {
 func TestWhatStrangersMakeUpIsBounded(t *testing.T) {
 	l, b := newLedger()
 	for i := range 5000 {
-		l.Enter(refused(":" + strconv.Itoa(i)))
+		l.Record(refused(":" + strconv.Itoa(i)))
 	}
 	l.Close()
 	if n := len(b.lines(t)); n > 1100 {
@@ -199,8 +199,8 @@ func TestWhatStrangersMakeUpIsBounded(t *testing.T) {
 func TestCounts(t *testing.T) {
 	l, _ := newLedger()
 	defer l.Close()
-	l.Enter(session.Summary{Info: info, Status: wire.StatusOpen, End: session.EndClosed})
-	l.Enter(session.Summary{Info: info, Status: wire.StatusOpen, End: session.EndExpired})
+	l.Record(session.Summary{Info: info, Status: wire.StatusOpen, End: session.EndClosed})
+	l.Record(session.Summary{Info: info, Status: wire.StatusOpen, End: session.EndExpired})
 	c := l.Counts()
 	if c.Status[wire.StatusOpen] != 2 || c.Ends[session.EndExpired] != 1 || c.Up != 20 || c.Down != 40 || c.Resumes != 2 {
 		t.Errorf("counted %+v", c)

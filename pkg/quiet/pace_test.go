@@ -1,4 +1,4 @@
-package pace_test
+package quiet_test
 
 import (
 	"bytes"
@@ -10,17 +10,17 @@ import (
 	"testing/synctest"
 	"time"
 
-	"ptthqd/pkg/pace"
+	"ptthqd/pkg/quiet"
 )
 
 func TestPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		logger := slog.New(slog.NewTextHandler(&log, nil))
-		p := &pace.Pace{Every: time.Second, AtOnce: 3}
+		p := &quiet.Pace{Every: time.Second, AtOnce: 3}
 		say := func(name string) {
 			level, leftOut := p.Level(name, slog.LevelInfo)
-			logger.LogAttrs(context.Background(), level, "said", slog.String("by", name), pace.LeftOut(leftOut))
+			logger.LogAttrs(context.Background(), level, "said", slog.String("by", name), quiet.LeftOut(leftOut))
 		}
 		for range 10 {
 			say("mallory")
@@ -46,7 +46,7 @@ func TestPace(t *testing.T) {
 
 // What somebody makes up, names among it, must not grow for ever.
 func TestManyCausers(t *testing.T) {
-	var p pace.Pace
+	var p quiet.Pace
 	through := 0
 	for i := range 100_000 {
 		if level, _ := p.Level(fmt.Sprint(i), slog.LevelInfo); level == slog.LevelInfo {

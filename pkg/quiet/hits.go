@@ -1,18 +1,18 @@
-package account
+package quiet
 
 import (
 	"maps"
 	"sync"
 )
 
-// Hits counts what each limit has kept out or made wait, by the limit's name in the config. The zero value is ready. Its
-// methods may be called from any goroutine.
+// Hits counts how often each limit has kept something out or made it wait. The key is the limit's
+// name in the config.
 type Hits struct {
 	mu     sync.Mutex
 	counts map[string]uint64
 }
 
-// Hit counts one.
+// Hit counts one hit of a limit.
 func (h *Hits) Hit(limit string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

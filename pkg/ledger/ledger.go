@@ -1,12 +1,17 @@
-// Package account keeps the books about forwarded connections at the ends of
-// the chain: one log line at the end of each, the same words at P2 and at P4,
-// and counters. What repeats is summed up: a target that is down for a night
-// is a handful of lines.
+// Package ledger keeps the books of the connections that have ended, for a client or a server.
 //
-//	ledger := &account.Ledger{Role: "client", Logger: logger}
-//	defer ledger.Close()
-//	ledger.Enter(sessions.Forward(ctx, conn, request))
-package account
+// Each connection gets one line of the log when it ends, with the same attributes at both ends of
+// the chain, and is added to the counters. Lines that repeat are summed up by pkg/quiet: a target
+// that is down for a night makes a handful of lines.
+//
+//	books := &ledger.Ledger{Role: "client", ID: "laptop", Logger: logger}
+//	defer books.Close()
+//	books.Record(sessions.Forward(ctx, conn, request))
+//	books.Counts() // for status and metrics
+//
+// The package is no part of a role because client and server both use it, and roles do not import
+// each other. A Ledger owns nothing but its counters; several goroutines may use it.
+package ledger
 
 import (
 	"cmp"
@@ -16,20 +21,19 @@ import (
 	"sync"
 	"time"
 
-	"ptthqd/pkg/pace"
+	"ptthqd/pkg/quiet"
 	"ptthqd/pkg/session"
 	"ptthqd/pkg/wire"
 )
 
-// A Ledger logs and counts the sessions that have ended. Its methods may be
-// called from any goroutine.
+// Ledger logs and counts the sessions that have ended. Set Role, ID and Logger before use.
 type Ledger struct {
 	Role   string // this process's role, an attribute of each line
-	ID     string // this node's: whose doing it is where a session names nobody else
+	ID     string // this node's ID: it ended a session that names no other node
 	Logger *slog.Logger
 
-	repeats Repeats
-	lines   pace.Pace // by client, or by mapping at a client
+	refusals quiet.Repeats
+	lines    quiet.Pace // by client, or by mapping at a client
 
 	mu     sync.Mutex
 	counts Counts
@@ -38,10 +42,10 @@ type Ledger struct {
 // Counts is what a Ledger has counted since the process began.
 type Counts struct {
 	Tally
-	Mappings map[string]Tally // the same for each mapping, at a client
+	Mappings map[string]Tally // by the mapping's name; only at a client
 }
 
-// A Tally sums up sessions that have ended.
+// Tally sums up sessions that have ended.
 type Tally struct {
 	Status  map[wire.Status]uint64 // sessions by the outcome of their opening
 	Ends    map[session.End]uint64 // sessions by how they ended
@@ -50,8 +54,7 @@ type Tally struct {
 	Resumes uint64                 // of ended sessions
 }
 
-// refusal is what makes refusals equal: they differ in P1's address and in
-// their connection ID alone.
+// refusal is the key by which refusals are equal: all but P1's address and the connection ID.
 type refusal struct {
 	mapping, client, server, target string
 	status                          wire.Status
@@ -59,12 +62,10 @@ type refusal struct {
 	node                            string
 }
 
-// Enter logs and counts a session that has ended. One that was open is one line:
-// at info, or at warn where it failed. Of many that are refused alike
-// only the first is a line at warn: the others are lines at debug, and how many
-// there were is told later. So are lines at debug that one client, or mapping,
-// makes faster than anybody reads.
-func (l *Ledger) Enter(s session.Summary) {
+// Record logs and counts a session that has ended. A session that was open gets a line at info, or
+// at warn if it failed. Of equal refusals the first gets a line at warn, and the others are summed
+// up. Lines beyond what one client or mapping may cause are at debug.
+func (l *Ledger) Record(s session.Summary) {
 	l.count(s)
 	switch s.End {
 	case session.EndClosed, session.EndResetByP1, session.EndResetByP5, session.EndStopped, session.EndRemoved:
@@ -78,24 +79,23 @@ func (l *Ledger) Enter(s session.Summary) {
 
 func (l *Ledger) ended(level slog.Level, message string, s session.Summary) {
 	level, leftOut := l.lines.Level(cmp.Or(s.Mapping, s.Client), level)
-	l.log(level, message, s, pace.LeftOut(leftOut))
+	l.log(level, message, s, quiet.LeftOut(leftOut))
 }
 
 func (l *Ledger) refused(s session.Summary) {
 	const message = "connection refused"
 	key := refusal{s.Mapping, s.Client, s.Server, s.Target, s.Status, s.End, s.Node}
-	first := l.repeats.Event(key, func(n int, in time.Duration) {
+	level := slog.LevelDebug
+	if l.refusals.Event(key, func(n int, in time.Duration) {
 		l.log(slog.LevelWarn, message, s, slog.Int("more", n), slog.Duration("in", in))
-	})
-	if !first {
-		l.log(slog.LevelDebug, message, s)
-		return
+	}) {
+		level = slog.LevelWarn
 	}
-	l.log(slog.LevelWarn, message, s)
+	l.log(level, message, s)
 }
 
-// log writes the line of one session. The keys are the same at both ends; what
-// an end doesn't know is left out.
+// log writes the line of one session. The keys are the same at both ends; an attribute that this
+// end does not know is left out.
 func (l *Ledger) log(level slog.Level, message string, s session.Summary, more ...slog.Attr) {
 	if !l.Logger.Enabled(context.Background(), level) {
 		return
@@ -105,7 +105,7 @@ func (l *Ledger) log(level slog.Level, message string, s session.Summary, more .
 		{"role", l.Role},
 		{"connection", s.ID},
 		{"mapping", s.Mapping},
-		{"client", cmp.Or(s.Client, l.ID)}, // a client's sessions do not name it
+		{"client", cmp.Or(s.Client, l.ID)}, // at a client, sessions have no Client
 		{"source", s.Source},
 		{"server", s.Server},
 		{"target", s.Target},
@@ -173,5 +173,13 @@ func (l *Ledger) Counts() Counts {
 	return c
 }
 
-// Close tells what had been summed up so far.
-func (l *Ledger) Close() { l.repeats.Close() }
+// Close logs the refusals that are counted and not yet logged.
+func (l *Ledger) Close() { l.refusals.Close() }
+
+// WarnShortage logs that a peer has used up its share of a memory budget. Equal shortages are
+// summed up in r.
+func WarnShortage(log *slog.Logger, r *quiet.Repeats, s session.Shortage) {
+	r.Warn(log, [2]string{s.Budget, s.Peer}, "connections slow: limit reached",
+		slog.String("limit", s.Budget), slog.String("peer", s.Peer),
+		slog.Int64("held", s.Held), slog.Int64("free", s.Free))
+}
