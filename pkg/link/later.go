@@ -156,7 +156,6 @@ func (s *Stream) End(p []byte) error {
 	if s.stream.Context().Err() != nil {
 		return s.CloseWrite()
 	}
-	s.end(writingEnded)
 	s.mu.Lock()
 	s.waiting = append(s.waiting, p...)
 	s.ending = true

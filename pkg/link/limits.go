@@ -110,10 +110,9 @@ func (l *Limits) quicConfig(g *grants) *quic.Config {
 		AllowConnectionWindowIncrease:  g.allow,
 		// What every path that QUIC can go must carry. Path MTU discovery raises it within a few round trips; quic-go's default
 		// of 1,280 finds no way through a tunnel with IPv6's least MTU.
-		InitialPacketSize:          leastPacket,
-		MaxIncomingStreams:         l.Streams,
-		MaxIncomingUniStreams:      -1,
-		RequireStreamCreditRelease: true, // see credit.go
+		InitialPacketSize:     leastPacket,
+		MaxIncomingStreams:    l.Streams,
+		MaxIncomingUniStreams: -1,
 		// Heartbeats keep a link alive. They wait for the flow-control window, where a link is full of what nobody reads;
 		// QUIC's own pings don't.
 		KeepAlivePeriod: l.IdleTimeout / 2,

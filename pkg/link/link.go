@@ -74,10 +74,9 @@ type Link struct {
 	}
 	badTips rate.Sometimes // logs them, one a minute at most: a peer can send any number
 
-	later   later
-	turns   turns
-	credits credits
-	work    sync.WaitGroup // the goroutines of this link; see wait
+	later later
+	turns turns
+	work  sync.WaitGroup // the goroutines of this link; see wait
 }
 
 // heard is what a dialler waits for. Accepted links, which are many, do without.
@@ -302,7 +301,7 @@ func (l *Link) accepted(qs *quic.Stream) accepted {
 	if qs == nil {
 		return accepted{}
 	}
-	return accepted{stream: &Stream{stream: qs, link: l, accepted: true}}
+	return accepted{stream: &Stream{stream: qs, link: l}}
 }
 
 // acceptLate returns a stream whose late tip is ready, or a new one without its tip; or none, and Accept is to look what

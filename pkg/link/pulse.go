@@ -144,7 +144,6 @@ func (p *pulse) tick() {
 	if p.stopped {
 		return
 	}
-	p.link.credits.release()
 	now := p.now()
 	patience := p.lookLocked(now)
 	if p.wall().sub(p.due) > pausedAfter { // what has arrived meanwhile is still to be read

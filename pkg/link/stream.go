@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -22,10 +21,8 @@ import (
 //
 // Each half is for one goroutine, but the Cancel methods, Reset and the deadlines may be called from any, at any time.
 type Stream struct {
-	stream   *quic.Stream
-	link     *Link
-	accepted bool          // the peer has opened it
-	ended    atomic.Uint32 // the halves with which this end is done
+	stream *quic.Stream
+	link   *Link
 
 	// What need not hurry; see later.go.
 	mu       sync.Mutex
@@ -49,9 +46,6 @@ func (s *Stream) Read(p []byte) (int, error) {
 	n, err := s.stream.Read(p)
 	if n > 0 {
 		s.link.touch()
-	}
-	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-		s.end(readingEnded)
 	}
 	return n, streamError(err)
 }
@@ -113,7 +107,6 @@ func (s *Stream) TryWrite(p []byte) (bool, error) {
 // CloseWrite ends the half towards the peer, who reads io.EOF after all that was written. It must not be called beside
 // Write. On a half that has been reset it returns how.
 func (s *Stream) CloseWrite() error {
-	s.end(writingEnded)
 	if !s.endWaiting() && s.stream.Close() != nil {
 		return streamError(context.Cause(s.stream.Context()))
 	}
@@ -122,13 +115,11 @@ func (s *Stream) CloseWrite() error {
 
 // CancelRead makes the peer's writes fail with the code, and what it has sent be dropped. It does nothing after the end.
 func (s *Stream) CancelRead(code wire.StreamCode) {
-	s.end(readingEnded)
 	s.stream.CancelRead(quic.StreamErrorCode(code))
 }
 
 // CancelWrite makes the peer's reads fail with the code; what was not delivered may be dropped.
 func (s *Stream) CancelWrite(code wire.StreamCode) {
-	s.end(writingEnded)
 	s.dropWaiting()
 	s.stream.CancelWrite(quic.StreamErrorCode(code))
 	s.link.turns.hurry(s, true)
