@@ -180,7 +180,7 @@ func (c *Client) drain(drained <-chan struct{}) {
 	for {
 		select {
 		case <-poll.C:
-			if !session.Moving(c.sessions.Sessions()) {
+			if !c.sessions.Moving() {
 				return
 			}
 		case <-drained:
@@ -267,7 +267,7 @@ func (c *Client) retire(ctx context.Context, l *link.Link) {
 		changed := c.relays.Changed()
 		c.sessions.Move(l, "the relay is in the config no more")
 		for settled := false; !settled; {
-			if !c.carries(l) {
+			if !c.sessions.Carries(l) {
 				return
 			}
 			select {
@@ -286,16 +286,6 @@ func (c *Client) retire(ctx context.Context, l *link.Link) {
 // retirePoll is how often a link that is being emptied is looked at.
 const retirePoll = 50 * time.Millisecond
 
-// carries reports whether a session still goes over a link.
-func (c *Client) carries(l *link.Link) bool {
-	for _, s := range c.sessions.Sessions() {
-		if s.Link == l && s.State != session.Detached {
-			return true
-		}
-	}
-	return false
-}
-
 // router is the live links as sessions see them.
 type router struct{ relays *uplink.Set }
 
@@ -310,7 +300,7 @@ func (r router) Routes() []session.Route {
 			Relay:   l.Peer(),
 			RTT:     l.RTT(),
 			Overdue: l.Unanswered,
-			Open: func(tip *wire.Connect, data []byte) (session.Stream, error) {
+			Open: func(tip *wire.Connect, data []byte) (wire.Stream, error) {
 				stream, err := l.Open(append(wire.Append(nil, tip), data...))
 				if err != nil {
 					return nil, err

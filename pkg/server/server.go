@@ -180,7 +180,7 @@ func (s *Server) drain() {
 	defer timeout.Stop()
 	poll := time.NewTicker(drainPoll)
 	defer poll.Stop()
-	for session.Moving(s.sessions.Sessions()) {
+	for s.sessions.Moving() {
 		select {
 		case <-poll.C:
 		case <-timeout.C:

@@ -96,7 +96,7 @@ func (r *ring) set(f func()) {
 	r.cond.Broadcast()
 }
 
-// ringStream is a session.Stream of two rings. It knows no deadlines but those
+// ringStream is a wire.Stream of two rings. It knows no deadlines but those
 // that have passed.
 type ringStream struct{ in, out *ring }
 
@@ -129,10 +129,12 @@ func (s *ringStream) CancelRead(code wire.StreamCode) {
 	s.in.set(func() { s.in.err = &wire.ResetError{Code: code, Remote: true} })
 }
 
-func (s *ringStream) Reset(code wire.StreamCode) {
-	s.CancelRead(code)
+func (s *ringStream) CancelWrite(code wire.StreamCode) {
 	s.out.set(func() { s.out.err = &wire.ResetError{Code: code, Remote: true} })
 }
+
+func (s *ringStream) Reset(code wire.StreamCode) { s.CancelRead(code); s.CancelWrite(code) }
+func (s *ringStream) Context() context.Context   { panic("a session asks for no context") }
 
 func (s *ringStream) SetReadDeadline(t time.Time) error {
 	s.in.set(func() { s.in.readBy = t })
@@ -156,7 +158,7 @@ type oneRoute struct {
 
 func (r *oneRoute) Changed() <-chan struct{} { return nil }
 func (r *oneRoute) Routes() []session.Route {
-	return []session.Route{{Link: r, Relay: "relay", Open: func(tip *wire.Connect, data []byte) (session.Stream, error) {
+	return []session.Route{{Link: r, Relay: "relay", Open: func(tip *wire.Connect, data []byte) (wire.Stream, error) {
 		a, b := ringPair(r.capacity)
 		m, _, err := wire.Parse(tip.Inner)
 		if err != nil {

@@ -210,6 +210,19 @@ func (c *Client) list() []*session {
 // Sessions tells of all sessions, the oldest first.
 func (c *Client) Sessions() []Info { return infos(c.list()) }
 
+// Count returns how many sessions there are.
+func (c *Client) Count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.sessions)
+}
+
+// Carries reports whether a session has a stream on a link, or is getting one.
+func (c *Client) Carries(link any) bool { return c.host.lines.use(link) }
+
+// Moving reports whether data has gone by in a session just now. A stop waits only while it does.
+func (c *Client) Moving() bool { return moving(c.list()) }
+
 // SetLimits changes the limits for what comes from now on.
 func (c *Client) SetLimits(l Limits) {
 	l = l.withDefaults()
@@ -320,7 +333,7 @@ func (f *forward) run() {
 }
 
 // readFrames is read, between the marks that others wait for.
-func (s *session) readFrames(st Stream) error {
+func (s *session) readFrames(st wire.Stream) error {
 	s.mu.Lock()
 	if s.stream != st {
 		s.mu.Unlock()
@@ -338,7 +351,7 @@ func (s *session) readFrames(st Stream) error {
 
 // finished decides what the end of a stream means: the end of the session, or
 // another attempt.
-func (f *forward) finished(st Stream, err error) bool {
+func (f *forward) finished(st wire.Stream, err error) bool {
 	s := f.session
 	var bad *protocolError
 	var reset *wire.ResetError
@@ -418,7 +431,7 @@ func (s *session) waitIdleLocked() {
 }
 
 // sayGoodbye ends the session's half of st when nobody writes to it any more.
-func (s *session) sayGoodbye(st Stream) {
+func (s *session) sayGoodbye(st wire.Stream) {
 	s.mu.Lock()
 	s.frozen = true
 	_ = st.SetWriteDeadline(time.Now().Add(stopTimeout))
@@ -475,7 +488,7 @@ func (f *forward) closeLocked(end End) {
 // connect brings a stream that carries the session: a first one, another, or,
 // when the session was to move and nobody else took it, the one that it has.
 // It returns nil when the session is closed.
-func (f *forward) connect() Stream {
+func (f *forward) connect() wire.Stream {
 	s := f.session
 	s.host.clock.Hold() // time-outs are in its time
 	defer s.host.clock.Release()
@@ -636,7 +649,7 @@ func (f *forward) giveUpLocked() {
 
 // carryOn goes on with the stream that the session was to leave, since nobody
 // else would take it. It returns false if that stream is lost.
-func (f *forward) carryOn(st Stream) bool {
+func (f *forward) carryOn(st wire.Stream) bool {
 	s := f.session
 	s.mu.Lock()
 	f.tried = nil
@@ -659,7 +672,7 @@ func (f *forward) carryOn(st Stream) bool {
 
 // tryInTurn is try, with a turn of those that resume over the route's line. It returns nil also if something else was to be
 // done while it waited for that.
-func (f *forward) tryInTurn(r Route, old Stream) Stream {
+func (f *forward) tryInTurn(r Route, old wire.Stream) wire.Stream {
 	s := f.session
 	clock := &s.host.clock
 	l := s.host.lines.acquire(r, s.peerName(), clock.Now())
@@ -695,7 +708,7 @@ func (f *forward) awaitTurn(t *turns, w *turn) bool {
 
 // awaitReplyLocked bounds the wait for the reply on st, which is pending; but not while the path brings others something, who
 // may have been before it in a queue: then it may take most.
-func (f *forward) awaitReplyLocked(st Stream, l *line, timeout, most time.Duration) {
+func (f *forward) awaitReplyLocked(st wire.Stream, l *line, timeout, most time.Duration) {
 	s := f.session
 	clock := &s.host.clock
 	begun := clock.Now()
@@ -718,7 +731,7 @@ func (f *forward) awaitReplyLocked(st Stream, l *line, timeout, most time.Durati
 
 // try makes one attempt over a route. old is the stream that the session has
 // while it moves. It returns nil if the attempt failed.
-func (f *forward) try(r Route, old Stream, l *line) Stream {
+func (f *forward) try(r Route, old wire.Stream, l *line) wire.Stream {
 	s := f.session
 	s.mu.Lock()
 	if old != nil {
@@ -826,7 +839,7 @@ func (f *forward) tipLocked(opening bool) []byte {
 }
 
 // readReply reads the reply at the head of st.
-func readReply(st Stream) (*wire.Reply, *wire.Granted, error) {
+func readReply(st wire.Stream) (*wire.Reply, *wire.Granted, error) {
 	m, err := wire.Read(st)
 	if err != nil {
 		return nil, nil, err
@@ -850,7 +863,7 @@ func readReply(st Stream) (*wire.Reply, *wire.Granted, error) {
 }
 
 // dropAttempt takes the first attempt's stream away from the session again.
-func (f *forward) dropAttempt(st, old Stream) {
+func (f *forward) dropAttempt(st, old wire.Stream) {
 	s := f.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -864,7 +877,7 @@ func (f *forward) dropAttempt(st, old Stream) {
 
 // loseOld gives the old stream up: it is not known what P4 has made of the
 // attempt to replace it.
-func (f *forward) loseOld(old Stream) {
+func (f *forward) loseOld(old wire.Stream) {
 	old.Reset(wire.CodeLost)
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -883,7 +896,7 @@ func (f *forward) failed(r Route, why string) {
 
 // answer acts upon a reply. It returns the stream if that carries the session
 // now.
-func (f *forward) answer(st Stream, r Route, old Stream, opening bool, reply *wire.Reply, granted *wire.Granted) Stream {
+func (f *forward) answer(st wire.Stream, r Route, old wire.Stream, opening bool, reply *wire.Reply, granted *wire.Granted) wire.Stream {
 	s := f.session
 	if reply.Status == wire.StatusOpen {
 		return f.accepted(st, r, old, granted)
@@ -963,13 +976,13 @@ func (f *forward) answer(st Stream, r Route, old Stream, opening bool, reply *wi
 }
 
 // finish ends both halves of a stream on which nothing more is to be said.
-func finish(st Stream) {
-	_ = st.CloseWrite()
+func finish(st wire.Stream) {
+	_ = st.End(nil)
 	st.CancelRead(wire.CodeLost)
 }
 
 // accepted takes the session over to st.
-func (f *forward) accepted(st Stream, r Route, old Stream, g *wire.Granted) Stream {
+func (f *forward) accepted(st wire.Stream, r Route, old wire.Stream, g *wire.Granted) wire.Stream {
 	s := f.session
 	if old != nil {
 		old.Reset(wire.CodeLost)

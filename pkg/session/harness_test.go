@@ -214,7 +214,7 @@ func (h *half) onTheWay() int {
 	return len(h.data)
 }
 
-// memStream is a session.Stream in memory. It insists on what link.Stream asks
+// memStream is a wire.Stream in memory. It insists on what link.Stream asks
 // of those who use it.
 type memStream struct {
 	in, out *half
@@ -318,11 +318,10 @@ func (s *memStream) End(p []byte) error {
 	return s.CloseWrite()
 }
 
-func (s *memStream) CancelRead(code wire.StreamCode) { s.in.cancel(code, true) }
-func (s *memStream) Reset(code wire.StreamCode) {
-	s.in.cancel(code, true)
-	s.out.cancel(code, false)
-}
+func (s *memStream) CancelRead(code wire.StreamCode)  { s.in.cancel(code, true) }
+func (s *memStream) CancelWrite(code wire.StreamCode) { s.out.cancel(code, false) }
+func (s *memStream) Reset(code wire.StreamCode)       { s.CancelRead(code); s.CancelWrite(code) }
+func (s *memStream) Context() context.Context         { panic("a session asks for no context") }
 
 func (s *memStream) SetReadDeadline(t time.Time) error { s.in.setDeadline(&s.in.readBy, t); return nil }
 
@@ -453,8 +452,8 @@ func (n *network) Changed() <-chan struct{} {
 	return n.changed
 }
 
-func (n *network) opener(l *memLink) func(*wire.Connect, []byte) (session.Stream, error) {
-	return func(tip *wire.Connect, data []byte) (session.Stream, error) {
+func (n *network) opener(l *memLink) func(*wire.Connect, []byte) (wire.Stream, error) {
+	return func(tip *wire.Connect, data []byte) (wire.Stream, error) {
 		inner := tip.Inner
 		m, _, err := wire.Parse(inner)
 		if err != nil {

@@ -56,7 +56,7 @@ func (in *inbox) done() bool { return in.fin && in.acked == in.received }
 
 // read reads frames from st until it ends. Its caller has set reading. The
 // error is errEnded, errMove, a *protocolError, or how the stream was lost.
-func (s *session) read(st Stream) error {
+func (s *session) read(st wire.Stream) error {
 	for {
 		if _, err := st.Peek(s.one[:]); err != nil {
 			if errors.Is(err, io.EOF) {
@@ -74,7 +74,7 @@ func (s *session) read(st Stream) error {
 // little stack.
 //
 //go:noinline
-func (s *session) readSome(st Stream) error {
+func (s *session) readSome(st wire.Stream) error {
 	b := takeBuffer(largeBuffer)
 	n, err := st.Read(b.b)
 	var bad error

@@ -76,6 +76,18 @@ func (ls *lines) release(link any, peer string) {
 	}
 }
 
+// use reports whether a session uses one of the lines of a link.
+func (ls *lines) use(link any) bool {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	for key := range ls.by {
+		if key.link == link {
+			return true
+		}
+	}
+	return false
+}
+
 func (ls *lines) all(into []*line) []*line {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()

@@ -432,7 +432,7 @@ func (s *session) sendLocked(mayWait bool) {
 		ok, err := st.TryWrite(p)
 		if ok || err != nil {
 			if last && err == nil {
-				_ = st.CloseWrite() // in the same packet
+				_ = st.End(nil) // in the same packet
 			}
 			s.wrote(st, p, 0, err)
 			return
@@ -454,7 +454,7 @@ const lastReadTime = time.Second
 
 // flush writes until there is nothing to write or the stream is taken away.
 // Its caller has taken the right to write.
-func (s *session) flush(st Stream) {
+func (s *session) flush(st wire.Stream) {
 	for {
 		s.mu.Lock()
 		if s.stream != st || s.frozen || !s.somethingLocked() && !s.askLocked() {
@@ -490,7 +490,7 @@ func (s *session) flush(st Stream) {
 }
 
 // wrote takes the outcome of a write that was the last one.
-func (s *session) wrote(st Stream, p []byte, n int, err error) {
+func (s *session) wrote(st wire.Stream, p []byte, n int, err error) {
 	if s.wroteMore(st, nil, p, n, err) {
 		s.mu.Lock()
 		s.writing = false
@@ -501,7 +501,7 @@ func (s *session) wrote(st Stream, p []byte, n int, err error) {
 
 // wroteMore takes the outcome of a write, and tells whether the writer may go
 // on. If not, it has given back the right to write.
-func (s *session) wroteMore(st Stream, held *buffer, p []byte, n int, err error) bool {
+func (s *session) wroteMore(st wire.Stream, held *buffer, p []byte, n int, err error) bool {
 	if err == nil && held == nil {
 		return true
 	}

@@ -167,6 +167,16 @@ func (v *Server) list() []*session {
 // Sessions tells of all sessions, the oldest first.
 func (v *Server) Sessions() []Info { return infos(v.list()) }
 
+// Count returns how many sessions there are.
+func (v *Server) Count() int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return len(v.sessions)
+}
+
+// Moving reports whether data has gone by in a session just now. A stop waits only while it does.
+func (v *Server) Moving() bool { return moving(v.list()) }
+
 // Set changes the limits and the resume timeout for what comes from now on.
 func (v *Server) Set(l Limits, resume time.Duration) {
 	l = l.withDefaults()
@@ -234,7 +244,7 @@ func (v *Server) Holder(names []string, token wire.Token) string {
 
 // Attach finds or makes the session that a stream is to carry which a relay has opened for client, and whose tip `incoming`
 // was read: inner is what it held. It owns st. Whoever has called it calls Carry on what it returns.
-func (v *Server) Attach(client string, inner wire.Message, st Stream, via Route) Carrier {
+func (v *Server) Attach(client string, inner wire.Message, st wire.Stream, via Route) Carrier {
 	return Carrier{v, v.attach(client, inner, st, via), st}
 }
 
@@ -242,7 +252,7 @@ func (v *Server) Attach(client string, inner wire.Message, st Stream, via Route)
 type Carrier struct {
 	server  *Server
 	session *session // nil where it was refused
-	stream  Stream
+	stream  wire.Stream
 }
 
 // Carry blocks as long as the stream is in use. It needs little stack: where a session is idle for days, it is in here.
@@ -254,7 +264,7 @@ func (c Carrier) Carry() {
 }
 
 // attach is Attach. Where there is no session it has said on st why.
-func (v *Server) attach(client string, inner wire.Message, st Stream, via Route) *session {
+func (v *Server) attach(client string, inner wire.Message, st wire.Stream, via Route) *session {
 	switch m := inner.(type) {
 	case *wire.Open:
 		return v.open(client, m, st, via)
@@ -267,7 +277,7 @@ func (v *Server) attach(client string, inner wire.Message, st Stream, via Route)
 
 // open makes a session, or takes the newer stream for one that was made by an
 // attempt before this.
-func (v *Server) open(client string, m *wire.Open, st Stream, via Route) *session {
+func (v *Server) open(client string, m *wire.Open, st wire.Stream, via Route) *session {
 	key := sessionKey{client, m.Token}
 	info := Info{Client: client, Server: v.config.Node, Source: m.Source, Target: m.Target, Relay: via.Relay, Link: via.Link}
 	reject := func(r *Refusal) {
@@ -316,7 +326,7 @@ func (v *Server) open(client string, m *wire.Open, st Stream, via Route) *sessio
 // admit finds the session of an open, its tombstone, or makes one, within the
 // limits, and begins its life. Whoever finds a new one in the table, to end it
 // or to take it over, finds it with its stream.
-func (v *Server) admit(key sessionKey, m *wire.Open, info Info, above []string, dial Dial, st Stream, via Route) (s *session, made bool, tomb *wire.Granted, r *Refusal) {
+func (v *Server) admit(key sessionKey, m *wire.Open, info Info, above []string, dial Dial, st wire.Stream, via Route) (s *session, made bool, tomb *wire.Granted, r *Refusal) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if t := v.tombs[key]; t != nil {
@@ -545,7 +555,7 @@ func (v *Server) grantLocked(s *session) {
 }
 
 // carried decides what the end of st means.
-func (v *Server) carried(s *session, st Stream, err error) {
+func (v *Server) carried(s *session, st wire.Stream, err error) {
 	s.mu.Lock()
 	if s.stream != st {
 		closed := s.closed
@@ -727,7 +737,7 @@ func (v *Server) removeLocked(key sessionKey, s *session) {
 }
 
 // resume goes on with a session over a new stream.
-func (v *Server) resume(client string, m *wire.Resume, st Stream, via Route) *session {
+func (v *Server) resume(client string, m *wire.Resume, st wire.Stream, via Route) *session {
 	key := sessionKey{client, m.Token}
 	if m.Version != wire.Version {
 		v.refuse(st, &Refusal{wire.StatusVersion, wire.OtherVersion(m.Version)})
@@ -799,7 +809,7 @@ func (v *Server) unknown(text string) *Refusal {
 // newest. check is called when nobody reads or writes the old stream any more,
 // with the lock held: it says from which offset on to send, or why not to.
 // takeOver returns the session if st is to carry it.
-func (v *Server) takeOver(s *session, attempt uint64, st Stream, via Route, check func() (uint64, *Refusal)) *session {
+func (v *Server) takeOver(s *session, attempt uint64, st wire.Stream, via Route, check func() (uint64, *Refusal)) *session {
 	s.mu.Lock()
 	if attempt <= s.attempt {
 		s.mu.Unlock()
@@ -849,7 +859,7 @@ func (v *Server) takeOver(s *session, attempt uint64, st Stream, via Route, chec
 }
 
 // epitaphLocked answers for a session that is closed. It unlocks it.
-func (v *Server) epitaphLocked(s *session, st Stream) {
+func (v *Server) epitaphLocked(s *session, st wire.Stream) {
 	sum := s.final
 	s.mu.Unlock()
 	if sum.End == EndRefused {
@@ -867,29 +877,29 @@ func (v *Server) epitaphLocked(s *session, st Stream) {
 }
 
 // refuse says no on a stream and ends it.
-func (v *Server) refuse(st Stream, r *Refusal) {
+func (v *Server) refuse(st wire.Stream, r *Refusal) {
 	v.say(st, r)
 	drain(st)
 }
 
 // say writes a refusal, and the end of the stream.
-func (v *Server) say(st Stream, r *Refusal) {
+func (v *Server) say(st wire.Stream, r *Refusal) {
 	_, _ = st.Write(wire.Append(nil, &wire.Reply{Status: r.Status, Text: r.Text, Node: v.config.Node}))
-	_ = st.CloseWrite()
+	_ = st.End(nil)
 }
 
 // complete says that the session has ended.
-func (v *Server) complete(st Stream, granted wire.Granted) {
+func (v *Server) complete(st wire.Stream, granted wire.Granted) {
 	_, _ = st.Write(wire.Append(nil, &wire.Reply{
 		Status: wire.StatusComplete, Node: v.config.Node, Inner: wire.Append(nil, &granted),
 	}))
-	_ = st.CloseWrite()
+	_ = st.End(nil)
 	drain(st)
 }
 
 // drain reads what still comes on a stream until the client ends it, for a
 // while, and ends its own half of reading.
-func drain(st Stream) {
+func drain(st wire.Stream) {
 	_ = st.SetReadDeadline(time.Now().Add(farewellTime))
 	b := takeBuffer(smallBuffer)
 	defer b.unref()

@@ -25,7 +25,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"slices"
@@ -34,30 +33,6 @@ import (
 
 	"ptthqd/pkg/wire"
 )
-
-// A Stream is what a session needs of a link's stream: *link.Stream is one.
-// Read, Peek and Write fail with a *wire.ResetError when the stream is reset or
-// lost. Write and TryWrite are never called at the same time, Read and Peek
-// neither. The session ends both halves of each stream that it is given.
-type Stream interface {
-	io.ReadWriter
-	// Peek waits until len(p) bytes can be read and copies them.
-	Peek(p []byte) (int, error)
-	// TryWrite writes all of p or, where it would have to wait, nothing.
-	TryWrite(p []byte) (bool, error)
-	CloseWrite() error
-	// WriteLater is a Write of little that need not hurry. It never waits, and what is written next follows it. Where it
-	// fails, so does what is written next.
-	WriteLater(p []byte)
-	// End is a WriteLater of p, if that isn't empty, with a CloseWrite behind it.
-	End(p []byte) error
-	// CancelRead tells the peer that nothing more will be read.
-	CancelRead(code wire.StreamCode)
-	// Reset ends both halves, and wakes who waits in them.
-	Reset(code wire.StreamCode)
-	SetReadDeadline(t time.Time) error
-	SetWriteDeadline(t time.Time) error
-}
 
 // A Route is a live link, as a session sees it.
 type Route struct {
@@ -68,7 +43,7 @@ type Route struct {
 	Overdue func() time.Duration
 	// Open opens a stream to a server with a tip, and data right behind,
 	// without waiting. Only the client's routes have it.
-	Open func(tip *wire.Connect, data []byte) (Stream, error)
+	Open func(tip *wire.Connect, data []byte) (wire.Stream, error)
 }
 
 // The states of a session, at both ends. Closed is terminal; tombstones are
@@ -171,7 +146,7 @@ type session struct {
 
 	// The stream, nil while there is none. Only the holder of writing writes to
 	// it; frozen keeps new writers away.
-	stream  Stream
+	stream  wire.Stream
 	route   Route
 	line    *line
 	quota   *quota
@@ -231,7 +206,7 @@ type session struct {
 
 	// At P2.
 	changed     chan struct{} // wakes the goroutine in Forward; capacity 1
-	pending     Stream        // of an attempt whose reply hasn't come
+	pending     wire.Stream   // of an attempt whose reply hasn't come
 	pendingLink any
 	stopping    bool // the process is: no more than what is under way is waited for
 
@@ -309,17 +284,21 @@ func (s *session) snapshotLocked() Info {
 	return info
 }
 
-// quietTime is how long nothing has gone by in a session that a stop does not wait for.
+// quietTime is for how long no data must have gone by in a session that a stop does not wait for.
 const quietTime = time.Second
 
-// Moving reports whether data has gone by in one of the sessions just now. A process that stops waits only while it does.
-func Moving(sessions []Info) bool {
-	return slices.ContainsFunc(sessions, func(i Info) bool { return time.Since(i.Moved) < quietTime })
+// moving reports whether data has gone by in one of the sessions within quietTime.
+func moving(sessions []*session) bool {
+	return slices.ContainsFunc(sessions, func(s *session) bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return time.Since(s.lastData) < quietTime
+	})
 }
 
 // attachLocked makes st the session's stream, from the offsets that both ends
 // have just exchanged: the peer has received everything before sent.
-func (s *session) attachLocked(st Stream, r Route, sent uint64) {
+func (s *session) attachLocked(st wire.Stream, r Route, sent uint64) {
 	s.dropQuotaLocked()
 	s.stream, s.route = st, r
 	s.info.Relay, s.info.Link = r.Relay, r.Link
@@ -395,7 +374,7 @@ func (s *session) resetLocked(why End, code uint64) {
 
 // hurryLocked bounds how long the peer is listened to.
 func (s *session) hurryLocked() {
-	for _, st := range []Stream{s.stream, s.pending} {
+	for _, st := range []wire.Stream{s.stream, s.pending} {
 		if st != nil {
 			_ = st.SetReadDeadline(time.Now().Add(stopTimeout))
 		}
