@@ -10,7 +10,7 @@ import (
 	"ptthqd/pkg/session"
 )
 
-// listen binds the listeners that the client begins with, as far as they can be bound.
+// listen binds the listeners of the first config. Those that cannot be bound become vacancies.
 func (c *Client) listen(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -25,13 +25,13 @@ func (c *Client) listen(ctx context.Context) error {
 			c.vacateLocked(m, err)
 			continue
 		}
-		c.enterLocked([]*listener{l})
+		c.openLocked(l)
 	}
 	return nil
 }
 
-// stopAccepting ends the accept loops. The listeners stay open: what comes now
-// waits for the next process, if somebody keeps the sockets.
+// stopAccepting ends the accept loops. The listeners stay open: if somebody keeps the sockets (see
+// Config.KeepSockets), new connections wait in their queues for the next process.
 func (c *Client) stopAccepting() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -51,14 +51,13 @@ func (c *Client) closeListeners() {
 	}
 }
 
-// Apply goes over to another config, or fails and changes nothing: what is new
-// is bound before anything else happens, and after that nothing can fail. It
-// waits until the client is ready. A listener that the config in force has too,
-// and that can't be bound yet, is no reason to fail: it is tried once more.
+// Apply puts another config in force, or fails and changes nothing. It waits until the client is
+// ready. New listeners are bound first; after that nothing can fail. A listener of the old config
+// that cannot be bound yet is tried once more, and does not make Apply fail.
 //
-// An unchanged mapping is not touched. One that changes its server or target
-// keeps its listener and its running connections. One that is gone or disabled
-// loses its listener, and its connections only where on_remove says so.
+// A mapping that is unchanged is not touched. A mapping with another server or target keeps its
+// listener and its running connections. A mapping that is gone or disabled loses its listener; its
+// connections end only if its on_remove says so.
 func (c *Client) Apply(ctx context.Context, next *config.Config) error {
 	select {
 	case <-c.ready:
@@ -83,19 +82,7 @@ func (c *Client) Apply(ctx context.Context, next *config.Config) error {
 
 	old := c.settings.Load()
 	for at, l := range c.listeners {
-		m, before := wanted[at], l.mapping.Load()
-		l.mapping.Store(m)
-		l.gate.widen(next.Limits.SessionsPerMapping)
-		if m.ListenGroup != before.ListenGroup {
-			if err := l.bound.SetGroup(m.ListenGroup); err != nil {
-				c.log.Error("listen_group can't be changed", slog.String("mapping", m.Name), slog.Any("error", err))
-			}
-		}
-		if m.ListenMode != before.ListenMode {
-			if err := l.bound.SetMode(m.ListenMode); err != nil {
-				c.log.Error("listen_mode can't be changed", slog.String("mapping", m.Name), slog.Any("error", err))
-			}
-		}
+		c.remap(l, wanted[at], next.Limits.SessionsPerMapping)
 	}
 	for at, v := range c.vacant {
 		if v.mapping = wanted[at]; v.mapping == nil {
@@ -116,7 +103,23 @@ func (c *Client) Apply(ctx context.Context, next *config.Config) error {
 	return nil
 }
 
-// wantedListeners are the places to listen at, and the mapping of each.
+// remap gives a listener its mapping of another config.
+func (c *Client) remap(l *listener, m *config.Mapping, limit int) {
+	before := l.mapping.Swap(m)
+	l.gate.setLimit(limit)
+	if m.ListenGroup != before.ListenGroup {
+		if err := l.bound.SetGroup(m.ListenGroup); err != nil {
+			c.log.Error("listen_group can't be changed", slog.String("mapping", m.Name), slog.Any("error", err))
+		}
+	}
+	if m.ListenMode != before.ListenMode {
+		if err := l.bound.SetMode(m.ListenMode); err != nil {
+			c.log.Error("listen_mode can't be changed", slog.String("mapping", m.Name), slog.Any("error", err))
+		}
+	}
+}
+
+// wantedListeners returns the places to listen at, with the mapping of each.
 func wantedListeners(next *config.Config) (map[config.Listen]*config.Mapping, error) {
 	wanted := make(map[config.Listen]*config.Mapping)
 	for i := range next.Mappings {
@@ -125,15 +128,16 @@ func wantedListeners(next *config.Config) (map[config.Listen]*config.Mapping, er
 			continue
 		}
 		if other := wanted[m.Listen]; other != nil {
-			return nil, fmt.Errorf("mappings %s and %s both listen on %s: give one another address, or disable it", other.Name, m.Name, m.Listen)
+			return nil, fmt.Errorf("mappings %s and %s both listen on %s: give one another address, or disable it",
+				other.Name, m.Name, m.Listen)
 		}
 		wanted[m.Listen] = m
 	}
 	return wanted, nil
 }
 
-// inOrder are the mappings that are wanted, in the config's order: the same
-// mapping is the first to fail each time.
+// inOrder returns the wanted mappings in the config's order: of several that fail, the same one
+// fails first each time.
 func inOrder(next *config.Config, wanted map[config.Listen]*config.Mapping) []*config.Mapping {
 	list := make([]*config.Mapping, 0, len(wanted))
 	for i := range next.Mappings {
@@ -144,11 +148,11 @@ func inOrder(next *config.Config, wanted map[config.Listen]*config.Mapping) []*c
 	return list
 }
 
-// endingMappings are the names of the mappings that aren't in force any more
-// and whose connections are to end with them.
+// endingMappings returns the names of the mappings that are gone or disabled, and whose on_remove
+// ends their connections.
 func endingMappings(old, next *config.Config) map[string]bool {
 	ending := make(map[string]bool)
-	for _, mappings := range [][]config.Mapping{old.Mappings, next.Mappings} { // next has the last word
+	for _, mappings := range [][]config.Mapping{old.Mappings, next.Mappings} { // the on_remove of next counts
 		for _, m := range mappings {
 			ending[m.Name] = m.OnRemove == config.OnRemoveClose
 		}
@@ -162,10 +166,12 @@ func endingMappings(old, next *config.Config) map[string]bool {
 	return ending
 }
 
-// rebindLocked makes the listeners those that are wanted, and returns those
-// that are gone; or it fails, with the listeners as they were.
-func (c *Client) rebindLocked(ctx context.Context, list []*config.Mapping, wanted map[config.Listen]*config.Mapping) (gone []*listener, err error) {
-	// What overlaps a listener that goes can be bound only when that is closed.
+// rebindLocked makes the listeners those that are wanted, and returns the closed ones; or it fails,
+// with the listeners as they were. list has the wanted mappings in order.
+func (c *Client) rebindLocked(
+	ctx context.Context, list []*config.Mapping, wanted map[config.Listen]*config.Mapping,
+) (gone []*listener, err error) {
+	// A place that overlaps a leaving listener can be bound only once that listener is closed.
 	var free, blocked []*config.Mapping
 	var leaving config.Places[*listener]
 	for at, l := range c.listeners {
@@ -212,23 +218,23 @@ func (c *Client) rebindLocked(ctx context.Context, list []*config.Mapping, wante
 			gone = append(gone, l)
 		}
 	}
-	c.enterLocked(append(bound, moved...))
+	c.openLocked(append(bound, moved...)...)
 	return gone, nil
 }
 
-// restoreLocked binds again what was released for something that then couldn't be bound.
-func (c *Client) restoreLocked(ctx context.Context, released []*listener) {
-	for _, l := range released {
+// restoreLocked binds closed listeners again, since what they made room for could not be bound.
+func (c *Client) restoreLocked(ctx context.Context, closed []*listener) {
+	for _, l := range closed {
 		again, err := c.bind(ctx, l.mapping.Load())
 		if err != nil {
 			c.vacateLocked(l.mapping.Load(), err)
 			continue
 		}
-		c.enterLocked([]*listener{again})
+		c.openLocked(again)
 	}
 }
 
-// bindAll binds the listeners of mappings: all, or none.
+// bindAll binds the listeners of mappings: all of them or none.
 func (c *Client) bindAll(ctx context.Context, mappings []*config.Mapping) ([]*listener, error) {
 	var bound []*listener
 	for _, m := range mappings {
@@ -244,10 +250,10 @@ func (c *Client) bindAll(ctx context.Context, mappings []*config.Mapping) ([]*li
 	return bound, nil
 }
 
-// enterLocked begins to accept connections on listeners.
-func (c *Client) enterLocked(bound []*listener) {
+// openLocked begins to accept connections on bound listeners.
+func (c *Client) openLocked(bound ...*listener) {
 	for _, l := range bound {
-		l.gate.widen(c.settings.Load().Limits.SessionsPerMapping)
+		l.gate.setLimit(c.settings.Load().Limits.SessionsPerMapping)
 		c.listeners[l.at] = l
 		c.start(c.accepting, l)
 		c.log.Info("listening", slog.String("mapping", l.mapping.Load().Name), slog.String("listener", l.at.String()))

@@ -207,8 +207,8 @@ func (c *Client) Force() { c.force.Do(func() { close(c.forced) }) }
 // adopt puts in force what can't fail: limits, relays.
 func (c *Client) adopt(next *config.Config) {
 	c.settings.Store(next)
-	c.gate.widen(next.Limits.Sessions)
-	c.held.widen(next.Limits.HeldConnections)
+	c.gate.setLimit(next.Limits.Sessions)
+	c.held.setLimit(next.Limits.HeldConnections)
 	c.sessions.SetLimits(sessionLimits(next.Limits))
 	c.windows.SetLimit(int64(next.Limits.LinkMemory))
 	relays := make([]uplink.Relay, len(next.Relays))

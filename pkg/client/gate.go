@@ -2,20 +2,21 @@ package client
 
 import "sync"
 
-// A gate bounds how many are inside at once. The bound may change at any time.
+// A gate bounds how many connections are inside at once. The bound may change at any time. The zero
+// value lets nothing in.
 type gate struct {
 	mu     sync.Mutex
-	most   int
+	limit  int
 	inside int
 	room   chan struct{} // closed when there may be room again; nil if nobody waits
 }
 
-// tryEnter enters if there is room. Otherwise it returns a channel that is
-// closed when there may be some.
+// tryEnter enters if there is room. Otherwise it returns a channel that is closed when there may be
+// room; the caller then tries again.
 func (g *gate) tryEnter() (bool, <-chan struct{}) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.inside < g.most {
+	if g.inside < g.limit {
 		g.inside++
 		return true, nil
 	}
@@ -25,7 +26,7 @@ func (g *gate) tryEnter() (bool, <-chan struct{}) {
 	return false, g.room
 }
 
-// leave makes room for another one.
+// leave makes room for another connection.
 func (g *gate) leave() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -33,22 +34,22 @@ func (g *gate) leave() {
 	g.wakeLocked()
 }
 
-// widen sets how many may be inside. Those who are stay.
-func (g *gate) widen(most int) {
+// setLimit changes the bound. Connections that are inside stay, even beyond a lower bound.
+func (g *gate) setLimit(limit int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.most = most
+	g.limit = limit
 	g.wakeLocked()
 }
 
 func (g *gate) wakeLocked() {
-	if g.room != nil && g.inside < g.most {
+	if g.room != nil && g.inside < g.limit {
 		close(g.room)
 		g.room = nil
 	}
 }
 
-// count is how many are inside.
+// count returns how many connections are inside.
 func (g *gate) count() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -11,33 +11,31 @@ import (
 	"ptthqd/pkg/config"
 )
 
-// A listener is a place where P1 connects, and the mapping that it leads to at
-// the moment. It holds one socket, or two for the loopback of both families.
+// A listener is a place where P1 connects. A reload may give it another mapping.
 type listener struct {
+	*intake
 	at      config.Listen
 	bound   *bind.Listener
-	sockets []socket
+	sockets []socket // one, or two for the loopback of both families
 	mapping atomic.Pointer[config.Mapping]
-	gate    gate // the connections through this listener
 
-	cut     chan struct{} // closed when its connections are to end with it
-	stop    context.CancelFunc
-	accepts sync.WaitGroup // the accept loops
+	stop    context.CancelFunc // ends the accept loops
+	accepts sync.WaitGroup     // the accept loops
 }
 
-// A socket is one of a listener's, under the name by which it can be inherited:
+// A socket is one socket of a listener, with the name by which it can be inherited:
 // "127.0.0.1:2200", "unix:NAME", "systemd:NAME".
 type socket struct {
 	net.Listener
 	name  string
-	probe chan chan struct{} // what is in it, the accept loop closes; see Client.Alive
+	probe chan chan struct{} // the accept loop closes what it finds in here; see Client.Alive
 }
 
-// bind makes the listener of a mapping.
+// bind makes the listener of a mapping. It does not accept yet.
 func (c *Client) bind(ctx context.Context, m *config.Mapping) (*listener, error) {
 	mode := m.ListenMode
 	if m.ListenGroup != "" {
-		mode &^= 0o070 // until it is the right group
+		mode &^= 0o070 // until the file has its group
 	}
 	bound, err := c.binder.Listen(ctx, m.Listen, mode)
 	if err != nil {
@@ -53,7 +51,8 @@ func (c *Client) bind(ctx context.Context, m *config.Mapping) (*listener, error)
 			return nil, err
 		}
 	}
-	l := &listener{at: m.Listen, bound: bound, cut: make(chan struct{})}
+	l := &listener{at: m.Listen, bound: bound}
+	l.intake = newIntake(func() string { return l.mapping.Load().Name })
 	l.mapping.Store(m)
 	for _, s := range bound.Sockets {
 		l.sockets = append(l.sockets, socket{s.Socket, s.Name, make(chan chan struct{}, 1)})
@@ -61,14 +60,14 @@ func (c *Client) bind(ctx context.Context, m *config.Mapping) (*listener, error)
 	return l, nil
 }
 
-// A vacancy is a place where a mapping of the config in force should listen,
-// and can't at the moment.
+// A vacancy is a place where an enabled mapping cannot listen at the moment.
 type vacancy struct {
 	mapping *config.Mapping
 	err     error // of the last try
 }
 
-// vacateLocked notes that a mapping can't listen, and says so unless it has been said.
+// vacateLocked notes that a mapping cannot listen. It logs the error unless the last try had the
+// same one.
 func (c *Client) vacateLocked(m *config.Mapping, err error) {
 	before := c.vacant[m.Listen]
 	c.vacant[m.Listen] = &vacancy{m, err}
@@ -76,11 +75,12 @@ func (c *Client) vacateLocked(m *config.Mapping, err error) {
 		return
 	}
 	problem, hint := bind.Problem(err)
-	c.log.Warn("a mapping does not listen", slog.String("mapping", m.Name), slog.String("listener", m.Listen.String()),
+	c.log.Warn("a mapping does not listen",
+		slog.String("mapping", m.Name), slog.String("listener", m.Listen.String()),
 		slog.String("error", problem), slog.String("hint", hint))
 }
 
-// fill tries to bind what could not be bound before.
+// fill tries again to bind the vacancies.
 func (c *Client) fill(ctx context.Context) {
 	c.mu.Lock()
 	filled := c.accepting != nil && c.fillLocked(ctx)
@@ -90,8 +90,9 @@ func (c *Client) fill(ctx context.Context) {
 	}
 }
 
+// fillLocked goes by the order of the config: of two faults the same one is logged first each time.
 func (c *Client) fillLocked(ctx context.Context) (filled bool) {
-	for i := range c.settings.Load().Mappings { // in their order: of two faults the same is told first each time
+	for i := range c.settings.Load().Mappings {
 		v := c.vacant[c.settings.Load().Mappings[i].Listen]
 		if v == nil {
 			continue
@@ -102,7 +103,7 @@ func (c *Client) fillLocked(ctx context.Context) (filled bool) {
 			continue
 		}
 		delete(c.vacant, l.at)
-		c.enterLocked([]*listener{l})
+		c.openLocked(l)
 		filled = true
 	}
 	return filled

@@ -1,0 +1,155 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"time"
+
+	"ptthqd/pkg/session"
+	"ptthqd/pkg/wire"
+)
+
+// An intake is a way by which connections reach the client, such as the listener of a mapping.
+// What carries a connection knows no more of where it came from than this.
+type intake struct {
+	name func() string // for the log
+	gate gate          // bounds the connections that came this way
+	cut  chan struct{} // closed when connections that wait for a link end
+}
+
+func newIntake(name func() string) *intake {
+	return &intake{name: name, cut: make(chan struct{})}
+}
+
+// await counts one connection of the intake against its limit and that of the client. While a limit
+// is reached it waits, and answers probe (see Client.Alive); further connections stay in the
+// listener's queue. It reports false if ctx is done.
+func (c *Client) await(ctx context.Context, in *intake, probe <-chan chan struct{}) bool {
+	if !c.pass(ctx, &in.gate, in, probe, "sessions_per_mapping") {
+		return false
+	}
+	if !c.pass(ctx, &c.gate, in, probe, "sessions") {
+		in.gate.leave()
+		return false
+	}
+	return true
+}
+
+func (c *Client) pass(ctx context.Context, g *gate, in *intake, probe <-chan chan struct{}, limit string) bool {
+	for waited := false; ; {
+		entered, room := g.tryEnter()
+		if entered {
+			return true
+		}
+		if !waited {
+			waited = true
+			c.hits.Hit(limit)
+		}
+		name := in.name()
+		c.repeats.Warn(c.log, [2]string{name, limit}, "connections wait: limit reached",
+			slog.String("mapping", name), slog.String("limit", limit))
+		select {
+		case <-room:
+		case p := <-probe:
+			close(p)
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// carry forwards one connection to its end, and gives back the place that await took for it. An
+// idle connection waits in here for days: the rest of the work is done in calls that return, so
+// that the goroutine's stack can shrink.
+func (c *Client) carry(in *intake, conn session.Conn, request session.Request) {
+	if f := c.begin(in, conn, request); f != nil {
+		f.Carry(context.Background()) // ends at the latest when the sessions' Run ends and resets them
+		c.record(f)
+	}
+	in.gate.leave()
+	c.gate.leave()
+}
+
+//go:noinline
+func (c *Client) record(f *session.Forwarding) { c.ledger.Record(f.Summary()) }
+
+// begin waits for a live link and makes the session of a connection. It returns nil when the
+// connection has ended without a session.
+func (c *Client) begin(in *intake, conn session.Conn, request session.Request) *session.Forwarding {
+	began := time.Now()
+	if c.config.Opened != nil {
+		request.Opened = func() { c.config.Opened(request.Mapping, time.Since(began)) }
+	}
+	if end, reason := c.awaitLink(in); end != "" {
+		abort(conn)
+		c.ledger.Record(session.Summary{
+			Info: session.Info{
+				ID:      session.NewToken().ConnectionID(),
+				Mapping: request.Mapping, Server: request.Server, Target: request.Target, Source: request.Source,
+				State: session.Closed, Opened: began,
+			},
+			Status: wire.StatusNotConnected, Text: reason, End: end, Duration: time.Since(began),
+		})
+		return nil
+	}
+	return c.sessions.Begin(conn, request)
+}
+
+// awaitLink waits for a live link, at most for hold_timeout. It returns an empty end when there is
+// one.
+func (c *Client) awaitLink(in *intake) (end session.End, reason string) {
+	changed := c.relays.Changed()
+	if len(c.relays.Live()) > 0 {
+		return "", ""
+	}
+	limits := &c.settings.Load().Limits
+	if entered, _ := c.held.tryEnter(); !entered {
+		c.hits.Hit("held_connections")
+		return session.EndUnattached, fmt.Sprintf("%d connections wait for a relay already: %s",
+			limits.HeldConnections, c.whyNoLink())
+	}
+	defer c.held.leave()
+	timeout := time.NewTimer(limits.HoldTimeout)
+	defer timeout.Stop()
+	for {
+		select {
+		case <-changed:
+		case <-timeout.C:
+			return session.EndUnattached, fmt.Sprintf("no relay connected within %v: %s",
+				limits.HoldTimeout, c.whyNoLink())
+		case <-in.cut:
+			return session.EndRemoved, ""
+		case <-c.carrying.Done():
+			return session.EndStopped, ""
+		}
+		changed = c.relays.Changed()
+		if len(c.relays.Live()) > 0 {
+			return "", ""
+		}
+	}
+}
+
+// whyNoLink says for each relay why it is not connected.
+func (c *Client) whyNoLink() string {
+	var reasons []string
+	for _, r := range c.relays.States() {
+		if r.LastError != "" {
+			reasons = append(reasons, r.Address+": "+r.LastError)
+		}
+	}
+	if len(reasons) == 0 {
+		return "they are being dialled"
+	}
+	return strings.Join(reasons, "; ")
+}
+
+// abort closes a connection so that its peer sees a reset, where the connection allows it.
+func abort(conn io.Closer) {
+	if l, ok := conn.(interface{ SetLinger(seconds int) error }); ok {
+		_ = l.SetLinger(0)
+	}
+	_ = conn.Close()
+}
