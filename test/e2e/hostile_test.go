@@ -291,10 +291,7 @@ func (w *world) unharmed(t *testing.T, name string, honest *pingpong, nodes []st
 		t.Errorf("%s: a new connection: %v", name, err)
 	}
 	if still := stood(); during.p99 > patience || took > 3*patience {
-		t.Logf("%s: the machine itself stood still for %v at a time", name, still)
-		if still < stalled {
-			t.Errorf("%s: honest connections were held up", name)
-		}
+		broken(t, still, stalled, "%s: honest connections were held up", name)
 	}
 	for node, peak := range peaks {
 		if peak > memory {

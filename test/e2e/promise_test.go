@@ -3,47 +3,77 @@
 package e2e
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"testing"
 	"time"
 )
 
-// promised wants all that try measures to take no longer than the product promises. A promise is about a machine that has time
-// for the product: on one that is busy with something else, a try may fail for that alone. So there are several, and one that
-// keeps the promise is enough. On a machine that is at rest, by its own clock, the second that breaks it ends the test; on
-// one that is not, it must not be broken each time by more than the machine itself stands still.
+// promised wants each duration that try measures to be at most the one that the product promises.
+//
+// A promise is about a machine that has time for the product, so a try on a busy machine may fail for
+// that reason alone. One try that keeps the promise is enough. The second try that breaks it while
+// the machine was at rest fails the test. Where no try was at rest, and the machine's own delays
+// explain at least one of the tries, the promise counts as unmeasured.
 func promised(t *testing.T, most time.Duration, try func() map[string]time.Duration) {
 	t.Helper()
 	const tries, misses = 6, 2
 	missed, excused := 0, 0
-	for n := 1; n <= tries && missed < misses; n++ {
+	var measured []string
+	for range tries {
 		stood := watchMachine()
 		took := try()
 		still := stood()
+		longest := slices.Max(slices.Collect(maps.Values(took)))
 		t.Logf("longest: %v; %v is the most; the machine itself stood still for %v at a time", took, most, still)
-		switch longest := slices.Max(slices.Collect(maps.Values(took))); {
-		case longest <= most:
+		if longest <= most {
 			return
+		}
+		measured = append(measured, fmt.Sprintf("%v on a machine that stood still for %v", longest, still))
+		switch {
 		case still < atRest:
 			missed++
 		case longest <= most+still:
 			excused++
 		}
+		if missed == misses {
+			break
+		}
 	}
 	if missed == misses || excused == 0 {
-		t.Errorf("%v is the most, and no try kept to it", most)
+		t.Errorf("%v is the most, and no try kept to it: %q", most, measured)
+		return
 	}
+	unmeasured(t, "%v is the most: %q", most, measured)
 }
 
-// atRest is for how long a machine may let a program wait that has something to do, to count as one that has nothing else to do.
+// broken fails the test for something that takes a busy machine to happen. Where the machine itself
+// stood still for longer than excuse at a time, it says nothing of the product, and is unmeasured.
+func broken(t *testing.T, still, excuse time.Duration, format string, args ...any) {
+	t.Helper()
+	if still < excuse {
+		t.Errorf(format, args...)
+		return
+	}
+	unmeasured(t, "the machine stood still for %v at a time; "+format, append([]any{still}, args...)...)
+}
+
+// unmeasured says in a subtest that is skipped what could not be measured on this machine, and what
+// was measured instead. The rest of the test goes on.
+func unmeasured(t *testing.T, format string, args ...any) {
+	t.Helper()
+	t.Run("NOT MEASURED", func(t *testing.T) { t.Skipf("this machine is too busy: "+format, args...) })
+}
+
+// atRest is the longest delay of a timer on a machine that has nothing else to do.
 const atRest = 20 * time.Millisecond
 
-// stalled is for how long a machine must stand still to be a reason why something that takes a second or two has failed: others
-// wait then for longer than the one who measures it.
+// stalled is the delay of a timer from which on the machine may be why something failed that takes a
+// second or two: other processes wait then for longer than the timer.
 const stalled = 300 * time.Millisecond
 
-// watchMachine measures from now on how much too late a timer is at most; stop tells it.
+// watchMachine measures from now on how late a timer fires at most. stop returns that.
 func watchMachine() (stop func() time.Duration) {
 	const beat = 5 * time.Millisecond
 	asked, told := make(chan struct{}), make(chan time.Duration)
