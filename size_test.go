@@ -40,14 +40,6 @@ var tooLong = []string{
 	"pkg/session/status_test.go TestLimits",
 	"pkg/session/stop_test.go TestStopClient",
 	"pkg/session/storm_test.go storm",
-	"test/e2e/doctor_test.go TestDoctorFindsFaults",
-	"test/e2e/faults_target_test.go TestTargetThatResets",
-	"test/e2e/flood_test.go TestFloods",
-	"test/e2e/hostile_client_test.go TestHostileClient",
-	"test/e2e/hostile_server_test.go TestHostileServer",
-	"test/e2e/metrics_test.go TestPrometheus",
-	"test/e2e/programs_test.go TestNetcat",
-	"test/e2e/reload_test.go TestReloadSettings",
 	"test/sim/sockets_test.go overSockets",
 }
 

@@ -59,8 +59,8 @@ func (w *world) doctor(node string, args ...string) (diagnosis, int) {
 	return d, 0
 }
 
-// A healthy set-up, in which all that the kernel has to offer is there: nothing is found at any node, and the way of a
-// mapping has its times.
+// TestDoctorFindsNothing looks at each node of a healthy chain. Nothing is found, and the hops of a
+// mapping have their times.
 func TestDoctorFindsNothing(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, endServer).all()
@@ -83,7 +83,7 @@ func TestDoctorFindsNothing(t *testing.T) {
 	if d, _ := w.doctor("laptop", "--no-targets"); len(d.Checks[len(d.Checks)-1].Hops) > 0 {
 		t.Error("--no-targets has connected")
 	}
-	// Nor by another name of the same config.
+	// Nor does it connect by another name of the same config.
 	cmd := exec.Command(program, "doctor", "-c", "laptop.toml", "--no-targets")
 	cmd.Dir, cmd.Env = w.dir, append(os.Environ(), "RUNTIME_DIRECTORY="+w.path("laptop", ".run"))
 	if out, err := cmd.CombinedOutput(); err != nil || strings.Contains(string(out), "FAIL") {
@@ -97,173 +97,179 @@ func TestDoctorFindsNothing(t *testing.T) {
 	}
 }
 
-// Each fault is planted into a chain that was healthy; the doctor names it, with what mends it, and its exit code says that
-// there is one.
+// replace replaces a text in a node's config, which must have it.
+func (w *world) replace(node, old, with string) {
+	w.t.Helper()
+	text, err := os.ReadFile(w.path(node, ".toml"))
+	if err != nil || !strings.Contains(string(text), old) {
+		w.t.Fatalf("%s has no %q: %v", node, old, err)
+	}
+	w.write(node, strings.ReplaceAll(string(text), old, with))
+}
+
+func (w *world) restart(node string) {
+	w.t.Helper()
+	w.procs[node].stop(w.t)
+	w.start(node)
+}
+
+// newKeyFile gives a node another key.
+func (w *world) newKeyFile(node string) {
+	w.t.Helper()
+	if err := ident.WritePrivateKey(w.path(node, ".key"), newKey(w.t), true); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// A doctorFault breaks a healthy chain, and has what the doctor then says.
+type doctorFault struct {
+	name  string
+	plant func(w *world)
+	node  string // the one that the doctor looks at; laptop if empty
+	code  int    // the exit code; 1 if 0
+	check string
+	says  string // a part of the detail
+	mends string // a part of the remedy; empty where the detail has it too
+	wants string // the result; "fail" if empty
+}
+
+var doctorFaults = []doctorFault{
+	{
+		name:  "a misspelt key in the config",
+		plant: func(w *world) { w.replace("laptop", "listen = ", "lisen = ") },
+		code:  78, check: "config", says: "lisen", mends: `did you mean "listen"`,
+	},
+	{
+		name:  "a key that others can read",
+		plant: func(w *world) { _ = os.Chmod(w.path("laptop", ".key"), 0o644) },
+		check: "key", says: "chmod 600",
+	},
+	{
+		name:  "no key",
+		plant: func(w *world) { _ = os.Remove(w.path("laptop", ".key")) },
+		check: "key", says: "ptthqd keygen -o",
+	},
+	{
+		name:  "a new key, and no restart",
+		plant: func(w *world) { w.newKeyFile("laptop") },
+		check: "daemon", says: "another key than the file", mends: "restart",
+	},
+	{
+		name:  "the daemon doesn't run",
+		plant: func(w *world) { w.procs["laptop"].stop(w.t) },
+		check: "daemon", says: "no ptthqd is running", mends: "starts it",
+	},
+	{
+		name: "a config that is not in force",
+		plant: func(w *world) {
+			w.replace("laptop", `id = "laptop"`, `id = "desktop"`)
+			w.procs["laptop"].says(w.t, "config not reloaded")
+		},
+		check: "daemon", says: "not in force: only a restart can change id", mends: "restart",
+	},
+	{
+		name: "a name that is nobody's",
+		plant: func(w *world) {
+			w.replace("laptop", `address = "127.0.0.1:`, `address = "relay.invalid:`)
+			w.restart("laptop")
+		},
+		check: "relay", says: "cannot resolve relay.invalid", mends: "resolv.conf",
+	},
+	{
+		name:  "a relay that doesn't run",
+		plant: func(w *world) { w.procs["relay"].kill() },
+		check: "relay", says: "no answer over UDP", mends: "firewall",
+	},
+	{
+		name: "another key of the relay",
+		plant: func(w *world) {
+			w.replace("laptop", w.keys["relay"].Public().String(), w.keys["nas"].Public().String())
+			w.restart("laptop")
+		},
+		check: "relay", says: "presented the key", mends: "laptop.toml:",
+	},
+	{
+		name: "a key that the relay doesn't know",
+		plant: func(w *world) {
+			w.replace("relay", w.keys["laptop"].Public().String(), newKey(w.t).Public().String())
+			w.procs["laptop"].says(w.t, "does not know this node's key")
+		},
+		check: "relay", says: "does not know this node's key", mends: "[[peers]]",
+	},
+	{
+		name:  "a server that is away",
+		plant: func(w *world) { w.procs["nas"].stop(w.t) },
+		check: "mapping", says: "(503 by relay: server nas is not connected", mends: "start ptthqd at nas",
+	},
+	{
+		name: "a rule that is missing",
+		plant: func(w *world) {
+			w.replace("relay", `allowed_servers = ["nas"`, `allowed_servers = ["nas:22"`)
+			w.procs["relay"].says(w.t, "config reloaded")
+		},
+		check: "mapping", says: "(403 by relay: ", mends: "allowed_servers",
+	},
+	{
+		name: "a service for others",
+		plant: func(w *world) {
+			w.replace("nas", `clients = ["laptop"]`, `clients = ["ops-*"]`)
+			w.procs["nas"].says(w.t, "config reloaded")
+		},
+		check: "mapping", says: "(403 by nas: ", mends: "[[services]]",
+	},
+	{
+		name:  "a target that nobody listens at",
+		plant: func(w *world) { _ = w.target.Close() },
+		check: "mapping", says: "(502 by nas: port", mends: "ss -ltn",
+	},
+	{
+		name:  "the same, seen from the server",
+		plant: func(w *world) { _ = w.target.Close() },
+		node:  "nas", check: "service", says: "connection refused", mends: "ss -ltn",
+	},
+	{
+		name: "a clock that is behind",
+		plant: func(w *world) {
+			future := time.Now().AddDate(5, 0, 0)
+			_ = os.Chtimes(w.path("laptop", ".key"), future, future)
+		},
+		check: "clock", says: "clock is behind", mends: "timedatectl",
+	},
+	{
+		name: "a port that is taken",
+		plant: func(w *world) {
+			w.procs["relay"].kill()
+			conn, err := net.ListenPacket("udp4", fmt.Sprintf("127.0.0.1:%d", w.ports["relay"]))
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			w.t.Cleanup(func() { _ = conn.Close() })
+		},
+		node: "relay", check: "listener", says: "bind: address already in use", mends: "ss -lunp",
+	},
+	{
+		name: "few files",
+		plant: func(w *world) {
+			w.prefix["laptop"] = []string{"prlimit", "--nofile=1024:1024"}
+			w.restart("laptop")
+		},
+		check: "daemon", says: "1024 files open", mends: "LimitNOFILE", wants: "warn",
+	},
+	{
+		name: "a server that there isn't",
+		plant: func(w *world) {
+			w.replace("relay", `allowed_servers = [`, `allowed_servers = ["nass", `)
+			w.procs["relay"].says(w.t, "config reloaded")
+		},
+		node: "relay", check: "config", says: "nass", wants: "warn",
+	},
+}
+
+// TestDoctorFindsFaults plants each fault into a chain that was healthy. The doctor names it, with
+// what mends it, and its exit code says that there is one.
 func TestDoctorFindsFaults(t *testing.T) {
 	t.Parallel()
-	replace := func(w *world, node, old, with string) {
-		text, err := os.ReadFile(w.path(node, ".toml"))
-		if err != nil || !strings.Contains(string(text), old) {
-			w.t.Fatalf("%s has no %q: %v", node, old, err)
-		}
-		w.write(node, strings.ReplaceAll(string(text), old, with))
-	}
-	restart := func(w *world, node string) {
-		w.procs[node].stop(w.t)
-		w.start(node)
-	}
-	for _, fault := range []struct {
-		name  string
-		plant func(w *world)
-		node  string // that is looked at; laptop if empty
-		code  int    // 1 if 0
-		check string
-		says  string // of the detail
-		mends string // of the remedy; where the detail has it too, empty
-		wants string // "fail" if empty
-	}{
-		{
-			name:  "a misspelt key in the config",
-			plant: func(w *world) { replace(w, "laptop", "listen = ", "lisen = ") },
-			code:  78, check: "config", says: "lisen", mends: `did you mean "listen"`,
-		},
-		{
-			name:  "a key that others can read",
-			plant: func(w *world) { _ = os.Chmod(w.path("laptop", ".key"), 0o644) },
-			check: "key", says: "chmod 600",
-		},
-		{
-			name:  "no key",
-			plant: func(w *world) { _ = os.Remove(w.path("laptop", ".key")) },
-			check: "key", says: "ptthqd keygen -o",
-		},
-		{
-			name: "a new key, and no restart",
-			plant: func(w *world) {
-				key, err := ident.Generate()
-				if err == nil {
-					err = ident.WritePrivateKey(w.path("laptop", ".key"), key, true)
-				}
-				if err != nil {
-					w.t.Fatal(err)
-				}
-			},
-			check: "daemon", says: "another key than the file", mends: "restart",
-		},
-		{
-			name:  "the daemon doesn't run",
-			plant: func(w *world) { w.procs["laptop"].stop(w.t) },
-			check: "daemon", says: "no ptthqd is running", mends: "starts it",
-		},
-		{
-			name: "a config that is not in force",
-			plant: func(w *world) {
-				replace(w, "laptop", `id = "laptop"`, `id = "desktop"`)
-				w.procs["laptop"].says(w.t, "config not reloaded")
-			},
-			check: "daemon", says: "not in force: only a restart can change id", mends: "restart",
-		},
-		{
-			name: "a name that is nobody's",
-			plant: func(w *world) {
-				replace(w, "laptop", `address = "127.0.0.1:`, `address = "relay.invalid:`)
-				restart(w, "laptop")
-			},
-			check: "relay", says: "cannot resolve relay.invalid", mends: "resolv.conf",
-		},
-		{
-			name:  "a relay that doesn't run",
-			plant: func(w *world) { w.procs["relay"].kill() },
-			check: "relay", says: "no answer over UDP", mends: "firewall",
-		},
-		{
-			name: "another key of the relay",
-			plant: func(w *world) {
-				replace(w, "laptop", w.keys["relay"].Public().String(), w.keys["nas"].Public().String())
-				restart(w, "laptop")
-			},
-			check: "relay", says: "presented the key", mends: "laptop.toml:",
-		},
-		{
-			name: "a key that the relay doesn't know",
-			plant: func(w *world) {
-				key, err := ident.Generate()
-				if err != nil {
-					w.t.Fatal(err)
-				}
-				replace(w, "relay", w.keys["laptop"].Public().String(), key.Public().String())
-				w.procs["laptop"].says(w.t, "does not know this node's key")
-			},
-			check: "relay", says: "does not know this node's key", mends: "[[peers]]",
-		},
-		{
-			name:  "a server that is away",
-			plant: func(w *world) { w.procs["nas"].stop(w.t) },
-			check: "mapping", says: "(503 by relay: server nas is not connected", mends: "start ptthqd at nas",
-		},
-		{
-			name: "a rule that is missing",
-			plant: func(w *world) {
-				replace(w, "relay", `allowed_servers = ["nas"`, `allowed_servers = ["nas:22"`)
-				w.procs["relay"].says(w.t, "config reloaded")
-			},
-			check: "mapping", says: "(403 by relay: ", mends: "allowed_servers",
-		},
-		{
-			name: "a service for others",
-			plant: func(w *world) {
-				replace(w, "nas", `clients = ["laptop"]`, `clients = ["ops-*"]`)
-				w.procs["nas"].says(w.t, "config reloaded")
-			},
-			check: "mapping", says: "(403 by nas: ", mends: "[[services]]",
-		},
-		{
-			name:  "a target that nobody listens at",
-			plant: func(w *world) { _ = w.target.Close() },
-			check: "mapping", says: "(502 by nas: port", mends: "ss -ltn",
-		},
-		{
-			name:  "the same, seen from the server",
-			plant: func(w *world) { _ = w.target.Close() },
-			node:  "nas", check: "service", says: "connection refused", mends: "ss -ltn",
-		},
-		{
-			name: "a clock that is behind",
-			plant: func(w *world) {
-				future := time.Now().AddDate(5, 0, 0)
-				_ = os.Chtimes(w.path("laptop", ".key"), future, future)
-			},
-			check: "clock", says: "clock is behind", mends: "timedatectl",
-		},
-		{
-			name: "a port that is taken",
-			plant: func(w *world) {
-				w.procs["relay"].kill()
-				conn, err := net.ListenPacket("udp4", fmt.Sprintf("127.0.0.1:%d", w.ports["relay"]))
-				if err != nil {
-					w.t.Fatal(err)
-				}
-				w.t.Cleanup(func() { _ = conn.Close() })
-			},
-			node: "relay", check: "listener", says: "bind: address already in use", mends: "ss -lunp",
-		},
-		{
-			name: "few files",
-			plant: func(w *world) {
-				w.prefix["laptop"] = []string{"prlimit", "--nofile=1024:1024"}
-				restart(w, "laptop")
-			},
-			check: "daemon", says: "1024 files open", mends: "LimitNOFILE", wants: "warn",
-		},
-		{
-			name: "a server that there isn't",
-			plant: func(w *world) {
-				replace(w, "relay", `allowed_servers = [`, `allowed_servers = ["nass", `)
-				w.procs["relay"].says(w.t, "config reloaded")
-			},
-			node: "relay", check: "config", says: "nass", wants: "warn",
-		},
-	} {
+	for _, fault := range doctorFaults {
 		t.Run(fault.name, func(t *testing.T) {
 			w := newWorld(t, endServer).all()
 			fault.plant(w)
@@ -292,7 +298,8 @@ func TestDoctorFindsFaults(t *testing.T) {
 	}
 }
 
-// UDP that is dropped on the way, and a path that loses large packets: the log, the status and the doctor give the advice.
+// TestBlockedUDP drops UDP on the way, or large packets alone. The log, the status and the doctor
+// give the advice.
 func TestBlockedUDP(t *testing.T) {
 	t.Parallel()
 	w, lab := newLabWorld(t, endServer, "relay")

@@ -72,55 +72,57 @@ func TestTargetThatNeverReads(t *testing.T) {
 	w.carries(5 * time.Second)
 }
 
-// TestTargetThatResets has targets reset their connections at each moment. P1 is
-// reset then, too, nothing is left, and a connection beside them doesn't notice.
+// The moments at which a target resets its connection. The first byte on a connection asks for one.
+const (
+	resetAtOnce = 'A' + iota
+	afterABit
+	whileItSends
+	whileItReads
+	afterItsEnd
+	moments = iota
+)
+
+// resetsWhenAsked is P5: it resets the connection at the moment that its first byte asks for.
+func resetsWhenAsked(c net.Conn) {
+	defer resetConn(c)
+	kind := make([]byte, 1)
+	if _, err := io.ReadFull(c, kind); err != nil {
+		return
+	}
+	switch kind[0] {
+	case kindEcho:
+		_, _ = io.Copy(c, struct{ io.Reader }{c})
+	case afterABit:
+		_, _ = io.WriteString(c, "a bit")
+		_, _ = io.ReadFull(c, make([]byte, 1))
+	case whileItSends:
+		_ = send(c, 1, 1<<20)
+	case whileItReads:
+		_, _ = io.CopyN(io.Discard, c, 300_000)
+	case afterItsEnd:
+		_, _ = io.WriteString(c, "the end")
+		_ = c.(*net.TCPConn).CloseWrite()
+		_, _ = io.ReadFull(c, make([]byte, 1))
+	}
+}
+
+// TestTargetThatResets has targets reset their connections at each moment. P1 is reset then, too.
+// Nothing is left, and a connection beside them goes on.
 func TestTargetThatResets(t *testing.T) {
 	t.Parallel()
-	const (
-		atOnce = iota
-		afterABit
-		whileItSends
-		whileItReads
-		afterItsEnd
-		kinds
-	)
-	w := newWorld(t, func(c net.Conn) {
-		defer resetConn(c)
-		kind := make([]byte, 1)
-		if _, err := io.ReadFull(c, kind); err != nil {
-			return
-		}
-		switch kind[0] {
-		case kindEcho:
-			_, _ = io.Copy(c, struct{ io.Reader }{c})
-		case 'A' + afterABit:
-			_, _ = io.WriteString(c, "a bit")
-			_, _ = io.ReadFull(c, make([]byte, 1))
-		case 'A' + whileItSends:
-			_ = send(c, 1, 1<<20)
-		case 'A' + whileItReads:
-			_, _ = io.CopyN(io.Discard, c, 300_000)
-		case 'A' + afterItsEnd:
-			_, _ = io.WriteString(c, "the end")
-			_ = c.(*net.TCPConn).CloseWrite()
-			_, _ = io.ReadFull(c, make([]byte, 1))
-		}
-	})
+	w := newWorld(t, resetsWhenAsked)
 	for _, name := range w.relays() {
 		w.start(name)
 	}
 	w.start("nas")
 	w.start("laptop")
-	beside := func() *net.TCPConn {
-		c := w.mustDial()
-		if _, err := c.Write([]byte{kindEcho}); err != nil {
-			t.Fatal(err)
-		}
-		if err := goesBack(c, "opened"); err != nil {
-			t.Fatal(err)
-		}
-		return c
-	}()
+	beside := w.mustDial()
+	if _, err := beside.Write([]byte{kindEcho}); err != nil {
+		t.Fatal(err)
+	}
+	if err := goesBack(beside, "opened"); err != nil {
+		t.Fatal(err)
+	}
 	each(t, "is reset", 100, func(i int) error {
 		c, err := w.dial()
 		if err != nil {
@@ -128,50 +130,12 @@ func TestTargetThatResets(t *testing.T) {
 		}
 		defer func() { _ = c.Close() }()
 		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
-		kind := i % kinds
-		if _, err := c.Write([]byte{'A' + byte(kind)}); err != nil {
+		kind := byte('A' + i%moments)
+		if _, err := c.Write([]byte{kind}); err != nil {
 			return err
 		}
-		told := ""
-		switch kind {
-		case afterABit:
-			told = "a bit"
-		case afterItsEnd:
-			told = "the end"
-		case whileItReads:
-			p := make([]byte, 32<<10)
-			for err == nil {
-				_, err = c.Write(p)
-			}
-			if !isResetError(err) {
-				return fmt.Errorf("write: %w", err)
-			}
-			return nil
-		}
-		got := make([]byte, len(told))
-		if _, err := io.ReadFull(c, got); err != nil || string(got) != told {
-			return fmt.Errorf("%q, %w", got, err)
-		}
-		if kind == afterItsEnd {
-			if n, err := c.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
-				return fmt.Errorf("%d bytes, %w, not the end", n, err)
-			}
-		}
-		if told != "" {
-			if _, err := c.Write([]byte{1}); err != nil {
-				return err
-			}
-		}
-		if kind == afterItsEnd { // who has read the end learns of the reset by writing
-			for err == nil {
-				_, err = c.Write([]byte{1})
-				<-time.After(10 * time.Millisecond)
-			}
-		} else {
-			_, err = io.Copy(io.Discard, c)
-		}
-		if !isResetError(err) {
-			return fmt.Errorf("kind %d: %w, not a reset", kind, err)
+		if err := seesReset(c, kind); !isResetError(err) {
+			return fmt.Errorf("kind %c: %w, not a reset", kind, err)
 		}
 		return nil
 	})
@@ -180,6 +144,42 @@ func TestTargetThatResets(t *testing.T) {
 	}
 	_ = beside.Close()
 	w.empties(t, 10*time.Second)
+}
+
+// seesReset is P1 of a connection that its target resets. It returns how the connection ended, or
+// what was wrong before.
+func seesReset(c *net.TCPConn, kind byte) (err error) {
+	if kind == whileItReads {
+		p := make([]byte, 32<<10)
+		for err == nil {
+			_, err = c.Write(p)
+		}
+		return err
+	}
+	told := map[byte]string{afterABit: "a bit", afterItsEnd: "the end"}[kind]
+	got := make([]byte, len(told))
+	if _, err := io.ReadFull(c, got); err != nil || string(got) != told {
+		return fmt.Errorf("read %q: %v", got, err) //nolint:errorlint // a reset is too early here
+	}
+	if kind == afterItsEnd {
+		if n, err := c.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+			return fmt.Errorf("%d bytes, %v, not the end", n, err) //nolint:errorlint // as above
+		}
+	}
+	if told != "" {
+		if _, err := c.Write([]byte{1}); err != nil {
+			return fmt.Errorf("write: %v", err) //nolint:errorlint // as above
+		}
+	}
+	if kind != afterItsEnd {
+		_, err = io.Copy(io.Discard, c)
+		return err
+	}
+	for err == nil { // P1 has read the end, and learns of the reset by writing
+		_, err = c.Write([]byte{1})
+		<-time.After(10 * time.Millisecond)
+	}
+	return err
 }
 
 func isResetError(err error) bool {

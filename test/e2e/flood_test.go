@@ -4,389 +4,21 @@ package e2e
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os/exec"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/quic-go/quic-go"
-	"golang.org/x/net/ipv4"
-	"golang.org/x/sys/unix"
-
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
 )
-
-// A mob is strangers on a host of their own in a lab, who send to a relay in the name of anybody. The network 10.92.0.0/16
-// is theirs: what is sent there comes back to them.
-type mob struct {
-	t     *testing.T
-	lab   *lab
-	relay netip.AddrPort
-	key   ident.PublicKey // the relay's
-	raw   int             // a socket that sends whole IPv4 packets
-	sent  atomic.Int64
-}
-
-const mobHost = "mallory"
-
-func newMob(t *testing.T, w *world, relay string) *mob {
-	t.Helper()
-	l := w.lab
-	m := &mob{
-		t: t, lab: l, key: w.keys[relay].Public(),
-		relay: netip.AddrPortFrom(netip.MustParseAddr(w.hosts[relay]), uint16(w.ports[relay])),
-	}
-	l.run("ip", "netns", "add", l.prefix+mobHost)
-	t.Cleanup(func() { _ = exec.Command("ip", "netns", "delete", l.prefix+mobHost).Run() })
-	l.in(mobHost, "ip", "link", "set", "lo", "up")
-	l.in("hub", "ip", "link", "add", "to-"+mobHost, "type", "veth", "peer", "name", "eth0", "netns", l.prefix+mobHost)
-	l.in("hub", "ip", "addr", "add", "10.91.3.1/24", "dev", "to-"+mobHost)
-	l.in("hub", "ip", "link", "set", "to-"+mobHost, "up")
-	l.in(mobHost, "ip", "link", "set", "eth0", "up")
-	l.address(mobHost, "10.91.3.2")
-	l.in("hub", "ip", "route", "add", "10.92.0.0/16", "via", "10.91.3.2")
-	l.in(mobHost, "ip", "route", "add", "local", "10.92.0.0/16", "dev", "lo")
-	err := l.do(mobHost, func() (err error) {
-		m.raw, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = unix.Close(m.raw) })
-	return m
-}
-
-// one is somebody of the mob's network.
-func one() netip.AddrPort {
-	r := rand.Uint64()
-	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 92, byte(r), byte(r >> 8)}), uint16(r>>16)|1024)
-}
-
-// send sends a UDP packet to the relay in the name of from.
-func (m *mob) send(from netip.AddrPort, payload []byte) {
-	const headers = 20 + 8
-	p := make([]byte, headers, headers+len(payload))
-	p[0], p[8], p[9] = 0x45, 64, unix.IPPROTO_UDP
-	source, to := from.Addr().As4(), m.relay.Addr().As4()
-	copy(p[12:], source[:])
-	copy(p[16:], to[:])
-	binary.BigEndian.PutUint16(p[20:], from.Port())
-	binary.BigEndian.PutUint16(p[22:], m.relay.Port())
-	binary.BigEndian.PutUint16(p[24:], uint16(8+len(payload)))
-	if unix.Sendto(m.raw, append(p, payload...), 0, &unix.SockaddrInet4{Addr: to}) == nil {
-		m.sent.Add(1)
-	}
-}
-
-// pour sends so many packets a second until ctx is done.
-func (m *mob) pour(ctx context.Context, perSecond int, next func() (from netip.AddrPort, payload []byte)) {
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	start := time.Now()
-	for n := 0; ; {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		due := int(time.Since(start).Seconds() * float64(perSecond))
-		for n = max(n, due-perSecond/10); n < due; n++ { // what a busy host has missed by more than 0.1 s it doesn't make up for
-			m.send(next())
-		}
-	}
-}
-
-func random(n int) []byte {
-	p := make([]byte, (n+7)&^7)
-	for i := 0; i < n; i += 8 {
-		binary.NativeEndian.PutUint64(p[i:], rand.Uint64())
-	}
-	return p[:n]
-}
-
-// garbage is no packet at all, or a few bytes that look like the beginning of one.
-func garbage() (netip.AddrPort, []byte) {
-	p := random(1 + rand.N(1452))
-	switch rand.N(4) {
-	case 0: // as it is
-	case 1:
-		p[0] = 0x40 | p[0]&0x3f // a packet of a connection that is not there
-	case 2:
-		p[0] |= 0xc0 // one of another version
-	default:
-		if len(p) > 4 {
-			copy(p, []byte{0xc0 | p[0]&0x3f, 0, 0, 0, 1}) // a handshake's, of any type and length
-		}
-	}
-	return one(), p
-}
-
-// initial begins a handshake, as far as one sees without its keys.
-func initial(to, token []byte) []byte {
-	p := random(1200)
-	p[0] = 0xc0 | p[0]&3
-	binary.BigEndian.PutUint32(p[1:], 1)
-	n := 5
-	put := func(b ...byte) { n += copy(p[n:], b) }
-	put(byte(len(to)))
-	put(to...)
-	put(8)
-	n += 8
-	put(0x40|byte(len(token)>>8), byte(len(token)))
-	put(token...)
-	rest := len(p) - n - 2
-	put(0x40|byte(rest>>8), byte(rest))
-	return p
-}
-
-// hellos are true first packets of so many handshakes.
-func (m *mob) hellos(n int) (all [][]byte) {
-	var mu sync.Mutex
-	var work sync.WaitGroup
-	config, err := ident.DialTLS(newKey(m.t), m.key)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	for range n {
-		work.Go(func() {
-			ctx, cancel := context.WithCancel(m.t.Context())
-			pc := &mute{first: func(p []byte) {
-				mu.Lock()
-				defer mu.Unlock()
-				all = append(all, p)
-				cancel()
-			}}
-			pc.closed, pc.close = context.WithCancel(context.Background())
-			transport := &quic.Transport{Conn: pc}
-			_, _ = transport.Dial(ctx, net.UDPAddrFromAddrPort(m.relay), config, &quic.Config{})
-			_ = transport.Close()
-			_ = pc.Close()
-		})
-		work.Wait()
-	}
-	return all
-}
-
-// mute is a net.PacketConn that hears nothing and tells of the first packet that is sent.
-type mute struct {
-	once   sync.Once
-	first  func([]byte)
-	closed context.Context //nolint:containedctx // it is a channel with a way to close it twice
-	close  func()
-}
-
-func (c *mute) WriteTo(p []byte, _ net.Addr) (int, error) {
-	c.once.Do(func() { c.first(append([]byte(nil), p...)) })
-	return len(p), nil
-}
-
-func (c *mute) ReadFrom([]byte) (int, net.Addr, error) {
-	<-c.closed.Done()
-	return 0, nil, net.ErrClosed
-}
-
-func (c *mute) Close() error                     { c.close(); return nil }
-func (c *mute) LocalAddr() net.Addr              { return &net.UDPAddr{IP: net.IPv4zero, Port: 1} }
-func (c *mute) SetDeadline(time.Time) error      { return nil }
-func (c *mute) SetReadDeadline(time.Time) error  { c.close(); return nil }
-func (c *mute) SetWriteDeadline(time.Time) error { return nil }
-
-// A captured packet is one that somebody honest has sent.
-type captured struct {
-	from    netip.AddrPort
-	payload []byte
-}
-
-// eavesdrop keeps what a host sends to the relay while f runs.
-func (m *mob) eavesdrop(host string, f func()) (all []captured) {
-	m.t.Helper()
-	const ip = unix.ETH_P_IP>>8 | unix.ETH_P_IP&0xff<<8 // in network order
-	var fd int
-	err := m.lab.do("hub", func() (err error) {
-		via, err := net.InterfaceByName("to-" + host)
-		if err != nil {
-			return err
-		}
-		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, ip); err != nil {
-			return err
-		}
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20)
-		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: ip, Ifindex: via.Index})
-	})
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	defer func() { _ = unix.Close(fd) }()
-	f()
-	buf := make([]byte, 1<<16)
-	for {
-		n, _, err := unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT)
-		if err != nil {
-			return all
-		}
-		p := buf[:n]
-		if n < 28 || p[9] != unix.IPPROTO_UDP || n > 1500 || binary.BigEndian.Uint16(p[22:]) != m.relay.Port() {
-			continue
-		}
-		all = append(all, captured{
-			from:    netip.AddrPortFrom(netip.AddrFrom4([4]byte(p[12:16])), binary.BigEndian.Uint16(p[20:])),
-			payload: append([]byte(nil), p[28:]...),
-		})
-	}
-}
-
-// replay sends what was captured: whole, cut off, or with a bit turned; from where it came, or from elsewhere.
-func replay(all []captured) func() (netip.AddrPort, []byte) {
-	return func() (netip.AddrPort, []byte) {
-		c := all[rand.N(len(all))]
-		from, p := c.from, append([]byte(nil), c.payload...)
-		if rand.N(2) == 0 {
-			from = one()
-		}
-		switch rand.N(3) {
-		case 0:
-			p = p[:rand.N(len(p))]
-		case 1:
-			p[rand.N(len(p))] ^= 1 << rand.N(8)
-		}
-		return from, p
-	}
-}
-
-// stallAfterRetry begins so many handshakes a second from a number of true addresses, proves each address, and says no more.
-func (m *mob) stallAfterRetry(ctx context.Context, perSecond, addresses int) {
-	const port = 4444
-	var conn *net.UDPConn
-	err := m.lab.do(mobHost, func() (err error) {
-		conn, err = net.ListenUDP("udp4", &net.UDPAddr{Port: port})
-		return err
-	})
-	if err != nil {
-		m.t.Error(err)
-		return
-	}
-	pc := ipv4.NewPacketConn(conn)
-	if err := pc.SetControlMessage(ipv4.FlagDst, true); err != nil {
-		m.t.Error(err)
-	}
-	_ = conn.SetReadBuffer(4 << 20)
-	var answering sync.WaitGroup
-	answering.Go(func() {
-		buf := make([]byte, 1500)
-		for {
-			n, control, _, err := pc.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			p := buf[:n]
-			if n < 40 || p[0]>>4 != 0xf || control == nil { // no Retry
-				continue
-			}
-			p = p[5:]
-			p = p[1+p[0]:]
-			id, token := p[1:1+p[0]], p[1+p[0]:len(p)-16]
-			at, _ := netip.AddrFromSlice(control.Dst.To4())
-			m.send(netip.AddrPortFrom(at, port), initial(id, token))
-		}
-	})
-	n := 0
-	m.pour(ctx, perSecond, func() (netip.AddrPort, []byte) {
-		n++
-		i := n % addresses
-		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 92, byte(i >> 8), byte(i)}), port), initial(random(8), nil)
-	})
-	_ = conn.Close()
-	answering.Wait()
-}
-
-// A lame socket goes dead after so many packets that it has sent or received.
-type lame struct {
-	*net.UDPConn
-	sends, receives atomic.Int64 // that are left
-}
-
-func (c *lame) WriteTo(p []byte, to net.Addr) (int, error) {
-	if c.sends.Add(-1) < 0 {
-		return len(p), nil
-	}
-	return c.UDPConn.WriteTo(p, to)
-}
-
-func (c *lame) ReadFrom(p []byte) (int, net.Addr, error) {
-	for {
-		n, from, err := c.UDPConn.ReadFrom(p)
-		if err != nil || c.receives.Add(-1) >= 0 {
-			return n, from, err
-		}
-	}
-}
-
-// Only what net.PacketConn has: quic-go is to use nothing else.
-type packetConn struct{ net.PacketConn }
-
-// dialers make handshakes, one after another each from an address of its own, until ctx is done. Each goes dead after a
-// number of packets that next tells.
-func (m *mob) dialers(ctx context.Context, n int, config *tls.Config, patience time.Duration, next func() (sends, receives int)) {
-	var work sync.WaitGroup
-	for i := range n {
-		work.Go(func() {
-			pause := time.NewTicker(10 * time.Millisecond)
-			defer pause.Stop()
-			for ctx.Err() == nil {
-				<-pause.C
-				sends, receives := next()
-				if err := m.dialOnce(ctx, i, config, patience, sends, receives); err != nil {
-					m.t.Error(err)
-					return
-				}
-			}
-		})
-	}
-	work.Wait()
-}
-
-func (m *mob) dialOnce(ctx context.Context, i int, config *tls.Config, patience time.Duration, sends, receives int) error {
-	socket := new(lame)
-	socket.sends.Store(int64(sends))
-	socket.receives.Store(int64(receives))
-	err := m.lab.do(mobHost, func() (err error) {
-		socket.UDPConn, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(10, 92, 200, byte(i))})
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	defer func() { _ = socket.Close() }()
-	transport := &quic.Transport{Conn: packetConn{socket}}
-	defer func() { _ = transport.Close() }()
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	m.sent.Add(1)
-	conn, err := transport.Dial(ctx, net.UDPAddrFromAddrPort(m.relay), config, &quic.Config{HandshakeIdleTimeout: time.Minute})
-	if err != nil {
-		return nil //nolint:nilerr // as it was meant to be
-	}
-	// For this end the handshake is over before the relay has looked at its key.
-	select {
-	case <-conn.Context().Done():
-	case <-ctx.Done():
-	}
-	return nil
-}
-
-const always = 1 << 30
 
 // A newcomer is an honest client that comes for the first time.
 type newcomer struct {
@@ -474,93 +106,102 @@ func (p *paced) rate(during func()) float64 {
 	return float64(p.arrived.Load()-before) / (1 << 20) / time.Since(start).Seconds()
 }
 
-// TestFloods has strangers flood a relay in all ways that they have. What is connected keeps its rate, who is honest gets in,
-// and the relay is then as it was before.
-func TestFloods(t *testing.T) {
-	junk, lasting := 20_000, time.Second
-	keeps := 0.6 // of its rate, at least, an upload: beside other tests, and for a second, no figure is exact
+// A flooded world is a chain whose relay strangers flood. Beside them there are an upload at a
+// steady rate, a connection that measures round trips, and a client that connects anew.
+type flooded struct {
+	*world
+	mob     *mob
+	phone   *newcomer
+	honest  *pingpong
+	load    *paced
+	lasting time.Duration // for how long each flood is measured
+	keeps   float64       // the least share of its rate that the upload keeps
+
+	idle     float64   // the relay's share of a processor before all floods
+	was      footprint // the relay's, before all floods
+	resident int64     // the relay's memory beside the upload, in bytes
+}
+
+// newFlooded starts the chain, without the upload.
+func newFlooded(t *testing.T, serve func(net.Conn)) *flooded {
+	t.Helper()
+	// Beside other tests, and for a second, no figure is exact.
+	f := &flooded{lasting: time.Second, keeps: 0.6}
 	if *full {
-		lasting, keeps = 20*time.Second, 0.8
+		f.lasting, f.keeps = 20*time.Second, 0.8
 	}
-	var arrived atomic.Int64
-	w, _ := newLabWorld(t, func(c net.Conn) {
-		var first [1]byte
-		if _, err := io.ReadFull(c, first[:]); err != nil {
-			return
-		}
-		if first[0] == 'u' {
-			defer func() { _ = c.Close() }()
-			buf := make([]byte, 256<<10)
-			for {
-				n, err := c.Read(buf)
-				arrived.Add(int64(n))
-				if err != nil {
-					return
-				}
-			}
-		}
-		endServer(&unread{c.(*net.TCPConn), first[0]})
-	}, "relay")
+	f.world, _ = newLabWorld(t, serve, "relay")
 	key := newKey(t)
-	w.extra["relay"] += fmt.Sprintf("[[peers]]\nid = \"phone\"\nrole = \"client\"\npublic_key = %q\n", key.Public())
-	w.withMetrics("relay")
-	w.all()
-	stood := watchMachine()
-	m := newMob(t, w, "relay")
-	phone := &newcomer{w, "relay", "laptop", key}
-	if _, err := phone.comes(t.Context()); err != nil {
+	f.extra["relay"] += fmt.Sprintf("[[peers]]\nid = \"phone\"\nrole = \"client\"\npublic_key = %q\n", key.Public())
+	f.withMetrics("relay")
+	f.all()
+	f.mob = newMob(t, f.world, "relay")
+	f.phone = &newcomer{f.world, "relay", "laptop", key}
+	if _, err := f.phone.comes(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	f.honest = pings(t, f.mustDial())
+	f.idle = f.world.load(t, "relay", func() { <-time.After(time.Second) })
+	f.was = f.footprint(t, "relay")
+	return f
+}
 
-	honest := pings(t, w.mustDial())
-	idle := w.load(t, "relay", func() { <-time.After(time.Second) })
-	was := w.footprint(t, "relay")
-	honest.take()
-	seen := m.eavesdrop("laptop", func() {
-		<-time.After(time.Second)
-		_, _ = phone.comes(t.Context())
-	})
-	if len(seen) < 20 {
-		t.Fatalf("%d packets are captured", len(seen))
-	}
-	upload := w.mustDial()
+// startUpload begins the upload, and measures it without a flood.
+func (f *flooded) startUpload(t *testing.T, arrived *atomic.Int64) {
+	t.Helper()
+	upload := f.mustDial()
 	if _, err := upload.Write([]byte{'u'}); err != nil {
 		t.Fatal(err)
 	}
-	load := startPaced(upload, &arrived)
+	f.load = startPaced(upload, arrived)
 	<-time.After(500 * time.Millisecond)
-	honest.take()
-	hellos := m.hellos(500)
-	honest.take()
-	rate := load.rate(func() { <-time.After(lasting) })
-	before, _ := w.resident("relay")
-	t.Logf("relay at rest: %.1f %% of a processor, %d MiB; upload: %.1f MiB/s, %d MiB, trips beside it: %v", 100*idle, was.resident>>20, rate, before>>20, honest.take())
+	f.honest.take()
+	rate := f.load.rate(func() { <-time.After(f.lasting) })
+	f.resident, _ = f.world.resident("relay")
+	t.Logf("relay at rest: %.1f %% of a processor, %d MiB; upload: %.1f MiB/s, %d MiB, trips beside it: %v",
+		100*f.idle, f.was.resident>>20, rate, f.resident>>20, f.honest.take())
+}
 
+// A flood is one way to flood a relay, until ctx is done.
+type flood struct {
+	name string
+	full bool // only in the long form
+	run  func(ctx context.Context)
+}
+
+// floods are all ways that strangers have. Some packets of honest nodes were seen.
+func (m *mob) floods(t *testing.T, seen []captured) []flood {
+	t.Helper()
+	const junk = 20_000 // packets per second
 	stranger, err := ident.DialTLS(newKey(t), m.key)
 	if err != nil {
 		t.Fatal(err)
 	}
 	fickle := stranger.Clone()
 	fickle.VerifyPeerCertificate = func([][]byte, [][]*x509.Certificate) error { return errors.New("no") }
+	hellos := m.hellos(500)
 	poured := func(next func() (netip.AddrPort, []byte)) func(context.Context) {
 		return func(ctx context.Context) { m.pour(ctx, junk, next) }
 	}
-	for _, flood := range []struct {
-		name string
-		full bool // only in the long form
-		run  func(ctx context.Context)
-	}{
+	allPackets := func() (int, int) { return always, always }
+	return []flood{
 		{"garbage", false, poured(garbage)},
 		{"replays", false, poured(replay(seen))},
-		{"handshakes under false names", false, poured(func() (netip.AddrPort, []byte) { return one(), initial(random(8), nil) })},
+		{"handshakes under false names", false, poured(func() (netip.AddrPort, []byte) {
+			return one(), initial(random(8), nil)
+		})},
 		{"handshakes under an honest name", false, poured(func() (netip.AddrPort, []byte) {
 			return netip.AddrPortFrom(netip.MustParseAddr("10.91.1.2"), one().Port()), initial(random(8), nil)
 		})},
 		{"true hellos under false names", true, poured(func() (netip.AddrPort, []byte) {
 			return one(), hellos[rand.N(len(hellos))]
 		})},
-		{"handshakes of 300 sources that stall when they have proved their addresses", false, func(ctx context.Context) { m.stallAfterRetry(ctx, 2000, 300) }},
-		{"handshakes of 2,000 sources that stall when they have proved their addresses", true, func(ctx context.Context) { m.stallAfterRetry(ctx, 5000, 2000) }},
+		{"handshakes of 300 sources that stall when they have proved their addresses", false, func(ctx context.Context) {
+			m.stallAfterRetry(ctx, 2000, 300)
+		}},
+		{"handshakes of 2,000 sources that stall when they have proved their addresses", true, func(ctx context.Context) {
+			m.stallAfterRetry(ctx, 5000, 2000)
+		}},
 		{"handshakes that stall at each step", false, func(ctx context.Context) {
 			m.dialers(ctx, 20, stranger, time.Second, func() (int, int) {
 				if rand.N(2) == 0 {
@@ -569,84 +210,131 @@ func TestFloods(t *testing.T) {
 				return always, rand.N(6)
 			})
 		}},
-		{"handshakes broken off", true, func(ctx context.Context) {
-			m.dialers(ctx, 8, fickle, time.Second, func() (int, int) { return always, always })
-		}},
-		{"wrong keys", false, func(ctx context.Context) {
-			m.dialers(ctx, 16, stranger, time.Second, func() (int, int) { return always, always })
-		}},
-	} {
-		if flood.full && !*full {
+		{"handshakes broken off", true, func(ctx context.Context) { m.dialers(ctx, 8, fickle, time.Second, allPackets) }},
+		{"wrong keys", false, func(ctx context.Context) { m.dialers(ctx, 16, stranger, time.Second, allPackets) }},
+	}
+}
+
+// withstands floods the relay, and wants the upload to keep its rate, a newcomer to get in, and the
+// relay's memory to stay in bounds. Others may want this host's processors, too: where the upload
+// falls behind, there are five tries.
+func (f *flooded) withstands(t *testing.T, fl flood) {
+	t.Helper()
+	for try, calm := 1, 0; ; try++ {
+		base, rate, busy, still := f.try(t, fl)
+		if rate >= f.keeps*min(pace>>20, base) {
+			return
+		}
+		if still < stalled/3 {
+			calm++
+		}
+		if try < 5 {
+			t.Logf("%s: once more; the machine itself stood still for %v at a time", fl.name, still)
 			continue
 		}
-		// Others may want this host's processors, too: what is to be shown is that the flood leaves them to us.
-		for try, calm := 1, 0; ; try++ {
-			var base float64
-			stood := watchMachine()
-			alone := w.load(t, "relay", func() { base = load.rate(func() { <-time.After(lasting / 2) }) })
-			watched := w.watch(t, "relay")
-			ctx, cancel := context.WithCancel(t.Context())
-			var flooding sync.WaitGroup
-			flooding.Go(func() { flood.run(ctx) })
-			<-time.After(500 * time.Millisecond)
-			honest.take()
-			began, sent := time.Now(), m.sent.Load()
-			busy := w.load(t, "relay", func() { rate = load.rate(func() { <-time.After(lasting) }) })
-			during, each := honest.take(), float64(m.sent.Load()-sent)/time.Since(began).Seconds()
-			took, refused := phone.comes(t.Context()) // while the flood goes on
-			cancel()
-			flooding.Wait()
-			peak, still := watched.end()["relay"], stood()
-			t.Logf("%s: %.0f/s; upload %.1f MiB/s, %.1f before; trips: %v; newcomer let in after %v; relay: %.0f %% of a processor, %.0f before, at most %d MiB",
-				flood.name, each, rate, base, during, took.Round(time.Millisecond), 100*busy, 100*alone, peak)
-			if refused != nil {
-				t.Errorf("%s: a newcomer: %v", flood.name, refused)
-			}
-			if most := before>>20 + 128; peak > most {
-				t.Errorf("%s: the relay took %d MiB", flood.name, peak)
-			}
-			if rate < keeps*min(pace>>20, base) {
-				if still < stalled/3 {
-					calm++
-				}
-				if try < 5 {
-					t.Logf("%s: once more; the machine itself stood still for %v at a time", flood.name, still)
-					continue
-				}
-				if calm == 0 && busy < 0.7 {
-					t.Logf("%s: nobody had the processors to himself, and the relay little of them", flood.name)
-					break
-				}
-				t.Errorf("%s: the upload fell from %.1f to %.1f MiB/s", flood.name, base, rate)
-			}
-			break
+		if calm == 0 && busy < 0.7 {
+			unmeasured(t, "%s: the upload fell from %.1f to %.1f MiB/s; the machine stood still for %v at a time, and the relay had %.0f %% of a processor",
+				fl.name, base, rate, still, 100*busy)
+			return
+		}
+		t.Errorf("%s: the upload fell from %.1f to %.1f MiB/s", fl.name, base, rate)
+		return
+	}
+}
+
+// try floods the relay once. It returns the upload's rates before and during the flood, in MiB per
+// second, the relay's share of a processor, and for how long the machine itself stood still.
+func (f *flooded) try(t *testing.T, fl flood) (base, rate, busy float64, still time.Duration) {
+	t.Helper()
+	stood := watchMachine()
+	alone := f.world.load(t, "relay", func() { base = f.load.rate(func() { <-time.After(f.lasting / 2) }) })
+	watched := f.watch(t, "relay")
+	ctx, cancel := context.WithCancel(t.Context())
+	var flooding sync.WaitGroup
+	flooding.Go(func() { fl.run(ctx) })
+	<-time.After(500 * time.Millisecond)
+	f.honest.take()
+	began, sent := time.Now(), f.mob.sent.Load()
+	busy = f.world.load(t, "relay", func() { rate = f.load.rate(func() { <-time.After(f.lasting) }) })
+	during, each := f.honest.take(), float64(f.mob.sent.Load()-sent)/time.Since(began).Seconds()
+	took, refused := f.phone.comes(t.Context()) // while the flood goes on
+	cancel()
+	flooding.Wait()
+	peak, still := watched.end()["relay"], stood()
+	t.Logf("%s: %.0f/s; upload %.1f MiB/s, %.1f before; trips: %v; newcomer let in after %v; relay: %.0f %% of a processor, %.0f before, at most %d MiB",
+		fl.name, each, rate, base, during, took.Round(time.Millisecond), 100*busy, 100*alone, peak)
+	if refused != nil {
+		t.Errorf("%s: a newcomer: %v", fl.name, refused)
+	}
+	if most := f.resident>>20 + 128; peak > most {
+		t.Errorf("%s: the relay took %d MiB", fl.name, peak)
+	}
+	return base, rate, busy, still
+}
+
+// TestFloods has strangers flood a relay in all ways that they have. The open connections keep their
+// rate, honest newcomers get in, and the relay is then as it was before.
+func TestFloods(t *testing.T) {
+	var arrived atomic.Int64
+	stood := watchMachine()
+	f := newFlooded(t, func(c net.Conn) { uploadOrEnd(c, &arrived) })
+	seen := f.mob.eavesdrop("laptop", func() {
+		<-time.After(time.Second)
+		_, _ = f.phone.comes(t.Context())
+	})
+	if len(seen) < 20 {
+		t.Fatalf("%d packets are captured", len(seen))
+	}
+	floods := f.mob.floods(t, seen)
+	f.startUpload(t, &arrived)
+	for _, fl := range floods {
+		if !fl.full || *full {
+			f.withstands(t, fl)
 		}
 	}
 
-	close(load.stop)
-	if err := <-load.done; err != nil {
+	close(f.load.stop)
+	if err := <-f.load.done; err != nil {
 		t.Errorf("the upload: %v", err)
 	}
-	_ = upload.Close()
-	w.settles(t, "relay", was, 20*time.Second)
+	_ = f.load.conn.Close()
+	f.settles(t, "relay", f.was, 20*time.Second)
 	eventually(t, 20*time.Second, "the relay's processor time is as it was", func() error {
-		now := w.load(t, "relay", func() { <-time.After(time.Second) })
-		if now > idle+0.05 {
-			return fmt.Errorf("%.1f %%, after %.1f %% before", 100*now, 100*idle)
+		now := f.world.load(t, "relay", func() { <-time.After(time.Second) })
+		if now > f.idle+0.05 {
+			return fmt.Errorf("%.1f %%, after %.1f %% before", 100*now, 100*f.idle)
 		}
 		return nil
 	})
-	after, _ := w.resident("relay")
-	t.Logf("relay at rest again: %d MiB, trips: %v; limits hit: %v", after>>20, honest.take(), w.limitsHit("relay"))
-	honest.end(t)
-	w.carries(5 * time.Second)
-	if n, still := w.status("laptop").Counters.Resumed, stood(); n > 0 {
-		t.Logf("%d connections had to be resumed; the machine itself stood still for %v at a time", n, still)
-		if still < stalled {
-			t.Error("a flood has cost a link")
+	after, _ := f.world.resident("relay")
+	t.Logf("relay at rest again: %d MiB, trips: %v; limits hit: %v", after>>20, f.honest.take(), f.limitsHit("relay"))
+	f.honest.end(t)
+	f.carries(5 * time.Second)
+	if n := f.status("laptop").Counters.Resumed; n > 0 {
+		broken(t, stood(), stalled, "a flood has cost a link: %d connections had to be resumed", n)
+	}
+	f.fewLines(t, "relay", 200)
+}
+
+// uploadOrEnd is P5: it counts the bytes of an upload, and is an endServer for all else.
+func uploadOrEnd(c net.Conn, arrived *atomic.Int64) {
+	var first [1]byte
+	if _, err := io.ReadFull(c, first[:]); err != nil {
+		return
+	}
+	if first[0] != 'u' {
+		endServer(&unread{c.(*net.TCPConn), first[0]})
+		return
+	}
+	defer func() { _ = c.Close() }()
+	buf := make([]byte, 256<<10)
+	for {
+		n, err := c.Read(buf)
+		arrived.Add(int64(n))
+		if err != nil {
+			return
 		}
 	}
-	w.fewLines(t, "relay", 200)
 }
 
 // unread is a connection of which one byte was read too early.

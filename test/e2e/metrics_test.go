@@ -127,76 +127,109 @@ func (p *prometheus) eventually(expression string, want float64) {
 	})
 }
 
-// TestPrometheus has a real Prometheus scrape a chain under load, and compares what it knows then with what the load did.
+// The load of TestPrometheus: connections that carry a head of 17 bytes and the payload up, and the
+// payload down.
+const (
+	loadConnections = 10000
+	loadPayload     = 3000
+	loadHead        = 17
+)
+
+var allNodes = []string{"relay", "nas", "laptop"}
+
+// TestPrometheus has a real Prometheus scrape a chain under load, and compares its figures with the
+// load.
 func TestPrometheus(t *testing.T) {
 	t.Parallel()
-	const connections = 10000
 	w := newWorld(t, endServer)
-	for _, node := range []string{"relay", "nas", "laptop"} {
-		port := freeTCPPort(t)
-		w.ports[node+" metrics"] = port
-		w.extra[node] = fmt.Sprintf("[metrics]\nlisten = \"127.0.0.1:%d\"\n", port)
-	}
+	w.withMetrics(allNodes...)
 	refused := w.forward(strconv.Itoa(freeTCPPort(t))) // nobody listens there
-	w.writeConfigs()
-	for _, node := range []string{"relay", "nas", "laptop"} {
+	for _, node := range allNodes {
 		w.start(node)
 	}
 	linked(t, w, "nas", "laptop") // or the first connection may be refused, and count
 	serverConnected(t, w)
 	w.carries(10 * time.Second)
-	p := w.prometheus("relay", "nas", "laptop")
+	p := w.prometheus(allNodes...)
 
-	// The only series that come later are those of histograms, one for each code that a dial comes to: let them come.
-	refuse := func() {
-		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", refused))
-		if errors.Is(err, syscall.ECONNRESET) { // the refusal was faster than Dial
-			return
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		wantReset(t, "P1 of a refused connection", c, 10*time.Second)
-		_ = c.Close()
-	}
-	refuse()
+	// The only series that come later are those of histograms, one for each code that a dial comes
+	// to: let them come.
+	refusedOnce(t, refused)
 	eventually(t, 10*time.Second, "all is counted", func() error {
 		if now := w.status("nas"); len(now.Connections) > 0 {
 			return errors.New("a connection is open")
 		}
 		return nil
 	})
-	opened := w.status("laptop").Counters.Opened // by w.all
-	p.eventually(`ptthqd_connections_opened_total{node="laptop",mapping="main"}`, float64(opened))
+	opened := float64(w.status("laptop").Counters.Opened) // by w.carries
+	p.eventually(`ptthqd_connections_opened_total{node="laptop",mapping="main"}`, opened)
 	p.eventually(`sum(ptthqd_connections_refused_total{node="laptop",code="502"})`, 1)
-	p.eventually(`ptthqd_dial_duration_seconds_count{node="nas",code="200"}`, float64(opened))
+	p.eventually(`ptthqd_dial_duration_seconds_count{node="nas",code="200"}`, opened)
 	p.eventually(`ptthqd_dial_duration_seconds_count{node="nas",code="502"}`, 1)
-	series := make(map[string]float64)
-	for _, node := range []string{"relay", "nas", "laptop"} {
-		time.Sleep(2 * scrapeEvery)
-		n, err := p.query(seriesOf(node))
-		if err != nil {
-			t.Fatal(err)
-		}
-		series[node] = n
-	}
-	up, err := p.query(`ptthqd_forwarded_bytes_total{node="laptop",mapping="main",direction="up"}`)
-	if err != nil {
-		t.Fatal(err)
-	}
-	down, err := p.query(`ptthqd_forwarded_bytes_total{node="laptop",mapping="main",direction="down"}`)
-	if err != nil {
-		t.Fatal(err)
-	}
+	series := p.series()
+	up := p.value(`ptthqd_forwarded_bytes_total{node="laptop",mapping="main",direction="up"}`)
+	down := p.value(`ptthqd_forwarded_bytes_total{node="laptop",mapping="main",direction="down"}`)
 
-	// The load: so many connections, eight at a time, 3,000 bytes up behind a head of 17, and 3,000 down.
-	const payload = 3000
+	w.underLoad()
+	for range 3 {
+		refusedOnce(t, refused)
+	}
+	p.hasCounted(opened, up, down)
+	w.compareGauges(p)
+	w.failsReload(p)
+
+	// After all that there are as many series as before.
+	for node, before := range series {
+		p.eventually(seriesOf(node), before)
+	}
+	t.Logf("%d connections; series: %v", loadConnections, series)
+	w.losesRelay(p)
+}
+
+// refusedOnce opens a connection that is refused.
+func refusedOnce(t *testing.T, port int) {
+	t.Helper()
+	c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if errors.Is(err, syscall.ECONNRESET) { // the refusal was faster than Dial
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantReset(t, "P1 of a refused connection", c, 10*time.Second)
+	_ = c.Close()
+}
+
+// value is that of an expression, at once.
+func (p *prometheus) value(expression string) float64 {
+	p.t.Helper()
+	n, err := p.query(expression)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return n
+}
+
+// series counts the series of each node, after two scrapes.
+func (p *prometheus) series() map[string]float64 {
+	p.t.Helper()
+	<-time.After(2 * scrapeEvery)
+	all := make(map[string]float64)
+	for _, node := range allNodes {
+		all[node] = p.value(seriesOf(node))
+	}
+	return all
+}
+
+// underLoad opens the load's connections, eight at a time.
+func (w *world) underLoad() {
+	w.t.Helper()
 	var load sync.WaitGroup
 	errs := make(chan error, 8)
 	for worker := range 8 {
 		load.Go(func() {
-			for i := worker; i < connections; i += 8 {
-				if err := w.echo(payload); err != nil {
+			for i := worker; i < loadConnections; i += 8 {
+				if err := w.echo(loadPayload); err != nil {
 					errs <- fmt.Errorf("connection %d: %w", i, err)
 					return
 				}
@@ -206,27 +239,29 @@ func TestPrometheus(t *testing.T) {
 	load.Wait()
 	close(errs)
 	for err := range errs {
-		t.Error(err)
+		w.t.Error(err)
 	}
-	for range 3 {
-		refuse()
-	}
+}
 
-	n := float64(connections)
-	for _, node := range []string{"relay", "nas", "laptop"} {
-		p.eventually(fmt.Sprintf(`sum(ptthqd_connections_opened_total{node=%q})`, node), n+float64(opened))
+// hasCounted wants what Prometheus knows to be the load and four refused connections, above the
+// connections and bytes of before.
+func (p *prometheus) hasCounted(opened, up, down float64) {
+	p.t.Helper()
+	const n, payload = float64(loadConnections), float64(loadPayload)
+	for _, node := range allNodes {
+		p.eventually(fmt.Sprintf(`sum(ptthqd_connections_opened_total{node=%q})`, node), n+opened)
 		p.eventually(fmt.Sprintf(`sum(ptthqd_connections{node=%q})`, node), 0)
 		p.eventually(fmt.Sprintf(`sum(ptthqd_connections_refused_total{node=%q})`, node), 4)
 	}
 	for _, node := range []string{"nas", "laptop"} {
-		p.eventually(fmt.Sprintf(`sum(ptthqd_connections_ended_total{node=%q,end="closed"})`, node), n+float64(opened))
+		p.eventually(fmt.Sprintf(`sum(ptthqd_connections_ended_total{node=%q,end="closed"})`, node), n+opened)
 		p.eventually(fmt.Sprintf(`sum(ptthqd_connections_ended_total{node=%q,end!="closed"})`, node), 4)
-		p.eventually(fmt.Sprintf(`sum(ptthqd_forwarded_bytes_total{node=%q,direction="up"})`, node), up+n*(payload+17))
+		p.eventually(fmt.Sprintf(`sum(ptthqd_forwarded_bytes_total{node=%q,direction="up"})`, node), up+n*(payload+loadHead))
 		p.eventually(fmt.Sprintf(`sum(ptthqd_forwarded_bytes_total{node=%q,direction="down"})`, node), down+n*payload)
 	}
-	p.eventually(`ptthqd_open_duration_seconds_count{node="laptop",mapping="main"}`, n+float64(opened))
-	p.eventually(`ptthqd_open_duration_seconds_count{node="relay"}`, n+float64(opened))
-	p.eventually(`ptthqd_dial_duration_seconds_count{node="nas",code="200"}`, n+float64(opened))
+	p.eventually(`ptthqd_open_duration_seconds_count{node="laptop",mapping="main"}`, n+opened)
+	p.eventually(`ptthqd_open_duration_seconds_count{node="relay"}`, n+opened)
+	p.eventually(`ptthqd_dial_duration_seconds_count{node="nas",code="200"}`, n+opened)
 	p.eventually(`ptthqd_dial_duration_seconds_count{node="nas",code="502"}`, 4)
 	p.eventually(`sum(ptthqd_peers_connected)`, 2)
 	p.eventually(`count(ptthqd_link_up == 1)`, 4)
@@ -241,30 +276,28 @@ func TestPrometheus(t *testing.T) {
 	} {
 		p.eventually(expression, 1)
 	}
+}
 
-	w.compareGauges(p)
-
-	// A reload that fails, and its alert.
+// failsReload has a reload fail, and its alert come.
+func (w *world) failsReload(p *prometheus) {
+	w.t.Helper()
 	w.write("laptop", "nonsense\n")
 	p.eventually(`ptthqd_config_last_reload_successful{node="laptop"}`, 0)
 	p.eventually(`ptthqd_config_reloads_total{node="laptop",result="failure"}`, 1)
 	p.eventually(`ALERTS{alertname="PtthqdReloadFailed",alertstate="pending"}`, 1)
 	w.writeConfigs()
 	p.eventually(`ptthqd_config_last_reload_successful{node="laptop"}`, 1)
+}
 
-	// After all that there are as many series as before.
-	for node, before := range series {
-		p.eventually(seriesOf(node), before)
-	}
-	t.Logf("%d connections; series: %v", connections, series)
-
-	// A relay that dies under an open connection.
+// losesRelay kills the relay under an open connection, and starts it again.
+func (w *world) losesRelay(p *prometheus) {
+	w.t.Helper()
 	p1 := w.mustDial()
 	if _, err := p1.Write(append(request{kind: kindEcho}.bytes(), "before"...)); err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
 	if err := hears(p1, "before"); err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
 	w.procs["relay"].kill()
 	p.eventually(`up{node="relay"}`, 0)
@@ -289,7 +322,7 @@ func (w *world) compareGauges(p *prometheus) {
 		}
 		return 0
 	}
-	for _, node := range []string{"relay", "nas", "laptop"} {
+	for _, node := range allNodes {
 		s := w.status(node)
 		is := func(want float64, metric, labels string) {
 			w.t.Helper()

@@ -21,7 +21,6 @@ import (
 	"time"
 
 	"ptthqd/pkg/control"
-	"ptthqd/pkg/ident"
 )
 
 // A site is a world whose configs a test changes piece by piece, while checked
@@ -237,35 +236,53 @@ func TestReloadRelaysOfNodes(t *testing.T) {
 	finish(s.world, s.undisturbed)
 }
 
-// TestReloadSettings changes what is no mapping and no right, at each role: log level, limits, metrics, include; and what only a
-// restart can change.
+// A settings site is a site whose nodes' own configs stay as they were, but for a line at their head.
+type settings struct {
+	*site
+	nodes []string
+	good  map[string]string // the config of each node
+}
+
+// with puts a line, or none, at the head of a node's own config.
+func (s *settings) with(node, line string) {
+	s.t.Helper()
+	s.reload(node, func(string) string { return line + "\n" + s.good[node] })
+}
+
+// TestReloadSettings changes settings that are no mapping and no right, at each role, and settings
+// that only a restart can change.
 func TestReloadSettings(t *testing.T) {
-	s := newSite(t)
-	nodes := []string{"relay", "nas", "laptop"}
-	good := make(map[string]string)
-	for _, node := range nodes {
+	s := &settings{newSite(t), []string{"relay", "nas", "laptop"}, make(map[string]string)}
+	for _, node := range s.nodes {
 		text, err := os.ReadFile(s.path(node, ".toml"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		good[node] = string(text)
+		s.good[node] = string(text)
 	}
-	// with puts a line, or none, at the head of a node's own config.
-	with := func(node, line string) {
-		t.Helper()
-		s.reload(node, func(string) string { return line + "\n" + good[node] })
+	s.logLevel(t)
+	for _, node := range s.nodes {
+		s.speaksAsDocumented(node)
 	}
+	s.limits(t)
+	s.metrics(t)
+	s.include(t)
+	s.needRestart(t)
+	finish(s.world, s.undisturbed)
+}
 
-	for _, node := range nodes {
-		with(node, `log_level = "debug"`)
+// logLevel changes the log level by a reload, and by a signal.
+func (s *settings) logLevel(t *testing.T) {
+	for _, node := range s.nodes {
+		s.with(node, `log_level = "debug"`)
 		if level := s.status(node).Config.LogLevel; level != "debug" {
 			t.Errorf("the level of %s is %s", node, level)
 		}
 		s.procs[node].says(t, "DEBUG")
-		with(node, `log_level = "warn"`)
+		s.with(node, `log_level = "warn"`)
 		quiet := len(s.procs[node].output())
 		// By a signal, for once.
-		s.write(node, "log_level = \"error\"\n"+good[node])
+		s.write(node, "log_level = \"error\"\n"+s.good[node])
 		s.procs[node].signal(syscall.SIGHUP)
 		eventually(t, 15*time.Second, "the signal is heeded", func() error {
 			if now := s.status(node).Config; now.LogLevel != "error" || now.Reload.Trigger != "signal" {
@@ -276,16 +293,14 @@ func TestReloadSettings(t *testing.T) {
 		if said := s.procs[node].output()[quiet:]; said != "" {
 			t.Errorf("%s says, with the level warn: %s", node, said)
 		}
-		with(node, "")
+		s.with(node, "")
 	}
+}
 
-	for _, node := range nodes {
-		s.speaksAsDocumented(node)
-	}
-
-	// A limit is reached, then raised.
+// limits reaches a limit of each node, and raises it.
+func (s *settings) limits(t *testing.T) {
 	count := func(node string) int { return len(s.status(node).Connections) }
-	with("laptop", fmt.Sprintf("limits.sessions_per_mapping = %d", count("laptop")))
+	s.with("laptop", fmt.Sprintf("limits.sessions_per_mapping = %d", count("laptop")))
 	waits := s.mustDial() // in the listener's queue
 	if _, err := waits.Write(append(request{kind: kindEcho}.bytes(), "ping"...)); err != nil {
 		t.Fatal(err)
@@ -294,33 +309,36 @@ func TestReloadSettings(t *testing.T) {
 	if _, err := waits.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("beyond sessions_per_mapping: %v", err)
 	}
-	with("laptop", fmt.Sprintf("limits.sessions_per_mapping = %d", count("laptop")+1))
+	s.with("laptop", fmt.Sprintf("limits.sessions_per_mapping = %d", count("laptop")+1))
 	_ = waits.SetReadDeadline(time.Now().Add(10 * time.Second))
 	if _, err := io.ReadFull(waits, make([]byte, 4)); err != nil {
 		t.Errorf("the limit was raised: %v", err)
 	}
-	with("laptop", "")
+	s.with("laptop", "")
 	for node, limit := range map[string]string{"nas": "sessions_per_client", "relay": "streams"} {
-		with(node, fmt.Sprintf("limits.%s = %d", limit, count(node)))
+		s.with(node, fmt.Sprintf("limits.%s = %d", limit, count(node)))
 		if source := refusedConnection(t, s.ports["mapping"]); source == "" {
 			t.Log("the refusal was faster than the connection")
 		}
 		s.procs["laptop"].says(t, "code=429 .*by="+node)
-		with(node, fmt.Sprintf("limits.%s = %d", limit, count(node)+1))
+		s.with(node, fmt.Sprintf("limits.%s = %d", limit, count(node)+1))
 		goesOn(t, pinger(t, s.ports["mapping"]))
-		with(node, "")
+		s.with(node, "")
 	}
+}
 
-	// The metrics' listener comes, moves, can't move, and goes; and what it serves tells limits that have changed.
+// metrics has the metrics' listener come, move, fail to move, and go. What it serves tells limits
+// that have changed.
+func (s *settings) metrics(t *testing.T) {
 	taken := listen(t, func(net.Conn) {}).Addr()
-	for _, node := range nodes {
+	for _, node := range s.nodes {
 		one, two := freeTCPPort(t), freeTCPPort(t)
 		at := func(port int, more string) string {
 			return fmt.Sprintf("metrics.listen = \"127.0.0.1:%d\"\n%s", port, more)
 		}
-		with(node, at(one, ""))
+		s.with(node, at(one, ""))
 		scrape(t, one)
-		with(node, at(two, `limits.link_memory = "7MiB"`))
+		s.with(node, at(two, `limits.link_memory = "7MiB"`))
 		refused(t, one)
 		if text := scrape(t, two); !strings.Contains(text, `ptthqd_budget_limit_bytes{budget="link_memory"} 7.340032e+06`) {
 			t.Errorf("link_memory of %s isn't 7 MiB:\n%s", node, text)
@@ -330,33 +348,37 @@ func TestReloadSettings(t *testing.T) {
 			t.Errorf("metrics at a port that is taken: %v: %s", err, out)
 		}
 		scrape(t, two)
-		with(node, "")
+		s.with(node, "")
 		refused(t, two)
 	}
+}
 
-	// A directory is included, and is not any more.
+// include has a directory included, and not any more.
+func (s *settings) include(t *testing.T) {
 	more := filepath.Join(s.dir, "more")
 	port := freeTCPPort(t)
 	err := errors.Join(os.Mkdir(more, 0o755), os.WriteFile(filepath.Join(more, "a.toml"), []byte(s.mapping("included", port, "")), 0o644))
 	if err != nil {
 		t.Fatal(err)
 	}
-	with("laptop", `include = ["more/*.toml"]`)
+	s.with("laptop", `include = ["more/*.toml"]`)
 	included := pinger(t, port)
-	with("laptop", "")
+	s.with("laptop", "")
 	refused(t, port)
 	goesOn(t, included)
+}
 
-	// What needs a restart is refused by name, and nothing of it is in force.
+// needRestart changes what needs a restart. That is refused by name, and none of it is in force.
+func (s *settings) needRestart(t *testing.T) {
 	line := func(key, value string) func(string) string {
 		return func(text string) string {
 			return key + " = " + value + "\n" + regexp.MustCompile(`(?m)^`+key+` = .*\n`).ReplaceAllString(text, "")
 		}
 	}
 	other := map[string]func(string) string{
-		"relay":  swap(good["relay"], good["laptop"]),
-		"nas":    swap(good["nas"], good["relay"]),
-		"laptop": swap(good["laptop"], good["nas"]),
+		"relay":  swap(s.good["relay"], s.good["laptop"]),
+		"nas":    swap(s.good["nas"], s.good["relay"]),
+		"laptop": swap(s.good["laptop"], s.good["nas"]),
 	}
 	for _, c := range []struct {
 		node, key string
@@ -372,8 +394,8 @@ func TestReloadSettings(t *testing.T) {
 		{"laptop", "private_key_file", line("private_key_file", `"/etc/other.key"`)},
 		{"relay", "listen", line("listen", fmt.Sprintf("[\"127.0.0.1:%d\"]", freeUDPPort(t)))},
 	} {
-		s.write(c.node, good[c.node])
-		with(c.node, "")
+		s.write(c.node, s.good[c.node])
+		s.with(c.node, "")
 		before := s.status(c.node).Config.Hash
 		out, err := s.tryReload(c.node, func(text string) string {
 			return "log_level = \"debug\"\n" + c.change(strings.TrimPrefix(text, "\n"))
@@ -384,9 +406,8 @@ func TestReloadSettings(t *testing.T) {
 		if now := s.status(c.node).Config; now.Hash != before || now.LogLevel != "info" {
 			t.Errorf("another %s at %s has changed %+v", c.key, c.node, now)
 		}
-		with(c.node, "")
+		s.with(c.node, "")
 	}
-	finish(s.world, s.undisturbed)
 }
 
 // speaksAsDocumented fails unless what a node says of itself is in the form that pkg/control has types for, which are those of
@@ -422,165 +443,6 @@ func scrape(t *testing.T, port int) string {
 		t.Fatalf("metrics: %s, %v", answer.Status, err)
 	}
 	return string(text)
-}
-
-// newPeer adds a client, phone, to a site that runs, which may connect at once; with a service of its own and a mapping to it.
-// It returns the mapping's port and the service's connections.
-func (s *site) newPeer() (port int, p5 <-chan *net.TCPConn) {
-	s.t.Helper()
-	const node = "phone"
-	key, err := ident.Generate()
-	if err == nil {
-		err = ident.WritePrivateKey(s.path(node, ".key"), key, false)
-	}
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.keys[node] = key
-	accepted := make(chan *net.TCPConn, 10)
-	target := listen(s.t, func(c net.Conn) { accepted <- c.(*net.TCPConn) }).Addr().(*net.TCPAddr).Port
-	s.reload("nas", also(fmt.Sprintf("[[services]]\ntarget = \"%d\"\nclients = [\"phone\"]", target)))
-	s.reload("relay", also(fmt.Sprintf("[[peers]]\nid = \"phone\"\nrole = \"client\"\npublic_key = %q\nallowed_servers = [\"n?s\"]", key.Public())))
-	port = freeTCPPort(s.t)
-	s.write(node, fmt.Sprintf("role = \"client\"\nid = \"phone\"\n[[relays]]\naddress = \"127.0.0.1:%d\"\npublic_key = %q\n"+
-		"[[mappings]]\nname = \"own\"\nlisten = \"127.0.0.1:%d\"\nserver = \"nas\"\ntarget = \"%d\"\n",
-		s.ports["relay"], s.keys["relay"].Public(), port, target))
-	s.start(node)
-	return port, accepted
-}
-
-// A withdrawal is a way to take a right away.
-type withdrawal struct {
-	name, node string
-	change     func(s *site) func(string) string
-	log        string // of the node, with the connection's ID for ID
-}
-
-// TestRightsWithdrawn adds a client to a chain under traffic, and takes its right away again at each place that can, by replacing
-// the file alone: its connections end within 1.5 s at all nodes, and all others go on. Those that are detached end too, at
-// the nodes that run, and at one that was away within 1.5 s of its return.
-func TestRightsWithdrawn(t *testing.T) {
-	for _, c := range []withdrawal{
-		{
-			"allowed server", "relay", func(*site) func(string) string { return swap(`["n?s"]`, `["gone"]`) },
-			`connection revoked peer=phone connection=ID client=phone .*allowed_before_by=\S*relay\.toml:\d+`,
-		},
-		{
-			"key", "relay", func(s *site) func(string) string {
-				return swap(s.keys["phone"].Public().String(), s.keys["stranger"].Public().String())
-			},
-			`connection revoked peer=phone connection=ID client=phone .*the key of its client or server was withdrawn`,
-		},
-		{
-			"service's client", "nas", func(*site) func(string) string { return swap(`clients = ["phone"]`, `clients = ["nobody"]`) },
-			`connection failed.* connection=ID .*nas\.toml:\d+`,
-		},
-	} {
-		for _, away := range []string{"", "phone", "nas"} {
-			name := c.name
-			if away != "" {
-				name += ", without " + away
-			}
-			t.Run(name, func(t *testing.T) {
-				t.Parallel()
-				promised(t, atOnce, func() map[string]time.Duration { return withdrawn(t, c, away) })
-			})
-		}
-	}
-}
-
-// withdrawn takes a right away while a node is away, or none, and tells how long it took until each node and end of the connection
-// had heard of it, from when it could.
-func withdrawn(t *testing.T, c withdrawal, away string) map[string]time.Duration {
-	t.Helper()
-	took := make(map[string]time.Duration)
-	s := &site{world: newWorld(t, endServer)}
-	s.extra["relay"] = "limits.auth_penalty = \"0s\"\n" // all have one address, and a withdrawn key comes again and again
-	s.writeConfigs()
-	s.all()
-	s.undisturbed = startTraffic(s.world, "request")
-	stranger, err := ident.Generate()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.keys["stranger"] = stranger
-	port, accepted := s.newPeer()
-	p1 := dialPort(t, port)
-	if _, err := p1.Write([]byte("hello")); err != nil {
-		t.Fatal(err)
-	}
-	p5 := <-accepted
-	if _, err := io.ReadFull(p5, make([]byte, 5)); err != nil {
-		t.Fatal(err)
-	}
-	id := s.status("phone").Connections[0].ID
-	if away != "" {
-		s.procs[away].signal(syscall.SIGSTOP)
-		at := "nas"
-		if away == at {
-			at = "phone"
-		}
-		eventually(t, 30*time.Second, "the session is detached at "+at, func() error {
-			if now := s.connection(at, id); now != "detached" {
-				return fmt.Errorf("it is %s", now)
-			}
-			return nil
-		})
-	}
-	text, err := os.ReadFile(s.path(c.node, ".toml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	since := time.Now()
-	s.write(c.node, c.change(s)(string(text)))
-	ends := func(node string) {
-		t.Helper()
-		switch node {
-		case "phone":
-			took["P1"] = isReset(t, "P1", p1, since)
-		case "nas":
-			took["P5"] = isReset(t, "P5", p5, since)
-		}
-		eventually(t, 20*time.Second, "it is over at "+node, func() error {
-			if now := s.connection(node, id); now != "" {
-				return fmt.Errorf("it is %s", now)
-			}
-			return nil
-		})
-		took[node] = time.Since(since)
-	}
-	var later []string
-	for _, node := range []string{"relay", "nas", "phone"} {
-		if node == away || away == c.node {
-			later = append(later, node)
-			continue
-		}
-		ends(node)
-	}
-	if away != "" {
-		since = time.Now()
-		s.procs[away].signal(syscall.SIGCONT)
-	}
-	for _, node := range later {
-		ends(node)
-	}
-	if away == "" {
-		s.procs[c.node].says(t, strings.Replace(c.log, "ID", id, 1))
-	}
-	finish(s.world, s.undisturbed)
-	s.end()
-	return took
-}
-
-// connection is the state of a connection at a node; empty if it knows none of this ID.
-func (w *world) connection(node, id string) string {
-	w.t.Helper()
-	for _, c := range w.status(node).Connections {
-		if c.ID == id {
-			return c.State
-		}
-	}
-	return ""
 }
 
 // TestManyReloads changes the client's config again and again under traffic.
