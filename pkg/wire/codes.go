@@ -1,24 +1,21 @@
 package wire
 
-import (
-	"strconv"
-)
+import "strconv"
 
-// A Status is the outcome of a request to connect, as in a Reply.
+// A Status is the outcome of a request to connect, in a Reply.
 type Status uint64
 
-// The statuses, and who says them. What P2 does with each is told in
-// PROTOCOL.md, section 4.
+// The statuses, and the nodes that send them. PROTOCOL.md, section 4, says what P2 does with each.
 const (
 	StatusOpen         Status = 200 // P4: open
-	StatusComplete     Status = 208 // P4: the session has ended well, or was reset; Granted tells which
-	StatusMalformed    Status = 400 // P3, P4: the tip can't be understood, or asks for what makes no sense
-	StatusNotAllowed   Status = 403 // P3, P4: not allowed; also for a server that doesn't exist
-	StatusNotNewest    Status = 409 // P4: a newer attempt has been seen
-	StatusNoSession    Status = 410 // P4: no such session (any more)
+	StatusComplete     Status = 208 // P4: the session is over; see Granted.Reset
+	StatusMalformed    Status = 400 // P3, P4: the tip can't be decoded, or makes no sense
+	StatusNotAllowed   Status = 403 // P3, P4: not allowed, or no such server
+	StatusNotNewest    Status = 409 // P4: it has seen a newer attempt
+	StatusNoSession    Status = 410 // P4: no such session, or no more
 	StatusTooMany      Status = 429 // P3, P4: a limit is reached
-	StatusRefused      Status = 502 // P4: the target refused, or can't be reached
-	StatusNotConnected Status = 503 // P3: the server isn't connected
+	StatusRefused      Status = 502 // P4: the target refuses, or can't be reached
+	StatusNotConnected Status = 503 // P3: the server isn't connected; P4: can't say now, ask again
 	StatusTimeout      Status = 504 // P4: the target didn't answer in time
 	StatusVersion      Status = 505 // P3, P4: the session version isn't supported
 	StatusLoop         Status = 508 // P4: the connection leads to itself
@@ -39,7 +36,7 @@ var statusWords = map[Status]string{
 	StatusLoop:         "the connection leads to itself",
 }
 
-// String is the number and its meaning: "403 not allowed".
+// String returns the number and its meaning: "403 not allowed".
 func (s Status) String() string {
 	if words, known := statusWords[s]; known {
 		return strconv.FormatUint(uint64(s), 10) + " " + words
@@ -47,7 +44,7 @@ func (s Status) String() string {
 	return strconv.FormatUint(uint64(s), 10)
 }
 
-// A StreamCode is the code with which a stream is reset.
+// A StreamCode says why a stream is reset.
 type StreamCode uint64
 
 // The stream codes.
@@ -58,7 +55,7 @@ const (
 	CodeProtocol StreamCode = 4 // the other end broke the session protocol: don't resume
 )
 
-// Known tells whether this version has the code. One of a later version is taken for CodeLost.
+// Known reports whether this version has the code. A node takes an unknown code for CodeLost.
 func (c StreamCode) Known() bool { return CodeLost <= c && c <= CodeProtocol }
 
 func (c StreamCode) String() string {
@@ -75,16 +72,16 @@ func (c StreamCode) String() string {
 	return "stream code " + strconv.FormatUint(uint64(c), 10)
 }
 
-// A CloseCode is the code with which a link is closed.
+// A CloseCode says why a link is closed.
 type CloseCode uint64
 
 // The close codes.
 const (
-	CloseClosing    CloseCode = 0 // come back later
+	CloseClosing    CloseCode = 0 // this node stops; dial again later
 	CloseSuperseded CloseCode = 1 // a newer link with the same key has replaced this one
-	CloseRevoked    CloseCode = 2 // the key isn't in the config any more
+	CloseRevoked    CloseCode = 2 // the relay's config does not have the key
 	CloseProtocol   CloseCode = 3 // the peer broke the protocol
-	CloseContested  CloseCode = 4 // another process with the same key has the peer's place
+	CloseContested  CloseCode = 4 // another process with the same key has this peer's place
 )
 
 func (c CloseCode) String() string {
@@ -103,9 +100,8 @@ func (c CloseCode) String() string {
 	return "close code " + strconv.FormatUint(uint64(c), 10)
 }
 
-// A ResetError tells how a stream ended before its orderly end: reset by a peer
-// (Remote) or by this process, or lost with its link, which is CodeLost and not
-// Remote.
+// A ResetError is the error of a stream that was reset: by the peer if Remote, else by this
+// process. A stream that is lost with its link has CodeLost and is not Remote.
 type ResetError struct {
 	Code   StreamCode
 	Remote bool

@@ -1,11 +1,10 @@
 package wire
 
-// Connect is P2's request to P3: connect me to Server, and forward Inner, which
-// is an encoded Open or Resume.
+// Connect asks P3 to connect P2 to a server and to forward the inner tip.
 type Connect struct {
 	Server string
-	Inner  []byte
-	Hold   bool // P2 has no other relay to ask: an open may wait for its server's link
+	Inner  []byte // an encoded Open or Resume
+	Hold   bool   // P2 has no other relay to ask: P3 may let an open wait for the server's link
 }
 
 func (*Connect) messageType() uint64 { return typeConnect }
@@ -35,11 +34,11 @@ func (m *Connect) complete() error {
 	return nil
 }
 
-// Incoming is P3's request to P4: Client wants to connect, and sends Inner.
+// Incoming tells P4 that a client wants to connect, and forwards its inner tip.
 type Incoming struct {
 	Client string
 	Inner  []byte
-	Others []string // other names of Client, while it is being renamed: what it has under them is its own
+	Others []string // the client's other names during a rename; it owns their sessions
 }
 
 func (*Incoming) messageType() uint64 { return typeIncoming }
@@ -71,5 +70,5 @@ func (m *Incoming) complete() error {
 	return nil
 }
 
-// Names are all by which the client is understood, the one that it goes by first.
+// Names returns all names of the client, its present ID first.
 func (m *Incoming) Names() []string { return append([]string{m.Client}, m.Others...) }

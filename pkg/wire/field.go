@@ -9,7 +9,11 @@ import (
 	"github.com/quic-go/quic-go/quicvarint"
 )
 
-// cutField cuts the first field off a body.
+// A field is number (varint), length (varint), value. The append functions leave out a field whose
+// value is zero or empty. The take functions decode a value. Their first result is always true, for
+// a known number: a message's field method returns both results as its own.
+
+// cutField splits a body behind its first field.
 func cutField(body []byte) (number uint64, value, rest []byte, err error) {
 	number, n, err := quicvarint.Parse(body)
 	if err != nil {
@@ -29,7 +33,7 @@ func cutField(body []byte) (number uint64, value, rest []byte, err error) {
 
 func appendUint(dst []byte, number, value uint64) []byte {
 	if value == 0 {
-		return dst // an absent number is zero
+		return dst
 	}
 	dst = quicvarint.Append(dst, number)
 	dst = quicvarint.Append(dst, uint64(quicvarint.Len(value)))
@@ -77,8 +81,8 @@ func takeDuration(into *time.Duration, value []byte) (bool, error) {
 	return true, err
 }
 
-// takeString refuses control characters: strings of a peer go to terminals and
-// logs.
+// takeString takes UTF-8 of at most the given number of bytes, without control characters: texts of
+// a peer go to terminals and logs.
 func takeString(into *string, value []byte, most int) (bool, error) {
 	if len(value) > most {
 		return true, malformed("%d bytes; %d is the most", len(value), most)
@@ -97,7 +101,7 @@ func takeInner(into *[]byte, value []byte) (bool, error) {
 	if len(value) > MaxInner {
 		return true, malformed("an inner message of %d bytes; %d is the most", len(value), MaxInner)
 	}
-	if len(value) > 0 { // an empty one is none
+	if len(value) > 0 { // an empty field means none, as an absent one
 		*into = value
 	}
 	return true, nil
@@ -107,7 +111,7 @@ func takeOrigin(into *[]byte, value []byte) (bool, error) {
 	if len(value) > MaxOrigin {
 		return true, malformed("an origin of %d bytes; %d is the most", len(value), MaxOrigin)
 	}
-	if len(value) > 0 { // an empty one is none
+	if len(value) > 0 {
 		*into = bytes.Clone(value)
 	}
 	return true, nil
@@ -121,7 +125,7 @@ func takeToken(into *Token, value []byte) (bool, error) {
 	return true, nil
 }
 
-// appendList appends strings, each behind its length; none is an absent field.
+// appendList appends a field of strings, each behind its length.
 func appendList(dst []byte, number uint64, list []string) []byte {
 	if len(list) == 0 {
 		return dst
@@ -135,6 +139,7 @@ func appendList(dst []byte, number uint64, list []string) []byte {
 	return dst
 }
 
+// listSize returns the length of the value that appendList writes, in bytes.
 func listSize(list []string) (n int) {
 	for _, text := range list {
 		n += quicvarint.Len(uint64(len(text))) + len(text)
@@ -142,7 +147,7 @@ func listSize(list []string) (n int) {
 	return n
 }
 
-// takeList takes at most so many strings of at most so many bytes each.
+// takeList takes 1 to most strings of at most longest bytes each.
 func takeList(into *[]string, value []byte, most, longest int) (bool, error) {
 	if len(value) == 0 {
 		return true, malformed("an empty list")
@@ -167,11 +172,10 @@ func takeList(into *[]string, value []byte, most, longest int) (bool, error) {
 	return true, nil
 }
 
-// millis is the resolution of durations on the wire.
+// millis encodes a duration: whole milliseconds, 0 for a negative one.
 func millis(d time.Duration) uint64 { return uint64(max(d, 0) / time.Millisecond) }
 
-// duration is the inverse of millis; what doesn't fit is the longest duration
-// that a millisecond count can express here, a hundred years.
+// duration decodes milliseconds, at most 100 years: a time.Duration holds no more than 292.
 func duration(ms uint64) time.Duration {
 	const most = 100 * 365 * 24 * time.Hour
 	return time.Duration(min(ms, uint64(most/time.Millisecond))) * time.Millisecond

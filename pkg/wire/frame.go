@@ -6,19 +6,18 @@ import (
 	"github.com/quic-go/quic-go/quicvarint"
 )
 
-// A FrameKind says what a session frame carries besides its acknowledgement
-// and limit.
+// A FrameKind says what a frame carries besides its acknowledgement and limit.
 type FrameKind uint8
 
 // The frame kinds.
 const (
-	FrameNone  FrameKind = 0 // a bare acknowledgement
+	FrameNone  FrameKind = 0 // nothing: a bare acknowledgement
 	FrameData  FrameKind = 1 // Value bytes of data follow the header
-	FrameFin   FrameKind = 2 // the direction has ended; occupies one offset
-	FrameReset FrameKind = 3 // the session is reset; Value is a code for logs
-	FramePing  FrameKind = 4 // answer with a pong at once
+	FrameFin   FrameKind = 2 // the end of this direction; occupies one offset
+	FrameReset FrameKind = 3 // the session ends at once; Value is a code for logs
+	FramePing  FrameKind = 4 // the other end answers with a pong at once
 	FramePong  FrameKind = 5
-	FrameYield FrameKind = 6 // the sender gives back Value bytes of its limit
+	FrameYield FrameKind = 6 // the sender gives back Value bytes of the limit that it has
 
 	lastFrameKind = FrameYield
 )
@@ -26,18 +25,17 @@ const (
 // MaxFrameData is the most data that one frame carries, in bytes.
 const MaxFrameData = 1 << 20
 
-// MaxFrameHeader is the longest encoding of a Frame, in bytes: what a sender
-// keeps free in front of its data, so that header and data leave in one write.
+// MaxFrameHeader is the longest encoding of a Frame, in bytes. A sender keeps so much room in front
+// of its data, so that header and data leave in one write.
 const MaxFrameHeader = 1 + 3*8
 
-// A Frame is the header of a session frame. Its first byte is the kind in the
-// lower bits, with a bit each for whether an increase of acked and of limit is
-// there.
+// A Frame is the header of a session frame. The first byte is the kind, with one bit each that says
+// whether acked and limit follow; a value of 0 is not sent.
 type Frame struct {
 	Kind  FrameKind
-	Acked uint64 // increase of the offset that this end has delivered
-	Limit uint64 // increase of the offset that this end is ready to take
-	Value uint64 // bytes of data, code of a reset, or bytes given back
+	Acked uint64 // increase of the offset up to which the sender has delivered
+	Limit uint64 // increase of the offset up to which the sender takes bytes
+	Value uint64 // bytes of data, code of a reset, or bytes that a yield gives back
 }
 
 const (
@@ -50,7 +48,7 @@ func (k FrameKind) hasValue() bool {
 	return k == FrameData || k == FrameReset || k == FrameYield
 }
 
-// Len is the length of the frame's encoding, without its data, in bytes.
+// Len returns the length of the header's encoding in bytes, without the data.
 func (f Frame) Len() int {
 	n := 1
 	if f.Acked != 0 {
@@ -65,7 +63,7 @@ func (f Frame) Len() int {
 	return n
 }
 
-// Append appends the encoding of f, without its data, to dst.
+// Append appends the encoding of the header to dst, without the data.
 func (f Frame) Append(dst []byte) []byte {
 	first := byte(f.Kind)
 	if f.Acked != 0 {
@@ -87,9 +85,9 @@ func (f Frame) Append(dst []byte) []byte {
 	return dst
 }
 
-// ParseFrame decodes the frame header at the beginning of b and tells how many
-// bytes it took. io.ErrUnexpectedEOF means that more bytes are needed, at most
-// MaxFrameHeader in all; every other error wraps ErrMalformed.
+// ParseFrame decodes the frame header at the beginning of b and returns the number of bytes it has
+// read. The error is io.ErrUnexpectedEOF if b ends too early, which needs b to be shorter than
+// MaxFrameHeader; any other error wraps ErrMalformed.
 func ParseFrame(b []byte) (f Frame, n int, err error) {
 	if len(b) == 0 {
 		return Frame{}, 0, io.ErrUnexpectedEOF

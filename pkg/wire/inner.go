@@ -8,8 +8,8 @@ import (
 	"github.com/quic-go/quic-go/quicvarint"
 )
 
-// ParseInner decodes the whole of b as the inner message of a Connect or an Incoming: an *Open or a *Resume. Its error is an
-// *InnerError. The message shares no memory with b.
+// ParseInner decodes all of b as the inner tip of a Connect or an Incoming: an *Open or a *Resume.
+// The error is an *InnerError. The message shares no memory with b.
 func ParseInner(b []byte) (Message, error) {
 	m, n, err := Parse(b)
 	var bad InnerError
@@ -31,14 +31,14 @@ func ParseInner(b []byte) (Message, error) {
 	return nil, &bad
 }
 
-// An InnerError says why an inner message can't be understood. It wraps ErrMalformed.
+// An InnerError says why an inner tip can't be decoded. It wraps ErrMalformed.
 type InnerError struct {
-	Version uint64 // of the message; 0 if it says none
-	token   Token  // zero if there is none to be seen
+	Version uint64 // of the session protocol, as the tip says; 0 if the tip says none
+	token   Token  // zero if the tip has none
 	words   string
 }
 
-// ConnectionID names the session, so that logs can; it is empty where the message does not tell.
+// ConnectionID returns the connection ID of the session, for logs; empty if the tip has no token.
 func (e *InnerError) ConnectionID() string {
 	if e.token == (Token{}) {
 		return ""
@@ -46,7 +46,7 @@ func (e *InnerError) ConnectionID() string {
 	return e.token.ConnectionID()
 }
 
-// Status is the answer to such a message. The version is looked at before the rest.
+// Status returns the answer to the tip: StatusVersion for a later version, else StatusMalformed.
 func (e *InnerError) Status() Status {
 	if e.Version > Version {
 		return StatusVersion
@@ -61,15 +61,17 @@ func (e *InnerError) Error() string {
 	return e.words
 }
 
-// Unwrap is ErrMalformed.
+// Unwrap returns ErrMalformed.
 func (e *InnerError) Unwrap() error { return ErrMalformed }
 
-// OtherVersion says, for people, that a session version is not spoken here.
+// OtherVersion returns a text for people: the peer asks for a session version that this node lacks.
 func OtherVersion(version uint64) string {
-	return fmt.Sprintf("version %d of the session protocol is asked for, and version %d spoken here: upgrade the older node", version, Version)
+	return fmt.Sprintf("version %d of the session protocol is asked for, "+
+		"and version %d spoken here: upgrade the older node", version, Version)
 }
 
-// glance finds what every version of an Open or Resume has in the same place: its version and its token.
+// glance finds the version and the token: every version of Open and Resume has them in fields 1
+// and 3.
 func (e *InnerError) glance(b []byte) {
 	kind, n, err := quicvarint.Parse(b)
 	if err != nil || kind != typeOpen && kind != typeResume {

@@ -4,9 +4,9 @@ import (
 	"github.com/quic-go/quic-go/quicvarint"
 )
 
-// Control says that a stream carries link messages.
+// Control is the tip of a link's control stream, which carries link messages in both directions.
 type Control struct {
-	Instance Instance // of the process that dials
+	Instance Instance // of the dialler's process
 }
 
 func (*Control) messageType() uint64 { return typeControl }
@@ -31,16 +31,16 @@ func (m *Control) field(number uint64, value []byte) (bool, error) {
 
 func (*Control) complete() error { return nil }
 
-// Heartbeat is sent each way on the control stream. Its encoding is 32 bytes or
-// more, so that a restarted relay answers it with a stateless reset.
+// Heartbeat shows each end of a link that the other lives. Its encoding has at least 32 bytes, so
+// that a restarted relay, which does not know the link, answers the packet with a stateless reset.
 type Heartbeat struct {
-	Seq  uint64 // counts this end's heartbeats, from 1
-	Echo uint64 // the Seq of the peer's last heartbeat, 0 if none yet
+	Seq  uint64 // number of this heartbeat among the sender's, from 1
+	Echo uint64 // Seq of the last heartbeat from the other end; 0 if none has arrived
 
-	Parity   bool   // this end sends parity on this link
-	Restored uint64 // packets that this end has restored from the peer's parity on this link
+	Parity   bool   // the sender sends parity on this link
+	Restored uint64 // packets that the sender has restored from the other end's parity on this link
 
-	Padding int // bytes of padding beyond what it always has; not read
+	Padding int // bytes of padding beyond the 30 that every heartbeat has; decoding leaves it 0
 }
 
 func (*Heartbeat) messageType() uint64 { return typeHeartbeat }
@@ -48,8 +48,7 @@ func (*Heartbeat) messageType() uint64 { return typeHeartbeat }
 func (m *Heartbeat) appendBody(dst []byte) []byte {
 	dst = appendUint(dst, 1, m.Seq)
 	dst = appendUint(dst, 2, m.Echo)
-	// With its two bytes of header the padding alone makes up 32 bytes.
-	padding := 30 + m.Padding
+	padding := 30 + m.Padding // with the two bytes of its header at least 32
 	dst = quicvarint.Append(dst, 3)
 	dst = quicvarint.Append(dst, uint64(padding))
 	dst = append(dst, make([]byte, padding)...)
@@ -75,7 +74,7 @@ func (m *Heartbeat) field(number uint64, value []byte) (bool, error) {
 
 func (*Heartbeat) complete() error { return nil }
 
-// Closing says that this relay is about to go: resume elsewhere.
+// Closing says that the relay is about to stop. The peer resumes its sessions over another relay.
 type Closing struct{}
 
 func (*Closing) messageType() uint64                { return typeClosing }
@@ -83,12 +82,12 @@ func (*Closing) appendBody(dst []byte) []byte       { return dst }
 func (*Closing) field(uint64, []byte) (bool, error) { return false, nil }
 func (*Closing) complete() error                    { return nil }
 
-// Revoked tells a server to end Client's sessions to Target (all if empty, but
-// for those to Kept) that were last carried by this relay.
+// Revoked tells a server that the relay has withdrawn a client's right to a target. The server ends
+// those of the client's sessions to the target that this relay carried last.
 type Revoked struct {
 	Client string
-	Target string
-	Kept   []string // see FitsKept
+	Target string   // empty for all targets except those in Kept
+	Kept   []string // at most as many as FitsKept allows
 }
 
 func (*Revoked) messageType() uint64 { return typeRevoked }
@@ -120,16 +119,16 @@ func (m *Revoked) complete() error {
 
 const (
 	maxKept     = 1024
-	maxKeptSize = MaxBody - MaxTarget - 2*maxID // leaves room for the other fields
+	maxKeptSize = MaxBody - MaxTarget - 2*maxID // 3,458 bytes; the rest is for the other fields
 )
 
-// FitsKept reports whether a Revoked can say that sessions to these targets
-// are kept: they take 3,458 bytes at most, with their lengths.
+// FitsKept reports whether a Revoked has room for these targets in Kept.
 func FitsKept(targets []string) bool {
 	return len(targets) <= maxKept && listSize(targets) <= maxKeptSize
 }
 
-// Welcome tells a peer by which name this relay knows it: at the link's beginning, and when that changes.
+// Welcome tells a peer the ID by which the relay knows it. The relay sends it at the beginning of a
+// link and when the ID changes.
 type Welcome struct {
 	Name string
 }
@@ -151,7 +150,7 @@ func (m *Welcome) complete() error {
 	return nil
 }
 
-// Contested tells a node that another process with its key has come to this relay, and was turned away.
+// Contested tells a node that the relay has turned away another process with the node's key.
 type Contested struct {
 	From string // the address of the other process
 }

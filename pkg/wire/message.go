@@ -8,19 +8,21 @@ import (
 	"github.com/quic-go/quic-go/quicvarint"
 )
 
-// A Message is a tip, a reply or a link message: type, length, body; the body
-// is made of numbered fields.
+// A Message is a tip, a reply or a link message. On the wire it is a type, a length and a body of
+// numbered fields.
 type Message interface {
 	messageType() uint64
 	appendBody(dst []byte) []byte
-	// field takes one field. Unknown numbers return false and are skipped.
+	// field decodes one field. It reports whether the message has a field of that number; the
+	// caller skips unknown ones.
 	field(number uint64, value []byte) (known bool, err error)
-	// complete tells what is missing or impossible once all fields are in.
+	// complete returns an error if a field is missing or fields contradict each other. The caller
+	// has decoded all fields.
 	complete() error
 }
 
-// The message types. Those up to 15 are tips and replies, those from 16 on are
-// link messages: of the latter an unknown one is skipped.
+// The message types. Types below firstLinkMessage are tips and replies; an unknown one is an error.
+// Those from firstLinkMessage on are link messages; an unknown one is skipped.
 const (
 	typeConnect   = 1
 	typeIncoming  = 2
@@ -38,23 +40,22 @@ const (
 	firstLinkMessage = 16
 )
 
-// Append appends the encoding of m to dst. A body over MaxBody is a bug of the
-// caller, who has checked the parts: Append panics.
+// Append appends the encoding of m to dst. It panics on a body over MaxBody: the caller checks the
+// parts that it takes from others.
 func Append(dst []byte, m Message) []byte {
 	body := m.appendBody(make([]byte, 0, 256))
 	if len(body) > MaxBody {
-		panic(fmt.Sprintf("internal error: message type %d has a body of %d bytes", m.messageType(), len(body)))
+		panic(fmt.Sprintf("internal error: message type %d has a body of %d bytes",
+			m.messageType(), len(body)))
 	}
 	dst = quicvarint.Append(dst, m.messageType())
 	dst = quicvarint.Append(dst, uint64(len(body)))
 	return append(dst, body...)
 }
 
-// Parse decodes the message at the beginning of b and tells how many bytes it
-// took. io.ErrUnexpectedEOF means that more bytes are needed; every other error
-// wraps ErrMalformed. Byte slices of the message share memory with b.
-//
-// Of the link messages an unknown type is not an error: the message is nil.
+// Parse decodes the message at the beginning of b and returns the number of bytes it has read. The
+// error is io.ErrUnexpectedEOF if b ends too early; any other error wraps ErrMalformed. For a link
+// message of unknown type m is nil and err is nil. Byte slices of the message share memory with b.
 func Parse(b []byte) (m Message, n int, err error) {
 	kind, n1, err := quicvarint.Parse(b)
 	if err != nil {
@@ -85,9 +86,9 @@ func Parse(b []byte) (m Message, n int, err error) {
 	return m, n, nil
 }
 
-// Read reads one message from r, and not a byte more: what follows on the
-// stream is for somebody else. An end of r in the middle of a message is
-// io.ErrUnexpectedEOF, one before it io.EOF. An unknown link message is nil.
+// Read reads one message from r, and no byte of what follows. The error is io.EOF if r ends before
+// the message and io.ErrUnexpectedEOF if r ends within it; an error about bytes wraps ErrMalformed.
+// A link message of unknown type is nil, without an error.
 func Read(r io.Reader) (Message, error) {
 	kind, err := readVarint(r)
 	if err != nil {
@@ -117,6 +118,7 @@ func Read(r io.Reader) (Message, error) {
 	return m, nil
 }
 
+// newMessage returns an empty message of the type, or nil for an unknown link message.
 func newMessage(kind uint64) (Message, error) {
 	switch kind {
 	case typeConnect:
@@ -173,6 +175,7 @@ func parseBody(m Message, body []byte) error {
 	return m.complete()
 }
 
+// unexpected turns the end of input within a message into io.ErrUnexpectedEOF.
 func unexpected(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF

@@ -4,18 +4,18 @@ import (
 	"time"
 )
 
-// Open asks P4 for a new session. It is idempotent by client and token.
+// Open asks P4 for a new session. It is idempotent: P4 makes one session for each client and token.
 type Open struct {
 	Version       uint64
-	Features      uint64 // bits of optional features that P2 can speak; none are defined yet
+	Features      uint64 // bits of optional features that P2 can speak; none is defined yet
 	Token         Token
 	Attempt       uint64        // 1 for the first stream of the session; rises strictly
-	Age           time.Duration // since the first attempt whose outcome P2 doesn't know; milliseconds on the wire
+	Age           time.Duration // since the first attempt whose outcome P2 doesn't know
 	Source        string        // P1's address, for logs
 	Target        string        // canonical text, at most MaxTarget bytes
 	Limit         uint64        // P2 takes bytes up to this offset
-	ResumeTimeout time.Duration // how long P4 is asked to keep a detached session; milliseconds on the wire
-	Origin        []byte        // the mark of a P1 on P2's host (pkg/origin), MaxOrigin bytes at most; nil for none
+	ResumeTimeout time.Duration // for so long P2 asks P4 to keep the session without a stream
+	Origin        []byte        // mark of a P1 on P2's host (pkg/origin); nil for none
 }
 
 func (*Open) messageType() uint64 { return typeOpen }
@@ -64,18 +64,18 @@ func (m *Open) field(number uint64, value []byte) (bool, error) {
 
 func (m *Open) complete() error { return checkSession(m.Token, m.Attempt, m.Target) }
 
-// Resume asks P4 to go on with a session over a new stream.
+// Resume asks P4 to carry a session on over a new stream.
 type Resume struct {
 	Version     uint64
 	Token       Token
 	Attempt     uint64
 	Source      string
 	Target      string
-	Received    uint64 // P2 has read everything before this offset: retransmit from here
+	Received    uint64 // P2 has read everything before this offset: P4 sends from here
 	Acked       uint64 // P2 has delivered everything before this offset to P1
 	Limit       uint64 // P2 takes bytes up to this offset
 	Unconfirmed bool   // P2 has reset the session and doesn't know whether P4 has heard of it
-	Probe       bool   // P2 asks only whether the way to P4 works; the token names no session
+	Probe       bool   // P2 only tests the way to P4; the token names no session
 }
 
 func (*Resume) messageType() uint64 { return typeResume }
@@ -120,12 +120,21 @@ func (m *Resume) field(number uint64, value []byte) (bool, error) {
 }
 
 func (m *Resume) complete() error {
-	if m.Acked > m.Received || m.Received > m.Limit {
-		return malformed("acked %d, received %d and limit %d are out of order", m.Acked, m.Received, m.Limit)
+	if err := checkOffsets(m.Acked, m.Received, m.Limit); err != nil {
+		return err
 	}
 	return checkSession(m.Token, m.Attempt, m.Target)
 }
 
+// checkOffsets checks acked ≤ received ≤ limit, as PROTOCOL.md, section 5, defines them.
+func checkOffsets(acked, received, limit uint64) error {
+	if acked > received || received > limit {
+		return malformed("acked %d, received %d and limit %d are out of order", acked, received, limit)
+	}
+	return nil
+}
+
+// checkSession checks what both tips must have.
 func checkSession(token Token, attempt uint64, target string) error {
 	switch {
 	case token == Token{}:

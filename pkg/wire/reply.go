@@ -4,12 +4,12 @@ import (
 	"time"
 )
 
-// Reply answers Connect and Incoming. It is the first message on the way back.
+// Reply answers a Connect or an Incoming. It is the first message in the other direction.
 type Reply struct {
 	Status Status
 	Text   string // for people
-	Node   string // who says it: "relay" or a server's ID
-	Inner  []byte // an encoded Granted, with statuses 200 and 208
+	Node   string // the node that answers: NodeRelay or a server's ID
+	Inner  []byte // an encoded Granted if the status is 200 or 208
 }
 
 func (*Reply) messageType() uint64 { return typeReply }
@@ -48,15 +48,15 @@ func (m *Reply) complete() error {
 	return nil
 }
 
-// Granted is the inner part of a Reply: what P4 grants, and where it stands.
+// Granted is the inner part of a Reply: what P4 grants, and its offsets.
 type Granted struct {
 	Version       uint64
 	Features      uint64
-	Received      uint64 // P4 has read everything before this offset
-	Acked         uint64 // P4 has delivered everything before this offset to P5
-	Limit         uint64 // P4 takes bytes up to this offset
-	ResumeTimeout time.Duration
-	Reset         bool // with 208: the session ended by a reset, not by its orderly end
+	Received      uint64        // P4 has read everything before this offset: P2 sends from here
+	Acked         uint64        // P4 has delivered everything before this offset to P5
+	Limit         uint64        // P4 takes bytes up to this offset
+	ResumeTimeout time.Duration // for so long P4 keeps the session without a stream
+	Reset         bool          // with status 208: the session ended by a reset, not in order
 }
 
 func (*Granted) messageType() uint64 { return typeGranted }
@@ -91,9 +91,4 @@ func (m *Granted) field(number uint64, value []byte) (bool, error) {
 	return false, nil
 }
 
-func (m *Granted) complete() error {
-	if m.Acked > m.Received || m.Received > m.Limit {
-		return malformed("acked %d, received %d and limit %d are out of order", m.Acked, m.Received, m.Limit)
-	}
-	return nil
-}
+func (m *Granted) complete() error { return checkOffsets(m.Acked, m.Received, m.Limit) }

@@ -6,10 +6,10 @@ import (
 	"unicode/utf8"
 )
 
-// Clean returns a text from elsewhere as it may be shown to people: each character that is not printable becomes a space, and what is
-// not UTF-8 becomes U+FFFD. So a text forges no line, colours no terminal, and hides or turns round nothing: control characters
-// go, and so do format characters (U+202E, U+2066, U+200B) and separators (U+2028). Whatever others say is cleaned where it comes in, and
-// once more where it is printed.
+// Clean makes a text of another node fit for logs and terminals: each character that is not
+// printable becomes a space, and bytes that are not UTF-8 become U+FFFD. So the text forges no line
+// of a log, colours no terminal, and hides or reverses nothing by format characters (U+202E, U+2066,
+// U+200B) or separators (U+2028). A text is cleaned where it comes in and again where it is printed.
 func Clean(s string) string {
 	for i := range len(s) {
 		if s[i] < ' ' || s[i] >= 0x7f {
