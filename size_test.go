@@ -25,8 +25,6 @@ const (
 var tooLong = []string{
 	"deploy/chain_test.go TestThreeHosts",
 	"deploy/service_test.go TestService",
-	"pkg/config/compare_test.go TestCompare",
-	"pkg/config/parse.go",
 	"pkg/daemon/role_relay.go Describe",
 	"pkg/relay/relay_test.go TestRefuses",
 	"pkg/relay/relay_test.go TestStalledStream",

@@ -173,7 +173,7 @@ func (c *Client) rebindLocked(
 ) (gone []*listener, err error) {
 	// A place that overlaps a leaving listener can be bound only once that listener is closed.
 	var free, blocked []*config.Mapping
-	var leaving config.Places[*listener]
+	var leaving config.ListenerSet[*listener]
 	for at, l := range c.listeners {
 		if wanted[at] == nil {
 			leaving.Add(at, l)

@@ -15,22 +15,24 @@ import (
 // Effect is what a reload has to do about one thing.
 type Effect string
 
-// The effects. What is not named by a [Diff] is not touched: neither its listener nor one byte of its connections.
+// The effects. A reload doesn't touch what is not in a [Diff]: neither its listener nor its
+// connections.
 const (
 	Added   Effect = "added"
 	Removed Effect = "removed" // of a mapping also: disabled
-	Changed Effect = "changed" // it stays where it is, and works in another way
-	Moved   Effect = "moved"   // of a mapping: its listener is another, its connections go on
+	Changed Effect = "changed" // it keeps its place and works in another way
+	Moved   Effect = "moved"   // of a mapping: the listener is another, the connections go on
 )
 
-// Setting is a key at the top or in a table of its own that has another value, as it would stand in the file.
+// Setting is a key at the top, or in a table that is no list, whose value differs. Old and New are
+// as they stand in the file.
 type Setting struct {
 	Key string `json:"key"` // "log_level", "limits.links"
 	Old string `json:"old"`
 	New string `json:"new"`
 }
 
-// Change is one difference in a list. Old is nil for what is added, New for what is removed.
+// Change is one difference in a list. Old is nil for an added element, New for a removed one.
 type Change[T any] struct {
 	Effect Effect
 	Name   string   // of a peer its ID, of a relay its address, of a service its name or target
@@ -39,21 +41,22 @@ type Change[T any] struct {
 	New    *T
 }
 
-// MappingChange is a difference of the listeners of a client. A listener is known by its address, so a mapping that
-// keeps its address keeps its listener, whatever else of it changes, its name too. Disabled mappings count as absent.
+// MappingChange is a difference of a client's listeners. A listener is identified by its address: a
+// mapping that keeps its address keeps its listener, even under another name. Disabled mappings
+// count as absent.
 type MappingChange struct {
-	Change[Mapping] // Removed: New is the disabled mapping, where it is still there
+	Change[Mapping] // if Removed, New is the mapping if it is still there and disabled
 
-	// Overlaps names the mappings, itself perhaps, whose old listeners go away in this same reload and overlap the new
-	// one: they must be released first, and bound again if the new one can't be.
+	// Overlaps names the mappings whose old listeners go away in the same reload and overlap the
+	// new one; the mapping itself may be among them. The old listeners must be released first, and
+	// be bound again if the new one can't be bound.
 	Overlaps []string
 }
 
-// Diff is what a reload has to change, by the table of effects. It is empty when the two mean the same, whatever
-// their bytes.
+// Diff is what a reload has to change. It is empty if the two configurations mean the same.
 type Diff struct {
-	// Restart holds what can't be changed in a running process: role, id, private_key_file, a relay's listen. Where
-	// there is any, nothing of the new configuration may be applied.
+	// Restart holds what can't be changed in a running process: role, id, private_key_file, a
+	// relay's listen. If it isn't empty, nothing of the new configuration may be applied.
 	Restart []Setting
 
 	Mappings []MappingChange
@@ -65,10 +68,11 @@ type Diff struct {
 
 // Empty reports whether there is nothing to do.
 func (d Diff) Empty() bool {
-	return len(d.Restart) == 0 && len(d.Mappings) == 0 && len(d.Peers) == 0 && len(d.Services) == 0 && len(d.Relays) == 0 && len(d.Settings) == 0
+	return len(d.Restart) == 0 && len(d.Settings) == 0 && len(d.Mappings) == 0 &&
+		len(d.Peers) == 0 && len(d.Services) == 0 && len(d.Relays) == 0
 }
 
-// Lines tells people what changes, one line each.
+// Lines returns a line for people for each change.
 func (d Diff) Lines() []string {
 	var lines []string
 	for _, s := range slices.Concat(d.Restart, d.Settings) {
@@ -97,8 +101,8 @@ func (c Change[T]) line(what string) string {
 	return text
 }
 
-// Compare returns what it takes to go from old to next. It is pure: it looks at nothing but the two values, and where in
-// the files something stands makes no difference.
+// Compare returns what it takes to go from old to next. It is pure, and ignores where in the files
+// something stands.
 func Compare(old, next *Config) Diff {
 	var d Diff
 	d.Restart = settings(old, next, []setting{
@@ -108,20 +112,24 @@ func Compare(old, next *Config) Diff {
 		{"listen", func(c *Config) string { return quoted(texts(c.Listen)...) }},
 	})
 	if old.Role != next.Role {
-		d.Restart = d.Restart[:1] // the rest follows from it
+		d.Restart = d.Restart[:1] // the other differences follow from the role
 		return d
 	}
 	d.Settings = settings(old, next, []setting{
-		{"log_level", func(c *Config) string { return quoted(strings.ToLower(c.LogLevel.String())) }},
+		{"log_level", logLevelText},
 		{"include", includeText},
-		{"resume_timeout", func(c *Config) string { return quoted(formatDuration(c.ResumeTimeout)) }},
+		{
+			"resume_timeout",
+			func(c *Config) string { return quoted(formatDuration(c.ResumeTimeout)) },
+		},
 		{"drain_timeout", func(c *Config) string { return quoted(formatDuration(c.DrainTimeout)) }},
 		{"admin_group", func(c *Config) string { return quoted(c.AdminGroup) }},
 		{"metrics.hosts", func(c *Config) string { return quoted(c.Metrics.Hosts...) }},
 		{"metrics.listen", func(c *Config) string { return quoted(c.Metrics.Listen.String()) }},
 	})
 	exempt := func(c *Config) string { return set(texts(c.PenaltyExempt)) }
-	d.Settings = append(d.Settings, settings(old, next, []setting{{"limits.auth_penalty_exempt", exempt}})...)
+	d.Settings = append(d.Settings,
+		settings(old, next, []setting{{"limits.auth_penalty_exempt", exempt}})...)
 	for _, k := range limitKeys {
 		if was, is := k.number(&old.Limits), k.number(&next.Limits); was != is {
 			d.Settings = append(d.Settings, Setting{"limits." + k.name, k.text(was), k.text(is)})
@@ -136,18 +144,36 @@ func Compare(old, next *Config) Diff {
 	}
 	d.Peers = compareLists(old.Peers, next.Peers,
 		func(p policy.Peer) string { return cmp.Or(renamed[p.ID], p.ID) },
-		field[policy.Peer]{"id", func(p policy.Peer) string { return strings.Join(p.Names(), " ") }},
+		field[policy.Peer]{
+			"id",
+			func(p policy.Peer) string { return strings.Join(p.Names(), " ") },
+		},
 		field[policy.Peer]{"role", func(p policy.Peer) string { return string(p.Role) }},
-		field[policy.Peer]{"public_key", func(p policy.Peer) string { return set(texts[ident.PublicKey](p.Keys)) }},
-		field[policy.Peer]{"allowed_servers", func(p policy.Peer) string { return set(texts(p.Allowed)) }})
+		field[policy.Peer]{
+			"public_key",
+			func(p policy.Peer) string { return set(texts[ident.PublicKey](p.Keys)) },
+		},
+		field[policy.Peer]{
+			"allowed_servers",
+			func(p policy.Peer) string { return set(texts(p.Allowed)) },
+		})
 	d.Services = compareLists(old.Services, next.Services,
 		func(s policy.Service) string { return s.String() },
 		field[policy.Service]{"target", func(s policy.Service) string { return s.Target.String() }},
-		field[policy.Service]{"allow_local", func(s policy.Service) string { return strconv.FormatBool(s.AllowLocal) }},
-		field[policy.Service]{"clients", func(s policy.Service) string { return set(texts(s.Clients)) }})
+		field[policy.Service]{
+			"allow_local",
+			func(s policy.Service) string { return strconv.FormatBool(s.AllowLocal) },
+		},
+		field[policy.Service]{
+			"clients",
+			func(s policy.Service) string { return set(texts(s.Clients)) },
+		})
 	d.Relays = compareLists(old.Relays, next.Relays,
 		func(r Relay) string { return r.Address },
-		field[Relay]{"public_key", func(r Relay) string { return set(texts[ident.PublicKey](r.Keys)) }})
+		field[Relay]{
+			"public_key",
+			func(r Relay) string { return set(texts[ident.PublicKey](r.Keys)) },
+		})
 	return d
 }
 
@@ -174,7 +200,10 @@ func quoted(values ...string) string {
 	return strings.Join(list, ", ")
 }
 
-// includeText tells no include key, which means the default, from one that names nothing.
+func logLevelText(c *Config) string { return quoted(strings.ToLower(c.LogLevel.String())) }
+
+// includeText returns the include key as text. No key (nil) means the default, an empty list no
+// files.
 func includeText(c *Config) string {
 	if c.Include == nil {
 		return "(default)"
@@ -190,20 +219,20 @@ func texts[T fmt.Stringer](values []T) []string {
 	return list
 }
 
-// set makes a text of which the order of the elements is no part.
+// set returns a text that does not depend on the order of the values.
 func set(values []string) string {
 	slices.Sort(values)
 	return strings.Join(slices.Compact(values), " ")
 }
 
-// field is a key of a table in a list, and its value in a form that can be compared.
+// field is a key of a table in a list, with its value in comparable form.
 type field[T any] struct {
 	key   string
 	value func(T) string
 }
 
-// compareLists compares tables that are known by a name. Of several with one name (services need not have one) the
-// first is compared with the first.
+// compareLists compares tables by name. Tables with equal names (a service need not have one) are
+// paired in order.
 func compareLists[T any](old, next []T, name func(T) string, fields ...field[T]) []Change[T] {
 	var changes []Change[T]
 	before := make(map[string][]*T, len(old))
@@ -253,7 +282,7 @@ func enabled(c *Config) []*Mapping {
 	return list
 }
 
-// mappingFields are those that make a difference while it runs.
+// mappingFields are the fields that matter to a running mapping.
 var mappingFields = []field[Mapping]{
 	{"name", func(m Mapping) string { return m.Name }},
 	{"listen", func(m Mapping) string { return m.Listen.String() }},
@@ -265,8 +294,8 @@ var mappingFields = []field[Mapping]{
 	{"resume_timeout", func(m Mapping) string { return m.ResumeTimeout.String() }},
 }
 
-// compareMappings pairs the mappings that listen: first by address, then what is left by name. All of the next
-// configuration's, the disabled ones too, are in all.
+// compareMappings pairs enabled mappings: first by address, then the rest by name. all holds the
+// next configuration's mappings, also the disabled ones.
 func compareMappings(old, next []*Mapping, all []Mapping) []MappingChange {
 	byListen := make(map[Listen]*Mapping, len(old))
 	for _, m := range old {
@@ -282,16 +311,17 @@ func compareMappings(old, next []*Mapping, all []Mapping) []MappingChange {
 		}
 		delete(byListen, m.Listen)
 		if keys := differing(*was, *m, mappingFields); len(keys) > 0 {
-			changes = append(changes, MappingChange{Change: Change[Mapping]{Changed, m.Name, keys, was, m}})
+			changes = append(changes,
+				MappingChange{Change: Change[Mapping]{Changed, m.Name, keys, was, m}})
 		}
 	}
 
-	released := make(map[string]*Mapping, len(byListen)) // whose listeners go away
+	released := make(map[string]*Mapping, len(byListen)) // mappings whose listeners go away
 	for _, m := range byListen {
 		released[m.Name] = m
 	}
-	gone := maps.Clone(released) // of those, what doesn't move
-	var leaving Places[string]
+	gone := maps.Clone(released) // of those, the mappings that don't move
+	var leaving ListenerSet[string]
 	for _, m := range old {
 		if released[m.Name] == m {
 			leaving.Add(m.Listen, m.Name)

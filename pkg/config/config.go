@@ -1,15 +1,23 @@
-// Package config turns the text of /etc/ptthq.toml, and of the files that it includes, into one immutable, validated value,
-// and tells how two such values differ.
+// Package config turns the text of /etc/ptthq.toml and its included files into one validated value.
 //
-// The one idea: what is wrong is said once, here, with its file, line and column, all at once, in words for an
-// administrator; behind this package a configuration cannot be wrong. Faults of the text are [Errors], faults of the host
-// a [*HostError]. The library decodes TOML; where each key stands is found by an index of our own (index.go), since the
-// library gives no place for unknown keys, nor for anything within an array of tables.
-//
-// The road: [ReadFiles] reads bytes, [Parse] judges them, [Load] does both, [Compare] says what a reload has to change,
-// and [Keys] documents every key. A Config is never changed once it is made, so that any goroutine may read it.
+// Its one idea: every fault is reported here, all faults at once, each with file, line and column
+// and a hint for an administrator. Behind this package a configuration cannot be wrong.
 //
 //	c, err := config.Load("/etc/ptthq.toml")
+//
+// The steps of Load, which a daemon takes one by one:
+//
+//   - [ReadFiles] reads the bytes of all files into a [Snapshot]. Its errors are faults of the host
+//     ([*HostError]): the same text may be fine later.
+//   - [Parse] turns a Snapshot into a [Config]. Its errors are faults of the text ([Errors]). A
+//     library decodes the TOML, and pkg/config/tomlpos finds where each key stands.
+//   - [Config.Warnings] returns what is legal and probably not meant.
+//   - [Compare] returns what a reload has to change to go from one Config to another ([Diff]).
+//   - [Watches] returns the paths to watch for changes.
+//
+// [Keys] documents every key; the manual and the hints are made from it. Limits are in limits.go.
+//
+// Config, Snapshot and Diff never change once they are made, so any goroutine may read them.
 package config
 
 import (
@@ -22,7 +30,7 @@ import (
 	"ptthqd/pkg/policy"
 )
 
-// Role is what a node is.
+// Role is the role of a node.
 type Role string
 
 // The three roles.
@@ -32,20 +40,21 @@ const (
 	RoleClient Role = "client"
 )
 
-// What becomes of the running connections of a mapping that is removed or disabled.
+// The values of on_remove: what happens to the running connections of a mapping that is removed or
+// disabled.
 const (
 	OnRemoveKeep  = "keep"  // they go on until they end
-	OnRemoveClose = "close" // they end with it
+	OnRemoveClose = "close" // they end with the mapping
 )
 
-// The defaults of keys that have one; those of [limits] are in limits.go.
+// The defaults of keys; those of the table [limits] are in limits.go.
 const (
 	DefaultResumeTimeout = 10 * time.Minute
 	DefaultDrainTimeout  = 5 * time.Second
 	DefaultListenMode    = fs.FileMode(0o660)
 )
 
-// Config is one role's configuration. What belongs to another role is zero.
+// Config is the configuration of one node. Fields of another role are zero.
 type Config struct {
 	Path    string   // of the main file, as it was given
 	Files   []string // all files read, the main one first
@@ -53,11 +62,11 @@ type Config struct {
 	Include []string // the patterns; nil for the default
 
 	Role           Role
-	ID             string // of a client or server; for people alone
-	PrivateKeyFile string // an explicit one, else the service's credential, else the default path; it need not exist
+	ID             string // of a client or server; shown to people, decides nothing
+	PrivateKeyFile string // the key's, else the service's credential, else KeyFileOf(Path)
 	LogLevel       slog.Level
-	AdminGroup     string        // whose members may do all at the control socket; empty: none
-	ResumeTimeout  time.Duration // client: what it asks; server: what it grants at most
+	AdminGroup     string        // its members may make all requests at the control socket
+	ResumeTimeout  time.Duration // a client asks for it, a server grants it at most
 	DrainTimeout   time.Duration
 	Metrics        Metrics
 	Limits         Limits
@@ -72,26 +81,26 @@ type Config struct {
 	dirs []string // where included files were looked for
 }
 
-// Metrics says where metrics are served.
+// Metrics is the table [metrics]: where metrics are served.
 type Metrics struct {
 	Listen      Listen // TCP; zero for nowhere
 	AllowPublic bool
-	Hosts       []string // names besides this host's by which it may be asked, in lower case
+	Hosts       []string // names besides this host's that requests may use, in lower case
 }
 
-// Relay is a relay to connect to.
+// Relay is a relay to which a client or server connects.
 type Relay struct {
 	Address string            // "host:port", in lower case
-	Keys    []ident.PublicKey // one; more while its key is being changed
+	Keys    []ident.PublicKey // one; several while the key is being changed
 	Source  policy.Source
 }
 
-// Mapping is a listener of a client, and where it leads.
+// Mapping is a listener of a client and the target to which it leads.
 type Mapping struct {
 	Name          string
 	Listen        Listen // TCP, Unix or Systemd
 	ListenMode    fs.FileMode
-	ListenGroup   string // a Unix socket's, by name or number; empty: the daemon's own
+	ListenGroup   string // of a Unix socket, by name or number; empty: the daemon's own
 	AllowPublic   bool
 	Server        string
 	Target        policy.Target
@@ -101,7 +110,7 @@ type Mapping struct {
 	Source        policy.Source
 }
 
-// Load reads and judges the configuration at path. The error is [Errors] or a [*HostError].
+// Load reads and parses the configuration at path. The error is [Errors] or a [*HostError].
 func Load(path string) (*Config, error) {
 	s, err := ReadFiles(path)
 	if err != nil {

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// The examples that the README shows load as they are, and `ptthqd check` has nothing to say about them.
+// The examples that the README shows load as they are, and `ptthqd check` has nothing to say about
+// them.
 func TestExamples(t *testing.T) {
 	names, err := filepath.Glob("../../configs/*.toml")
 	if err != nil || len(names) != 3 {

@@ -27,7 +27,8 @@ func addSeeds(f *testing.F) {
 	}
 }
 
-// No text makes Parse panic, or return anything but a Config that others take or Errors with a place.
+// No text makes Parse panic, or return anything but a Config that others take or Errors with a
+// place.
 func FuzzParse(f *testing.F) {
 	addSeeds(f)
 	f.Fuzz(func(t *testing.T, text string) {
@@ -38,7 +39,8 @@ func FuzzParse(f *testing.F) {
 				t.Fatalf("%T: %v", err, err)
 			}
 			for _, fault := range faults {
-				if fault.File != "ptthq.toml" || fault.Line < 1 || fault.Column < 1 || fault.Message == "" {
+				if fault.File != "ptthq.toml" || fault.Line < 1 || fault.Column < 1 ||
+					fault.Message == "" {
 					t.Fatalf("%#v", fault)
 				}
 			}

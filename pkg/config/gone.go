@@ -8,7 +8,8 @@ import (
 	"strings"
 )
 
-// Gone returns the files that an older snapshot has and this one hasn't: they may be about to come back.
+// Gone returns the files of an older snapshot that are not in this one. They may be about to come
+// back.
 func (s *Snapshot) Gone(older *Snapshot) []string {
 	here := make(map[string]bool, len(s.Files))
 	for _, f := range s.Files {
@@ -23,9 +24,9 @@ func (s *Snapshot) Gone(older *Snapshot) []string {
 	return gone
 }
 
-// Lost returns the directories that this snapshot still includes, of which an older one has files, and that do not exist
-// any more, or are other directories now and empty: a volume that is not mounted, a directory that was renamed. Their
-// files were not taken out one by one, so nobody has said that what they hold is withdrawn.
+// Lost returns the directories of an older snapshot's files that this snapshot still includes, and
+// that are gone or replaced by an empty directory: an unmounted volume, a renamed directory. Nobody
+// has removed their files one by one, so nobody has withdrawn what the files say.
 func (s *Snapshot) Lost(older *Snapshot) []string {
 	filled := make(map[string]bool, len(s.Files))
 	for _, f := range s.Files[min(1, len(s.Files)):] {
@@ -40,13 +41,13 @@ func (s *Snapshot) Lost(older *Snapshot) []string {
 		}
 		if now := is[dir]; now == nil || !os.SameFile(was[dir], now) {
 			lost = append(lost, dir)
-			filled[dir] = true // it is named once
+			filled[dir] = true // name it once
 		}
 	}
 	return lost
 }
 
-// listed returns the directories that were there, by their clean paths.
+// listed returns the directories that existed, by their clean paths.
 func (s *Snapshot) listed() map[string]fs.FileInfo {
 	found := make(map[string]fs.FileInfo, len(s.dirs))
 	for _, d := range s.dirs {
@@ -57,12 +58,13 @@ func (s *Snapshot) listed() map[string]fs.FileInfo {
 	return found
 }
 
-// includes reports whether the include key names a file by a pattern.
+// includes reports whether a pattern of the include key matches the path.
 func (s *Snapshot) includes(path string) bool {
-	return s.main != nil && slices.ContainsFunc(s.main.globs(s.Path), func(g glob) bool { return g.covers(path) })
+	return s.main != nil &&
+		slices.ContainsFunc(s.main.globs(s.Path), func(g glob) bool { return g.covers(path) })
 }
 
-// covers reports whether the pattern matches a path, whether there is such a file or not.
+// covers reports whether the pattern matches a path. No such file need exist.
 func (g glob) covers(path string) bool {
 	rel, err := filepath.Rel(g.base, path)
 	if err != nil {

@@ -17,8 +17,8 @@ const (
 	typeTables   = "list of tables"
 )
 
-// Key documents one key of the configuration. The list of [Keys] is the only one: unknown keys, hints and the manual all
-// follow from it.
+// Key documents one key of the configuration. Unknown keys, hints and the manual all follow from
+// the one list of [Keys].
 type Key struct {
 	Name    string // "log_level", "peers.public_key", "limits.links"
 	Type    string // "string", "string or list of strings", "duration", ...
@@ -37,7 +37,8 @@ func (k Key) Table() string {
 	return table
 }
 
-// allows reports whether the key may stand in a role's configuration. Where the role isn't known, all may.
+// allows reports whether the key may stand in a role's configuration. With an unknown role ("") all
+// may.
 func (k Key) allows(role Role) bool {
 	return role == "" || len(k.Roles) == 0 || slices.Contains(k.Roles, role)
 }
@@ -52,13 +53,15 @@ var keys = append([]Key{
 	},
 	{
 		Name: "id", Type: typeString, Roles: bothEnds, Example: `id = "laptop"`,
-		Doc: "The name of this node, as the relay's [[peers]] has it: 1 to 63 of a-z 0-9 . _ -, beginning and ending in a letter or digit. " +
-			"It is for logs and status alone: the relay knows a node by its key.",
+		Doc: "The name of this node, as the relay's [[peers]] has it: 1 to 63 of a-z 0-9 . _ -, " +
+			"beginning and ending in a letter or digit. It is for logs and status alone: the " +
+			"relay knows a node by its key.",
 	},
 	{
 		Name: "private_key_file", Type: typeString, Example: `private_key_file = "/etc/ptthq.key"`,
-		Doc: "The file with the private key, relative to this file's directory. Default: the credential ptthq.key where systemd gives the " +
-			"service one, else this file's path with .key for .toml. Nobody but the daemon's user may read it.",
+		Doc: "The file with the private key, relative to this file's directory. Default: the " +
+			"credential ptthq.key where systemd gives the service one, else this file's path " +
+			"with .key for .toml. Nobody but the daemon's user may read it.",
 	},
 	{
 		Name: "log_level", Type: typeString, Default: `"info"`, Example: `log_level = "debug"`,
@@ -66,101 +69,151 @@ var keys = append([]Key{
 	},
 	{
 		Name: "admin_group", Type: typeString, Example: `admin_group = "ptthqd"`,
-		Doc: "A group whose members may do at the control socket what otherwise root and the daemon's user alone may: reload, change the log level, trace and profile. " +
-			"With PrivateUsers=yes, as in the units that come along, the daemon sees no group but its own.",
+		Doc: "A group whose members may do at the control socket what otherwise root and the " +
+			"daemon's user alone may: reload, change the log level, trace and profile. With " +
+			"PrivateUsers=yes, as in the units that come along, the daemon sees no group but its " +
+			"own.",
 	},
 	{
 		Name: "include", Type: typeStrings, Example: `include = ["ptthq.d/*.toml"]`,
-		Doc: "Files with more [[peers]], [[services]] and [[mappings]], as patterns relative to this file's directory, read in sorted order. " +
-			"A wildcard matches no leading dot. Other files in a directory NAME.d are warned of, but for leftovers of editors and packages. Default: NAME.d/*.toml beside NAME.toml; [] for none.",
+		Doc: "Files with more [[peers]], [[services]] and [[mappings]], as patterns relative to " +
+			"this file's directory, read in sorted order. A wildcard matches no leading dot. " +
+			"Other files in a directory NAME.d are warned of, but for leftovers of editors and " +
+			"packages. Default: NAME.d/*.toml beside NAME.toml; [] for none.",
 	},
 	{
-		Name: "resume_timeout", Type: typeDuration, Roles: bothEnds, Default: `"10m"`, Example: `resume_timeout = "10m"`,
-		Doc: "How long a forwarded connection waits to be resumed after all paths are lost: what a client asks for, and what a server grants at most. " +
-			"A program sees a lost path as silence for as long. A connection pool that would rather have an error and try again, such as a database client's, " +
-			`wants less in its mapping: resume_timeout = "30s".`,
+		Name: "resume_timeout", Type: typeDuration, Roles: bothEnds, Default: `"10m"`,
+		Example: `resume_timeout = "10m"`,
+		Doc: "How long a forwarded connection waits to be resumed after all paths are lost: what " +
+			"a client asks for, and what a server grants at most. A program sees a lost path as " +
+			"silence for as long. A connection pool that would rather have an error and try " +
+			"again, such as a database client's, wants less in its mapping: resume_timeout = " +
+			`"30s".`,
 	},
 	{
 		Name: "drain_timeout", Type: typeDuration, Default: `"5s"`, Example: `drain_timeout = "5s"`,
-		Doc: "How long a daemon that is asked to stop lets its connections move or end. A client or server waits only while data goes by in one of them.",
+		Doc: "How long a daemon that is asked to stop lets its connections move or end. A client " +
+			"or server waits only while data goes by in one of them.",
 	},
 	{
-		Name: "listen", Type: typeStrings, Roles: relayOnly, Default: `["[::]:30380"]`, Example: `listen = ["[::]:30380"]`,
-		Doc: `The UDP addresses on which the relay is reached: "[::]:30380" for every address of both families, or a socket that systemd hands over, "systemd:NAME".`,
+		Name: "listen", Type: typeStrings, Roles: relayOnly, Default: `["[::]:30380"]`,
+		Example: `listen = ["[::]:30380"]`,
+		Doc: `The UDP addresses on which the relay is reached: "[::]:30380" for every address of ` +
+			`both families, or a socket that systemd hands over, "systemd:NAME".`,
 	},
 
-	{Name: "peers", Type: typeTables, Roles: relayOnly, Doc: "The nodes that may connect to this relay."},
+	{
+		Name: "peers", Type: typeTables, Roles: relayOnly,
+		Doc: "The nodes that may connect to this relay.",
+	},
 	{
 		Name: "peers.id", Type: typeStrings, Roles: relayOnly, Example: `id = "laptop"`,
-		Doc: "The name by which others refer to the peer: 1 to 63 of a-z 0-9 . _ -, beginning and ending in a letter or digit. " +
-			`While it is being renamed, a list of 8 at most: ["storage", "nas"] is called storage from now on, and what names nas still means it. ` +
-			"No name belongs to two peers. What goes on under a name ends when that is taken out.",
+		Doc: "The name by which others refer to the peer: 1 to 63 of a-z 0-9 . _ -, beginning " +
+			"and ending in a letter or digit. While it is being renamed, a list of 8 at most: " +
+			`["storage", "nas"] is called storage from now on, and what names nas still means ` +
+			"it. No name belongs to two peers. What goes on under a name ends when that is taken " +
+			"out.",
 	},
 	{
 		Name: "peers.role", Type: typeString, Roles: relayOnly, Example: `role = "client"`,
 		Doc: `What the peer is: "client" or "server".`,
 	},
 	{
-		Name: "peers.public_key", Type: typeStrings, Roles: relayOnly, Example: `public_key = "(what ptthqd pubkey prints there)"`,
-		Doc: "The peer's public key, as `ptthqd pubkey` prints it there; a list while a key is being changed. No two peers have the same.",
+		Name: "peers.public_key", Type: typeStrings, Roles: relayOnly,
+		Example: `public_key = "(what ptthqd pubkey prints there)"`,
+		Doc: "The peer's public key, as `ptthqd pubkey` prints it there; a list while a key is " +
+			"being changed. No two peers have the same.",
 	},
 	{
-		Name: "peers.allowed_servers", Type: typeStrings, Roles: relayOnly, Default: "[]", Example: `allowed_servers = ["nas", "db:5432"]`,
-		Doc: `The servers that a client may reach: IDs, in which * and ? match any characters and any one. ":TARGET" behind an ID narrows it to one target: ` +
-			`"db:5432" is a port of the server's loopback, "db:postgres" a service by its name. They are compared with what the client asks for, so a name and its port are two things.`,
+		Name: "peers.allowed_servers", Type: typeStrings, Roles: relayOnly, Default: "[]",
+		Example: `allowed_servers = ["nas", "db:5432"]`,
+		Doc: "The servers that a client may reach: IDs, in which * and ? match any characters " +
+			`and any one. ":TARGET" behind an ID narrows it to one target: "db:5432" is a port ` +
+			`of the server's loopback, "db:postgres" a service by its name. They are compared ` +
+			"with what the client asks for, so a name and its port are two things.",
 	},
 
-	{Name: "relays", Type: typeTables, Roles: bothEnds, Doc: "The relays to which this node connects; it holds a link to each."},
 	{
-		Name: "relays.address", Type: typeString, Roles: bothEnds, Example: `address = "relay.example.com:30380"`,
-		Doc: "Host name or IP address, and UDP port (30380 where none is given). A name is resolved anew at each dial.",
+		Name: "relays", Type: typeTables, Roles: bothEnds,
+		Doc: "The relays to which this node connects; it holds a link to each.",
 	},
 	{
-		Name: "relays.public_key", Type: typeStrings, Roles: bothEnds, Example: `public_key = "(what ptthqd pubkey prints there)"`,
-		Doc: "The relay's public key, as `ptthqd pubkey` prints it there; a list while its key is being changed: each of them is taken. Each relay has one of its own: with one key for two, strangers could end their links.",
+		Name: "relays.address", Type: typeString, Roles: bothEnds,
+		Example: `address = "relay.example.com:30380"`,
+		Doc: "Host name or IP address, and UDP port (30380 where none is given). A name is " +
+			"resolved anew at each dial.",
+	},
+	{
+		Name: "relays.public_key", Type: typeStrings, Roles: bothEnds,
+		Example: `public_key = "(what ptthqd pubkey prints there)"`,
+		Doc: "The relay's public key, as `ptthqd pubkey` prints it there; a list while its key " +
+			"is being changed: each of them is taken. Each relay has one of its own: with one " +
+			"key for two, strangers could end their links.",
 	},
 
-	{Name: "services", Type: typeTables, Roles: serverOnly, Doc: "What clients may reach through this server."},
+	{
+		Name: "services", Type: typeTables, Roles: serverOnly,
+		Doc: "What clients may reach through this server.",
+	},
 	{
 		Name: "services.name", Type: typeString, Roles: serverOnly, Example: `name = "ssh"`,
-		Doc: `A name by which clients may ask for it. It contains a letter, and neither ":" nor "/".`,
+		Doc: `A name by which clients may ask for it. It contains a letter, and neither ":" nor ` +
+			`"/".`,
 	},
 	{
 		Name: "services.target", Type: typeString, Roles: serverOnly, Example: `target = "22"`,
-		Doc: `Where it is: "22", a port of this host's loopback; "host:port"; "unix:/path"; or a range of which the client names the exact address, "192.168.1.0/24:5900-5910". ` +
-			"A network leaves out loopback, link-local and multicast addresses, unless it is a part of them, and the server's own (see allow_local).",
+		Doc: `Where it is: "22", a port of this host's loopback; "host:port"; "unix:/path"; or a ` +
+			`range of which the client names the exact address, "192.168.1.0/24:5900-5910". A ` +
+			"network leaves out loopback, link-local and multicast addresses, unless it is a " +
+			"part of them, and the server's own (see allow_local).",
 	},
 	{
-		Name: "services.clients", Type: typeStrings, Roles: serverOnly, Default: "[]", Example: `clients = ["laptop", "ops-*"]`,
-		Doc: "The IDs of the clients that may reach it; * and ? match any characters and any one. Where there is none, nobody may.",
+		Name: "services.clients", Type: typeStrings, Roles: serverOnly, Default: "[]",
+		Example: `clients = ["laptop", "ops-*"]`,
+		Doc: "The IDs of the clients that may reach it; * and ? match any characters and any " +
+			"one. Where there is none, nobody may.",
 	},
 	{
-		Name: "services.allow_local", Type: typeBoolean, Roles: serverOnly, Default: "false", Example: "allow_local = true",
-		Doc: "Lets a network in target contain the server's own addresses, and a host's name in it mean the server's loopback, own or link-local addresses. " +
-			"Without it they are refused: what is not named is not offered.",
+		Name: "services.allow_local", Type: typeBoolean, Roles: serverOnly, Default: "false",
+		Example: "allow_local = true",
+		Doc: "Lets a network in target contain the server's own addresses, and a host's name in " +
+			"it mean the server's loopback, own or link-local addresses. Without it they are " +
+			"refused: what is not named is not offered.",
 	},
 
-	{Name: "mappings", Type: typeTables, Roles: clientOnly, Doc: "What this client listens on, and where that leads."},
+	{
+		Name: "mappings", Type: typeTables, Roles: clientOnly,
+		Doc: "What this client listens on, and where that leads.",
+	},
 	{
 		Name: "mappings.name", Type: typeString, Roles: clientOnly, Example: `name = "nas-ssh"`,
-		Doc: "The name of the mapping in logs, status and metrics: 1 to 64 printable characters without spaces or quotes. Default: the listen address.",
+		Doc: "The name of the mapping in logs, status and metrics: 1 to 64 printable characters " +
+			"without spaces or quotes. Default: the listen address.",
 	},
 	{
-		Name: "mappings.listen", Type: typeString, Roles: clientOnly, Example: `listen = "127.0.0.1:2200"`,
-		Doc: `Where to listen: "2200", a port of the loopback of both families; "127.0.0.1:2200", "[::1]:2200"; "unix:NAME", a socket in the runtime directory; or "systemd:NAME", one that systemd hands over.`,
+		Name: "mappings.listen", Type: typeString, Roles: clientOnly,
+		Example: `listen = "127.0.0.1:2200"`,
+		Doc: `Where to listen: "2200", a port of the loopback of both families; ` +
+			`"127.0.0.1:2200", "[::1]:2200"; "unix:NAME", a socket in the runtime directory; or ` +
+			`"systemd:NAME", one that systemd hands over.`,
 	},
 	{
-		Name: "mappings.listen_mode", Type: typeString, Roles: clientOnly, Default: `"0660"`, Example: `listen_mode = "0660"`,
-		Doc: "The permissions of a Unix socket, in octal, as a string.",
+		Name: "mappings.listen_mode", Type: typeString, Roles: clientOnly, Default: `"0660"`,
+		Example: `listen_mode = "0660"`,
+		Doc:     "The permissions of a Unix socket, in octal, as a string.",
 	},
 	{
-		Name: "mappings.listen_group", Type: typeString, Roles: clientOnly, Example: `listen_group = "database"`,
-		Doc: "The group of a Unix socket, by name or number. The daemon must be a member: with the service's unit that takes SupplementaryGroups= and PrivateUsers=no in a drop-in. " +
-			"Default: the daemon's own group.",
+		Name: "mappings.listen_group", Type: typeString, Roles: clientOnly,
+		Example: `listen_group = "database"`,
+		Doc: "The group of a Unix socket, by name or number. The daemon must be a member: with " +
+			"the service's unit that takes SupplementaryGroups= and PrivateUsers=no in a " +
+			"drop-in. Default: the daemon's own group.",
 	},
 	{
-		Name: "mappings.allow_public", Type: typeBoolean, Roles: clientOnly, Default: "false", Example: "allow_public = true",
-		Doc: "Says that it is meant when other hosts can connect to the listener; without it `ptthqd check` warns.",
+		Name: "mappings.allow_public", Type: typeBoolean, Roles: clientOnly, Default: "false",
+		Example: "allow_public = true",
+		Doc: "Says that it is meant when other hosts can connect to the listener; without it " +
+			"`ptthqd check` warns.",
 	},
 	{
 		Name: "mappings.server", Type: typeString, Roles: clientOnly, Example: `server = "nas"`,
@@ -168,41 +221,60 @@ var keys = append([]Key{
 	},
 	{
 		Name: "mappings.target", Type: typeString, Roles: clientOnly, Example: `target = "22"`,
-		Doc: `What to reach there: "22", a port of the server's loopback; "ssh", a service's name; "192.168.1.20:5901"; or "unix:/path".`,
+		Doc: `What to reach there: "22", a port of the server's loopback; "ssh", a service's ` +
+			`name; "192.168.1.20:5901"; or "unix:/path".`,
 	},
 	{
-		Name: "mappings.enabled", Type: typeBoolean, Roles: clientOnly, Default: "true", Example: "enabled = false",
-		Doc: "Whether it listens. The running connections of one that is disabled go on, as on_remove says.",
+		Name: "mappings.enabled", Type: typeBoolean, Roles: clientOnly, Default: "true",
+		Example: "enabled = false",
+		Doc: "Whether it listens. The running connections of one that is disabled go on, as " +
+			"on_remove says.",
 	},
 	{
-		Name: "mappings.on_remove", Type: typeString, Roles: clientOnly, Default: `"keep"`, Example: `on_remove = "close"`,
-		Doc: `What becomes of the running connections when the mapping is removed or disabled: "keep" lets them go on until they end, "close" ends them.`,
+		Name: "mappings.on_remove", Type: typeString, Roles: clientOnly, Default: `"keep"`,
+		Example: `on_remove = "close"`,
+		Doc: "What becomes of the running connections when the mapping is removed or disabled: " +
+			`"keep" lets them go on until they end, "close" ends them.`,
 	},
 	{
-		Name: "mappings.resume_timeout", Type: typeDuration, Roles: clientOnly, Example: `resume_timeout = "10m"`,
-		Doc: "As resume_timeout at the top, for this mapping alone.",
+		Name: "mappings.resume_timeout", Type: typeDuration, Roles: clientOnly,
+		Example: `resume_timeout = "10m"`,
+		Doc:     "As resume_timeout at the top, for this mapping alone.",
 	},
 
-	{Name: "metrics", Type: typeTable, Doc: "Metrics for Prometheus, over HTTP at /metrics; and beside them /healthz and /readyz, for whatever else watches the daemon."},
+	{
+		Name: "metrics", Type: typeTable,
+		Doc: "Metrics for Prometheus, over HTTP at /metrics; and beside them /healthz and " +
+			"/readyz, for whatever else watches the daemon.",
+	},
 	{
 		Name: "metrics.listen", Type: typeString, Example: `listen = "127.0.0.1:9380"`,
-		Doc: `The TCP address on which they are served; a mere port is the loopback's. Off when absent.`,
+		Doc: "The TCP address on which they are served; a mere port is the loopback's. Off when " +
+			"absent.",
 	},
 	{
-		Name: "metrics.allow_public", Type: typeBoolean, Default: "false", Example: "allow_public = true",
-		Doc: "Allows an address that other hosts can reach. There is no authentication.",
+		Name: "metrics.allow_public", Type: typeBoolean, Default: "false",
+		Example: "allow_public = true",
+		Doc:     "Allows an address that other hosts can reach. There is no authentication.",
 	},
 
 	{
-		Name: "metrics.hosts", Type: typeStrings, Default: "[]", Example: `hosts = ["nas.example.com"]`,
-		Doc: "Host names by which metrics are asked for, besides IP addresses, localhost and this host's own name. Others are refused, so that no web page " +
-			"reads them through a browser by a name that leads here.",
+		Name: "metrics.hosts", Type: typeStrings, Default: "[]",
+		Example: `hosts = ["nas.example.com"]`,
+		Doc: "Host names by which metrics are asked for, besides IP addresses, localhost and " +
+			"this host's own name. Others are refused, so that no web page reads them through a " +
+			"browser by a name that leads here.",
 	},
 
-	{Name: "limits", Type: typeTable, Doc: "Bounds on all that others can make grow. Each has a safe default."},
+	{
+		Name: "limits", Type: typeTable,
+		Doc: "Bounds on all that others can make grow. Each has a safe default.",
+	},
 }, append(documentLimits(), Key{
-	Name: "limits.auth_penalty_exempt", Type: typeStrings, Roles: relayOnly, Default: "[]", Example: `auth_penalty_exempt = ["192.0.2.7", "2001:db8:1::/48"]`,
-	Doc: "Addresses and networks that get no auth_penalty. Of IPv6 a /64 is the least that counts.",
+	Name: "limits.auth_penalty_exempt", Type: typeStrings, Roles: relayOnly, Default: "[]",
+	Example: `auth_penalty_exempt = ["192.0.2.7", "2001:db8:1::/48"]`,
+	Doc: "Addresses and networks that get no auth_penalty. " +
+		"Of IPv6 a /64 is the least that counts.",
 })...)
 
 func documentLimits() []Key {
@@ -216,7 +288,7 @@ func documentLimits() []Key {
 	return list
 }
 
-// keysByName is for look-ups; keysOf returns the keys of one table that a role may have, without the table's name.
+// keysByName holds all keys by their full names.
 var keysByName = func() map[string]Key {
 	byName := make(map[string]Key, len(keys))
 	for _, k := range keys {
@@ -225,6 +297,7 @@ var keysByName = func() map[string]Key {
 	return byName
 }()
 
+// keysOf returns the keys of one table that a role may have, without the table's name.
 func keysOf(table string, role Role) []string {
 	var names []string
 	for _, k := range keys {

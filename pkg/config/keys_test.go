@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// Every key has its words, its example is accepted, and its default is what Parse makes of its absence.
+// Every key has its words, its example is accepted, and its default is what Parse makes of its
+// absence.
 func TestKeys(t *testing.T) {
 	seen := make(map[string]bool)
 	for _, k := range Keys() {
@@ -23,7 +24,8 @@ func TestKeys(t *testing.T) {
 			t.Errorf("%s is not described", k.Name)
 		}
 		name := k.Name[strings.LastIndexByte(k.Name, '.')+1:]
-		if table := k.Type == typeTable || k.Type == typeTables; !table && !strings.HasPrefix(k.Example, name+" = ") {
+		if table := k.Type == typeTable || k.Type == typeTables; !table &&
+			!strings.HasPrefix(k.Example, name+" = ") {
 			t.Errorf("%s: the example is %q", k.Name, k.Example)
 		}
 	}
@@ -31,7 +33,10 @@ func TestKeys(t *testing.T) {
 
 // What is written in full, with every key at its default, means the same as what leaves them out.
 func TestDefaults(t *testing.T) {
-	for role, head := range map[Role]string{RoleRelay: relayHead, RoleServer: serverHead, RoleClient: clientHead} {
+	for role, head := range map[Role]string{
+		RoleRelay: relayHead, RoleServer: serverHead,
+		RoleClient: clientHead,
+	} {
 		plain := parse(t, head)
 		top, limits := "", "[limits]\n"
 		for _, k := range Keys() {
@@ -57,7 +62,8 @@ func TestDefaults(t *testing.T) {
 		}
 	}
 	m := parse(t, clientHead+"[[mappings]]\nlisten = \"2200\"\nserver = \"nas\"\ntarget = \"22\"\n").Mappings[0]
-	if m.Name != "localhost:2200" || !m.Enabled || m.ListenMode != DefaultListenMode || m.OnRemove != OnRemoveKeep || m.ResumeTimeout != DefaultResumeTimeout {
+	if m.Name != "localhost:2200" || !m.Enabled || m.ListenMode != DefaultListenMode ||
+		m.OnRemove != OnRemoveKeep || m.ResumeTimeout != DefaultResumeTimeout {
 		t.Errorf("%+v", m)
 	}
 }
@@ -97,7 +103,10 @@ func TestLimits(t *testing.T) {
 }
 
 func TestSizesAndDurations(t *testing.T) {
-	for text, want := range map[string]Size{"0B": 0, "1B": 1, "64KiB": 65536, "3 MiB": 3 << 20, "1536KiB": 1536 << 10, "2GiB": 2 << 30} {
+	for text, want := range map[string]Size{
+		"0B": 0, "1B": 1, "64KiB": 65536, "3 MiB": 3 << 20,
+		"1536KiB": 1536 << 10, "2GiB": 2 << 30,
+	} {
 		got, err := parseSize(text)
 		if err != nil || got != want {
 			t.Errorf("%q is %d, %v", text, got, err)
@@ -106,14 +115,18 @@ func TestSizesAndDurations(t *testing.T) {
 			t.Errorf("%q becomes %q: %v", text, got, err)
 		}
 	}
-	for _, text := range []string{"", "5", "MiB", "-1MiB", "1.5MiB", "1MB", "9223372036854775807GiB", "1e3KiB"} {
+	for _, text := range []string{
+		"", "5", "MiB", "-1MiB", "1.5MiB", "1MB",
+		"9223372036854775807GiB", "1e3KiB",
+	} {
 		if size, err := parseSize(text); err == nil {
 			t.Errorf("%q is %d", text, size)
 		}
 	}
 	for d, want := range map[time.Duration]string{
 		0: "0s", time.Second: "1s", 90 * time.Second: "1m30s", 10 * time.Minute: "10m", time.Hour: "1h", 100 * time.Minute: "1h40m",
-		20 * time.Second: "20s", 10 * time.Hour: "10h", time.Hour + time.Second: "1h0m1s", 1500 * time.Millisecond: "1.5s",
+		20 * time.Second: "20s", 10 * time.Hour: "10h", time.Hour +
+			time.Second: "1h0m1s", 1500 * time.Millisecond: "1.5s",
 	} {
 		if got := formatDuration(d); got != want {
 			t.Errorf("%v is %q, want %q", d, got, want)

@@ -43,15 +43,15 @@ func parseSize(text string) (Size, error) {
 	return 0, fmt.Errorf("%q is not a size", text)
 }
 
-// Limits bound all that a peer, a stranger or a program behind a mapping can make grow. Each has a safe default, and is a
-// key of the table [limits]; [DefaultLimits] gives the defaults. What each means is said by limitKeys, once, for this
-// struct and for the manual.
+// Limits bound all that a peer, a stranger or a program behind a mapping can make grow. Each is a
+// key of the table [limits] and has a safe default, which [DefaultLimits] returns. limitKeys
+// documents each one, for this struct and for the manual.
 type Limits struct {
 	// Handshakes, of a relay.
 	Handshakes          int           // in progress, in all
 	HandshakesPerSource int           // in progress, for each source address
 	HandshakeTimeout    time.Duration // until a handshake must be done
-	RetryRate           int           // handshakes per second above which addresses are validated by Retry
+	RetryRate           int           // handshakes per second above which Retry validates addresses
 	AuthPenalty         time.Duration // for which a source is ignored after a failed authentication
 	AuthPenaltyMax      time.Duration // to which penalties add up
 	PenaltySources      int           // sources with a penalty that are remembered
@@ -91,8 +91,8 @@ type Limits struct {
 	ControlTimeout   time.Duration // until a request there must be read and answered
 }
 
-// limitKey is a key of [limits]: an int, a Duration or a Size, by the type of its field. The numbers are plain,
-// nanoseconds or bytes.
+// limitKey is a key of [limits]. The type of its field, int, Duration or Size, is the type of the
+// key. def, min and max are plain numbers, nanoseconds or bytes.
 type limitKey struct {
 	name          string
 	roles         []Role
@@ -117,36 +117,53 @@ const (
 	gib     = 1 << 30
 )
 
-// The defaults hold for a host with 1 GiB of memory and room for the promises of the protocol. Sources: an idle peer
-// costs a relay 65 KiB, an idle stream 14 KiB (measured); each admitted session may fill 64 KiB in each direction outside
-// any budget (protocol, section 5 rule 3); the times of tips, parking and holding are those of protocol sections 3 and 4.
+// The defaults suit a host with 1 GiB of memory. Their sources: an idle peer costs a relay 65 KiB,
+// an idle stream 14 KiB (measured); each session may fill 64 KiB in each direction outside any
+// budget (PROTOCOL.md, section 5 rule 3); the times of tips, parking and holding are those of
+// PROTOCOL.md, sections 3 and 4.
 var limitKeys = []limitKey{
 	{
 		"handshakes", relayOnly, func(l *Limits) any { return &l.Handshakes }, 512, 1, million,
 		"QUIC handshakes in progress at once. More are refused, and tried again by those who dial.",
 	},
 	{
-		"handshakes_per_source", relayOnly, func(l *Limits) any { return &l.HandshakesPerSource }, 32, 1, million,
-		"QUIC handshakes in progress at once from one IPv4 address or IPv6 /64, but no more than an eighth of what is left of handshakes. One that fails counts for a second at least. Peers behind one NAT share it: where a peer was within the last day, each known one adds one, as many failed ones take no place, and up to a half of what is left of handshakes may be used.",
+		"handshakes_per_source", relayOnly, func(l *Limits) any { return &l.HandshakesPerSource },
+		32, 1, million,
+		"QUIC handshakes in progress at once from one IPv4 address or IPv6 /64, but no more than " +
+			"an eighth of what is left of handshakes. One that fails counts for a second at " +
+			"least. Peers behind one NAT share it: where a peer was within the last day, each " +
+			"known one adds one, as many failed ones take no place, and up to a half of what is " +
+			"left of handshakes may be used.",
 	},
 	{
-		"handshake_timeout", relayOnly, func(l *Limits) any { return &l.HandshakeTimeout }, 10 * second, second, 60 * second,
+		"handshake_timeout", relayOnly, func(l *Limits) any { return &l.HandshakeTimeout },
+		10 * second, second, 60 * second,
 		"How long a handshake may take.",
 	},
 	{
 		"retry_rate", relayOnly, func(l *Limits) any { return &l.RetryRate }, 200, 1, million,
-		"Handshakes per second above which new addresses must first prove that they are theirs (QUIC Retry, one round trip more). So must those that come while a quarter of handshakes, or of handshakes_per_source, is in progress with addresses that have proved nothing.",
+		"Handshakes per second above which new addresses must first prove that they are theirs " +
+			"(QUIC Retry, one round trip more). So must those that come while a quarter of " +
+			"handshakes, or of handshakes_per_source, is in progress with addresses that have " +
+			"proved nothing.",
 	},
 	{
-		"auth_penalty", relayOnly, func(l *Limits) any { return &l.AuthPenalty }, 5 * second, 0, hour,
-		`What each handshake with an unknown key, or a worthless signature, adds to the penalty of its source. Once a penalty exceeds 15 seconds, the source has an eighth of handshakes_per_source until it ends. A source where a peer was within the last day has none, so peers behind a NAT don't pay for a stranger there. A reload ends all. "0s" disables penalties.`,
+		"auth_penalty", relayOnly, func(l *Limits) any { return &l.AuthPenalty },
+		5 * second, 0, hour,
+		"What each handshake with an unknown key, or a worthless signature, adds to the penalty " +
+			"of its source. Once a penalty exceeds 15 seconds, the source has an eighth of " +
+			"handshakes_per_source until it ends. A source where a peer was within the last day " +
+			"has none, so peers behind a NAT don't pay for a stranger there. A reload ends all. " +
+			`"0s" disables penalties.`,
 	},
 	{
-		"auth_penalty_max", relayOnly, func(l *Limits) any { return &l.AuthPenaltyMax }, 600 * second, 0, 24 * hour,
+		"auth_penalty_max", relayOnly, func(l *Limits) any { return &l.AuthPenaltyMax },
+		600 * second, 0, 24 * hour,
 		"The most to which the penalties of one source add up.",
 	},
 	{
-		"penalty_sources", relayOnly, func(l *Limits) any { return &l.PenaltySources }, 65536, 1, 16 * million,
+		"penalty_sources", relayOnly, func(l *Limits) any { return &l.PenaltySources },
+		65536, 1, 16 * million,
 		"Sources with a penalty that are remembered; the one that ends first is forgotten first.",
 	},
 	{
@@ -154,104 +171,141 @@ var limitKeys = []limitKey{
 		"Peers that are connected at once. An idle one costs about 65 KiB of memory.",
 	},
 	{
-		"streams_per_peer", whoAccepts, func(l *Limits) any { return &l.StreamsPerPeer }, 8192, 1, million,
-		"Streams that one peer may have open at once on its link: at a relay those of one client, at a server those that one relay brings.",
+		"streams_per_peer", whoAccepts, func(l *Limits) any { return &l.StreamsPerPeer },
+		8192, 1, million,
+		"Streams that one peer may have open at once on its link: at a relay those of one " +
+			"client, at a server those that one relay brings.",
 	},
 	{
 		"streams", relayOnly, func(l *Limits) any { return &l.Streams }, 65536, 1, 16 * million,
 		"Forwarded connections at once, in all.",
 	},
 	{
-		"opens_per_second", whoAccepts, func(l *Limits) any { return &l.OpensPerSecond }, 10000, 1, million,
-		"New connections per second from one client, sustained; twice as many may come at once. More are refused with 429. At a relay a request that is refused counts tenfold; those beyond wait.",
+		"opens_per_second", whoAccepts, func(l *Limits) any { return &l.OpensPerSecond },
+		10000, 1, million,
+		"New connections per second from one client, sustained; twice as many may come at once. " +
+			"More are refused with 429. At a relay a request that is refused counts tenfold; " +
+			"those beyond wait.",
 	},
 	{
 		"pending_tips", whoAccepts, func(l *Limits) any { return &l.PendingTips }, 512, 1, million,
 		"Streams of one peer that have not yet said what they want. More wait.",
 	},
 	{
-		"pending_tips_total", relayOnly, func(l *Limits) any { return &l.PendingTipsTotal }, 8192, 1, 16 * million,
+		"pending_tips_total", relayOnly, func(l *Limits) any { return &l.PendingTipsTotal },
+		8192, 1, 16 * million,
 		"Streams of all peers that have not yet said what they want. More are answered with 429.",
 	},
 	{
-		"tip_timeout", whoAccepts, func(l *Limits) any { return &l.TipTimeout }, 5 * second, second, 60 * second,
+		"tip_timeout", whoAccepts, func(l *Limits) any { return &l.TipTimeout },
+		5 * second, second, 60 * second,
 		"How long a new stream may take to say what it wants.",
 	},
 	{
-		"parked_resumes", relayOnly, func(l *Limits) any { return &l.ParkedResumes }, 16384, 1, million,
-		"Connections that wait at the relay for their server's link. Half of them may be new ones, a sixteenth those of one client. More are answered with 503.",
+		"parked_resumes", relayOnly, func(l *Limits) any { return &l.ParkedResumes },
+		16384, 1, million,
+		"Connections that wait at the relay for their server's link. Half of them may be new " +
+			"ones, a sixteenth those of one client. More are answered with 503.",
 	},
 	{
-		"park_timeout", relayOnly, func(l *Limits) any { return &l.ParkTimeout }, 5 * second, 0, 60 * second,
-		"How long a connection to resume waits at the relay for its server's link, and a new one whose server was connected within the last minute; 0: not at all. In the relay's first minute a new one waits 12 s.",
+		"park_timeout", relayOnly, func(l *Limits) any { return &l.ParkTimeout },
+		5 * second, 0, 60 * second,
+		"How long a connection to resume waits at the relay for its server's link, and a new one " +
+			"whose server was connected within the last minute; 0: not at all. In the relay's " +
+			"first minute a new one waits 12 s.",
 	},
 	{
 		"sessions", bothEnds, func(l *Limits) any { return &l.Sessions }, 16384, 1, million,
-		"Forwarded connections at once, in all, those that wait to be resumed included. Each may need 128 KiB of memory when its reader stalls.",
+		"Forwarded connections at once, in all, those that wait to be resumed included. Each may " +
+			"need 128 KiB of memory when its reader stalls.",
 	},
 	{
-		"sessions_per_client", serverOnly, func(l *Limits) any { return &l.SessionsPerClient }, 8192, 1, million,
+		"sessions_per_client", serverOnly, func(l *Limits) any { return &l.SessionsPerClient },
+		8192, 1, million,
 		"Forwarded connections at once of one client. More are refused with 429.",
 	},
 	{
-		"sessions_per_mapping", clientOnly, func(l *Limits) any { return &l.SessionsPerMapping }, 8192, 1, million,
+		"sessions_per_mapping", clientOnly, func(l *Limits) any { return &l.SessionsPerMapping },
+		8192, 1, million,
 		"Connections at once through one mapping. More wait in the listener's queue.",
 	},
 	{
-		"detached_per_client", serverOnly, func(l *Limits) any { return &l.DetachedPerClient }, 8192, 1, million,
-		"Forwarded connections of one client that wait to be resumed. When there are more, those that have waited longest end.",
+		"detached_per_client", serverOnly, func(l *Limits) any { return &l.DetachedPerClient },
+		8192, 1, million,
+		"Forwarded connections of one client that wait to be resumed. When there are more, those " +
+			"that have waited longest end.",
 	},
 	{
-		"tombstones", serverOnly, func(l *Limits) any { return &l.Tombstones }, 65536, 1, 16 * million,
-		"Connections that have ended and are remembered for two minutes, so that a client that lost the last message learns how they ended.",
+		"tombstones", serverOnly, func(l *Limits) any { return &l.Tombstones },
+		65536, 1, 16 * million,
+		"Connections that have ended and are remembered for two minutes, so that a client that " +
+			"lost the last message learns how they ended.",
 	},
 	{
-		"session_window", bothEnds, func(l *Limits) any { return &l.SessionWindow }, wire.MaxWindow, wire.InitialWindow, wire.MaxWindow,
-		"The most that may be under way in one direction of one connection. Twice the product of bandwidth and round trip fills a path.",
+		"session_window", bothEnds, func(l *Limits) any { return &l.SessionWindow },
+		wire.MaxWindow, wire.InitialWindow, wire.MaxWindow,
+		"The most that may be under way in one direction of one connection. Twice the product of " +
+			"bandwidth and round trip fills a path.",
 	},
 	{
-		"session_memory", bothEnds, func(l *Limits) any { return &l.SessionMemory }, 256 * mib, mib, 1024 * gib,
-		"What all connections together may be promised to send beyond the 64 KiB that each has in each direction.",
+		"session_memory", bothEnds, func(l *Limits) any { return &l.SessionMemory },
+		256 * mib, mib, 1024 * gib,
+		"What all connections together may be promised to send beyond the 64 KiB that each has " +
+			"in each direction.",
 	},
 	{
-		"retained_memory", bothEnds, func(l *Limits) any { return &l.RetainedMemory }, 256 * mib, mib, 1024 * gib,
-		"What all connections together may keep for sending it again beyond the 64 KiB that each has in each direction.",
+		"retained_memory", bothEnds, func(l *Limits) any { return &l.RetainedMemory },
+		256 * mib, mib, 1024 * gib,
+		"What all connections together may keep for sending it again beyond the 64 KiB that each " +
+			"has in each direction.",
 	},
 	{
-		"link_memory", nil, func(l *Limits) any { return &l.LinkMemory }, 256 * mib, mib, 1024 * gib,
-		"What all links together may promise to receive beyond the 1 MiB that each has. One grows to 32 MiB at most, as its path needs.",
+		"link_memory", nil, func(l *Limits) any { return &l.LinkMemory },
+		256 * mib, mib, 1024 * gib,
+		"What all links together may promise to receive beyond the 1 MiB that each has. One " +
+			"grows to 32 MiB at most, as its path needs.",
 	},
 	{
-		"held_connections", clientOnly, func(l *Limits) any { return &l.HeldConnections }, 1024, 0, million,
+		"held_connections", clientOnly, func(l *Limits) any { return &l.HeldConnections },
+		1024, 0, million,
 		"Accepted connections that wait while no relay is connected. More are reset.",
 	},
 	{
-		"hold_timeout", clientOnly, func(l *Limits) any { return &l.HoldTimeout }, 5 * second, 0, 60 * second,
+		"hold_timeout", clientOnly, func(l *Limits) any { return &l.HoldTimeout },
+		5 * second, 0, 60 * second,
 		"How long an accepted connection waits while no relay is connected.",
 	},
 	{
 		"dials", serverOnly, func(l *Limits) any { return &l.Dials }, 4096, 1, million,
-		"Connections to targets that are being made at once, in all. More wait their turn within dial_timeout.",
+		"Connections to targets that are being made at once, in all. More wait their turn within " +
+			"dial_timeout.",
 	},
 	{
-		"dials_per_target", serverOnly, func(l *Limits) any { return &l.DialsPerTarget }, 256, 1, million,
-		"Connections to one target that are being made at once. More wait their turn within dial_timeout.",
+		"dials_per_target", serverOnly, func(l *Limits) any { return &l.DialsPerTarget },
+		256, 1, million,
+		"Connections to one target that are being made at once. More wait their turn within " +
+			"dial_timeout.",
 	},
 	{
-		"dial_timeout", serverOnly, func(l *Limits) any { return &l.DialTimeout }, 10 * second, second, 600 * second,
+		"dial_timeout", serverOnly, func(l *Limits) any { return &l.DialTimeout },
+		10 * second, second, 600 * second,
 		"How long a target may take to answer, the resolver included.",
 	},
 	{
-		"spare_descriptors", bothEnds, func(l *Limits) any { return &l.SpareDescriptors }, 64, 8, million,
-		"File descriptors that new connections leave alone: when no others are free, a client stops accepting until some come back, and a server refuses with 429.",
+		"spare_descriptors", bothEnds, func(l *Limits) any { return &l.SpareDescriptors },
+		64, 8, million,
+		"File descriptors that new connections leave alone: when no others are free, a client " +
+			"stops accepting until some come back, and a server refuses with 429.",
 	},
 	{
 		"control_requests", nil, func(l *Limits) any { return &l.ControlRequests }, 16, 1, 1024,
 		"Requests on the control socket at once. More wait.",
 	},
 	{
-		"control_timeout", nil, func(l *Limits) any { return &l.ControlTimeout }, 30 * second, second, 600 * second,
-		"How long a request on the control socket may take to be read; its answer may take twice as long.",
+		"control_timeout", nil, func(l *Limits) any { return &l.ControlTimeout },
+		30 * second, second, 600 * second,
+		"How long a request on the control socket may take to be read; its answer may take twice " +
+			"as long.",
 	},
 }
 
@@ -286,7 +340,7 @@ func (k limitKey) kind() string {
 	return typeInteger
 }
 
-// text returns n as one writes it in TOML.
+// text returns n as it is written in TOML.
 func (k limitKey) text(n int64) string {
 	switch k.kind() {
 	case typeDuration:
@@ -297,7 +351,7 @@ func (k limitKey) text(n int64) string {
 	return strconv.FormatInt(n, 10)
 }
 
-// number returns the limit's present value in its base unit.
+// number returns the value of the limit in its base unit.
 func (k limitKey) number(l *Limits) int64 {
 	switch field := k.field(l).(type) {
 	case *int:

@@ -21,14 +21,14 @@ const (
 	Systemd Kind = "systemd" // a socket that systemd hands over, by the name in FileDescriptorName=
 )
 
-// Listen is where something listens, as canonical values: two that are equal are the same place.
+// Listen is where something listens, in canonical form: equal values are the same place.
 type Listen struct {
 	Kind Kind   `json:"kind"`
-	Addr string `json:"addr"` // "localhost:2200", "192.0.2.1:2200", "[::]:30380"; of Unix and Systemd the name
+	Addr string `json:"addr"` // "localhost:2200", "[::]:30380"; of Unix and Systemd the name
 }
 
-// String returns the canonical text, from which the same value is parsed again: "localhost:2200" is "2200" of a mapping,
-// the loopback of both families.
+// String returns the canonical text, which is parsed to the same value: "localhost:2200", the
+// loopback of both families, for a mapping's "2200".
 func (l Listen) String() string {
 	switch l.Kind {
 	case Unix, Systemd:
@@ -38,11 +38,12 @@ func (l Listen) String() string {
 	return l.Addr
 }
 
-// IsZero reports whether nothing listens.
+// IsZero reports whether l is the zero value: nothing listens.
 func (l Listen) IsZero() bool { return l == Listen{} }
 
-// Addrs returns the addresses to bind: none for Unix and Systemd; for "localhost:PORT" the loopback of IPv4 and of IPv6,
-// of which a host may lack one; else one. The unspecified address "::" means both families.
+// Addrs returns the addresses to bind. Unix and Systemd have none; "localhost:PORT" has the
+// loopback of IPv4 and of IPv6, of which a host may lack one; others have one. "::" means both
+// families.
 func (l Listen) Addrs() []netip.AddrPort {
 	if l.Kind != TCP && l.Kind != UDP {
 		return nil
@@ -64,8 +65,8 @@ func (l Listen) Addrs() []netip.AddrPort {
 	return []netip.AddrPort{addr}
 }
 
-// Loopback reports whether only processes of this host can reach it. Of a socket that systemd hands over that is for the
-// administrator to say, so it counts as one.
+// Loopback reports whether only processes of this host can connect. Unix and Systemd count as such:
+// of a socket that systemd hands over the administrator decides.
 func (l Listen) Loopback() bool {
 	for _, addr := range l.Addrs() {
 		if !addr.Addr().IsLoopback() {
@@ -75,7 +76,7 @@ func (l Listen) Loopback() bool {
 	return true
 }
 
-// Overlaps reports whether the two cannot be bound at the same moment.
+// Overlaps reports whether l and other can't be bound at the same time.
 func (l Listen) Overlaps(other Listen) bool {
 	if l == other {
 		return true
@@ -93,16 +94,18 @@ func (l Listen) Overlaps(other Listen) bool {
 	return false
 }
 
-// port returns the port as text, of Unix and Systemd the name.
+// port returns the port as text; for Unix and Systemd the name.
 func (l Listen) port() string { return l.Addr[strings.LastIndexByte(l.Addr, ':')+1:] }
 
-// covers reports whether a is an unspecified address that includes b: "::" is bound for both families.
+// covers reports whether a is an unspecified address that includes b. "::" is bound for both
+// families.
 func covers(a, b netip.Addr) bool {
 	return a.IsUnspecified() && (a.Is6() || b.Is4())
 }
 
-// parseListen reads the listen key of a relay (UDP) or of a mapping or of metrics (TCP). Its errors hint at what to write.
-func parseListen(kind Kind, text string) (Listen, string, error) {
+// parseListen reads the listen key of a relay (UDP), of a mapping or of metrics (TCP). hint says
+// what to write instead of a wrong one.
+func parseListen(kind Kind, text string) (l Listen, hint string, err error) {
 	if name, ok := strings.CutPrefix(text, "systemd:"); ok {
 		return parseSystemd(name)
 	}
@@ -117,15 +120,18 @@ func parseListen(kind Kind, text string) (Listen, string, error) {
 	if kind == UDP {
 		example, usual = `for example "[::]:30380"`, wire.DefaultPort
 	}
-	if ip, err := netip.ParseAddr(strings.Trim(text, "[]")); err == nil && !strings.Contains(text, "]:") {
-		return Listen{}, fmt.Sprintf("add one: %q", netip.AddrPortFrom(ip, usual)), errors.New("has no port")
+	if ip, err := netip.ParseAddr(strings.Trim(text, "[]")); err == nil &&
+		!strings.Contains(text, "]:") {
+		return Listen{}, fmt.Sprintf("add one: %q",
+			netip.AddrPortFrom(ip, usual)), errors.New("has no port")
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	switch {
 	case err != nil:
 		return Listen{}, example, fmt.Errorf("%q is not an address with a port", text)
 	case n == 0:
-		return Listen{}, "a port is a number from 1 to 65535", errors.New("nobody could know which port 0 became")
+		return Listen{}, "a port is a number from 1 to 65535",
+			errors.New("nobody could know which port 0 became")
 	}
 	switch {
 	case kind == UDP && host == "":
@@ -133,18 +139,21 @@ func parseListen(kind Kind, text string) (Listen, string, error) {
 	case !ok, strings.EqualFold(host, "localhost"):
 		return Listen{kind, fmt.Sprintf("localhost:%d", n)}, "", nil
 	case host == "", host == "*":
-		return Listen{}, fmt.Sprintf(`write "%d" for this host alone, "[::]:%d" for every address`, n, n),
+		return Listen{}, fmt.Sprintf(`write "%d" for this host alone, "[::]:%d" for every address`,
+				n, n),
 			fmt.Errorf("%q does not say on which address", text)
 	}
 	inner := host
 	if strings.HasPrefix(host, "[") && strings.HasSuffix(host, "]") {
 		inner = host[1 : len(host)-1]
 	} else if strings.Contains(host, ":") {
-		return Listen{}, fmt.Sprintf(`write "[%s]:%d"`, host, n), fmt.Errorf("%q: an IPv6 address stands in brackets", text)
+		return Listen{}, fmt.Sprintf(`write "[%s]:%d"`, host, n),
+			fmt.Errorf("%q: an IPv6 address stands in brackets", text)
 	}
 	ip, err := netip.ParseAddr(inner)
 	if err != nil {
-		return Listen{}, "an address of this host is needed, " + example, fmt.Errorf("%q is not an IP address", host)
+		return Listen{}, "an address of this host is needed, " +
+			example, fmt.Errorf("%q is not an IP address", host)
 	}
 	if ip.IsMulticast() {
 		return Listen{}, example, fmt.Errorf("%q is a multicast address", host)
@@ -152,38 +161,45 @@ func parseListen(kind Kind, text string) (Listen, string, error) {
 	return Listen{kind, netip.AddrPortFrom(ip.Unmap(), uint16(n)).String()}, "", nil
 }
 
-// parseSystemd checks a name as systemd.socket(5) has it: at most 255 printable ASCII characters without ":".
+// parseSystemd checks a name as in systemd.socket(5): at most 255 printable ASCII characters, no
+// ":".
 func parseSystemd(name string) (Listen, string, error) {
-	bad := strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == ':' })
+	bad := strings.ContainsFunc(name,
+		func(r rune) bool { return r <= ' ' || r >= 0x7f || r == ':' })
 	if name == "" || len(name) > 255 || bad {
-		return Listen{}, `the name is that of FileDescriptorName= in the socket unit, for example "systemd:quic"`,
+		return Listen{}, `the name is that of FileDescriptorName= in the socket unit, ` +
+				`for example "systemd:quic"`,
 			errors.New("not a name that systemd gives a socket")
 	}
 	return Listen{Systemd, name}, "", nil
 }
 
-// parseUnix checks the name of a socket file. It is a name in the runtime directory, not a path: the daemon removes a
-// stale file of that name, and must not be led to remove another's.
+// parseUnix checks the name of a socket file. It must be a name in the runtime directory, not a
+// path: the daemon removes a stale file of that name, and must not remove another program's file.
 func parseUnix(kind Kind, name string) (Listen, string, error) {
 	switch {
 	case kind == UDP:
-		return Listen{}, `for example "[::]:30380"`, errors.New("a relay listens on UDP, not on a Unix socket")
+		return Listen{}, `for example "[::]:30380"`,
+			errors.New("a relay listens on UDP, not on a Unix socket")
 	case strings.Contains(name, "/"):
 		return Listen{}, fmt.Sprintf(`write "unix:%s"`, name[strings.LastIndexByte(name, '/')+1:]),
 			errors.New("a Unix socket is named without a path: it is made in the runtime directory")
 	case name == "control.sock":
 		return Listen{}, "choose another name", errors.New("control.sock is the daemon's own")
 	case !isFileName(name):
-		return Listen{}, `for example "unix:db.sock"`, errors.New("the name of a Unix socket has 1 to 64 letters, digits, '.', '_' and '-'")
+		return Listen{}, `for example "unix:db.sock"`,
+			errors.New("the name of a Unix socket has 1 to 64 letters, digits, '.', '_' and '-'")
 	}
 	return Listen{Unix, name}, "", nil
 }
 
-// isFileName allows a leading dot: psql looks for ".s.PGSQL.5432". 64 characters leave room for the directory in the 107
-// bytes of a socket's path.
+// isFileName reports whether s can be the name of a socket file. A leading dot is allowed, as psql
+// looks for ".s.PGSQL.5432". 64 characters leave room for the directory in a socket path's 107
+// bytes.
 func isFileName(s string) bool {
 	bad := func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("._-", r)
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') &&
+			!strings.ContainsRune("._-", r)
 	}
 	return strings.Trim(s, ".") != "" && len(s) <= 64 && !strings.ContainsFunc(s, bad)
 }

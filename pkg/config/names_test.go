@@ -21,14 +21,20 @@ func TestNames(t *testing.T) {
 		t.Errorf("warnings: %v", w)
 	}
 	for _, test := range []struct{ text, want string }{
-		{peer(`["storage", "nas"]`, key1) + peer(`"nas"`, key2), `ptthq.toml:7:6: peers.id: peer "nas" is there already, at ptthq.toml:3`},
+		{
+			peer(`["storage", "nas"]`, key1) + peer(`"nas"`, key2),
+			`ptthq.toml:7:6: peers.id: peer "nas" is there already, at ptthq.toml:3`,
+		},
 		{peer(`["nas", "nas"]`, key1), `peer "nas" is there already`},
 		{peer(`[]`, key1), "peers.id: is empty"},
 		{peer(`["nas", ""]`, key1), "peers.id: is empty"},
 		{peer(`["nas", "Storage"]`, key1), "peers.id: "},
 		{peer(`["a", "b", "c", "d", "e", "f", "g", "h", "i"]`, key1), "9 names; 8 are the most"},
 	} {
-		_, err := Parse(&Snapshot{Path: "ptthq.toml", Files: []File{{"ptthq.toml", []byte(relayHead + test.text)}}})
+		_, err := Parse(&Snapshot{
+			Path:  "ptthq.toml",
+			Files: []File{{"ptthq.toml", []byte(relayHead + test.text)}},
+		})
 		if err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v, want %s", test.text, err, test.want)
 		}
@@ -41,8 +47,14 @@ func TestNames(t *testing.T) {
 		want      []string
 	}{
 		{was, both, []string{"peer storage: changed (id)"}},
-		{both, now, []string{"peer storage: changed (id)", "peer laptop: changed (allowed_servers)"}},
-		{was, now, []string{"peer storage: added", "peer laptop: changed (allowed_servers)", "peer nas: removed"}},
+		{both, now, []string{
+			"peer storage: changed (id)",
+			"peer laptop: changed (allowed_servers)",
+		}},
+		{was, now, []string{
+			"peer storage: added", "peer laptop: changed (allowed_servers)",
+			"peer nas: removed",
+		}},
 	} {
 		if got := describe(Compare(test.old, test.next)); !slices.Equal(got, test.want) {
 			t.Errorf("%q, want %q", got, test.want)

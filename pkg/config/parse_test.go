@@ -34,8 +34,14 @@ allowed_servers = ["nas", "build-*",
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []Listen{{UDP, "0.0.0.0:443"}, {UDP, "[::1]:443"}, {UDP, "[::]:30380"}, {Systemd, "quic"}}
-	if c.Role != RoleRelay || !slices.Equal(c.Listen, want) || c.LogLevel != slog.LevelWarn || c.Metrics.Listen.String() != "localhost:9380" || c.Hash != "h" {
+	want := []Listen{
+		{UDP, "0.0.0.0:443"},
+		{UDP, "[::1]:443"},
+		{UDP, "[::]:30380"},
+		{Systemd, "quic"},
+	}
+	if c.Role != RoleRelay || !slices.Equal(c.Listen, want) || c.LogLevel != slog.LevelWarn ||
+		c.Metrics.Listen.String() != "localhost:9380" || c.Hash != "h" {
 		t.Errorf("%+v", c)
 	}
 	if c.PrivateKeyFile != "/etc/ptthq.key" || len(c.Files) != 2 || c.Include != nil {
@@ -48,10 +54,14 @@ allowed_servers = ["nas", "build-*",
 	for _, r := range laptop.Allowed {
 		rules = append(rules, fmt.Sprintf("%v %v", r, r.Source))
 	}
-	if got, want := strings.Join(rules, ", "), "nas /etc/ptthq.toml:10, build-* /etc/ptthq.toml:10, db:5432 /etc/ptthq.toml:11"; got != want {
-		t.Errorf("rules %s, want %s", got, want)
+	got := strings.Join(rules, ", ")
+	wantRules := "nas /etc/ptthq.toml:10, build-* /etc/ptthq.toml:10, db:5432 /etc/ptthq.toml:11"
+	if got != wantRules {
+		t.Errorf("rules %s, want %s", got, wantRules)
 	}
-	if laptop.Source.Line != 6 || len(laptop.Keys) != 2 || nas.Source != (policy.Source{File: "/etc/ptthq.d/nas.toml", Line: 2}) || nas.Role != policy.RoleServer {
+	if laptop.Source.Line != 6 || len(laptop.Keys) != 2 ||
+		nas.Source != (policy.Source{File: "/etc/ptthq.d/nas.toml", Line: 2}) ||
+		nas.Role != policy.RoleServer {
 		t.Errorf("%+v", c.Peers)
 	}
 }
@@ -66,14 +76,18 @@ session_memory = "1GiB"
 dial_timeout = "2500ms"
 dials = 7
 `+service("ssh", "localhost:22", `["laptop", "ops-*"]`)+"[[services]]\ntarget = \"unix:/run/x\"\n")
-	if c.Relays[0].Address != "relay.example.com:30380" || c.Relays[1].Address != "[2001:db8::1]:443" || c.Relays[1].Keys[0].String() != key2 || c.Relays[0].Source.Line != 4 {
+	if c.Relays[0].Address != "relay.example.com:30380" ||
+		c.Relays[1].Address != "[2001:db8::1]:443" || c.Relays[1].Keys[0].String() != key2 ||
+		c.Relays[0].Source.Line != 4 {
 		t.Errorf("%+v", c.Relays)
 	}
-	if c.ResumeTimeout != time.Hour || c.Limits.SessionMemory != 1<<30 || c.Limits.DialTimeout != 2500*time.Millisecond || c.Limits.Dials != 7 {
+	if c.ResumeTimeout != time.Hour || c.Limits.SessionMemory != 1<<30 ||
+		c.Limits.DialTimeout != 2500*time.Millisecond || c.Limits.Dials != 7 {
 		t.Errorf("%+v", c)
 	}
 	ssh := c.Services[0]
-	if ssh.Name != "ssh" || ssh.Target.String() != ":22" || len(ssh.Clients) != 2 || ssh.Source.Line != 9 {
+	if ssh.Name != "ssh" || ssh.Target.String() != ":22" || len(ssh.Clients) != 2 ||
+		ssh.Source.Line != 9 {
 		t.Errorf("%+v", ssh)
 	}
 	if s := c.Services[1]; s.Target.String() != "unix:/run/x" || s.Clients != nil {
@@ -84,7 +98,8 @@ dials = 7
 func TestParseClient(t *testing.T) {
 	c := parse(t, "resume_timeout = \"2m\"\n"+clientHead+
 		mapping("a [::1]:2200 nas 127.0.0.1:22", `on_remove = "close"`)+
-		mapping("b unix:.s.PGSQL.5432 db postgres", `listen_mode = "600"`, `resume_timeout = "5s"`, "enabled = false")+
+		mapping("b unix:.s.PGSQL.5432 db postgres", `listen_mode = "600"`, `resume_timeout = "5s"`,
+			"enabled = false")+
 		mapping("c systemd:ssh nas 192.168.1.20:5901"))
 	for i, want := range []string{
 		"a [::1]:2200 nas :22 close 0660 2m0s true ptthq.toml:7",
@@ -92,7 +107,8 @@ func TestParseClient(t *testing.T) {
 		"c systemd:ssh nas 192.168.1.20:5901 keep 0660 2m0s true ptthq.toml:21",
 	} {
 		m := c.Mappings[i]
-		if got := fmt.Sprintf("%s %v %s %v %s %04o %v %v %v", m.Name, m.Listen, m.Server, m.Target, m.OnRemove, m.ListenMode, m.ResumeTimeout, m.Enabled, m.Source); got != want {
+		if got := fmt.Sprintf("%s %v %s %v %s %04o %v %v %v", m.Name, m.Listen, m.Server, m.Target,
+			m.OnRemove, m.ListenMode, m.ResumeTimeout, m.Enabled, m.Source); got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
 	}
@@ -100,7 +116,10 @@ func TestParseClient(t *testing.T) {
 
 // Keys of another role's tables are not judged: one error says that they don't belong here.
 func TestErrorsAreValues(t *testing.T) {
-	_, err := Parse(&Snapshot{Path: "p.toml", Files: []File{{"p.toml", []byte("role = \"relay\"\n[[mappings]]\nlisten = 5\n")}}})
+	_, err := Parse(&Snapshot{
+		Path:  "p.toml",
+		Files: []File{{"p.toml", []byte("role = \"relay\"\n[[mappings]]\nlisten = 5\n")}},
+	})
 	faults, ok := errors.AsType[Errors](err)
 	if !ok {
 		t.Fatal(err)
@@ -123,7 +142,8 @@ func TestErrorsKeepSecrets(t *testing.T) {
 		"[[peers]]\npublic_key = %q", "[[peers]]\npublic_key = [%q, %q]", "[[peers]]\npublic_key = %s", "[[peers]]\npublic_key = '%s",
 		"[[relays]]\npublic_key = %q", "[[relays]]\npublic_key = %s", "[[relays]]\npublic_key = [%q]", "private_key_file = %q",
 	} {
-		text = "role = \"relay\"\n" + strings.ReplaceAll(strings.ReplaceAll(text, "%q", `"`+secret+`"`), "%s", secret) + "\n"
+		text = "role = \"relay\"\n" +
+			strings.ReplaceAll(strings.ReplaceAll(text, "%q", `"`+secret+`"`), "%s", secret) + "\n"
 		_, err := Parse(&Snapshot{Path: "p.toml", Files: []File{{"p.toml", []byte(text)}}})
 		if err == nil {
 			continue
@@ -161,7 +181,8 @@ func TestListen(t *testing.T) {
 			t.Errorf("%s: %v", test.text, err)
 			continue
 		}
-		if got := fmt.Sprint(l.Addrs()); l.String() != test.want || got != test.addrs || l.Loopback() != (test.reachedFrom == "here") {
+		if got := fmt.Sprint(l.Addrs()); l.String() != test.want || got != test.addrs ||
+			l.Loopback() != (test.reachedFrom == "here") {
 			t.Errorf("%s: %v, %v, loopback %v", test.text, l, got, l.Loopback())
 		}
 		again(t, test.kind, l)
@@ -173,7 +194,8 @@ func TestPenaltyExempt(t *testing.T) {
 	if got := fmt.Sprint(c.PenaltyExempt); got != "[192.0.2.7/32 10.0.0.0/8 2001:db8::/48]" {
 		t.Error(got)
 	}
-	if d := describe(Compare(parse(t, relayHead), c)); len(d) != 1 || !strings.Contains(d[0], "limits.auth_penalty_exempt") {
+	if d := describe(Compare(parse(t, relayHead), c)); len(d) != 1 ||
+		!strings.Contains(d[0], "limits.auth_penalty_exempt") {
 		t.Error(d)
 	}
 	for _, bad := range []string{"example.com", "192.0.2.0/33", "fe80::1%eth0", ""} {
@@ -190,18 +212,25 @@ func TestStringIsAListOfOne(t *testing.T) {
 	for _, test := range []struct{ list, text string }{
 		{"listen = [\"systemd:relay\"]\n" + relayHead, "listen = \"systemd:relay\"\n" + relayHead},
 		{relayHead + clientPeer("a", key1, `["nas"]`), relayHead + clientPeer("a", key1, `"nas"`)},
-		{serverHead + service("ssh", "22", `["laptop"]`), serverHead + service("ssh", "22", `"laptop"`)},
+		{
+			serverHead + service("ssh", "22", `["laptop"]`),
+			serverHead + service("ssh", "22", `"laptop"`),
+		},
 		{"include = [\"more/*.toml\"]\n" + relayHead, "include = \"more/*.toml\"\n" + relayHead},
 	} {
 		list, text := parse(t, test.list), parse(t, test.text)
-		if d := describe(Compare(list, text)); d != nil || !slices.Equal(list.Include, text.Include) {
+		if d := describe(Compare(list, text)); d != nil ||
+			!slices.Equal(list.Include, text.Include) {
 			t.Errorf("%s\nand\n%s\ndiffer: %v", test.list, test.text, d)
 		}
 	}
 
 	dir := t.TempDir()
 	main := filepath.Join(dir, "ptthq.toml")
-	for name, text := range map[string]string{"ptthq.toml": "include = \"one.toml\"\n" + relayHead, "one.toml": serverPeer("nas", key1)} {
+	for name, text := range map[string]string{
+		"ptthq.toml": "include = \"one.toml\"\n" + relayHead,
+		"one.toml":   serverPeer("nas", key1),
+	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -260,7 +289,8 @@ func TestWarnings(t *testing.T) {
 		{"a relay without peers", relayHead, []string{"1: peers: there are none"}},
 		{
 			"clients, servers and rules that miss each other",
-			relayHead + clientPeer("a", key1, `["nsa", "db*", "b:5432"]`) + serverPeer("nas", key2) + clientPeer("b", key3, `[]`),
+			relayHead + clientPeer("a", key1, `["nsa", "db*", "b:5432"]`) +
+				serverPeer("nas", key2) + clientPeer("b", key3, `[]`),
 			[]string{
 				`6: peers.allowed_servers: "nsa" matches no server among the peers; did you mean "nas"?`,
 				`6: peers.allowed_servers: "db*" matches no server`,
@@ -271,18 +301,31 @@ func TestWarnings(t *testing.T) {
 		},
 		{"a server without services", serverHead, []string{"1: services: there are none"}},
 		{
-			"services that nobody reaches", serverHead + "[[services]]\ntarget = \"22\"\n" + service("screens", "10.0.0.0/24:5900-5910", `["a"]`),
-			[]string{`6: services.clients: no client can reach service ":22"`, `8: services.name: "10.0.0.0/24:5900-5910" is a range`},
+			"services that nobody reaches", serverHead + "[[services]]\ntarget = \"22\"\n" +
+				service("screens", "10.0.0.0/24:5900-5910", `["a"]`),
+			[]string{
+				`6: services.clients: no client can reach service ":22"`,
+				`8: services.name: "10.0.0.0/24:5900-5910" is a range`,
+			},
 		},
 		{
-			"services that are everything", serverHead + "[[services]]\ntarget = \"0.0.0.0/0:22\"\nclients = [\"a\"]\n[[services]]\ntarget = \"[::/0]:22\"\nclients = [\"a\"]\n",
-			[]string{`6: services.target: "0.0.0.0/0:22" is every address that this host can reach`, `9: services.target: "[::/0]:22" is every address`},
+			"services that are everything", serverHead +
+				"[[services]]\ntarget = \"0.0.0.0/0:22\"\nclients = [\"a\"]\n[[services]]\ntarget = \"[::/0]:22\"\nclients = [\"a\"]\n",
+			[]string{
+				`6: services.target: "0.0.0.0/0:22" is every address that this host can reach`,
+				`9: services.target: "[::/0]:22" is every address`,
+			},
 		},
-		{"a client that listens nowhere", clientHead + mapping("a 2200 nas 22", "enabled = false"), []string{"1: mappings: none is enabled"}},
+		{
+			"a client that listens nowhere", clientHead + mapping("a 2200 nas 22", "enabled = false"),
+			[]string{"1: mappings: none is enabled"},
+		},
 		{
 			"listeners",
-			clientHead + mapping("a 0.0.0.0:2200 nas 22") + mapping("b [::]:2201 nas 22", "allow_public = true") +
-				mapping("c 2200 nas 22", "enabled = false") + mapping("d unix:d nas 22", `listen_mode = "0440"`),
+			clientHead + mapping("a 0.0.0.0:2200 nas 22") +
+				mapping("b [::]:2201 nas 22", "allow_public = true") +
+				mapping("c 2200 nas 22", "enabled = false") +
+				mapping("d unix:d nas 22", `listen_mode = "0440"`),
 			[]string{
 				"6: mappings.listen: other hosts can connect to 0.0.0.0:2200",
 				`18: mappings.listen: mapping "c" can't be enabled as it is: localhost:2200 is that of mapping "a"`,
@@ -290,7 +333,8 @@ func TestWarnings(t *testing.T) {
 			},
 		},
 		{
-			"limits above others", clientHead + "[limits]\nsessions = 100\nsessions_per_mapping = 200\n" + mapping("a 2200 nas 22"),
+			"limits above others", clientHead +
+				"[limits]\nsessions = 100\nsessions_per_mapping = 200\n" + mapping("a 2200 nas 22"),
 			[]string{"1: limits.sessions_per_mapping: 200 is more than sessions allows: 100"},
 		},
 	} {
@@ -299,8 +343,10 @@ func TestWarnings(t *testing.T) {
 			got = append(got, w.String())
 		}
 		for i := range max(len(got), len(test.want)) {
-			if i >= len(got) || i >= len(test.want) || !strings.HasPrefix(got[i], "ptthq.toml:"+test.want[i]) {
-				t.Errorf("%s: got\n%s\nwant\n%s", test.name, strings.Join(got, "\n"), strings.Join(test.want, "\n"))
+			if i >= len(got) || i >= len(test.want) ||
+				!strings.HasPrefix(got[i], "ptthq.toml:"+test.want[i]) {
+				t.Errorf("%s: got\n%s\nwant\n%s", test.name, strings.Join(got, "\n"),
+					strings.Join(test.want, "\n"))
 				break
 			}
 		}
@@ -309,10 +355,13 @@ func TestWarnings(t *testing.T) {
 
 func TestNotes(t *testing.T) {
 	narrow := relayHead + clientPeer("a", key1, `["nas:ssh", "nas:22"]`) + serverPeer("nas", key2)
-	if notes := parse(t, narrow).Notes(); len(notes) != 1 || !strings.Contains(notes[0].String(), "two things") {
+	if notes := parse(t, narrow).Notes(); len(notes) != 1 ||
+		!strings.Contains(notes[0].String(), "two things") {
 		t.Errorf("%v", notes)
 	}
-	if notes := parse(t, relayHead+clientPeer("a", key1, `["nas"]`)+serverPeer("nas", key2)).Notes(); len(notes) != 0 {
+	if notes := parse(t,
+		relayHead+clientPeer("a", key1, `["nas"]`)+serverPeer("nas",
+			key2)).Notes(); len(notes) != 0 {
 		t.Errorf("%v", notes)
 	}
 }
@@ -336,19 +385,24 @@ func TestDidYouMean(t *testing.T) {
 	}
 }
 
-// A large configuration is read, judged and compared in a moment: a reload with 10,000 peers and 1,000 mappings.
+// A large configuration is read, judged and compared in a moment: a reload with 10,000 peers and
+// 1,000 mappings.
 func BenchmarkReload(b *testing.B) {
 	var relay, client strings.Builder
 	relay.WriteString(relayHead)
 	client.WriteString(clientHead)
 	for i := range 10_000 {
 		key := fmt.Sprintf("%06d", i) + key1[6:]
-		relay.WriteString(clientPeer(fmt.Sprintf("peer-%d", i), key, `["nas", "build-*", "db:5432"]`))
+		relay.WriteString(clientPeer(fmt.Sprintf("peer-%d", i), key,
+			`["nas", "build-*", "db:5432"]`))
 	}
 	for i := range 1_000 {
 		client.WriteString(mapping(fmt.Sprintf("m%d %d nas 22", i, 10_000+i)))
 	}
-	for name, text := range map[string]string{"peers": relay.String(), "mappings": client.String()} {
+	for name, text := range map[string]string{
+		"peers":    relay.String(),
+		"mappings": client.String(),
+	} {
 		b.Run(name, func(b *testing.B) {
 			s := &Snapshot{Path: "ptthq.toml", Files: []File{{"ptthq.toml", []byte(text)}}}
 			for b.Loop() {

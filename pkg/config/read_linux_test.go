@@ -19,16 +19,34 @@ func TestUnreadable(t *testing.T) {
 		mode       fs.FileMode
 		want       string
 	}{
-		{"file", "c/ptthq.toml", 0o600, "read ROOT/c/ptthq.toml: permission denied; `chmod a+r ROOT/c/ptthq.toml`"},
+		{
+			"file", "c/ptthq.toml", 0o600,
+			"read ROOT/c/ptthq.toml: permission denied; `chmod a+r ROOT/c/ptthq.toml`",
+		},
 		{"directory", "c", 0o644, "read ROOT/c/ptthq.toml: permission denied; `chmod a+x ROOT/c`"},
-		{"directory above", ".", 0o600, "read ROOT/c/ptthq.toml: permission denied; `chmod a+x ROOT`"},
-		{"included file", "c/ptthq.d/my peers.toml", 0o640, "read ROOT/c/ptthq.d/my peers.toml: permission denied; `chmod a+r 'ROOT/c/ptthq.d/my peers.toml'`"},
-		{"include directory", "c/ptthq.d", 0o711, "list ROOT/c/ptthq.d: permission denied; `chmod a+rx ROOT/c/ptthq.d`"},
-		{"include directory that can only be listed", "c/ptthq.d", 0o744, "read ROOT/c/ptthq.d/my peers.toml: permission denied; `chmod a+x ROOT/c/ptthq.d`"},
+		{
+			"directory above", ".", 0o600,
+			"read ROOT/c/ptthq.toml: permission denied; `chmod a+x ROOT`",
+		},
+		{
+			"included file", "c/ptthq.d/my peers.toml", 0o640,
+			"read ROOT/c/ptthq.d/my peers.toml: permission denied; `chmod a+r 'ROOT/c/ptthq.d/my peers.toml'`",
+		},
+		{
+			"include directory", "c/ptthq.d", 0o711,
+			"list ROOT/c/ptthq.d: permission denied; `chmod a+rx ROOT/c/ptthq.d`",
+		},
+		{
+			"include directory that can only be listed", "c/ptthq.d", 0o744,
+			"read ROOT/c/ptthq.d/my peers.toml: permission denied; `chmod a+x ROOT/c/ptthq.d`",
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir := t.TempDir()
-			write(t, dir, map[string]string{"c/ptthq.toml": "role = \"relay\"\n", "c/ptthq.d/my peers.toml": ""})
+			write(t, dir, map[string]string{
+				"c/ptthq.toml":            "role = \"relay\"\n",
+				"c/ptthq.d/my peers.toml": "",
+			})
 			for path, mode := range map[string]fs.FileMode{
 				filepath.Dir(dir):             0o755, // the others' way here
 				filepath.Join(dir, test.deny): test.mode,
@@ -44,15 +62,16 @@ func TestUnreadable(t *testing.T) {
 			if _, ok := errors.AsType[*HostError](err); !ok || !errors.Is(err, fs.ErrPermission) {
 				t.Fatalf("%T: %v", err, err)
 			}
-			if want := strings.ReplaceAll(test.want, "ROOT", dir); !strings.HasPrefix(err.Error(), want) {
+			if want := strings.ReplaceAll(test.want, "ROOT", dir); !strings.HasPrefix(err.Error(),
+				want) {
 				t.Errorf("got  %v\nwant %s", err, want)
 			}
 		})
 	}
 }
 
-// asPlainUser runs f on a thread that is root no more where files are concerned. Who runs the tests as another
-// user owns the files, so the modes above would not keep them out.
+// asPlainUser runs f on a thread that is root no more where files are concerned. Who runs the tests
+// as another user owns the files, so the modes above would not keep them out.
 func asPlainUser(t *testing.T, f func()) {
 	t.Helper()
 	if os.Getuid() != 0 {

@@ -20,7 +20,8 @@ func serverPeer(id, key string) string {
 	return "[[peers]]\nid = \"" + id + "\"\nrole = \"server\"\npublic_key = \"" + key + "\"\n"
 }
 
-// write makes files below dir; a name that ends in "/" is a directory, a content that begins with "->" a symbolic link.
+// write makes files below dir; a name that ends in "/" is a directory, a content that begins with
+// "->" a symbolic link.
 func write(t *testing.T, dir string, files map[string]string) {
 	t.Helper()
 	for name, text := range files {
@@ -72,9 +73,19 @@ func TestInclude(t *testing.T) {
 		{"by default NAME.d beside NAME.toml, sorted", "", []string{"main", "c", "b"}},
 		{"none", "include = []\n", []string{"main"}},
 		{"one file", `include = ["ptthq.d/20-b.toml"]` + "\n", []string{"main", "b"}},
-		{"in the order of the patterns, each file once", `include = ["ptthq.d/2*.toml", "./ptthq.d/*.toml"]` + "\n", []string{"main", "b", "c"}},
-		{"a wildcard for directories", `include = ["sites/*/peers.toml"]` + "\n", []string{"main", "x", "y"}},
-		{"a directory that isn't there (yet)", `include = ["none.d/*.toml"]` + "\n", []string{"main"}},
+		{
+			"in the order of the patterns, each file once",
+			`include = ["ptthq.d/2*.toml", "./ptthq.d/*.toml"]` + "\n",
+			[]string{"main", "b", "c"},
+		},
+		{
+			"a wildcard for directories", `include = ["sites/*/peers.toml"]` + "\n",
+			[]string{"main", "x", "y"},
+		},
+		{
+			"a directory that isn't there (yet)", `include = ["none.d/*.toml"]` + "\n",
+			[]string{"main"},
+		},
 		{"not itself", `include = ["*.toml"]` + "\n", []string{"main"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -120,7 +131,10 @@ func TestSnapshotHash(t *testing.T) {
 		}
 		return s
 	}
-	write(t, dir, map[string]string{"ptthq.toml": "role = \"relay\"\n", "ptthq.d/a.toml": "", "ptthq.d/b.toml": "# b"})
+	write(t, dir, map[string]string{
+		"ptthq.toml": "role = \"relay\"\n", "ptthq.d/a.toml": "",
+		"ptthq.d/b.toml": "# b",
+	})
 	first := read()
 	if read().Hash != first.Hash {
 		t.Error("the hash of the same files differs")
@@ -134,11 +148,18 @@ func TestSnapshotHash(t *testing.T) {
 		what string
 		do   func() error
 	}{
-		{"a byte in an included file", func() error { return os.WriteFile(dir+"/ptthq.d/b.toml", []byte("# c"), 0o644) }},
+		{
+			"a byte in an included file",
+			func() error { return os.WriteFile(dir+"/ptthq.d/b.toml", []byte("# c"), 0o644) },
+		},
 		{"a byte moved from one file to the next", func() error {
-			return errors.Join(os.WriteFile(dir+"/ptthq.d/a.toml", []byte("#"), 0o644), os.WriteFile(dir+"/ptthq.d/b.toml", []byte(" c"), 0o644))
+			return errors.Join(os.WriteFile(dir+"/ptthq.d/a.toml", []byte("#"), 0o644),
+				os.WriteFile(dir+"/ptthq.d/b.toml", []byte(" c"), 0o644))
 		}},
-		{"another name", func() error { return os.Rename(dir+"/ptthq.d/a.toml", dir+"/ptthq.d/aa.toml") }},
+		{
+			"another name",
+			func() error { return os.Rename(dir+"/ptthq.d/a.toml", dir+"/ptthq.d/aa.toml") },
+		},
 		{"a file gone", func() error { return os.Remove(dir + "/ptthq.d/b.toml") }},
 	} {
 		if err := change.do(); err != nil {
@@ -150,7 +171,8 @@ func TestSnapshotHash(t *testing.T) {
 		}
 		seen[s.Hash] = change.what
 	}
-	if gone := read().Gone(first); !slices.Equal(gone, []string{dir + "/ptthq.d/a.toml", dir + "/ptthq.d/b.toml"}) {
+	if gone := read().Gone(first); !slices.Equal(gone,
+		[]string{dir + "/ptthq.d/a.toml", dir + "/ptthq.d/b.toml"}) {
 		t.Errorf("gone: %v", gone)
 	}
 }
@@ -206,7 +228,8 @@ func TestFaultsOfTheHost(t *testing.T) {
 		{"not-dir.toml", "list " + dir + "/not-dir.d: not a directory", false},
 	} {
 		_, err := Load(filepath.Join(dir, test.name))
-		if _, ok := errors.AsType[*HostError](err); !ok || !strings.Contains(err.Error(), test.want) {
+		if _, ok := errors.AsType[*HostError](err); !ok ||
+			!strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %T: %v", test.name, err, err)
 		}
 		if errors.Is(err, fs.ErrNotExist) != test.missing {
@@ -285,11 +308,15 @@ func TestWatches(t *testing.T) {
 	}{
 		{"etc/ptthq.toml", at("", "etc", "etc/ptthq.d", "etc/ptthq.toml", "elsewhere")},
 		{"k8s/ptthq.toml", at("", "k8s", "k8s/..2024", "k8s/..2024/ptthq.toml")},
-		{"app/current/p.toml", at("app", "app/releases", "app/releases/1", "app/releases/1/p.toml")},
+		{
+			"app/current/p.toml",
+			at("app", "app/releases", "app/releases/1", "app/releases/1/p.toml"),
+		},
 		{"deep/later.toml", at("", "deep", "deep/later.toml")},
 		{"elsewhere/many/none.toml", at("elsewhere", "elsewhere/many")},
 		{"no/such/none.toml", at("")},
-		{"many/p.toml", at("", "many", "many/p.toml", "many/sites", "many/sites/a", "many/sites/b")},
+		{"many/p.toml", at("", "many", "many/p.toml", "many/sites", "many/sites/a",
+			"many/sites/b")},
 		{"loop/ptthq.toml", at("", "loop")},
 	} {
 		path := filepath.Join(root, test.path)

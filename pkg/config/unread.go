@@ -10,17 +10,18 @@ import (
 	"ptthqd/pkg/policy"
 )
 
-// maxUnread bounds the warnings of files that are not read.
+// maxUnread is how many files that are not read are named.
 const maxUnread = 10
 
-// leftover matches the names of what editors and package managers leave behind, of examples, and of what somebody has
-// switched off: nobody expects such a file to be read.
-var leftover = regexp.MustCompile(`(?i)^(\.|#|readme)|~$|\.(swp|swo|swx|bak|old|orig|save|rej|tmp|temp|part|new|lock|disabled|off|example|sample|md` +
+// leftover matches the names of files that nobody expects to be read: what editors and package
+// managers leave behind, examples, and what somebody has switched off.
+var leftover = regexp.MustCompile(`(?i)^(\.|#|readme)|~$` +
+	`|\.(swp|swo|swx|bak|old|orig|save|rej|tmp|temp|part|new|lock|disabled|off|example|sample|md` +
 	`|dpkg-[a-z-]+|ucf-[a-z-]+|rpm(new|save|orig))$`)
 
-// unread warns of files that lie where included ones do, and are none. In a directory NAME.d that is any file that is no
-// leftover; elsewhere, where other programs may have theirs, one whose name differs from NAME.toml in case alone.
-// It looks at the directories as they are now: a file that is put there later is no reason to read the others again.
+// unread warns of files that lie beside included files and are not included. In a directory NAME.d
+// that is any file but a leftover. Elsewhere, where other programs may have files, it is a file
+// whose extension differs from .toml in case alone. It looks at the directories as they are now.
 func (w *warnings) unread() {
 	read := make(map[string]bool, len(w.config.Files))
 	for _, name := range w.config.Files {
@@ -30,7 +31,7 @@ func (w *warnings) unread() {
 	for _, dir := range w.config.dirs {
 		list, err := os.ReadDir(dir)
 		if err != nil {
-			continue // if it matters, the reading has said so
+			continue // if it matters, ReadFiles has reported it
 		}
 		own := strings.HasSuffix(dir, ".d")
 		for _, e := range list {
@@ -47,7 +48,9 @@ func (w *warnings) unread() {
 				w.add(w.top(), "include", "", "there are more files that are not read")
 				return
 			}
-			w.add(policy.Source{File: name, Line: 1}, "include", fmt.Sprintf("rename it to %s.toml if it belongs to the config, else move it away", strings.TrimSuffix(e.Name(), ext)),
+			hint := fmt.Sprintf("rename it to %s.toml if it belongs to the config, else move it "+
+				"away", strings.TrimSuffix(e.Name(), ext))
+			w.add(policy.Source{File: name, Line: 1}, "include", hint,
 				"this file is not read: the config includes no such name")
 		}
 	}

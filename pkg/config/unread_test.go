@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// A file that lies among the included ones and is not read is told of; what editors and package managers leave is not.
+// A file that lies among the included ones and is not read is told of; what editors and package
+// managers leave is not.
 func TestFilesThatAreNotRead(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) {
@@ -24,7 +25,8 @@ func TestFilesThatAreNotRead(t *testing.T) {
 		var names []string
 		for _, w := range c.Warnings() {
 			if strings.Contains(w.Message, "not read") {
-				names = append(names, strings.TrimPrefix(w.File, dir+string(filepath.Separator))+" "+w.Hint)
+				names = append(names,
+					strings.TrimPrefix(w.File, dir+string(filepath.Separator))+" "+w.Hint)
 			}
 		}
 		return strings.Join(names, "\n")
@@ -70,7 +72,8 @@ func TestFilesThatAreNotRead(t *testing.T) {
 		}
 	}
 	write("ptthq.d/x.conf", mapping("a 2200 nas 22"))
-	if got := unread(load("main.toml")); !strings.HasPrefix(got, "other.TOML ") || strings.Contains(got, "\n") {
+	if got := unread(load("main.toml")); !strings.HasPrefix(got, "other.TOML ") ||
+		strings.Contains(got, "\n") {
 		t.Errorf("warned of\n%s", got)
 	}
 	for i := range 30 {

@@ -10,7 +10,7 @@ import (
 	"ptthqd/pkg/policy"
 )
 
-// Warning is something that is legal and surely not meant.
+// Warning is something that is legal and probably not meant.
 type Warning struct {
 	File    string `json:"file"`
 	Line    int    `json:"line"` // from 1
@@ -28,7 +28,7 @@ func (w Warning) String() string {
 	return text
 }
 
-// Warnings returns what is legal and surely not meant, in the order of the text.
+// Warnings returns what is legal and probably not meant, in the order of the text.
 func (c *Config) Warnings() []Warning {
 	w := &warnings{config: c}
 	switch c.Role {
@@ -51,7 +51,7 @@ func (c *Config) Warnings() []Warning {
 	return w.list
 }
 
-// Notes returns what is as it should be and still worth knowing: `ptthqd check` says it, nobody else does.
+// Notes returns what is right and still worth knowing. Only `ptthqd check` prints it.
 func (c *Config) Notes() []Warning {
 	w := &warnings{config: c}
 	for _, peer := range c.Peers {
@@ -59,8 +59,10 @@ func (c *Config) Notes() []Warning {
 			if rule.Target == "" {
 				continue
 			}
-			w.add(rule.Source, "peers.allowed_servers", "a client must ask for the same, a name or a port, in its mapping's target",
-				"%q allows only this target by only this name: the relay doesn't know the server's services, so a service's name and its port are two things to it", rule)
+			w.add(rule.Source, "peers.allowed_servers",
+				"a client must ask for the same, a name or a port, in its mapping's target",
+				"%q allows only this target by only this name: the relay doesn't know the "+
+					"server's services, so a service's name and its port are two things to it", rule)
 			return w.list
 		}
 	}
@@ -73,20 +75,24 @@ type warnings struct {
 }
 
 func (w *warnings) add(at policy.Source, key, hint, format string, args ...any) {
-	w.list = append(w.list, Warning{File: at.File, Line: at.Line, Key: key, Message: fmt.Sprintf(format, args...), Hint: hint})
+	w.list = append(w.list, Warning{
+		File: at.File, Line: at.Line, Key: key, Message: fmt.Sprintf(format, args...), Hint: hint,
+	})
 }
 
-// top is for what is wrong with the whole.
+// top is the source of a warning about the whole configuration.
 func (w *warnings) top() policy.Source { return policy.Source{File: w.config.Path, Line: 1} }
 
 func (w *warnings) relay() {
 	if len(w.config.Peers) == 0 {
-		w.add(w.top(), "peers", "`ptthqd init client` and `ptthqd init server` print the block to paste here", "there are none, so nobody can connect")
+		w.add(w.top(), "peers",
+			"`ptthqd init client` and `ptthqd init server` print the block to paste here",
+			"there are none, so nobody can connect")
 	}
 	reached := make(map[string]bool)
 	matches := make(map[policy.Pattern]int)
 	var servers []string
-	named := make(map[string]string) // the ID of each server, by its names
+	named := make(map[string]string) // the IDs of servers, by each of their names
 	for _, peer := range w.config.Peers {
 		if peer.Role == policy.RoleServer {
 			servers = append(servers, peer.Names()...)
@@ -100,7 +106,9 @@ func (w *warnings) relay() {
 			continue
 		}
 		if len(peer.Allowed) == 0 {
-			w.add(peer.Source, "peers.allowed_servers", `write, for example, allowed_servers = ["nas"]`, "client %q may reach no server", peer.ID)
+			w.add(peer.Source, "peers.allowed_servers",
+				`write, for example, allowed_servers = ["nas"]`,
+				"client %q may reach no server", peer.ID)
 		}
 		for _, rule := range peer.Allowed {
 			n, known := matches[rule.Server]
@@ -114,31 +122,39 @@ func (w *warnings) relay() {
 				matches[rule.Server] = n
 			}
 			if n == 0 {
-				w.add(rule.Source, "peers.allowed_servers", didYouMean(rule.Server.String(), servers), "%q matches no server among the peers", rule)
+				w.add(rule.Source, "peers.allowed_servers",
+					didYouMean(rule.Server.String(), servers),
+					"%q matches no server among the peers", rule)
 			}
 		}
 	}
 	for _, peer := range w.config.Peers {
 		if peer.Role == policy.RoleServer && !reached[peer.ID] {
-			w.add(peer.Source, "peers.id", "name it in some client's allowed_servers", "no client may reach server %q", peer.ID)
+			w.add(peer.Source, "peers.id", "name it in some client's allowed_servers",
+				"no client may reach server %q", peer.ID)
 		}
 	}
 }
 
 func (w *warnings) server() {
 	if len(w.config.Services) == 0 {
-		w.add(w.top(), "services", "add [[services]] with target and clients", "there are none, so nothing can be reached here")
+		w.add(w.top(), "services", "add [[services]] with target and clients",
+			"there are none, so nothing can be reached here")
 	}
 	for _, s := range w.config.Services {
 		if len(s.Clients) == 0 {
-			w.add(s.Source, "services.clients", `write, for example, clients = ["laptop"]`, "no client can reach service %q", s)
+			w.add(s.Source, "services.clients", `write, for example, clients = ["laptop"]`,
+				"no client can reach service %q", s)
 		}
 		if _, single := s.Target.Single(); s.Name != "" && !single {
-			w.add(s.Source, "services.name", "take it out: clients name the exact address", "%q is a range, which nobody can ask for by the name %q", s.Target, s.Name)
+			w.add(s.Source, "services.name", "take it out: clients name the exact address",
+				"%q is a range, which nobody can ask for by the name %q", s.Target, s.Name)
 		}
 		if s.Target.Everywhere() {
-			w.add(s.Source, "services.target", `write the networks that are meant, for example "192.168.1.0/24:22"`,
-				"%q is every address that this host can reach: those of its networks, and of the Internet", s.Target)
+			w.add(s.Source, "services.target",
+				`write the networks that are meant, for example "192.168.1.0/24:22"`,
+				"%q is every address that this host can reach: those of its networks, and of the "+
+					"Internet", s.Target)
 		}
 	}
 }
@@ -146,32 +162,38 @@ func (w *warnings) server() {
 func (w *warnings) client() {
 	listening := enabled(w.config)
 	if len(listening) == 0 {
-		w.add(w.top(), "mappings", "add [[mappings]] with listen, server and target", "none is enabled, so this client listens nowhere")
+		w.add(w.top(), "mappings", "add [[mappings]] with listen, server and target",
+			"none is enabled, so this client listens nowhere")
 	}
-	var bound Places[*Mapping]
+	var bound ListenerSet[*Mapping]
 	for _, m := range listening {
 		bound.Add(m.Listen, m)
 	}
 	for _, m := range w.config.Mappings {
 		if !m.Listen.Loopback() && !m.AllowPublic {
-			w.add(m.Source, "mappings.listen", "listen on 127.0.0.1, or write allow_public = true", "other hosts can connect to %v", m.Listen)
+			w.add(m.Source, "mappings.listen", "listen on 127.0.0.1, or write allow_public = true",
+				"other hosts can connect to %v", m.Listen)
 		}
 		if m.Listen.Kind == Unix && m.ListenMode&0o222 == 0 {
-			w.add(m.Source, "mappings.listen_mode", `to connect takes the right to write: "0660"`, "with %04o nobody can connect", m.ListenMode)
+			w.add(m.Source, "mappings.listen_mode", `to connect takes the right to write: "0660"`,
+				"with %04o nobody can connect", m.ListenMode)
 		}
 		if m.ListenGroup != "" && !isGroup(m.ListenGroup) {
-			w.add(m.Source, "mappings.listen_group", "`groupadd --system` makes one", "this host has no group %q, so the mapping can't listen", m.ListenGroup)
+			w.add(m.Source, "mappings.listen_group", "`groupadd --system` makes one",
+				"this host has no group %q, so the mapping can't listen", m.ListenGroup)
 		}
 		if m.Enabled {
 			continue
 		}
 		for _, other := range bound.All(m.Listen) {
-			w.add(m.Source, "mappings.listen", "", "mapping %q can't be enabled as it is: %v is that of mapping %q", m.Name, m.Listen, other.Name)
+			w.add(m.Source, "mappings.listen", "",
+				"mapping %q can't be enabled as it is: %v is that of mapping %q",
+				m.Name, m.Listen, other.Name)
 		}
 	}
 }
 
-// isGroup reports whether this host has a group of the name, or the text is a number.
+// isGroup reports whether this host has a group of that name, or the text is a number.
 func isGroup(text string) bool {
 	if _, err := strconv.ParseUint(text, 10, 31); err == nil {
 		return true
@@ -180,8 +202,8 @@ func isGroup(text string) bool {
 	return err == nil
 }
 
-// limits warns of a limit that can't be reached because another is lower. One that has its default doesn't count:
-// who lowers a total need not lower its parts too.
+// limits warns of a limit that can't be reached because another one is lower. A limit at its
+// default gets no warning: an administrator who lowers a total need not lower its parts too.
 func (w *warnings) limits() {
 	for _, pair := range [][2]string{
 		{"handshakes_per_source", "handshakes"},
@@ -195,8 +217,10 @@ func (w *warnings) limits() {
 	} {
 		part, whole := limitNamed(pair[0]), limitNamed(pair[1])
 		n := part.number(&w.config.Limits)
-		if keysByName["limits."+whole.name].allows(w.config.Role) && n != part.def && n > whole.number(&w.config.Limits) {
-			w.add(w.top(), "limits."+part.name, "raise "+whole.name+" too", "%s is more than %s allows: %s",
+		if keysByName["limits."+whole.name].allows(w.config.Role) && n != part.def &&
+			n > whole.number(&w.config.Limits) {
+			w.add(w.top(), "limits."+part.name, "raise "+whole.name+" too",
+				"%s is more than %s allows: %s",
 				part.text(n), whole.name, whole.text(whole.number(&w.config.Limits)))
 		}
 	}

@@ -9,12 +9,17 @@ import (
 )
 
 // Places find what Overlaps finds, one by one.
-func TestPlacesFindWhatOverlaps(t *testing.T) {
-	hosts := []string{"", "localhost:", "127.0.0.1:", "127.0.0.2:", "0.0.0.0:", "[::]:", "[::1]:", "[fe80::1%eth0]:", "192.0.2.1:"}
+func TestListenerSetFindsWhatOverlaps(t *testing.T) {
+	hosts := []string{
+		"", "localhost:", "127.0.0.1:", "127.0.0.2:", "0.0.0.0:", "[::]:", "[::1]:",
+		"[fe80::1%eth0]:", "192.0.2.1:",
+	}
 	place := rapid.Custom(func(t *rapid.T) Listen {
-		switch kind := rapid.SampledFrom([]Kind{TCP, TCP, TCP, UDP, Unix, Systemd}).Draw(t, "kind"); kind {
+		switch kind := rapid.SampledFrom([]Kind{TCP, TCP, TCP, UDP, Unix, Systemd}).Draw(t,
+			"kind"); kind {
 		case TCP, UDP:
-			text := rapid.SampledFrom(hosts).Draw(t, "host") + rapid.SampledFrom([]string{"2200", "2201"}).Draw(t, "port")
+			text := rapid.SampledFrom(hosts).Draw(t, "host") +
+				rapid.SampledFrom([]string{"2200", "2201"}).Draw(t, "port")
 			l, _, err := parseListen(kind, text)
 			if err != nil {
 				t.Fatal(err)
@@ -25,7 +30,7 @@ func TestPlacesFindWhatOverlaps(t *testing.T) {
 		}
 	})
 	rapid.Check(t, func(t *rapid.T) {
-		var places Places[int]
+		var places ListenerSet[int]
 		entered := rapid.SliceOf(place).Draw(t, "entered")
 		for i, l := range entered {
 			places.Add(l, i)

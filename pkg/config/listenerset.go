@@ -5,11 +5,12 @@ import (
 	"slices"
 )
 
-// Places are listeners, each with a value, among which those are found that overlap another one, without a look at every
-// one: a client may have thousands, all on one port. The zero value is empty. It may not be changed while it is read.
-type Places[T any] struct {
+// ListenerSet holds listeners, each with a value, and finds those that overlap a given one. It does
+// not look at every listener: a client may have thousands, all on one port. The zero value is
+// empty. Calls of Add must not overlap other calls.
+type ListenerSet[T any] struct {
 	values []T
-	named  map[Listen][]int // what has no address: Unix and Systemd
+	named  map[Listen][]int // Unix and Systemd, which have no address
 	ports  map[portKey]*port
 }
 
@@ -18,14 +19,14 @@ type portKey struct {
 	port uint16
 }
 
-// port holds what is bound at one port, as indexes of values, ascending.
+// port holds the listeners of one port, as ascending indexes of values.
 type port struct {
 	at      map[netip.Addr][]int
 	v4, all []int
 }
 
-// Add enters a listener.
-func (p *Places[T]) Add(l Listen, value T) {
+// Add adds a listener.
+func (p *ListenerSet[T]) Add(l Listen, value T) {
 	i := len(p.values)
 	p.values = append(p.values, value)
 	addrs := l.Addrs()
@@ -54,8 +55,9 @@ func (p *Places[T]) Add(l Listen, value T) {
 	}
 }
 
-// First returns the value of the one that was entered first of those that [Listen.Overlaps] the listener.
-func (p *Places[T]) First(l Listen) (value T, found bool) {
+// First returns the value of the listener that was added first among those that overlap l, as
+// [Listen.Overlaps] has it.
+func (p *ListenerSet[T]) First(l Listen) (value T, found bool) {
 	first := len(p.values)
 	for _, list := range p.overlapping(l) {
 		if len(list) > 0 {
@@ -68,8 +70,8 @@ func (p *Places[T]) First(l Listen) (value T, found bool) {
 	return p.values[first], true
 }
 
-// All returns the values of all that overlap the listener, in the order in which they were entered.
-func (p *Places[T]) All(l Listen) []T {
+// All returns the values of all listeners that overlap l, in the order in which they were added.
+func (p *ListenerSet[T]) All(l Listen) []T {
 	found := slices.Concat(p.overlapping(l)...)
 	slices.Sort(found)
 	var values []T
@@ -79,8 +81,8 @@ func (p *Places[T]) All(l Listen) []T {
 	return values
 }
 
-// overlapping returns lists that together hold what overlaps a listener, some of it more than once.
-func (p *Places[T]) overlapping(l Listen) [][]int {
+// overlapping returns lists that together hold all listeners that overlap l, some more than once.
+func (p *ListenerSet[T]) overlapping(l Listen) [][]int {
 	addrs := l.Addrs()
 	if len(addrs) == 0 {
 		return [][]int{p.named[l]}
@@ -97,7 +99,8 @@ func (p *Places[T]) overlapping(l Listen) [][]int {
 		case ip == netip.IPv4Unspecified():
 			lists = append(lists, bound.v4, bound.at[netip.IPv6Unspecified()])
 		case ip.Is4():
-			lists = append(lists, bound.at[ip], bound.at[netip.IPv4Unspecified()], bound.at[netip.IPv6Unspecified()])
+			lists = append(lists, bound.at[ip],
+				bound.at[netip.IPv4Unspecified()], bound.at[netip.IPv6Unspecified()])
 		default:
 			lists = append(lists, bound.at[ip], bound.at[netip.IPv6Unspecified()])
 		}
