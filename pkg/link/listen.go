@@ -16,7 +16,6 @@ import (
 
 	"ptthqd/pkg/awake"
 	"ptthqd/pkg/carrier"
-	"ptthqd/pkg/door"
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/quiet"
 	"ptthqd/pkg/wire"
@@ -58,17 +57,6 @@ type Listener struct {
 	lines  quiet.Pace // about links, by peer
 	own    Links      // if no Links are given
 	probes probes
-}
-
-// Links are the live links of a relay, one for each peer ID: the newest of a process wins, and of two processes the one
-// that was there first while it answers. The zero value is ready.
-type Links struct {
-	mu        sync.Mutex
-	live      map[string]*Link
-	waiting   map[string]int // connections that are not links yet, of each peer ID
-	door      door.Door
-	strangers strangers
-	tips      atomic.Int64 // streams that wait for their tip
 }
 
 func (l *Listener) links() *Links {
@@ -160,19 +148,6 @@ func (l *Listener) Run(ctx context.Context) error {
 	return err
 }
 
-// pressed tells whether who begins a handshake must prove its address: as they begin so often, or as many that have proved
-// nothing are under way.
-func (l *Listener) pressed(calm *rate.Limiter, from net.Addr) bool {
-	limits := l.current()
-	calm.SetLimit(rate.Limit(limits.HandshakesPerSecond))
-	calm.SetBurst(2 * limits.HandshakesPerSecond)
-	if !l.links().door.MustProve(sourceOf(from), limits.door()) && calm.Allow() {
-		return false
-	}
-	l.hits.hit(limitRetry, slog.Any("remote", from))
-	return true
-}
-
 // welcome makes a link of a connection, and starts it. It returns nil if none came of it.
 func (l *Listener) welcome(ctx context.Context, conn *quic.Conn) *Link {
 	link, control, err := l.admit(ctx, conn)
@@ -206,30 +181,6 @@ func (l *Listener) gone(link *Link) {
 		l.links().door.Expel(link.Peer())
 	}
 	l.grants.release(link.conn)
-}
-
-// see has the door remember where a peer is.
-func (l *Listener) see(link *Link) {
-	l.links().door.Seen(link.Peer(), sourceOf(link.conn.RemoteAddr()))
-}
-
-// seeEvery is far below the day for which the door remembers, and above what looking at all links costs.
-const seeEvery = time.Hour
-
-// seeLinks does so for links that live long, and for peers that roam.
-func (l *Listener) seeLinks(ctx context.Context) {
-	ticker := time.NewTicker(seeEvery)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
-		for _, link := range l.links().of(l, nil) {
-			l.see(link)
-		}
-	}
 }
 
 // say logs that a link comes or goes. A peer whose links do so all the time is a few lines.
@@ -315,93 +266,4 @@ func (l *Listener) Recheck() int {
 		link.Close(wire.CloseRevoked, "the key was removed from the relay's config, or given to another peer")
 	}
 	return len(gone)
-}
-
-// enter counts a connection that is not a link yet; false is one too many.
-func (t *Links) enter(id string, most int) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.waiting == nil {
-		t.waiting = map[string]int{}
-	}
-	if t.waiting[id] >= most {
-		return false
-	}
-	t.waiting[id]++
-	return true
-}
-
-func (t *Links) leave(id string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.waiting[id]--; t.waiting[id] == 0 {
-		delete(t.waiting, id)
-	}
-}
-
-// get returns the live link of a peer, or nil.
-func (t *Links) get(peer string) *Link {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.live[peer]
-}
-
-// What became of a link that was to be its peer's one.
-type addition int
-
-const (
-	added     addition = iota
-	tooMany            // links of all peers
-	overtaken          // the peer has another link than the one to be replaced
-)
-
-// add makes a link its peer's one in place of old, which is nil if there is none.
-func (t *Links) add(link, old *Link, most int) addition {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.live == nil {
-		t.live = map[string]*Link{}
-	}
-	switch {
-	case t.live[link.Peer()] != old:
-		return overtaken
-	case old == nil && len(t.live) >= most:
-		return tooMany
-	}
-	t.live[link.Peer()] = link
-	return added
-}
-
-func (t *Links) rename(link *Link, id string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	was := link.Peer()
-	link.peer.Store(&id)
-	if t.live[was] == link {
-		delete(t.live, was)
-		if t.live[id] == nil {
-			t.live[id] = link
-		}
-	}
-}
-
-func (t *Links) remove(link *Link) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.live[link.Peer()] == link {
-		delete(t.live, link.Peer())
-	}
-}
-
-// of returns the live links of one Listener of which f says true; nil says so of all.
-func (t *Links) of(l *Listener, f func(*Link) bool) []*Link {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var found []*Link
-	for _, link := range t.live {
-		if link.listener == l && (f == nil || f(link)) {
-			found = append(found, link)
-		}
-	}
-	return found
 }

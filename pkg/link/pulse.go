@@ -1,7 +1,6 @@
 package link
 
 import (
-	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -350,110 +349,4 @@ func suspicion(s quic.ConnectionStats) time.Duration {
 	// The probe timeout of RFC 9002, section 6.2.1, with quic-go's max_ack_delay.
 	pto := s.SmoothedRTT + max(4*s.MeanDeviation, time.Millisecond) + 25*time.Millisecond
 	return max(suspectAfter, min(4*pto, suspectMost+4*s.SmoothedRTT))
-}
-
-// giveUp ends a link that has turned suspect. If the peer hears of it, so much the better.
-func (l *Link) giveUp() {
-	why := "nothing arrived from you any more"
-	if l.pulse.stuck.Load() {
-		why = errStuck.Error()
-	}
-	l.suspect.Store(true)
-	l.Close(wire.CloseClosing, why)
-}
-
-// readControl takes the peer's link messages. It waits for them on the smallest stack that there is, and has each one taken
-// on another, which is gone afterwards: idle links are many.
-func (l *Link) readControl() {
-	// A channel of anything larger would be an object of a size that handshakes make many of, and little else of this process
-	// keeps: one for each link, strewn over the pages that those have left, held 2 KiB of them.
-	taken := make(chan struct{}, 1)
-	over := false
-	take := func() {
-		over = !l.takeControl()
-		taken <- struct{}{}
-	}
-	var head [1]byte
-	for !over {
-		_, _ = l.control.Peek(head[:]) // the read finds the error, too
-		go take()
-		<-taken
-	}
-}
-
-// takeControl takes one message. It tells whether there can be another.
-func (l *Link) takeControl() bool {
-	l.pulse.paceReading()
-	m, err := wire.Read(quicReader{l.control})
-	if err != nil {
-		if l.conn.Context().Err() == nil {
-			l.Close(wire.CloseProtocol, "the control stream ended: "+err.Error())
-		}
-		return false
-	}
-	switch m := m.(type) {
-	case *wire.Heartbeat:
-		l.pulse.heard(m)
-		if l.dialled {
-			l.heard.once.confirmed.Do(func() { close(l.heard.confirmed) })
-		}
-	case *wire.Closing:
-		if l.dialled { // only a relay says so
-			l.heard.once.closing.Do(func() { close(l.heard.closing) })
-		}
-	case *wire.Revoked:
-		if l.dialled {
-			l.pulse.readable = 0 // the relay may withdraw a thousand rights at once
-			if l.heard.revoked != nil {
-				l.heard.revoked(l, m)
-			}
-		}
-	case *wire.Welcome:
-		if l.dialled && l.heard.welcome != nil {
-			l.heard.welcome(m.Name)
-		}
-	case *wire.Contested:
-		if l.dialled && l.heard.contested != nil {
-			l.heard.contested(m)
-		}
-	case nil: // of a later version
-	default:
-		l.Close(wire.CloseProtocol, "a message that is none of the control stream's")
-		return false
-	}
-	return true
-}
-
-// paceReading waits while the peer's messages come too fast. It is the reader's alone.
-func (p *pulse) paceReading() {
-	now := p.now()
-	p.readable = max(p.readable, now).add(messageGap)
-	early := p.readable.sub(now) - messageBurst*messageGap
-	if early <= 0 {
-		return
-	}
-	timer := time.NewTimer(early)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-p.link.Done():
-	}
-}
-
-// quicReader reads the control stream, whose bytes are not a stream's traffic.
-type quicReader struct{ stream *quic.Stream }
-
-func (r quicReader) Read(p []byte) (int, error) { return r.stream.Read(p) }
-
-// sendControl sends a message that must not be lost with a full window.
-func (l *Link) sendControl(m wire.Message) error {
-	_ = l.control.SetWriteDeadline(time.Now().Add(controlTimeout))
-	if _, err := l.control.Write(wire.Append(nil, m)); err != nil {
-		if l.conn.Context().Err() == nil { // half a message may have left
-			l.log.Warn("the peer does not read its control stream", slog.String("peer", l.Peer()), slog.Any("error", err))
-			l.Close(wire.CloseProtocol, "the control stream is not read")
-		}
-		return streamError(err)
-	}
-	return nil
 }

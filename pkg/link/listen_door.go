@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"sync"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -17,17 +16,6 @@ import (
 	"ptthqd/pkg/door"
 	"ptthqd/pkg/ident"
 )
-
-// The limits that a Listener or Dialer tells of, as the config names them; those of a door are others.
-const (
-	limitRetry   = "retry_rate"
-	limitLinks   = "links"
-	limitTips    = "pending_tips"
-	limitAllTips = "pending_tips_total"
-)
-
-// Forgive forgets which sources have failed to authenticate: those of a config before.
-func (t *Links) Forgive() { t.door.Forgive() }
 
 // insideKey is the key of a connection's context under which its visit is.
 type insideKey struct{}
@@ -103,31 +91,39 @@ func sourceOf(a net.Addr) netip.Prefix {
 	return door.SourceOf(netip.AddrFrom16([16]byte(sum[:])))
 }
 
-// limitEvery is the least time between two lines about one limit.
-const limitEvery = 10 * time.Minute
-
-// hits tells of limits that are reached.
-type hits struct {
-	log  *slog.Logger
-	tell func(limit string) // nil: nobody
-
-	mu   sync.Mutex
-	told map[string]*rate.Sometimes
+// pressed tells whether who begins a handshake must prove its address: as they begin so often, or as many that have proved
+// nothing are under way.
+func (l *Listener) pressed(calm *rate.Limiter, from net.Addr) bool {
+	limits := l.current()
+	calm.SetLimit(rate.Limit(limits.HandshakesPerSecond))
+	calm.SetBurst(2 * limits.HandshakesPerSecond)
+	if !l.links().door.MustProve(sourceOf(from), limits.door()) && calm.Allow() {
+		return false
+	}
+	l.hits.hit(limitRetry, slog.Any("remote", from))
+	return true
 }
 
-func (h *hits) hit(limit string, attrs ...any) {
-	if h.tell != nil {
-		h.tell(limit)
+// see has the door remember where a peer is.
+func (l *Listener) see(link *Link) {
+	l.links().door.Seen(link.Peer(), sourceOf(link.conn.RemoteAddr()))
+}
+
+// seeEvery is far below the day for which the door remembers, and above what looking at all links costs.
+const seeEvery = time.Hour
+
+// seeLinks does so for links that live long, and for peers that roam.
+func (l *Listener) seeLinks(ctx context.Context) {
+	ticker := time.NewTicker(seeEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		for _, link := range l.links().of(l, nil) {
+			l.see(link)
+		}
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.told == nil {
-		h.told = make(map[string]*rate.Sometimes)
-	}
-	if h.told[limit] == nil {
-		h.told[limit] = &rate.Sometimes{Interval: limitEvery}
-	}
-	h.told[limit].Do(func() {
-		h.log.Warn("a limit is reached (of such lines there is one in ten minutes at most)", append([]any{slog.String("limit", limit)}, attrs...)...)
-	})
 }

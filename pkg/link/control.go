@@ -1,0 +1,138 @@
+package link
+
+import (
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"ptthqd/pkg/wire"
+)
+
+// heard is what a dialler waits for. Accepted links, which are many, do without.
+type heard struct {
+	release   func() // what the link leaves behind
+	revoked   func(l *Link, r *wire.Revoked)
+	welcome   func(name string)
+	contested func(*wire.Contested)
+	once      struct{ confirmed, closing sync.Once }
+	confirmed chan struct{} // closed at its first heartbeat
+	closing   chan struct{}
+}
+
+// readControl takes the peer's link messages. It waits for them on the smallest stack that there is, and has each one taken
+// on another, which is gone afterwards: idle links are many.
+func (l *Link) readControl() {
+	// A channel of anything larger would be an object of a size that handshakes make many of, and little else of this process
+	// keeps: one for each link, strewn over the pages that those have left, held 2 KiB of them.
+	taken := make(chan struct{}, 1)
+	over := false
+	take := func() {
+		over = !l.takeControl()
+		taken <- struct{}{}
+	}
+	var head [1]byte
+	for !over {
+		_, _ = l.control.Peek(head[:]) // the read finds the error, too
+		go take()
+		<-taken
+	}
+}
+
+// takeControl takes one message. It tells whether there can be another.
+func (l *Link) takeControl() bool {
+	l.pulse.paceReading()
+	m, err := wire.Read(quicReader{l.control})
+	if err != nil {
+		if l.conn.Context().Err() == nil {
+			l.Close(wire.CloseProtocol, "the control stream ended: "+err.Error())
+		}
+		return false
+	}
+	switch m := m.(type) {
+	case *wire.Heartbeat:
+		l.pulse.heard(m)
+		if l.dialled {
+			l.heard.once.confirmed.Do(func() { close(l.heard.confirmed) })
+		}
+	case *wire.Closing:
+		if l.dialled { // only a relay says so
+			l.heard.once.closing.Do(func() { close(l.heard.closing) })
+		}
+	case *wire.Revoked:
+		if l.dialled {
+			l.pulse.readable = 0 // the relay may withdraw a thousand rights at once
+			if l.heard.revoked != nil {
+				l.heard.revoked(l, m)
+			}
+		}
+	case *wire.Welcome:
+		if l.dialled && l.heard.welcome != nil {
+			l.heard.welcome(m.Name)
+		}
+	case *wire.Contested:
+		if l.dialled && l.heard.contested != nil {
+			l.heard.contested(m)
+		}
+	case nil: // of a later version
+	default:
+		l.Close(wire.CloseProtocol, "a message that is none of the control stream's")
+		return false
+	}
+	return true
+}
+
+// paceReading waits while the peer's messages come too fast. It is the reader's alone.
+func (p *pulse) paceReading() {
+	now := p.now()
+	p.readable = max(p.readable, now).add(messageGap)
+	early := p.readable.sub(now) - messageBurst*messageGap
+	if early <= 0 {
+		return
+	}
+	timer := time.NewTimer(early)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-p.link.Done():
+	}
+}
+
+// quicReader reads the control stream, whose bytes are not a stream's traffic.
+type quicReader struct{ stream *quic.Stream }
+
+func (r quicReader) Read(p []byte) (int, error) { return r.stream.Read(p) }
+
+// PeerClosing is closed when the relay at the other end has said that it is about to go. It is nil where this end is the relay.
+func (l *Link) PeerClosing() <-chan struct{} {
+	if l.heard == nil {
+		return nil
+	}
+	return l.heard.closing
+}
+
+// SendClosing tells the peer that this relay is about to go.
+func (l *Link) SendClosing() error { return l.sendControl(&wire.Closing{}) }
+
+// SendRevoked tells a server that client's right to reach target was withdrawn (all targets but the kept ones if it is
+// empty), or client itself that it has lost rights (target is empty then).
+func (l *Link) SendRevoked(client, target string, kept ...string) error {
+	return l.sendControl(&wire.Revoked{Client: client, Target: target, Kept: kept})
+}
+
+// SendWelcome tells the peer by which name this relay knows it.
+func (l *Link) SendWelcome(name string) error { return l.sendControl(&wire.Welcome{Name: name}) }
+
+// sendControl sends a message that must not be lost with a full window.
+func (l *Link) sendControl(m wire.Message) error {
+	_ = l.control.SetWriteDeadline(time.Now().Add(controlTimeout))
+	if _, err := l.control.Write(wire.Append(nil, m)); err != nil {
+		if l.conn.Context().Err() == nil { // half a message may have left
+			l.log.Warn("the peer does not read its control stream", slog.String("peer", l.Peer()), slog.Any("error", err))
+			l.Close(wire.CloseProtocol, "the control stream is not read")
+		}
+		return streamError(err)
+	}
+	return nil
+}
