@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -79,8 +80,12 @@ func TestMessageIDs(t *testing.T) {
 		t.Errorf("docs/journal.md has %d messages, the code %d", len(documented), len(messageIDs))
 	}
 	var source strings.Builder
-	for _, dir := range []string{"events.go", "log_queue.go", "../link/dial.go", "../link/listen.go", "../account/account.go", "../relay/refusal.go", "../relay/change.go"} {
-		code, err := os.ReadFile(dir)
+	files, _ := filepath.Glob("../*/*.go")
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		code, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
