@@ -164,44 +164,50 @@ func TestDocumentedConnectionID(t *testing.T) {
 	}
 }
 
-// Each status of the code is in section 4, and each of section 4 in the code.
-func TestDocumentedStatuses(t *testing.T) {
+// subsection returns the text of PROTOCOL.md between a heading and the next one.
+func subsection(t *testing.T, heading string) string {
+	t.Helper()
 	document, err := os.ReadFile("PROTOCOL.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, list, _ := strings.Cut(string(document), "\nStatus codes: ")
-	list, _, _ = strings.Cut(list, "\n\n")
-	codes := regexp.MustCompile(`\b\d{3}\b`).FindAllString(list, -1)
-	if len(codes) != 12 {
-		t.Fatalf("section 4 has the statuses %v", codes)
+	_, text, found := strings.Cut(string(document), "\n"+heading+"\n")
+	if !found {
+		t.Fatalf("PROTOCOL.md has no heading %q", heading)
 	}
-	for _, code := range codes {
+	text, _, _ = strings.Cut(text, "\n#")
+	return text
+}
+
+// The table of statuses has each of the code's, in the code's words.
+func TestDocumentedStatuses(t *testing.T) {
+	rows := regexp.MustCompile(`(?m)^\| (\d{3}) \| ([^|]+) \|`).
+		FindAllStringSubmatch(subsection(t, "### 4.2 Status codes"), -1)
+	if len(rows) != 12 {
+		t.Fatalf("section 4.2 has %d statuses", len(rows))
+	}
+	for _, row := range rows {
 		var status wire.Status
-		if _, err := fmt.Sscan(code, (*uint64)(&status)); err != nil {
+		if _, err := fmt.Sscan(row[1], (*uint64)(&status)); err != nil {
 			t.Fatal(err)
 		}
-		if status.String() == code {
-			t.Errorf("status %s has no name in the code", code)
+		if want := row[1] + " " + row[2]; status.String() != want {
+			t.Errorf("documented %q, in the code %q", want, status)
 		}
 	}
 }
 
-// The codes of streams and of links are in the document with their names.
+// The codes of streams and of links are in their tables with their names.
 func TestDocumentedCodes(t *testing.T) {
-	document, err := os.ReadFile("PROTOCOL.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	streams := subsection(t, "### 5.10 Stream codes and revocation")
 	for code := wire.CodeLost; code <= wire.CodeProtocol; code++ {
-		if !strings.Contains(string(document), fmt.Sprintf(" %d `%v` (", code, code)) {
+		if !strings.Contains(streams, fmt.Sprintf("\n| %d `%v` | ", code, code)) {
 			t.Errorf("stream code %d is not there as `%v`", code, code)
 		}
 	}
-	_, list, _ := strings.Cut(string(document), "\nApplication close codes: ")
-	list, _, _ = strings.Cut(list, "\n")
+	links := subsection(t, "### 2.12 Close codes")
 	for code := wire.CloseClosing; code <= wire.CloseContested; code++ {
-		if !strings.Contains(list, fmt.Sprintf("%d `%v`", code, code)) {
+		if !strings.Contains(links, fmt.Sprintf("\n| %d `%v` | ", code, code)) {
 			t.Errorf("close code %d is not there as `%v`", code, code)
 		}
 	}
