@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"time"
 
-	"ptthqd/pkg/link"
 	"ptthqd/pkg/policy"
 	"ptthqd/pkg/quiet"
 	"ptthqd/pkg/wire"
@@ -73,7 +72,7 @@ func notOpened(to *neighbour, err error) refusal {
 
 // refuse answers a request and finishes its stream, once the client has taken the
 // answer or had its time to.
-func (r *Relay) refuse(from *neighbour, s *link.Stream, q request, no refusal) {
+func (r *Relay) refuse(from *neighbour, s wire.Stream, q request, no refusal) {
 	if no.reset != 0 {
 		from.log().Debug("connection sent elsewhere", append(q.attributes(), slog.String("reason", no.text))...)
 		s.Reset(no.reset)
@@ -87,14 +86,13 @@ func (r *Relay) refuse(from *neighbour, s *link.Stream, q request, no refusal) {
 	default: // nothing that the client could know before
 	}
 
-	// A dead stream fails where it is used.
 	_ = s.SetReadDeadline(time.Now().Add(refusalTime))
 	_ = s.SetWriteDeadline(time.Now().Add(refusalTime))
-	if _, err := s.Write(wire.Append(nil, &wire.Reply{Status: no.status, Text: no.text, Node: r.name})); err != nil {
-		s.Reset(wire.CodeLost)
-		return
+	_, err := s.Write(wire.Append(nil, &wire.Reply{Status: no.status, Text: no.text, Node: r.name}))
+	if err == nil {
+		err = s.End(nil)
 	}
-	if err := s.CloseWrite(); err != nil {
+	if err != nil {
 		s.Reset(wire.CodeLost)
 		return
 	}

@@ -181,7 +181,7 @@ func (r *Relay) arrived(l *link.Link) *neighbour {
 // accept takes a stream of a link.
 //
 //go:noinline
-func (r *Relay) accept(n *neighbour, s *link.Stream, tip wire.Message) {
+func (r *Relay) accept(n *neighbour, s wire.Stream, tip wire.Message) {
 	spawn := n.work.Go
 	spawn(func() { r.connect(n, s, tip, spawn) })
 }
@@ -312,7 +312,7 @@ func (r *Relay) sweep() {
 }
 
 // connect serves one stream of a client, from its tip to its end.
-func (r *Relay) connect(from *neighbour, s *link.Stream, tip wire.Message, spawn func(func())) {
+func (r *Relay) connect(from *neighbour, s wire.Stream, tip wire.Message, spawn func(func())) {
 	// An idle connection waits in here, so what takes much of the stack is done in a call that returns.
 	c, onward := r.open(from, s, tip)
 	if c == nil {
@@ -322,7 +322,7 @@ func (r *Relay) connect(from *neighbour, s *link.Stream, tip wire.Message, spawn
 }
 
 // join copies until the end. It may return before, with the rest of the work in what spawn has started.
-func (r *Relay) join(c *connection, s, onward *link.Stream, spawn func(func())) {
+func (r *Relay) join(c *connection, s, onward wire.Stream, spawn func(func())) {
 	reply := &replyReader{Stream: onward, seen: func(m *wire.Reply) { r.replied(c, m) }}
 	c.join.Run(c.ctx, s, reply, spawn, func(end splice.End) {
 		r.account(c, end)
@@ -331,7 +331,7 @@ func (r *Relay) join(c *connection, s, onward *link.Stream, spawn func(func())) 
 }
 
 // open decides about a stream and opens the next hop. It has refused what can't be joined.
-func (r *Relay) open(from *neighbour, s *link.Stream, tip wire.Message) (*connection, *link.Stream) {
+func (r *Relay) open(from *neighbour, s wire.Stream, tip wire.Message) (*connection, wire.Stream) {
 	inTime := from.opens.Allow() // whatever comes of it
 	q, inner, err := parseRequest(from, tip)
 	if err != nil {
@@ -403,7 +403,7 @@ func (r *Relay) admit(from *neighbour, q request) (*connection, refusal) {
 }
 
 // openNextHop opens a stream to the server. It may wait for the server's link.
-func (r *Relay) openNextHop(c *connection, s *link.Stream, inner []byte) (*link.Stream, refusal) {
+func (r *Relay) openNextHop(c *connection, s wire.Stream, inner []byte) (wire.Stream, refusal) {
 	until := time.Now().Add(r.patience(c))
 	for {
 		to, no := r.nextHop(c, s, until)
@@ -453,7 +453,7 @@ func (r *Relay) patience(c *connection) time.Duration {
 }
 
 // nextHop returns the link of a connection's server, for which it waits until then.
-func (r *Relay) nextHop(c *connection, s *link.Stream, until time.Time) (*neighbour, refusal) {
+func (r *Relay) nextHop(c *connection, s wire.Stream, until time.Time) (*neighbour, refusal) {
 	to := r.links.get(c.server)
 	if wait := time.Until(until); to == nil && wait > 0 {
 		if text := r.table.park(c, r.rules.Load().limits.Parked); text != "" {

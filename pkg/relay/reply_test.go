@@ -5,15 +5,14 @@ import (
 	"io"
 	"testing"
 
-	"ptthqd/pkg/splice"
 	"ptthqd/pkg/wire"
 )
 
 // pieces is a stream that is read in pieces of given sizes.
 type pieces struct {
-	splice.Stream // nil: only Read is used
-	data          []byte
-	sizes         []byte
+	wire.Stream // nil: only Read is used
+	data        []byte
+	sizes       []byte
 }
 
 func (p *pieces) Read(b []byte) (int, error) {

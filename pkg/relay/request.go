@@ -7,7 +7,6 @@ import (
 	"log/slog"
 
 	"ptthqd/pkg/policy"
-	"ptthqd/pkg/splice"
 	"ptthqd/pkg/wire"
 )
 
@@ -80,7 +79,7 @@ func (q request) attributes() []any {
 // A replyReader is the stream of a server whose first message is looked at while
 // it passes: not a byte is held back for it.
 type replyReader struct {
-	splice.Stream
+	wire.Stream
 	seen func(*wire.Reply) // called once, if the stream begins with a reply; it must not keep Inner
 
 	head []byte // what has passed of an incomplete reply

@@ -278,7 +278,7 @@ func (s *Server) serveLink(ctx context.Context, l *link.Link) {
 }
 
 // serveStream reads what a stream of a relay asks for, and decides: it is refused, or carries a session from now on.
-func (s *Server) serveStream(l *link.Link, stream *link.Stream, tip wire.Message) (carrier session.Carrier) {
+func (s *Server) serveStream(l *link.Link, stream wire.Stream, tip wire.Message) (carrier session.Carrier) {
 	if client, inner := s.understand(l, stream, tip); inner != nil {
 		carrier = s.sessions.Attach(client, inner, stream, session.Route{Link: l, Relay: l.Peer(), RTT: l.RTT()})
 	}
@@ -286,7 +286,7 @@ func (s *Server) serveStream(l *link.Link, stream *link.Stream, tip wire.Message
 }
 
 // understand returns which client asks for what. It has refused what can't be served; then there is no inner message.
-func (s *Server) understand(l *link.Link, stream *link.Stream, tip wire.Message) (client string, inner wire.Message) {
+func (s *Server) understand(l *link.Link, stream wire.Stream, tip wire.Message) (client string, inner wire.Message) {
 	info := session.Info{Server: s.node, State: session.Closed, Relay: l.Peer()}
 	refuse := func(status wire.Status, text string) {
 		s.refuse(stream, &session.Refusal{Status: status, Text: text})
@@ -348,22 +348,26 @@ func (s *Server) admit(client string) *session.Refusal {
 	return nil
 }
 
-// refusalTime is how long a refused stream is read on: what the client has sent
-// behind its tip must not cut off the reply.
+// refusalTime is how long a refused stream is read on. A reset instead would overtake the reply
+// where the client still sends behind its tip.
 const refusalTime = 5 * time.Second
 
-// refuse says no on a stream, and ends it.
-func (s *Server) refuse(stream *link.Stream, r *session.Refusal) {
+// refuse answers a stream with a refusal, and finishes the stream.
+func (s *Server) refuse(stream wire.Stream, r *session.Refusal) {
 	deadline := time.Now().Add(refusalTime)
 	_ = stream.SetReadDeadline(deadline)
 	_ = stream.SetWriteDeadline(deadline)
-	_, _ = stream.Write(wire.Append(nil, &wire.Reply{Status: r.Status, Text: r.Text, Node: s.node}))
-	_ = stream.CloseWrite()
-	_, _ = io.Copy(io.Discard, onlyReader{stream})
-	stream.Reset(wire.CodeLost)
+	_, err := stream.Write(wire.Append(nil, &wire.Reply{Status: r.Status, Text: r.Text, Node: s.node}))
+	if err == nil {
+		err = stream.End(nil)
+	}
+	if err != nil {
+		stream.Reset(wire.CodeLost)
+		return
+	}
+	_, _ = io.Copy(io.Discard, stream)
+	stream.CancelRead(wire.CodeLost)
 }
-
-type onlyReader struct{ io.Reader }
 
 // decide answers a session: may the client reach the target, and how.
 func (s *Server) decide(client, target string) (session.Dial, *session.Refusal) {

@@ -36,25 +36,6 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// Stream is one of the two streams of a join. Peek waits until it can fill p
-// without consuming it; End writes the last bytes, which may be none, ends the stream towards the peer and leaves the
-// other half open; it need not hurry. Context is done when the peer has stopped reading or
-// the connection underneath is gone, with the *wire.ResetError as its cause, and may be done
-// after End. CancelRead and CancelWrite may be called at any time, from any
-// goroutine, and repeatedly, and make blocked calls return; so does a read deadline that has passed, with an
-// os.ErrDeadlineExceeded. Everything else is
-// called by one goroutine for each half.
-type Stream interface {
-	Read(p []byte) (int, error)
-	Peek(p []byte) (int, error)
-	Write(p []byte) (int, error)
-	End(p []byte) error
-	CancelRead(code wire.StreamCode)
-	CancelWrite(code wire.StreamCode)
-	SetReadDeadline(t time.Time) error
-	Context() context.Context
-}
-
 // bufferSize is what one copy moves at most. 64 to 128 KiB were measured as
 // good as 256; the smaller leaves more of a stalled join in QUIC's hands, whose flow
 // control can push back on it.
@@ -84,7 +65,7 @@ type Flow struct {
 	drained atomic.Bool // src has come to its regular end and dst has taken everything
 
 	// Here, and not on the stack of who waits for days.
-	src, dst         Stream
+	src, dst         wire.Stream
 	srcSide, dstSide Side
 	reverse          *Flow
 	readErr          error // why it has come to its end; io.EOF mostly
@@ -138,7 +119,7 @@ type End struct {
 // or with [wire.CodeLost] without one. One direction is in the caller's goroutine, the other is in one that spawn starts, a
 // [sync.WaitGroup]'s Go; but neither for ever: Run may return before the end, when all is in goroutines that spawn has
 // started, of which the last one calls done.
-func (j *Join) Run(ctx context.Context, a, b Stream, spawn func(func()), done func(End)) {
+func (j *Join) Run(ctx context.Context, a, b wire.Stream, spawn func(func()), done func(End)) {
 	j.begin(ctx, a, b, spawn, done)
 	spawn(func() { j.copy(&j.Forth) })
 	j.copy(&j.Back)
@@ -149,7 +130,7 @@ func (j *Join) Run(ctx context.Context, a, b Stream, spawn func(func()), done fu
 // rest, so what else has to be done is done in functions that return before.
 
 //go:noinline
-func (j *Join) begin(ctx context.Context, a, b Stream, spawn func(func()), done func(End)) {
+func (j *Join) begin(ctx context.Context, a, b wire.Stream, spawn func(func()), done func(End)) {
 	j.Forth.src, j.Forth.srcSide, j.Forth.dst, j.Forth.dstSide, j.Forth.reverse = a, A, b, B, &j.Back
 	j.Back.src, j.Back.srcSide, j.Back.dst, j.Back.dstSide, j.Back.reverse = b, B, a, A, &j.Forth
 	j.spawn, j.done = spawn, done
@@ -165,8 +146,8 @@ func (j *Join) obey(ctx context.Context) (release func()) {
 	return watch(ctx, func() {
 		cause := context.Cause(ctx)
 		j.ended(Context, cause)
-		reset(j.Forth.src, code(cause))
-		reset(j.Forth.dst, code(cause))
+		j.Forth.src.Reset(code(cause))
+		j.Forth.dst.Reset(code(cause))
 	})
 }
 
@@ -300,11 +281,6 @@ func watch(ctx context.Context, f func()) (release func()) {
 			running.Wait()
 		}
 	}
-}
-
-func reset(s Stream, c wire.StreamCode) {
-	s.CancelRead(c)
-	s.CancelWrite(c)
 }
 
 // connectionLost tells a stream that has lost its connection from one whose peer has stopped reading.

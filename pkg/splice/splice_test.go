@@ -143,7 +143,10 @@ func (h *half) cancelRead(code wire.StreamCode, remote bool) {
 }
 
 // stream is one end of an in-memory stream.
-type stream struct{ in, out *half }
+type stream struct {
+	wire.Stream // nil: what a join does not use
+	in, out     *half
+}
 
 // pipe is a stream with the given window in each direction. Cut it with lose.
 func pipe(window int) (near, far stream) {
@@ -163,6 +166,7 @@ func (s stream) End(p []byte) error {
 }
 func (s stream) CancelRead(code wire.StreamCode)   { s.in.cancelRead(code, true) }
 func (s stream) CancelWrite(code wire.StreamCode)  { s.out.cancelWrite(code, true) }
+func (s stream) Reset(code wire.StreamCode)        { s.CancelRead(code); s.CancelWrite(code) }
 func (s stream) Context() context.Context          { return s.out.ctx }
 func (s stream) SetReadDeadline(t time.Time) error { s.in.setOverdue(!t.IsZero()); return nil }
 func (s stream) finished() (reading, writing bool) { return s.in.done(true), s.out.done(false) }
@@ -204,7 +208,7 @@ func start(t *testing.T, window int) *joined {
 }
 
 // run returns when the join is done.
-func run(ctx context.Context, join *splice.Join, a, b splice.Stream) (end splice.End) {
+func run(ctx context.Context, join *splice.Join, a, b wire.Stream) (end splice.End) {
 	var work sync.WaitGroup
 	defer work.Wait()
 	done := make(chan splice.End, 1)

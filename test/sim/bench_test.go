@@ -294,6 +294,10 @@ func (t *bareTCP) half() {
 func (t *bareTCP) Context() context.Context    { return t.ctx }
 func (t *bareTCP) CancelRead(wire.StreamCode)  { _ = t.Close() }
 func (t *bareTCP) CancelWrite(wire.StreamCode) { _ = t.Close() }
+func (t *bareTCP) Reset(wire.StreamCode)       { _ = t.Close() }
+
+func (t *bareTCP) TryWrite([]byte) (bool, error) { panic("a join does not call it") }
+func (t *bareTCP) WriteLater([]byte)             { panic("a join does not call it") }
 
 // awaitEcho waits until the chain carries, and returns its address.
 func (l *loopback) awaitEcho(address string) string {
