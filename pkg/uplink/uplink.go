@@ -1,69 +1,80 @@
-// Package uplink keeps one link to each relay of a config, for a client or a
-// server: it dials them all for ever, takes relays up and lets them go while
-// the others run on, and knows which links are live.
+// Package uplink keeps one link to each relay of the config, for a client or a server.
 //
-//	relays := &uplink.Set{Dialer: dialer, Serve: serve}
-//	relays.Apply(config.Relays)
-//	err := relays.Run(ctx)
+// A [Set] dials all relays without end, and knows which links are live. A reload hands it the next
+// config: new relays are dialled, the links of old ones are emptied and closed, and the others are
+// not disturbed.
+//
+//	relays := uplink.New(uplink.Config{ID: "laptop", Identity: key, Logger: logger, Serve: serve})
+//	relays.Apply(settings)       // and again at each reload
+//	go relays.Run(ctx)           // until ctx is done
+//	for _, l := range relays.Live() { … }
+//	<-relays.Changed()           // Live has something else to say
+//	relays.Drain(timeout, sessions.Moving, nil) // before ctx ends
+//
+// The package is no part of a role because client and server both use it, and roles do not import
+// each other. The Set owns its links and their memory budget: nobody else closes a link. Its methods
+// may be called from any goroutine.
 package uplink
 
 import (
 	"context"
 	"log/slog"
-	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
-	"ptthqd/pkg/carrier"
+	"ptthqd/pkg/config"
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/wire"
 )
 
-// A Relay is where to dial, and the keys of which one must answer there.
-type Relay struct {
-	Address string
-	Keys    []ident.PublicKey
+// Config is what a Set needs. The functions may be nil, but for Serve.
+type Config struct {
+	ID       string // what this node calls itself
+	Identity ident.PrivateKey
+	Logger   *slog.Logger
+
+	// Serve is called for each live link, in a goroutine of its own, and returns soon after ctx is
+	// done.
+	Serve func(ctx context.Context, l *link.Link)
+	// Retire empties the live link of a relay that the config has no longer. The link is closed
+	// when Retire returns, which it does early when ctx is done.
+	Retire func(ctx context.Context, l *link.Link)
+	// Refused is called when every relay has said that it does not know this node's key, and no
+	// link is live. No link can be expected then. It must not block.
+	Refused func()
+	// Limits returns the limits of new links. Windows is set by the Set.
+	Limits func(config.Limits) link.Limits
+	// Adjust may change each dialer before it runs, all but Serve, OnRefused and OnWelcome.
+	Adjust func(*link.Dialer)
 }
 
-// A Set is the relays of one process. Set the fields, then call Run once. All
-// methods may be called from any goroutine.
+// A Set is the relays of one process.
 type Set struct {
-	// Dialer makes the dialer of a relay; its Serve is set by the Set.
-	Dialer func(Relay) *link.Dialer
-	// Serve is called for each live link, as link.Dialer's.
-	Serve func(ctx context.Context, l *link.Link)
-	// Retire empties the live link of a relay that is in the config no more,
-	// before it is closed. It returns early when ctx is done. Nil: links are closed at once.
-	Retire func(ctx context.Context, l *link.Link)
-	// Refused is called when every relay has said that it doesn't know this
-	// node's key, and no link is live: whatever waits for one waits in vain.
-	// It must not block. Nil: ignored.
-	Refused func()
-	// ID is what this node calls itself.
-	ID string
-	// Logger gets a line where a relay can't be dialled at all, or calls this node otherwise. Nil: none.
-	Logger *slog.Logger
+	config   Config
+	instance wire.Instance
+	windows  *link.Budget // of all links
+	forced   chan struct{}
+	force    sync.Once
 
 	mu      sync.Mutex
-	running context.Context    // that of Run, while new dialers may begin
+	running context.Context    // that of Run; nil while no dialer may begin
 	members map[string]*member // by address
-	order   []string           // as in the config
+	order   []string           // addresses, as in the config
 	live    []liveLink
-	changed chan struct{}
-	work    sync.WaitGroup // of the dialers
+	changed chan struct{}  // closed at the next change; nil if nobody waits
+	work    sync.WaitGroup // dialers and retirements
 }
 
 // A member is one relay of the set, or one that is retiring.
 type member struct {
-	relay  Relay
-	dialer *link.Dialer
-	// refused: the relay has not known this node's key when it was dialled last.
-	refused bool
+	relay   config.Relay
+	dialer  *link.Dialer
+	refused bool               // at the last dial the relay did not know this node's key
 	called  string             // what the relay calls this node; empty until it has said so
 	stop    context.CancelFunc // ends the dialer; nil until it runs
-	keep    context.CancelFunc // ends the retirement; nil if the relay isn't retiring
+	keep    context.CancelFunc // ends the retirement; nil if the relay is not retiring
 }
 
 type liveLink struct {
@@ -71,8 +82,19 @@ type liveLink struct {
 	member *member
 }
 
-// Run dials the relays until ctx is done, and returns when all links are
-// closed and Serve has returned for each.
+// New makes a Set without relays.
+func New(c Config) *Set {
+	return &Set{
+		config:   c,
+		instance: wire.NewInstance(),
+		windows:  link.NewBudget(0), // Apply sets it
+		forced:   make(chan struct{}),
+		members:  make(map[string]*member),
+	}
+}
+
+// Run dials the relays until ctx is done. It returns when all links are closed and Serve has
+// returned for each. Call it once.
 func (s *Set) Run(ctx context.Context) error {
 	s.mu.Lock()
 	s.running = ctx
@@ -88,7 +110,7 @@ func (s *Set) Run(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// startLocked dials a relay, once the set runs.
+// startLocked dials a relay if the set runs.
 func (s *Set) startLocked(m *member) {
 	if s.running == nil || s.running.Err() != nil {
 		return
@@ -97,49 +119,45 @@ func (s *Set) startLocked(m *member) {
 	m.stop = stop
 	s.work.Go(func() {
 		defer stop()
-		if err := m.dialer.Run(ctx); err != nil && ctx.Err() == nil && s.Logger != nil {
-			s.Logger.Error("relay can't be dialled", slog.String("relay", m.relay.Address), slog.Any("error", err))
+		if err := m.dialer.Run(ctx); err != nil && ctx.Err() == nil {
+			s.cannotDial(m, err)
 		}
 	})
 }
 
-// Apply makes these the relays of the set. Those that stay are not disturbed;
-// new ones are dialled at once; the links of those that are gone are retired,
-// then closed.
-func (s *Set) Apply(relays []Relay) {
+func (s *Set) cannotDial(m *member, err error) {
+	s.config.Logger.Error("relay can't be dialled", slog.String("relay", m.relay.Address), slog.Any("error", err))
+}
+
+// Apply puts the relays and limits of a config in force. Limits count for links that are made from
+// now on.
+func (s *Set) Apply(next *config.Config) {
+	s.windows.SetLimit(int64(next.Limits.LinkMemory))
+	var limits link.Limits
+	if s.config.Limits != nil {
+		limits = s.config.Limits(next.Limits)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.members == nil {
-		s.members = make(map[string]*member)
-	}
-	for _, r := range relays {
+	s.order = nil
+	for _, r := range next.Relays {
+		s.order = append(s.order, r.Address)
 		m := s.members[r.Address]
-		if m != nil && !slices.Equal(m.relay.Keys, r.Keys) {
-			s.setKeysLocked(m, r.Keys)
-		}
 		if m == nil {
-			m = &member{relay: r, dialer: s.Dialer(r)}
-			m.dialer.Serve = func(ctx context.Context, l *link.Link) { s.serve(ctx, m, l) }
-			m.dialer.OnRefused = func() { s.refuse(m) }
-			m.dialer.OnWelcome = func(name string) { s.welcome(m, name) }
-			revoked := m.dialer.OnRevoked
-			m.dialer.OnRevoked = func(l *link.Link, r *wire.Revoked) {
-				if revoked != nil {
-					revoked(l, r)
-				}
-				s.askAgain()
-			}
-			s.members[r.Address] = m
-			s.startLocked(m)
+			s.joinLocked(r, limits)
+			continue
 		}
-		if m.keep != nil { // it has come back before it was gone
+		m.dialer.SetLimits(limits)
+		if !slices.Equal(m.relay.Keys, r.Keys) {
+			if err := m.dialer.SetKeys(r.Keys); err != nil {
+				s.cannotDial(m, err)
+			}
+		}
+		m.relay = r
+		if m.keep != nil { // it came back before it was gone
 			m.keep()
 			m.keep = nil
 		}
-	}
-	s.order = nil
-	for _, r := range relays {
-		s.order = append(s.order, r.Address)
 	}
 	for address, m := range s.members {
 		if m.keep == nil && !slices.Contains(s.order, address) {
@@ -149,24 +167,32 @@ func (s *Set) Apply(relays []Relay) {
 	s.changedLocked()
 }
 
-// setKeysLocked changes the keys of a relay, whose link goes on if it is to one of the new ones.
-func (s *Set) setKeysLocked(m *member, keys []ident.PublicKey) {
-	m.relay.Keys = keys
-	if err := m.dialer.SetKeys(keys); err != nil && s.Logger != nil {
-		s.Logger.Error("relay can't be dialled", slog.String("relay", m.relay.Address), slog.Any("error", err))
+// joinLocked makes a relay a member, and dials it if the set runs.
+func (s *Set) joinLocked(r config.Relay, limits link.Limits) {
+	limits.Windows = s.windows
+	d := &link.Dialer{
+		Address: r.Address, Keys: r.Keys, Identity: s.config.Identity, Instance: s.instance,
+		Logger: s.config.Logger, Limits: limits,
 	}
+	if s.config.Adjust != nil {
+		s.config.Adjust(d)
+	}
+	m := &member{relay: r, dialer: d}
+	revoked := d.OnRevoked
+	d.Serve = func(ctx context.Context, l *link.Link) { s.serve(ctx, m, l) }
+	d.OnRefused = func() { s.refuse(m) }
+	d.OnWelcome = func(name string) { s.welcome(m, name) }
+	d.OnRevoked = func(l *link.Link, r *wire.Revoked) {
+		if revoked != nil {
+			revoked(l, r)
+		}
+		s.askAgain()
+	}
+	s.members[r.Address] = m
+	s.startLocked(m)
 }
 
-// SetLimits changes the limits of the links that are made from then on.
-func (s *Set) SetLimits(limits link.Limits) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, m := range s.members {
-		m.dialer.SetLimits(limits)
-	}
-}
-
-// retireLocked lets a relay go.
+// retireLocked removes a relay once its link is empty.
 func (s *Set) retireLocked(m *member) {
 	if s.running == nil || m.stop == nil {
 		delete(s.members, m.relay.Address)
@@ -176,8 +202,8 @@ func (s *Set) retireLocked(m *member) {
 	m.keep = keep
 	s.work.Go(func() {
 		defer keep()
-		if l := m.dialer.State().Link; l != nil && s.Retire != nil {
-			s.Retire(ctx, l)
+		if l := m.dialer.State().Link; l != nil && s.config.Retire != nil {
+			s.config.Retire(ctx, l)
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -188,7 +214,7 @@ func (s *Set) retireLocked(m *member) {
 	})
 }
 
-// serve has a link counted among the live ones while it is one.
+// serve counts a link among the live ones while the role serves it.
 func (s *Set) serve(ctx context.Context, m *member, l *link.Link) {
 	s.mu.Lock()
 	m.refused = false
@@ -200,13 +226,11 @@ func (s *Set) serve(ctx context.Context, m *member, l *link.Link) {
 	watch.Go(func() {
 		select {
 		case <-l.PeerClosing():
-			s.mu.Lock()
-			s.changedLocked()
-			s.mu.Unlock()
+			s.askAgain()
 		case <-ctx.Done():
 		}
 	})
-	s.Serve(ctx, l)
+	s.config.Serve(ctx, l)
 	watch.Wait()
 
 	s.mu.Lock()
@@ -221,13 +245,13 @@ func (s *Set) welcome(m *member, name string) {
 	was := m.called
 	m.called = name
 	s.mu.Unlock()
-	if name != s.ID && name != was && s.Logger != nil {
-		s.Logger.Warn("the relay calls this node otherwise than its own config does",
-			slog.String("relay", m.relay.Address), slog.String("name", name), slog.String("id", s.ID))
+	if name != s.config.ID && name != was {
+		s.config.Logger.Warn("the relay calls this node otherwise than its own config does",
+			slog.String("relay", m.relay.Address), slog.String("name", name), slog.String("id", s.config.ID))
 	}
 }
 
-// refuse notes that a relay doesn't know this node's key.
+// refuse notes that a relay does not know this node's key.
 func (s *Set) refuse(m *member) {
 	s.mu.Lock()
 	m.refused = true
@@ -236,8 +260,8 @@ func (s *Set) refuse(m *member) {
 		all = all && (other.refused || other.keep != nil)
 	}
 	s.mu.Unlock()
-	if all && s.Refused != nil {
-		s.Refused()
+	if all && s.config.Refused != nil {
+		s.config.Refused()
 	}
 }
 
@@ -248,93 +272,39 @@ func (s *Set) changedLocked() {
 	}
 }
 
-// askAgain counts as a change what a relay now decides in another way: who was to wait before another try may get an answer.
+// askAgain closes Changed although the links are the same: a relay has withdrawn a right or is
+// closing, so whoever waits before another try may get an answer now.
 func (s *Set) askAgain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.changedLocked()
 }
 
-// Changed returns a channel that is closed when Live will next have changed, or a relay has withdrawn a right.
-func (s *Set) Changed() <-chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.changed == nil {
-		s.changed = make(chan struct{})
-	}
-	return s.changed
-}
+// drainPoll is the interval at which Drain asks whether something moves.
+const drainPoll = 100 * time.Millisecond
 
-// Live returns the links that new streams may be opened over, the lowest
-// smoothed round trip first: not those that are over, whose relay is closing,
-// or is in the config no more.
-func (s *Set) Live() []*link.Link {
-	type ranked struct {
-		link *link.Link
-		rtt  time.Duration
-	}
-	s.mu.Lock()
-	usable := make([]ranked, 0, len(s.live))
-	for _, l := range s.live {
-		if l.member.keep == nil && !isClosed(l.Done()) && !isClosed(l.PeerClosing()) {
-			usable = append(usable, ranked{l.Link, l.RTT()})
+// Drain gives the sessions over the links time to end: it returns when moving reports false, after
+// the timeout, when ended is closed, or after Force.
+func (s *Set) Drain(timeout time.Duration, moving func() bool, ended <-chan struct{}) {
+	expired := time.NewTimer(timeout)
+	defer expired.Stop()
+	poll := time.NewTicker(drainPoll)
+	defer poll.Stop()
+	for {
+		select {
+		case <-poll.C:
+			if !moving() {
+				return
+			}
+		case <-ended:
+			return
+		case <-expired.C:
+			return
+		case <-s.forced:
+			return
 		}
 	}
-	s.mu.Unlock()
-	slices.SortStableFunc(usable, func(a, b ranked) int { return int(a.rtt - b.rtt) })
-	links := make([]*link.Link, len(usable))
-	for i, u := range usable {
-		links[i] = u.link
-	}
-	return links
 }
 
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
-}
-
-// State is how a relay stands.
-type State struct {
-	Relay
-	Up        bool
-	Since     time.Time       // when the link came up or went down, or the dialling began
-	Attempts  int             // dials since then, while there is no link
-	LastError string          // why the last dial failed or the last link ended, for people
-	Reason    link.Reason     // the same in one word
-	NextDial  time.Time       // when the next dial begins, if it waits; otherwise zero
-	Called    string          // what the relay calls this node; empty until it has said so
-	Contested time.Time       // when another node with this one's key last took its place at the relay; zero if none has
-	Key       ident.PublicKey // that the relay has, of those in the config; zero while there is no link
-	Remote    netip.AddrPort  // where the relay's packets come from; invalid while there is no link
-	Closing   bool            // the relay has said that it is about to go
-	Stats     link.Stats      // of the live link
-	Socket    carrier.Stats
-	Totals    link.Totals // of all links and dials
-}
-
-// States tells how each relay of the config stands, in the config's order.
-func (s *Set) States() []State {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	states := make([]State, 0, len(s.order))
-	for _, address := range s.order {
-		m := s.members[address]
-		if m == nil {
-			continue
-		}
-		d := m.dialer.State()
-		state := State{Relay: m.relay, Since: d.Since, Attempts: d.Attempts, LastError: d.LastError, Reason: d.Reason, NextDial: d.NextDial, Called: m.called, Contested: d.Contested, Totals: m.dialer.Totals()}
-		if l := d.Link; l != nil {
-			state.Key = l.Key()
-			state.Up, state.Remote, state.Closing, state.Stats = true, l.RemoteAddr(), isClosed(l.PeerClosing()), l.Stats()
-			state.Socket = l.Socket().Stats()
-		}
-		states = append(states, state)
-	}
-	return states
-}
+// Force makes Drain return at once, also one that comes later.
+func (s *Set) Force() { s.force.Do(func() { close(s.forced) }) }
