@@ -135,3 +135,21 @@ func (b *budget) state() (used, limit int64) {
 	defer b.mu.Unlock()
 	return b.used, b.limit
 }
+
+// A holding is a session's part in the share that its peer has of a budget.
+type holding struct {
+	*share
+	refused time.Time // when the session got nothing last
+}
+
+// refusedLocked notes that the session goes on without what it wanted of a budget. A session counts once while that lasts.
+func (s *session) refusedLocked(h *holding) {
+	now := time.Now()
+	if now.Sub(h.refused) > shortFor && s.host.limitHit != nil {
+		s.host.limitHit(h.budget.name)
+	}
+	h.refused = now
+	if shortage, begins := h.refuse(now); begins && s.host.short != nil {
+		s.host.short(shortage)
+	}
+}

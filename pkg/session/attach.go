@@ -1,0 +1,308 @@
+package session
+
+import (
+	"errors"
+	"time"
+
+	"ptthqd/pkg/wire"
+)
+
+// Attach finds or makes the session that a stream is to carry which a relay has opened for client, and whose tip `incoming`
+// was read: inner is what it held. It owns st. Whoever has called it calls Carry on what it returns.
+func (v *Server) Attach(client string, inner wire.Message, st wire.Stream, via Route) Carrier {
+	return Carrier{v, v.attach(client, inner, st, via), st}
+}
+
+// A Carrier is a stream that carries a session, unless that was refused.
+type Carrier struct {
+	server  *Server
+	session *session // nil where it was refused
+	stream  wire.Stream
+}
+
+// Carry blocks as long as the stream is in use. It needs little stack: where a session is idle for days, it is in here.
+func (c Carrier) Carry() {
+	if c.session != nil {
+		err := c.session.readFrames(c.stream)
+		c.server.carried(c.session, c.stream, err)
+	}
+}
+
+// attach is Attach. Where there is no session it has said on st why.
+func (v *Server) attach(client string, inner wire.Message, st wire.Stream, via Route) *session {
+	switch m := inner.(type) {
+	case *wire.Open:
+		return v.open(client, m, st, via)
+	case *wire.Resume:
+		return v.resume(client, m, st, via)
+	}
+	v.refuse(st, &Refusal{wire.StatusMalformed, "the inner message is neither open nor resume"})
+	return nil
+}
+
+// open makes a session, or takes the newer stream for one that was made by an
+// attempt before this.
+func (v *Server) open(client string, m *wire.Open, st wire.Stream, via Route) *session {
+	key := sessionKey{client, m.Token}
+	info := Info{Client: client, Server: v.config.Node, Source: m.Source, Target: m.Target, Relay: via.Relay, Link: via.Link}
+	reject := func(r *Refusal) {
+		v.refuse(st, r)
+		info.ID = m.Token.ConnectionID()
+		v.report(Summary{Info: info, Status: r.Status, Text: r.Text, End: EndRefused})
+	}
+	if m.Version != wire.Version {
+		reject(&Refusal{wire.StatusVersion, wire.OtherVersion(m.Version)})
+		return nil
+	}
+	if m.Limit > 2*wire.MaxWindow {
+		reject(&Refusal{wire.StatusMalformed, "the limit is larger than any window"})
+		return nil
+	}
+	dial, refusal := v.config.Decide(client, m.Target)
+	if refusal != nil {
+		v.withdraw(key)
+		reject(refusal)
+		return nil
+	}
+	above, refusal := v.lineage(m.Origin, m.Source, m.Target)
+	if refusal != nil {
+		reject(refusal)
+		return nil
+	}
+	s, made, tomb, refusal := v.admit(key, m, info, above, dial, st, via)
+	switch {
+	case refusal != nil:
+		reject(refusal)
+		return nil
+	case tomb != nil:
+		v.complete(st, *tomb)
+		return nil
+	case made:
+		return s
+	}
+	return v.takeOver(s, m.Attempt, st, via, func() (uint64, *Refusal) {
+		if s.out.known > 0 || s.info.Target != m.Target {
+			return 0, &Refusal{wire.StatusMalformed, "a second opening of a session that is open"}
+		}
+		return 0, nil
+	})
+}
+
+// resume goes on with a session over a new stream.
+func (v *Server) resume(client string, m *wire.Resume, st wire.Stream, via Route) *session {
+	key := sessionKey{client, m.Token}
+	if m.Version != wire.Version {
+		v.refuse(st, &Refusal{wire.StatusVersion, wire.OtherVersion(m.Version)})
+		return nil
+	}
+	v.mu.Lock()
+	s, tomb := v.sessions[key], v.tombs[key]
+	v.mu.Unlock()
+	if s == nil {
+		if tomb != nil {
+			v.complete(st, tomb.granted)
+			return nil
+		}
+		refusal := v.unknown("the server doesn't know this session; it may have been restarted")
+		if _, no := v.config.Decide(client, m.Target); no != nil {
+			refusal = no // it ended when the right was withdrawn
+		}
+		v.refuse(st, refusal)
+		return nil
+	}
+	if m.Unconfirmed {
+		s.mu.Lock()
+		switch {
+		case m.Attempt <= s.attempt:
+			s.mu.Unlock()
+			v.refuse(st, &Refusal{wire.StatusNotNewest, "a newer attempt has been seen"})
+		case s.closed: // since it was found
+			v.epitaphLocked(s, st)
+		default:
+			v.endLocked(s, EndResetByP1, wire.CodeRevoked)
+			v.complete(st, wire.Granted{Version: wire.Version, Reset: true})
+		}
+		return nil
+	}
+	if _, refusal := v.config.Decide(client, m.Target); refusal != nil {
+		v.withdraw(key)
+		v.refuse(st, refusal)
+		return nil
+	}
+	return v.takeOver(s, m.Attempt, st, via, func() (uint64, *Refusal) {
+		if s.info.Target != m.Target {
+			return 0, &Refusal{wire.StatusMalformed, "the session has another target"}
+		}
+		if s.end == nil {
+			return 0, &Refusal{wire.StatusMalformed, "the session isn't open yet"}
+		}
+		if err := s.checkOffsetsLocked(m.Received, m.Acked, m.Limit); err != nil {
+			return 0, &Refusal{wire.StatusMalformed, err.Error()}
+		}
+		s.out.limit = m.Limit   // which may be lower than before
+		s.out.sent = m.Received // what was sent beyond that is lost
+		if err := s.ackLocked(m.Acked - s.out.acked); err != nil {
+			return 0, &Refusal{wire.StatusMalformed, err.Error()}
+		}
+		s.info.Resumes++
+		return m.Received, nil
+	})
+}
+
+// unknown is the answer about a session that this process does not know.
+func (v *Server) unknown(text string) *Refusal {
+	if v.config.Contested != nil && v.config.Contested() {
+		return &Refusal{wire.StatusNotConnected, "another process with this server's key may have the session"}
+	}
+	return &Refusal{wire.StatusNoSession, text}
+}
+
+// takeOver makes st the stream of a session that exists, if attempt is the
+// newest. check is called when nobody reads or writes the old stream any more,
+// with the lock held: it says from which offset on to send, or why not to.
+// takeOver returns the session if st is to carry it.
+func (v *Server) takeOver(s *session, attempt uint64, st wire.Stream, via Route, check func() (uint64, *Refusal)) *session {
+	s.mu.Lock()
+	if attempt <= s.attempt {
+		s.mu.Unlock()
+		v.refuse(st, &Refusal{wire.StatusNotNewest, "a newer attempt has been seen"})
+		return nil
+	}
+	s.attempt = attempt
+	old := s.stream
+	if old != nil {
+		s.detachLocked()
+		old.Reset(wire.CodeLost)
+	}
+	for (s.reading || s.writing) && s.attempt == attempt && !s.closed {
+		s.cond.Wait()
+	}
+	switch {
+	case s.attempt != attempt:
+		s.mu.Unlock()
+		v.refuse(st, &Refusal{wire.StatusNotNewest, "a newer attempt has been seen"})
+		return nil
+	case s.closed || s.reset != nil || s.ended:
+		s.settle()
+		v.epitaphLocked(s, st)
+		return nil
+	}
+	sent, refusal := check()
+	if refusal != nil {
+		s.brokenLocked(errors.New(refusal.Text))
+		v.endLocked(s, EndProtocol, wire.CodeProtocol)
+		v.refuse(st, refusal)
+		return nil
+	}
+	v.reattached(s)
+	s.takeBackLocked()
+	s.regainLocked(time.Now())
+	s.attachLocked(st, via, sent)
+	s.frozen = true // nothing goes before the reply
+	if s.end == nil {
+		s.mu.Unlock() // the reply follows when P5 is dialled
+	} else {
+		if !s.ended {
+			s.tellResumedLocked(via.Relay, attempt, 0)
+		}
+		v.grantLocked(s)
+	}
+	return s
+}
+
+// carried decides what the end of st means.
+func (v *Server) carried(s *session, st wire.Stream, err error) {
+	s.mu.Lock()
+	if s.stream != st {
+		closed := s.closed
+		s.mu.Unlock()
+		if closed {
+			drain(st) // a refusal may be on its way
+		} else {
+			st.Reset(wire.CodeLost)
+		}
+		return
+	}
+	var bad *protocolError
+	var reset *wire.ResetError
+	switch {
+	case errors.Is(err, errEnded):
+		s.mu.Unlock()
+		s.sayGoodbye(st)
+		s.mu.Lock()
+		if s.stream == st {
+			s.detachLocked()
+			s.settle()
+		}
+		s.mu.Unlock()
+		return
+	case errors.As(err, &bad):
+		s.brokenLocked(bad)
+		v.endLocked(s, EndProtocol, wire.CodeProtocol)
+		return
+	case errors.As(err, &reset) && reset.Remote && reset.Code == wire.CodeProtocol:
+		s.foundBrokenLocked()
+		v.endLocked(s, EndProtocol, wire.CodeProtocol)
+		return
+	case errors.As(err, &reset) && reset.Remote && reset.Code == wire.CodeRevoked:
+		if s.reset == nil {
+			s.endedBy = "relay"
+		}
+		v.endLocked(s, EndRevoked, wire.CodeRevoked)
+		return
+	}
+	s.detachLocked() // writers see that and stop
+	st.Reset(wire.CodeLost)
+	if s.reset != nil || s.ended {
+		s.settle()
+		s.mu.Unlock()
+		return
+	}
+	v.detached(s, err)
+	s.mu.Unlock()
+}
+
+// detached lets s wait for another stream, within the limits. The caller holds
+// its lock.
+func (v *Server) detached(s *session, why error) {
+	if s.end != nil {
+		s.setState(Detached)
+		s.tellDetachedLocked(why.Error())
+	}
+	v.mu.Lock()
+	of := v.clients[s.info.Client]
+	of.detached++
+	over := of.detached > v.config.Limits.DetachedPerPeer
+	v.mu.Unlock()
+	s.waiting = true
+	s.takeBackLocked()
+	if over {
+		v.limitHit(limitDetached)
+		s.resetLocked(EndExpired, resetByExpiry)
+		return
+	}
+	s.expiry = time.AfterFunc(s.granted, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.stream == nil && s.waiting {
+			s.resetLocked(EndExpired, resetByExpiry)
+		}
+	})
+}
+
+// reattached is the opposite of detached. The caller holds the lock of s.
+func (v *Server) reattached(s *session) {
+	if !s.waiting {
+		return
+	}
+	s.waiting = false
+	if s.expiry != nil {
+		s.expiry.Stop()
+		s.expiry = nil
+	}
+	v.mu.Lock()
+	if of := v.clients[s.info.Client]; of != nil {
+		of.detached--
+	}
+	v.mu.Unlock()
+}

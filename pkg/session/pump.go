@@ -1,0 +1,251 @@
+package session
+
+import (
+	"errors"
+	"io"
+	"time"
+
+	"ptthqd/pkg/wire"
+)
+
+// readTCP is the life of pump, among the session's work.
+func (s *session) readTCP() {
+	if s.pump() {
+		s.work.Go(s.readTCP)
+	}
+}
+
+// pump reads the TCP side until it ends, and sends what it reads. It is the
+// session's second goroutine, and ends when the TCP side is closed; or, with true,
+// when it is to go on in a fresh goroutine.
+func (s *session) pump() (again bool) {
+	for s.mayRead() {
+		n, err := s.end.read(s.onRead, s.onCancel)
+		s.mu.Lock()
+		s.out.listening = false
+		if err != nil && isTimeout(err) && s.resting {
+			s.resting = false
+			s.mu.Unlock()
+			s.end.wakeBy(time.Time{})
+			return true
+		}
+		if n > 0 {
+			s.appendLocked(n)
+		}
+		if err != nil {
+			s.endOfTCPLocked(err)
+		}
+		s.sendLocked(true)
+		if err != nil {
+			return false
+		}
+	}
+	return false
+}
+
+// restLocked has pump, which waits and is likely to wait for long, go on in a fresh goroutine: sending has made its stack
+// twice as large as waiting needs, and no stack shrinks that far (the runtime takes off half of one if less than a quarter is
+// used, with 800 bytes of its own). That is 2 KiB of about 16.
+func (s *session) restLocked() {
+	if s.out.listening && !s.resting {
+		s.resting = s.end.wakeBy(longAgo)
+	}
+}
+
+// prime reads what the TCP side has sent already, without waiting for more, so
+// that the first bytes go in the packet that opens the session.
+func (s *session) prime() {
+	if n := s.end.tryRead(s.onRead, s.onCancel); n > 0 {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.appendLocked(n)
+	}
+}
+
+// firstFrame is a frame with the first n bytes, if they are here and short
+// enough to be copied. They count as sent from sentFirstLocked on.
+func (s *session) firstFrame() (frame []byte, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.out.pieces.empty() {
+		return nil, 0
+	}
+	p := s.out.pieces.first()
+	if n = p.end - p.start; n > smallBuffer {
+		return nil, 0
+	}
+	f := wire.Frame{Kind: wire.FrameData, Value: uint64(n)}
+	return append(f.Append(nil), p.buf.b[p.start:p.end]...), n
+}
+
+// sentFirstLocked notes that the first n bytes went with the opening.
+func (s *session) sentFirstLocked(n int) {
+	s.out.advance(n)
+	s.out.paid = s.out.sent
+	if s.quota != nil {
+		s.quota.overdraw(int64(n))
+	}
+}
+
+// mayRead waits until more may be read from TCP: there is room in the window
+// and in the budget, and what was read before is on its way, or waits for a
+// stream. It returns false when there will never be.
+func (s *session) mayRead() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		switch {
+		case s.closed || s.reset != nil:
+			return false
+		case s.roomLocked() && s.budgetLocked():
+			s.out.short, s.out.listening = false, true
+			return true
+		}
+		s.out.short = s.out.sent == s.out.read && s.out.read < s.out.limit
+		if s.askLocked() {
+			s.sendLocked(true)
+			s.mu.Lock()
+			continue
+		}
+		s.cond.Wait()
+	}
+}
+
+// roomLocked tells whether more may be read from TCP but for the budget.
+func (s *session) roomLocked() bool {
+	return s.out.read < s.boundLocked() && (s.stream == nil || s.frozen || s.out.sent == s.out.read)
+}
+
+// boundLocked is up to where TCP may be read: what the peer allows, and no more than the largest window of this process.
+func (s *session) boundLocked() uint64 {
+	return min(s.out.limit, s.out.acked+s.host.maxWindow.Load())
+}
+
+// wakeReaderLocked has mayRead look again, if there may be something for it. Where many send, most wait for something else.
+func (s *session) wakeReaderLocked() {
+	if s.roomLocked() {
+		s.cond.Broadcast()
+	}
+}
+
+// A session that has nothing of the budget reads floorPiece bytes at most at a time, while no more than floorSent bytes are not
+// acknowledged: 64 KiB, the floor, and one piece, as that many may have arrived when the acknowledgement of what came before left.
+// With the pieces that are acknowledged in part, it retains floorRetained at most, and one piece.
+const (
+	floorPiece    = wire.InitialWindow / 4
+	floorSent     = wire.InitialWindow + floorPiece
+	floorRetained = floorSent + 2*floorPiece
+)
+
+// budgetLocked makes sure that the next read, if it brings the retained bytes
+// above the floor, is within the peer's share of the process's budget. Below the floor it always
+// is. The sweep wakes who was refused. While there is no stream nothing is taken of the budget: what
+// would be kept might be kept for as long as the session waits.
+func (s *session) budgetLocked() bool {
+	s.most = largeBuffer
+	want := s.out.retained + int64(s.hint) - wire.InitialWindow - s.out.budgeted
+	if want <= 0 {
+		return true
+	}
+	if s.stream != nil {
+		if s.retained.take(want) {
+			s.out.budgeted += want
+			return true
+		}
+		s.refusedLocked(&s.retained)
+		s.warmLocked()
+	}
+	s.most = floorPiece
+	return s.out.read-s.out.acked <= floorSent && s.out.retained <= floorRetained
+}
+
+// reserve finds memory for the next read: the rest of the last piece's buffer,
+// if that is a quarter of it at least, or a buffer as large as the reads have
+// been of late. So what is kept takes little more memory than it counts,
+// whatever the size of the reads.
+func (s *session) reserve() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.reserved
+	if b == nil {
+		if !s.out.pieces.empty() {
+			if last := s.out.pieces.last().buf; len(last.b)-last.used-headroom >= len(last.b)/4 {
+				b = last
+				b.refs++
+			}
+		}
+		if b == nil {
+			b = takeBuffer(s.hint + headroom)
+		}
+		s.reserved = b
+	}
+	s.room = min(len(b.b)-b.used-headroom, s.most)
+	if bound := s.boundLocked(); bound > s.out.read {
+		s.room = int(min(uint64(s.room), bound-s.out.read))
+	} else { // it was lowered while this read was waited for
+		s.room = min(s.room, floorPiece)
+	}
+	start := b.used + headroom
+	return b.b[start : start+s.room]
+}
+
+// unreserve gives the reservation back.
+func (s *session) unreserve() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.reserved != nil {
+		s.reserved.unref()
+		s.reserved = nil
+	}
+}
+
+// appendLocked makes the n bytes that were read into the reservation a piece.
+func (s *session) appendLocked(n int) {
+	b := s.reserved
+	s.reserved = nil
+	// The first read that fills what it was given asks for large buffers; one
+	// that would have fitted into a small one takes that back.
+	if s.hint = smallBuffer - headroom; n >= min(s.hint, s.room) {
+		s.hint = largeBuffer - headroom
+	}
+	if s.closed || s.reset != nil {
+		b.unref()
+		return
+	}
+	start := b.used + headroom
+	b.used = start + n
+	s.out.pieces.push(piece{buf: b, start: start, end: start + n, offset: s.out.read})
+	s.out.read += uint64(n)
+	s.out.retained += int64(n) + pieceCost
+	s.touchLocked()
+}
+
+func (s *session) endOfTCPLocked(err error) {
+	if s.closed || s.reset != nil {
+		return
+	}
+	if errors.Is(err, io.EOF) {
+		s.out.fin = true
+		s.touchLocked() // from now on the sweep looks whether the TCP side is there
+		s.closeTCPLocked()
+		return
+	}
+	s.resetLocked(s.resetByTCP(), resetByTCP)
+}
+
+// resetByTCP names the end when the TCP side is reset.
+func (s *session) resetByTCP() End {
+	if s.server {
+		return EndResetByP5
+	}
+	return EndResetByP1
+}
+
+// closeTCPLocked closes the TCP side once both of its directions are done. Nobody reads or writes it any more by then, so
+// unlike another close it waits for nobody.
+func (s *session) closeTCPLocked() {
+	if s.out.fin && s.in.done() && s.end != nil && !s.hungUp {
+		s.hungUp = true
+		closeConn(s.end)
+	}
+}

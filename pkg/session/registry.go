@@ -1,0 +1,152 @@
+package session
+
+import (
+	"time"
+
+	"ptthqd/pkg/wire"
+)
+
+type sessionKey struct {
+	client string
+	token  wire.Token
+}
+
+// load is what one client takes.
+type load struct{ sessions, detached int }
+
+// A tombstone answers for a session that has ended. While it does, there is no
+// other session under its key.
+type tombstone struct {
+	key     sessionKey
+	granted wire.Granted
+	expires time.Time
+}
+
+// admit finds the session of an open, its tombstone, or makes one, within the
+// limits, and begins its life. Whoever finds a new one in the table, to end it
+// or to take it over, finds it with its stream.
+func (v *Server) admit(key sessionKey, m *wire.Open, info Info, above []string, dial Dial, st wire.Stream, via Route) (s *session, made bool, tomb *wire.Granted, r *Refusal) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if t := v.tombs[key]; t != nil {
+		return nil, false, &t.granted, nil
+	}
+	if s := v.sessions[key]; s != nil {
+		return s, false, nil, nil
+	}
+	of := v.clients[key.client]
+	if of == nil {
+		of = new(load)
+	}
+	switch {
+	case v.stopped:
+		return nil, false, nil, &Refusal{wire.StatusRefused, "the server is stopping"}
+	case m.Attempt > 1 && m.Age > time.Since(v.started):
+		return nil, false, nil, v.unknown("the server has restarted since the first attempt")
+	case len(v.sessions) >= v.config.Limits.Sessions:
+		v.limitHit(limitSessions)
+		return nil, false, nil, &Refusal{wire.StatusTooMany, "the server has as many sessions as its limit allows"}
+	case of.sessions >= v.config.Limits.SessionsPerPeer:
+		v.limitHit(limitPerClient)
+		return nil, false, nil, &Refusal{wire.StatusTooMany, "the client has as many sessions at the server as the limit allows"}
+	}
+	of.sessions++
+	v.clients[key.client] = of
+	s = newSession(v.host, true, key.token, info)
+	s.attempt, s.origin, s.above = m.Attempt, m.Origin, above
+	s.granted = min(m.ResumeTimeout, v.config.ResumeTimeout)
+	s.settle = func() { v.bury(key, s) }
+	s.mu.Lock() // out of order, but nobody else knows the session yet
+	s.attachLocked(st, via, 0)
+	s.frozen = true // nothing goes before the reply
+	s.out.limit = m.Limit
+	s.mu.Unlock()
+	v.sessions[key] = s
+	v.all.Go(func() { v.live(s, dial) })
+	return s, true, nil, nil
+}
+
+// removed takes a closed session out of the table. The caller holds its lock.
+func (v *Server) removed(s *session) {
+	v.reattached(s)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.removeLocked(sessionKey{s.info.Client, s.token}, s)
+}
+
+func (v *Server) removeLocked(key sessionKey, s *session) {
+	if v.sessions[key] != s {
+		return
+	}
+	delete(v.sessions, key)
+	v.undialLocked(s)
+	if of := v.clients[key.client]; of != nil {
+		if of.sessions--; of.sessions == 0 {
+			delete(v.clients, key.client)
+		}
+	}
+}
+
+// bury closes a session that was reset or has ended, and leaves a tombstone.
+// The caller holds the session's lock.
+func (v *Server) bury(key sessionKey, s *session) {
+	if s.closed {
+		return
+	}
+	end := EndClosed
+	if s.reset != nil {
+		end = *s.reset
+	}
+	granted := wire.Granted{
+		Version: wire.Version, Received: s.in.received, Acked: s.in.acked, Limit: s.in.limit,
+		Reset: s.reset != nil,
+	}
+	sum := Summary{End: end}
+	if s.end != nil { // it was dialled
+		sum.Status = wire.StatusOpen
+	}
+	s.closeLocked(sum)
+	v.reattached(s)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.removeLocked(key, s)
+	if end == EndRevoked || end == EndExpired || v.stopped {
+		return // 403 or 410 will answer
+	}
+	if len(v.order) >= v.config.Limits.Tombstones {
+		v.forgetLocked(1)
+	}
+	t := &tombstone{key, granted, time.Now().Add(tombstoneTime)}
+	v.tombs[key] = t
+	v.order = append(v.order, t)
+	if v.burial == nil {
+		v.burial = time.AfterFunc(tombstoneTime, v.forget)
+	}
+}
+
+// forget drops the tombstones that have expired.
+func (v *Server) forget() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	now := time.Now()
+	n := 0
+	for n < len(v.order) && !v.order[n].expires.After(now) {
+		n++
+	}
+	v.forgetLocked(n)
+	v.burial = nil
+	if len(v.order) > 0 && !v.stopped {
+		v.burial = time.AfterFunc(v.order[0].expires.Sub(now), v.forget)
+	}
+}
+
+// forgetLocked drops the n oldest tombstones.
+func (v *Server) forgetLocked(n int) {
+	for i, t := range v.order[:n] {
+		delete(v.tombs, t.key)
+		v.order[i] = nil
+	}
+	if v.order = v.order[n:]; len(v.order) == 0 {
+		v.order = nil
+	}
+}

@@ -1,0 +1,232 @@
+package session
+
+import (
+	"context"
+	"time"
+
+	"ptthqd/pkg/wire"
+)
+
+const (
+	// sweepInterval is how long the acknowledgement of an end waits for data to ride on.
+	sweepInterval = 100 * time.Millisecond
+	// ackPatience is how long that of data does, when no more comes: there is room for more, or it would have been sent. Where
+	// a thousand send, most are silent for longer than sweepInterval before their turn comes again.
+	ackPatience = 500 * time.Millisecond
+	// busyFor is how long after its last data a stream is watched for a dead
+	// path (PROTOCOL.md, section 6).
+	busyFor = 10 * time.Second
+	// silenceBeforePing and minPongWait are from there too.
+	silenceBeforePing = time.Second
+	minPongWait       = time.Second
+	// idleBeforeYield is when a sender gives back its window above the floor
+	// (section 5, rule 3).
+	idleBeforeYield = 30 * time.Second
+)
+
+// sweep visits the warm sessions until ctx is done.
+func (h *host) sweep(ctx context.Context) {
+	for {
+		select {
+		case <-h.warmed:
+		case <-ctx.Done():
+			return
+		}
+		h.sweepWhileWarm(ctx)
+	}
+}
+
+func (h *host) sweepWhileWarm(ctx context.Context) {
+	h.clock.Hold()
+	defer h.clock.Release()
+	tick := time.NewTicker(sweepInterval)
+	defer tick.Stop()
+	var visit []*session
+	var lines []*line
+	for n := 0; ; n++ {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		at := h.clock.Now()
+		wanted := false
+		lines = h.lines.all(lines[:0])
+		for _, l := range lines {
+			dead := l.judge(at)
+			if h.all == nil {
+				continue // who accepts sessions moves none
+			}
+			if dead {
+				h.leave(l)
+			}
+			wanted = wanted || l.wanted
+		}
+		clear(lines)
+		h.mu.Lock()
+		visit = visit[:0]
+		for s := range h.warm {
+			visit = append(visit, s)
+		}
+		rest := len(h.tepid)
+		if n%10 == 0 || wanted {
+			for s := range h.tepid {
+				visit = append(visit, s)
+			}
+		}
+		h.mu.Unlock()
+		if len(visit)+rest == 0 {
+			return
+		}
+		now := time.Now()
+		for _, s := range visit {
+			s.sweep(now, at)
+		}
+		clear(visit)
+	}
+}
+
+// leave makes all sessions go elsewhere whose path is dead.
+func (h *host) leave(l *line) {
+	for _, s := range h.all() {
+		s.mu.Lock()
+		if s.line == l && s.info.State != Opening {
+			s.pingDue, s.pingSince, s.pingSent = false, time.Time{}, time.Time{}
+			s.moveLocked(deadPath)
+		}
+		s.mu.Unlock()
+	}
+}
+
+// warmLocked makes the sweep visit s.
+func (s *session) warmLocked() {
+	if s.warm && !s.tepid || s.closed {
+		return
+	}
+	s.warm, s.tepid = true, false
+	h := s.host
+	h.mu.Lock()
+	h.warm[s] = struct{}{}
+	delete(h.tepid, s)
+	h.mu.Unlock()
+	select {
+	case h.warmed <- struct{}{}:
+	default:
+	}
+}
+
+// tepidLocked makes the sweep visit s less often.
+func (s *session) tepidLocked() {
+	if !s.warm || s.tepid {
+		return
+	}
+	s.tepid = true
+	h := s.host
+	h.mu.Lock()
+	delete(h.warm, s)
+	h.tepid[s] = struct{}{}
+	h.mu.Unlock()
+}
+
+// cool makes the sweep forget s, whose lock the caller holds.
+func (h *host) cool(s *session) {
+	if !s.warm {
+		return
+	}
+	s.warm, s.tepid = false, false
+	h.mu.Lock()
+	delete(h.warm, s)
+	delete(h.tepid, s)
+	h.mu.Unlock()
+}
+
+// touchLocked notes that data went by.
+func (s *session) touchLocked() {
+	s.lastData = time.Now()
+	if s.line != nil {
+		mark(&s.line.carried)
+	}
+	s.warmLocked()
+}
+
+// sweep does what time alone brings about. at is the process's time.
+func (s *session) sweep(now time.Time, at time.Duration) {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return
+	}
+	if !s.lookLocked(now) {
+		s.mu.Unlock()
+		return
+	}
+	s.wakeReaderLocked() // whoever was refused a budget asks again
+	if s.stream == nil {
+		s.mu.Unlock()
+		return
+	}
+	idle := now.Sub(s.lastData)
+	if s.in.acked != s.in.ackedSaid && (s.in.fin || idle >= ackPatience && s.line.mayAcknowledge()) {
+		s.ackDue = true
+	}
+	silent := now.Sub(s.lastIn)
+	onLink := s.out.onLink() > 0
+	if !s.server && s.info.State != Opening {
+		s.questionLocked(now, at)
+	}
+	if onLink && s.pingSince.IsZero() && (silent > silenceBeforePing && s.line.mayAsk() || s.quota.asks(now)) {
+		s.pingLocked(now) // has what was sent arrived? It may be far from being acknowledged
+	}
+	if idle > silenceBeforePing && s.restsLocked() {
+		s.tepidLocked()
+	}
+	if idle > idleBeforeYield && s.out.sent == s.out.read && !onLink {
+		if credit := s.out.limit - s.out.sent; credit > wire.InitialWindow {
+			s.yield += credit - wire.InitialWindow
+			s.out.limit -= credit - wire.InitialWindow
+		}
+		if s.mayCoolLocked() {
+			s.host.cool(s)
+			s.watchLocked()
+			s.restLocked()
+		}
+	}
+	s.sendLocked(false)
+}
+
+// questionLocked asks for a sign of life where the path is silent, or this session's stream.
+func (s *session) questionLocked(now time.Time, at time.Duration) {
+	waiting := !s.pingSince.IsZero()
+	switch {
+	case s.line.wanted:
+		s.line.asking(at)
+		if !waiting { // else it has asked already
+			s.pingLocked(now)
+		}
+	case !waiting && now.Sub(s.lastIn) > stuckAfter && now.Sub(s.lastData) < busyFor && s.line.mayAsk():
+		s.pingLocked(now)
+	}
+	switch {
+	case !waiting || s.waitsSince == 0 || s.lastIn.After(s.pingSince):
+		s.waitsSince = at
+	case at-s.waitsSince > 10*s.line.patience():
+		// The path carries, or it would be dead for all: it is this stream that is stuck.
+		s.pingDue, s.pingSince, s.pingSent = false, time.Time{}, time.Time{}
+		s.moveLocked(deadPath)
+	}
+}
+
+// restsLocked reports whether nothing is under way either way.
+func (s *session) restsLocked() bool {
+	return s.in.acked == s.in.ackedSaid && s.in.queue.empty() && s.out.onLink() == 0 && s.out.sent == s.out.read &&
+		s.pingSince.IsZero() && s.mayCoolLocked()
+}
+
+// moveLocked makes the frame reader leave its stream, at P2.
+func (s *session) moveLocked(why string) {
+	if s.stream == nil || s.moving != "" || s.closed || s.reset != nil {
+		return
+	}
+	s.moving = why
+	_ = s.stream.SetReadDeadline(longAgo)
+}
