@@ -18,17 +18,19 @@ import (
 	"time"
 )
 
-// The load generator is both ends of a forwarded connection: P1 in front of a tunnel (`bench load`), P5 behind it (`bench
-// serve`). Each is a process of its own, so that it can run on another host, in a network namespace, and so that
-// its memory is nobody else's.
+// The load generator is both ends of a forwarded connection: P1 in front of a tunnel (`bench load`)
+// and P5 behind it (`bench serve`). Each is a process of its own, so that it can run in the network
+// namespace of another host, and so that its memory is not counted with another's.
 
-// A connection begins with a request of requestSize bytes: what is to happen, and for how long or how much.
+// A connection begins with a request of requestSize bytes: an operation, and its time or amount.
 //
 //	echo      the server returns each byte
-//	upload    the server answers with a byte; the client sends blocks, and gets how many bytes the server has got
+//	upload    the server answers with a byte; the client sends blocks; the server answers with the
+//	          number of bytes that it has received
 //	download  the server answers with a byte, waits for one, and sends blocks
 //
-// The first byte of a block tells whether it is the last one, so that nothing depends on the tunnel's half-close.
+// The first byte of a block is 1 in the last block, so that nothing depends on the tunnel's
+// half-close.
 const (
 	opEcho     = 'E'
 	opUpload   = 'U'
@@ -39,24 +41,26 @@ const (
 	blockSize   = 64 << 10
 )
 
-// An amount is how much is to be sent: blocks for a time or, if bytes isn't 0, so many bytes, in whole blocks.
+// An amount is what a transfer sends: blocks for a time or, if bytes is not 0, so many bytes in
+// whole blocks.
 type amount struct {
 	time  time.Duration
 	bytes uint64
 }
 
 func request(op byte, a amount) []byte {
-	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64([]byte{op}, uint64(a.time)), a.bytes)
+	head := binary.BigEndian.AppendUint64([]byte{op}, uint64(a.time))
+	return binary.BigEndian.AppendUint64(head, a.bytes)
 }
 
-// stall is how long a connection may make no progress.
+// stall is the longest time that a connection may make no progress.
 const stall = 2 * time.Minute
 
-// sendBlocks sends the amount, and one block at least.
+// sendBlocks sends the amount, at least one block.
 func sendBlocks(conn net.Conn, a amount) error {
 	block := make([]byte, blockSize)
 	for i := range block {
-		block[i] = byte(i * 7) // nobody checks it; that all bytes arrive right is what the tests are for
+		block[i] = byte(i * 7) // not checked here; tests check that all bytes arrive unchanged
 	}
 	end := time.Now().Add(a.time)
 	for sent := uint64(blockSize); ; sent += blockSize {
@@ -78,7 +82,7 @@ func sendBlocks(conn net.Conn, a amount) error {
 	}
 }
 
-// receiveBlocks counts bytes up to the last block.
+// receiveBlocks reads blocks up to the last one and returns the number of bytes.
 func receiveBlocks(conn net.Conn) (got uint64, err error) {
 	block := make([]byte, blockSize)
 	for {
@@ -94,7 +98,7 @@ func receiveBlocks(conn net.Conn) (got uint64, err error) {
 	}
 }
 
-// runServe is `bench serve`: it prints its port and answers until it is ended.
+// runServe is `bench serve`. It prints its port and answers connections for ever.
 func runServe(args []string) error {
 	flags := flag.NewFlagSet("bench serve", flag.ExitOnError)
 	listen := flags.String("listen", "127.0.0.1:0", "`ADDRESS` to listen on")
@@ -131,7 +135,8 @@ func answer(conn net.Conn) {
 		}
 	case opDownload:
 		if exchange(conn, head[:1]) == nil {
-			_ = sendBlocks(conn, amount{time.Duration(binary.BigEndian.Uint64(head[1:])), binary.BigEndian.Uint64(head[9:])})
+			d, bytes := binary.BigEndian.Uint64(head[1:]), binary.BigEndian.Uint64(head[9:])
+			_ = sendBlocks(conn, amount{time.Duration(d), bytes})
 		}
 	}
 }
@@ -149,7 +154,7 @@ func echo(conn net.Conn) {
 	}
 }
 
-// load is what `bench load` is asked for, as its flags say.
+// load is a measurement, as the flags of `bench load` describe it.
 type load struct {
 	to      string
 	mode    string
@@ -157,33 +162,37 @@ type load struct {
 	warmup  float64 // loaded: how long the bulk runs before the first message
 	streams int     // bulk and loaded: at once
 	kib     int     // bulk: what each stream sends, instead of sending for a time
-	gate    bool    // bulk: when all connections are open, print a line and wait for one
+	gate    bool    // bulk: print a line when all connections are open, and wait for one
 	down    bool    // bulk and loaded: the server sends
 	atOnce  int     // connect and hold: connections being opened at the same time
 	count   int     // hold: connections to hold
 }
 
 func (l *load) flags(set *flag.FlagSet) {
-	set.StringVar(&l.to, "to", "127.0.0.1:9000", "`ADDRESS` of the tunnel's client side, or of `bench serve` itself")
+	set.StringVar(&l.to, "to", "127.0.0.1:9000", "`ADDRESS` of the tunnel's client, or of bench serve itself")
 	set.Float64Var(&l.seconds, "seconds", 2, "how long to measure")
-	set.Float64Var(&l.warmup, "warmup", 0.5, "loaded: how long the bulk runs before the first message, in seconds")
+	set.Float64Var(&l.warmup, "warmup", 0.5, "loaded: seconds of bulk before the first message")
 	set.IntVar(&l.streams, "streams", 1, "bulk, loaded: streams at once")
-	set.IntVar(&l.kib, "kib", 0, "bulk: what each stream carries, in KiB, instead of going on for a time")
-	set.BoolVar(&l.gate, "gate", false, "bulk: when all connections are open, print a line, and begin when standard input has one or ends")
+	set.IntVar(&l.kib, "kib", 0, "bulk: KiB that each stream carries, instead of sending for a time")
+	set.BoolVar(&l.gate, "gate", false, "bulk: print a line when all connections are open, "+
+		"and begin when standard input has a line or ends")
 	set.BoolVar(&l.down, "down", false, "bulk, loaded: towards this end")
 	set.IntVar(&l.atOnce, "at-once", 16, "connect, hold: connections being opened at the same time")
 	set.IntVar(&l.count, "count", 1000, "hold: connections to hold")
 }
 
-// args are the flags that make another process do the same.
+// args returns the arguments that make another process do this measurement.
 func (l load) args() []string {
 	return []string{
-		"load", "-to", l.to, "-seconds", fmt.Sprint(l.seconds), "-warmup", fmt.Sprint(l.warmup), "-streams", fmt.Sprint(l.streams),
-		"-kib", fmt.Sprint(l.kib), fmt.Sprintf("-gate=%t", l.gate), fmt.Sprintf("-down=%t", l.down), "-at-once", fmt.Sprint(l.atOnce), "-count", fmt.Sprint(l.count), l.mode,
+		"load", "-to", l.to, "-seconds", fmt.Sprint(l.seconds), "-warmup", fmt.Sprint(l.warmup),
+		"-streams", fmt.Sprint(l.streams), "-kib", fmt.Sprint(l.kib),
+		fmt.Sprintf("-gate=%t", l.gate), fmt.Sprintf("-down=%t", l.down),
+		"-at-once", fmt.Sprint(l.atOnce), "-count", fmt.Sprint(l.count), l.mode,
 	}
 }
 
-// figures are what `bench load` measured, and prints as JSON. Rates are per second, times in milliseconds.
+// figures is the result of `bench load`, which prints it as JSON. Rates are per second, times in
+// milliseconds.
 type figures struct {
 	MiB        float64 `json:"mib,omitempty"`
 	MiBRate    float64 `json:"mib_rate,omitempty"`
@@ -196,14 +205,17 @@ type figures struct {
 	Error      string  `json:"error,omitempty"` // the first one
 }
 
-// runLoad is `bench load`: it measures one thing through one tunnel and prints figures.
+// runLoad is `bench load`. It does one measurement and prints its figures.
 func runLoad(args []string) error {
 	var l load
 	flags := flag.NewFlagSet("bench load", flag.ExitOnError)
 	l.flags(flags)
 	_ = flags.Parse(args)
 	l.mode = flags.Arg(0)
-	modes := map[string]func() figures{"probe": l.probe, "bulk": l.bulk, "ping": l.ping, "loaded": l.loaded, "connect": l.connect, "hold": l.hold}
+	modes := map[string]func() figures{
+		"probe": l.probe, "bulk": l.bulk, "ping": l.ping, "loaded": l.loaded,
+		"connect": l.connect, "hold": l.hold,
+	}
 	measure, known := modes[l.mode]
 	if !known {
 		return fmt.Errorf("there is no mode %q: probe, bulk, ping, loaded, connect or hold", l.mode)
@@ -215,7 +227,7 @@ func (l load) duration() time.Duration { return seconds(l.seconds) }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-// failed notes an error.
+// failed counts an error and keeps the first one.
 func (f *figures) failed(err error) {
 	f.Failures++
 	if f.Error == "" {
@@ -227,7 +239,7 @@ func (l load) dial(patience time.Duration) (net.Conn, error) {
 	return (&net.Dialer{Timeout: patience}).DialContext(context.Background(), "tcp", l.to)
 }
 
-// open opens a connection with an opening, and waits for the first byte that comes back.
+// open opens a connection, sends the opening, and waits for the first byte that comes back.
 func (l load) open(opening []byte) (net.Conn, error) {
 	conn, err := l.dial(stall)
 	if err != nil {
@@ -244,7 +256,7 @@ func (l load) open(opening []byte) (net.Conn, error) {
 	return conn, nil
 }
 
-// openEcho opens a connection that has echoed a byte.
+// openEcho opens an echo connection and waits for one byte to come back.
 func (l load) openEcho() (net.Conn, error) { return l.open(append(request(opEcho, amount{}), 1)) }
 
 func exchange(conn net.Conn, message []byte) error {
@@ -256,7 +268,7 @@ func exchange(conn net.Conn, message []byte) error {
 	return err
 }
 
-// probe tells whether the tunnel carries anything, and how fast an echo is.
+// probe tests whether a byte comes back through the tunnel within two seconds.
 func (l load) probe() (f figures) {
 	conn, err := l.dial(time.Second)
 	if err == nil {
@@ -275,7 +287,8 @@ func (l load) probe() (f figures) {
 	return f
 }
 
-// bulk counts only bytes that have reached their receiver: the clock runs from when all connections are open to the last byte.
+// bulk measures the rate of transfers. It counts bytes that have reached their receiver, and the
+// time from when all connections are open to the last byte.
 func (l load) bulk() (f figures) {
 	conns := make([]net.Conn, l.streams)
 	defer func() {
@@ -313,7 +326,7 @@ func (l load) bulk() (f figures) {
 	return f
 }
 
-// each does something for each stream, all at once.
+// each calls do for all streams at once and waits for all calls.
 func (l load) each(f *figures, do func(i int) error) {
 	var mu sync.Mutex
 	var all sync.WaitGroup
@@ -348,7 +361,7 @@ func download(conn net.Conn, _ amount) (uint64, error) {
 	return receiveBlocks(conn)
 }
 
-// ping exchanges one message of 64 bytes at a time.
+// ping measures round trips of 64 bytes, one at a time.
 func (l load) ping() (f figures) {
 	conn, err := l.openEcho()
 	if err != nil {
@@ -381,7 +394,7 @@ func (f *figures) distribution(samples []time.Duration) {
 	f.P50, f.P99 = at(0.50), at(0.99)
 }
 
-// loaded exchanges messages while bulk runs, which begins before and ends behind them.
+// loaded measures round trips beside bulk transfers, which begin before and end after them.
 func (l load) loaded() figures {
 	background := l
 	background.seconds = l.warmup + l.seconds + 0.2
@@ -399,7 +412,7 @@ func (l load) loaded() figures {
 	return f
 }
 
-// connect opens connections, exchanges one byte over each and closes it.
+// connect measures opening: a connection, one byte there and back, close.
 func (l load) connect() (f figures) {
 	var mu sync.Mutex
 	var samples []time.Duration
@@ -432,8 +445,8 @@ func (l load) connect() (f figures) {
 	return f
 }
 
-// hold opens connections and holds them, silent, from when it has printed a line until it has read one. Then it checks
-// that each still echoes.
+// hold opens connections, prints a line, and holds them silent until it has read a line. Then it
+// checks that each still echoes.
 func (l load) hold() (f figures) {
 	conns := l.openMany(&f)
 	f.Opened = len(conns)
@@ -449,7 +462,8 @@ func (l load) hold() (f figures) {
 	return f
 }
 
-// openMany stops at the first failure: a tunnel that has reached its limit would make each further connection wait.
+// openMany opens l.count connections. It stops at the first failure: a tunnel at its limit would
+// make each further connection wait.
 func (l load) openMany(f *figures) (conns []net.Conn) {
 	var mu sync.Mutex
 	var begun atomic.Int64
@@ -474,6 +488,7 @@ func (l load) openMany(f *figures) (conns []net.Conn) {
 	return conns
 }
 
+// alive returns the number of connections that echo a byte.
 func (l load) alive(conns []net.Conn) int {
 	var alive, next atomic.Int64
 	var all sync.WaitGroup

@@ -1,8 +1,9 @@
 //go:build linux
 
-// Command bench measures ptthqd: it starts each tunnel's chain of three processes, client, relay and server, with fresh keys
-// and configs, sends load through it, and puts direct TCP, the plain chain (bench/plainchain) and any other tunnel beside it
-// in the same run. Rounds are interleaved, so that what else the machine does falls on all alike; figures are medians
+// Command bench measures ptthqd. For each tunnel it starts a chain of three processes, client,
+// relay and server, with fresh keys and configs, and sends load through it. Direct TCP, the plain
+// chain (bench/plainchain) and any other tunnel are measured in the same run. Rounds are
+// interleaved, so that other work of the machine falls on all tunnels alike. Figures are medians,
 // with the least and the greatest.
 //
 //	make bench                                # about ten minutes
@@ -10,20 +11,21 @@
 //	make bench BENCHFLAGS='-full -o bench.json bench/tunnels/ssh'
 //	bin/bench -rows rtt,open-16 -rounds 9
 //
-// The arguments are definition directories of further tunnels. Such a directory has three executables, relay, server and
-// client, which are started in this order, in one scratch directory, stay in the foreground and end on SIGTERM. What they
-// are to do is in their environment:
+// The arguments are definition directories of further tunnels. Such a directory has three
+// executables: relay, server and client. The bench starts them in this order in one scratch
+// directory. They stay in the foreground and end on SIGTERM. Their environment says what to do:
 //
 //	BENCH_RELAY_ADDRESS, BENCH_RELAY_PORT   where the relay listens, TCP or UDP
-//	BENCH_TARGET_PORT                       what the server leads to, on its 127.0.0.1
+//	BENCH_TARGET_PORT                       the port to which the server connects, on its 127.0.0.1
 //	BENCH_LISTEN_PORT                       where the client listens, on its 127.0.0.1
 //	BENCH_TUNNEL                            the definition directory
 //
-// An executable setup, if there is one, runs to its end before them, to make keys and configs. tunnels/ptthqd and
-// tunnels/plain are such definitions.
+// An executable named setup, if there is one, runs to its end before them, to make keys and
+// configs. tunnels/ptthqd and tunnels/plain are such definitions.
 //
-// Two more forms are for the program's own use, and for measuring by hand: `bench serve` is the server behind a tunnel, and
-// `bench load MODE` the load in front of it.
+// Three more forms are for the bench itself, and for measuring by hand: `bench serve` is the server
+// behind a tunnel, `bench load MODE` the load in front of it, and `bench peers` connects idle
+// peers.
 package main
 
 import (
@@ -63,7 +65,7 @@ func main() {
 	}
 }
 
-// options are the flags.
+// options holds the values of the flags.
 type options struct {
 	rows       string
 	rounds     int
@@ -83,18 +85,23 @@ type options struct {
 }
 
 func (o *options) flags(set *flag.FlagSet) {
-	set.StringVar(&o.rows, "rows", "all", "comma-separated `ROWS` to measure, as listed below; a * at the end stands for any rest")
+	set.StringVar(&o.rows, "rows", "all",
+		"comma-separated `ROWS` to measure, as listed below; a * at the end stands for any rest")
 	set.IntVar(&o.rounds, "rounds", 3, "rounds, whose medians are reported")
 	set.IntVar(&o.wideRounds, "wide-rounds", 1, "rounds of the wide-area rows")
 	set.Float64Var(&o.seconds, "seconds", 1, "how long one measurement takes")
 	set.Float64Var(&o.wide, "wide-seconds", 4, "how long one of a wide-area row takes")
 	set.IntVar(&o.idle, "idle", 1000, "idle connections to hold for their memory")
 	set.IntVar(&o.peers, "peers", 1000, "idle peers to connect to the relay for their memory")
-	set.DurationVar(&o.settle, "settle", 45*time.Second, "how long what is idle is left alone before its memory is read: ptthqd lets go of stacks after 30 s")
-	set.StringVar(&o.wan, "wan", "../shared/tools/wan", "`DIRECTORY` of the emulator of wide-area networks; it needs root")
+	set.DurationVar(&o.settle, "settle", 45*time.Second,
+		"how long connections and peers are idle before memory is read")
+	set.StringVar(&o.wan, "wan", "../shared/tools/wan",
+		"`DIRECTORY` of the emulator of wide-area networks; it needs root")
 	set.StringVar(&o.output, "o", "", "write all figures to `FILE`, as JSON")
-	set.BoolVar(&o.quick, "quick", false, "a smoke test: one short round of each row, nothing wide, little held")
-	set.BoolVar(&o.full, "full", false, "five rounds of two seconds, 10,000 idle connections, 5,000 idle peers")
+	set.BoolVar(&o.quick, "quick", false,
+		"a smoke test: one short round of each row, no wide area, few idle connections")
+	set.BoolVar(&o.full, "full", false,
+		"five rounds of two seconds, 10,000 idle connections, 5,000 idle peers")
 	set.StringVar(&o.programs, "programs", "bin", "`DIRECTORY` of ptthqd and plainchain")
 	set.StringVar(&o.ours, "ptthqd", "bench/tunnels/ptthqd", "definition `DIRECTORY` of ptthqd")
 	set.StringVar(&o.plain, "plain", "bench/tunnels/plain", "definition `DIRECTORY` of the plain chain")
@@ -108,7 +115,7 @@ func (o *options) flags(set *flag.FlagSet) {
 	}
 }
 
-// settle makes the flags -quick and -full set what is not set by itself.
+// preset applies -quick and -full to the flags that were not given.
 func (o *options) preset(set *flag.FlagSet) {
 	given := map[string]bool{}
 	set.Visit(func(f *flag.Flag) { given[f.Name] = true })
@@ -185,7 +192,7 @@ func run(args []string, stdout io.Writer) error {
 	return err
 }
 
-// prepare finds what is to be measured.
+// prepare finds the programs and opens the tunnels.
 func (b *bench) prepare(dirs []string) (err error) {
 	if b.self, err = os.Executable(); err != nil {
 		return err
@@ -223,10 +230,10 @@ func (b *bench) write() error {
 	return os.WriteFile(b.output, append(text, '\n'), 0o644)
 }
 
-// say tells whoever watches.
+// say prints progress to standard error.
 func (b *bench) say(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
 
-// machine describes what the figures depend on.
+// machine describes the machine: processor, cores, kernel, Go and the limit of receive buffers.
 func machine() string {
 	var parts []string
 	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {

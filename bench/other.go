@@ -1,6 +1,6 @@
 //go:build !linux
 
-// Command bench measures ptthqd. It reads processor time and memory from /proc, so it is for Linux.
+// Command bench measures ptthqd. It needs Linux, as it reads processor time and memory from /proc.
 package main
 
 import (

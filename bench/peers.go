@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -21,11 +20,11 @@ import (
 	"ptthqd/pkg/link"
 )
 
-// A crowd are peers of a ptthqd relay that connect and do nothing: links of one process, each with a key of its own.
+// A crowd is the keys of idle peers of a ptthqd relay. One process connects them all.
 type crowd struct{ keys []ident.PrivateKey }
 
-// busyTime is how long it takes from the beginning of a link until it counts as idle, and until the relay has given back what
-// the handshakes have left, with a margin.
+// busyTime is the time from the beginning of a link until it counts as idle and the relay has
+// returned the memory of its handshake, with a margin.
 const busyTime = 30 * time.Second
 
 func newCrowd(n int) (*crowd, error) {
@@ -40,16 +39,21 @@ func newCrowd(n int) (*crowd, error) {
 	return c, nil
 }
 
-// config is what the relay has to include.
+// config returns the [[peers]] blocks that the relay includes.
 func (c *crowd) config() string {
 	var text strings.Builder
 	for i, key := range c.keys {
-		fmt.Fprintf(&text, "[[peers]]\nid = \"peer-%d\"\nrole = \"client\"\npublic_key = %q\nallowed_servers = [\"server\"]\n", i, key.Public())
+		fmt.Fprintf(&text, `[[peers]]
+id = "peer-%d"
+role = "client"
+public_key = %q
+allowed_servers = ["server"]
+`, i, key.Public())
 	}
 	return text.String()
 }
 
-// connect connects the crowd to a chain's relay, until leave.
+// connect connects the crowd to the chain's relay. leave disconnects it.
 func (b *bench) connect(ctx context.Context, c *chain, crowd *crowd) (leave func() error, err error) {
 	relay, err := ident.LoadPrivateKey(filepath.Join(c.dir, "relay.key"))
 	if err != nil {
@@ -63,31 +67,26 @@ func (b *bench) connect(ctx context.Context, c *chain, crowd *crowd) (leave func
 	if err := os.WriteFile(keysFile, keys.Bytes(), 0o600); err != nil {
 		return nil, err
 	}
-	cmd := c.site.command(ctx, clientHost, b.self, "peers", "-relay", c.relay, "-key", relay.Public().String(), "-keys", keysFile)
+	cmd := c.site.command(ctx, clientHost, b.self, "peers",
+		"-relay", c.relay, "-key", relay.Public().String(), "-keys", keysFile)
 	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
+	in, out, err := converse(cmd)
 	if err != nil {
-		return nil, err
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
 	leave = func() error {
 		_ = in.Close()
 		return cmd.Wait()
 	}
-	line, err := bufio.NewReader(out).ReadString('\n')
+	line, err := out.ReadString('\n')
 	if want := fmt.Sprintf("connected %d\n", len(crowd.keys)); err != nil || line != want {
 		return nil, errors.Join(fmt.Errorf("connect %d peers: got %q", len(crowd.keys), line), leave())
 	}
 	return leave, nil
 }
 
-// runPeers is `bench peers`: it connects, prints a line, and stays until its standard input ends.
+// runPeers is `bench peers`. It connects the peers, prints a line, and stays until its standard
+// input ends.
 func runPeers(args []string) error {
 	flags := flag.NewFlagSet("bench peers", flag.ExitOnError)
 	relay := flags.String("relay", "", "the relay's `ADDRESS`")
@@ -141,7 +140,7 @@ func runPeers(args []string) error {
 	return nil
 }
 
-// dialer is one peer's. It sends on up when its first link is there.
+// dialer returns the dialler of one peer. It sends on up when its first link is up.
 func dialer(relay string, key ident.PublicKey, identity ident.PrivateKey, up chan<- struct{}) *link.Dialer {
 	var once sync.Once
 	return &link.Dialer{
@@ -150,7 +149,7 @@ func dialer(relay string, key ident.PublicKey, identity ident.PrivateKey, up cha
 			once.Do(func() { up <- struct{}{} })
 			<-ctx.Done()
 		},
-		// Not a *net.UDPConn: thousands of those would each have large buffers for what they never receive.
+		// Hide the *net.UDPConn: link would give each of thousands large buffers that stay empty.
 		ListenPacket: func(ctx context.Context) (net.PacketConn, error) {
 			pc, err := (&net.ListenConfig{}).ListenPacket(ctx, "udp", "127.0.0.1:0")
 			return struct{ net.PacketConn }{pc}, err

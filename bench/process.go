@@ -3,9 +3,10 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
-	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,16 +16,16 @@ import (
 	"time"
 )
 
-// A process is one that the benchmark has started, with all its descendants: a command of a tunnel may be a script, or
-// start one process for each connection.
+// A process is a command that the bench has started, with all its descendants: it may be a script,
+// or start a process for each connection.
 type process struct {
 	name   string
 	cmd    *exec.Cmd
-	log    string // the file that has what it printed
+	log    string // the file of its output
 	exited chan struct{}
 }
 
-// start starts a command that writes to a log file.
+// start starts a command whose output goes to a log file.
 func start(name string, cmd *exec.Cmd, log string) (*process, error) {
 	file, err := os.Create(log)
 	if err != nil {
@@ -35,7 +36,7 @@ func start(name string, cmd *exec.Cmd, log string) (*process, error) {
 		cmd.Stdout = file
 	}
 	cmd.Stderr = file
-	// What outlives this process would spoil the next measurement.
+	// A process that outlives the bench would spoil the next measurement.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
@@ -59,11 +60,11 @@ func (p *process) stop() {
 	case <-p.exited:
 	case <-time.After(5 * time.Second):
 	}
-	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // the group, which only what is left of it is in
+	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // whatever is left of its process group
 	<-p.exited
 }
 
-// gone tells how the process ended, if it has.
+// gone returns an error if the process has ended.
 func (p *process) gone() error {
 	select {
 	case <-p.exited:
@@ -73,13 +74,13 @@ func (p *process) gone() error {
 	}
 }
 
-// lastWords are the end of what the process printed.
+// lastWords returns the end of the process's output.
 func (p *process) lastWords() string {
 	text, _ := os.ReadFile(p.log)
 	return string(text[max(0, len(text)-2000):])
 }
 
-// tree are the ids of the process and its descendants, those first that were found first.
+// tree returns the IDs of the process and its descendants, parents before children.
 func (p *process) tree() []int {
 	children := map[int][]int{}
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
@@ -97,10 +98,10 @@ func (p *process) tree() []int {
 	return pids
 }
 
-// Of /proc/PID/stat, counted from behind the name.
+// Positions of fields in /proc/PID/stat, behind the name.
 const (
 	statParent = 1
-	statUser   = 11 // user, system, and both of the children that have ended
+	statUser   = 11 // user and system time, then both of the children that have ended
 )
 
 func statFields(pid int) ([]string, error) {
@@ -118,13 +119,13 @@ func statFields(pid int) ([]string, error) {
 // clockTicks is USER_HZ, 100 wherever Go runs.
 const clockTicks = 100
 
-// cpu is the processor time of the process and its descendants, in seconds.
+// cpu returns the processor time of the process and its descendants, in seconds.
 func (p *process) cpu() float64 {
 	ticks := 0
 	for _, pid := range p.tree() {
 		fields, err := statFields(pid)
 		if err != nil {
-			continue // it has just ended, and its parent has its time
+			continue // it has just ended; its parent has its time
 		}
 		for _, field := range fields[statUser : statUser+4] {
 			n, _ := strconv.Atoi(field)
@@ -134,7 +135,7 @@ func (p *process) cpu() float64 {
 	return float64(ticks) / clockTicks
 }
 
-// memory is the resident set of the process and its descendants, in KiB.
+// memory returns the resident set of the process and its descendants, in KiB.
 func (p *process) memory() float64 {
 	total := 0
 	for _, pid := range p.tree() {
@@ -152,9 +153,22 @@ func (p *process) memory() float64 {
 	return float64(total)
 }
 
+// converse starts a command and returns its standard input and output. The caller closes the input
+// and waits for the command.
+func converse(cmd *exec.Cmd) (in io.WriteCloser, out *bufio.Reader, err error) {
+	if in, err = cmd.StdinPipe(); err != nil {
+		return nil, nil, err
+	}
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	return in, bufio.NewReader(pipe), cmd.Start()
+}
+
 // manyFiles raises the limit of open files, for this process and those that it starts.
 func manyFiles() error {
-	const want = 65536 // what 10,000 connections beside other load need
+	const want = 65536 // enough for 10,000 connections beside other load
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return err
@@ -168,7 +182,7 @@ func manyFiles() error {
 		return err
 	}
 	if limit.Max < want {
-		return errors.New("the limit of open files is " + strconv.FormatUint(limit.Max, 10) + ": what needs more fails (ulimit -n)")
+		return fmt.Errorf("the limit of open files is %d: what needs more fails (ulimit -n)", limit.Max)
 	}
 	return nil
 }

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// results are what a run has found out. Their JSON is the output of the flag -o.
+// results holds all that a run has measured. Flag -o writes it as JSON.
 type results struct {
 	When     string    `json:"when"`
 	Machine  string    `json:"machine"`
@@ -43,8 +43,8 @@ type figure struct {
 func (r *results) begin(tunnels []tunnel, o options) {
 	r.When = time.Now().UTC().Format(time.DateTime)
 	r.Machine = machine()
-	r.Settings = fmt.Sprintf("%d rounds of %g s, wide area %d of %g s with TCP's %s, %d idle connections, %d idle peers",
-		o.rounds, o.seconds, o.wideRounds, o.wide, congestion(), o.idle, o.peers)
+	r.Settings = fmt.Sprintf("%d rounds of %g s, wide area %d of %g s with TCP's %s, "+
+		"%d idle connections, %d idle peers", o.rounds, o.seconds, o.wideRounds, o.wide, congestion(), o.idle, o.peers)
 	r.options = o
 	for _, t := range tunnels {
 		r.Tunnels = append(r.Tunnels, t.name)
@@ -93,7 +93,7 @@ func (r *results) skip(format string, args ...any) {
 	r.Skipped = append(r.Skipped, text)
 }
 
-// markdown prints everything for people.
+// markdown prints the tables for people.
 func (r *results) markdown(w io.Writer) {
 	fmt.Fprintf(w, "%s: %s. Each figure is the median (least–greatest).\n", r.Machine, r.Settings)
 	type line struct{ row, metric string }
@@ -119,7 +119,8 @@ func (r *results) markdown(w io.Writer) {
 		}
 		if l.row != section {
 			section = l.row
-			fmt.Fprintf(w, "\n%s: %s\n\n| | %s |\n|---|%s\n", l.row, any.about, strings.Join(r.Tunnels, " | "), strings.Repeat("---|", len(r.Tunnels)))
+			fmt.Fprintf(w, "\n%s: %s\n\n| | %s |\n|---|%s\n", l.row, any.about,
+				strings.Join(r.Tunnels, " | "), strings.Repeat("---|", len(r.Tunnels)))
 		}
 		fmt.Fprintf(w, "| %s, %s | %s |\n", l.metric, any.Unit, strings.Join(cells, " | "))
 	}
@@ -148,7 +149,7 @@ func cell(f *figure) string {
 	return fmt.Sprintf("%s (%s–%s)", number(f.Median), number(f.Min), number(f.Max))
 }
 
-// number prints three digits that count.
+// number prints three significant digits.
 func number(v float64) string {
 	switch {
 	case v >= 100 || v <= -100:

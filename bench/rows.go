@@ -10,16 +10,16 @@ import (
 	"time"
 )
 
-// A row is one thing that is measured.
+// A row is one measurement.
 type row struct {
 	name  string
 	about string
-	// through measures it once through a chain that is there already; nil for rows with chains of their own.
+	// through measures once through a running chain; nil for rows that start chains of their own.
 	through func(context.Context, *bench, *chain, recorder) error
-	skip    func(tunnel) bool // which tunnels have no part in it; nil: none
+	skip    func(tunnel) bool // reports whether the row leaves a tunnel out; nil for never
 }
 
-// A recorder takes a figure of the row that is being measured.
+// A recorder takes a figure of the present row.
 type recorder func(metric, unit string, value float64)
 
 func noProcesses(t tunnel) bool { return t.dir == "" }
@@ -45,13 +45,17 @@ var allRows = []row{
 	{"open-64", "the same, 64 at once", openRow(64), nil},
 	{rowIdle, "memory of each process per idle connection", nil, noProcesses},
 	{rowPeers, "memory of ptthqd's relay per idle peer", nil, noProcesses},
-	{rowCrowded, "ptthqd's new connections, 16 at once, with none and with all idle connections and peers there", nil, noProcesses},
+	{
+		rowCrowded,
+		"ptthqd's new connections, 16 at once, with none and with all idle connections and peers there",
+		nil, noProcesses,
+	},
 	{rowWide + "40", "wide area: 200 Mbit/s, 40 ms", nil, nil},
 	{rowWide + "40-loss", "the same with 1 % loss on each link", nil, nil},
 	{rowWide + "100-loss", "100 ms with 0.1 % loss", nil, nil},
 }
 
-// chooseRows takes the flag -rows apart.
+// chooseRows returns the rows that flag -rows names.
 func chooseRows(text string) (chosen []row, err error) {
 	patterns := strings.Split(text, ",")
 	used := make([]bool, len(patterns))
@@ -73,7 +77,7 @@ func chooseRows(text string) (chosen []row, err error) {
 	return chosen, err
 }
 
-// measure does all rows: the ones that share chains in interleaved rounds, then the others.
+// measure measures all rows: those that share chains in interleaved rounds, then the others.
 func (b *bench) measure(ctx context.Context, rows []row) error {
 	var shared, own, wide []row
 	for _, r := range rows {
@@ -115,7 +119,8 @@ func (b *bench) measureShared(ctx context.Context, rows []row) error {
 	return b.interleave(ctx, rows, chains, b.rounds)
 }
 
-// launchAll starts a chain of each tunnel. One that does not start is a failure of its own, and left out.
+// launchAll starts a chain of each tunnel. It records a failure for a tunnel that does not start,
+// and leaves it out.
 func (b *bench) launchAll(ctx context.Context, s *site) (chains []*chain, stop func()) {
 	for _, t := range b.tunnels {
 		c, err := b.launch(ctx, s, t, nil)
@@ -132,7 +137,8 @@ func (b *bench) launchAll(ctx context.Context, s *site) (chains []*chain, stop f
 	}
 }
 
-// interleave measures each row through each chain, round by round. In each round another chain is the first.
+// interleave measures each row through each chain, round by round. Each round begins with another
+// chain.
 func (b *bench) interleave(ctx context.Context, rows []row, chains []*chain, rounds int) error {
 	for round := range rounds {
 		for _, r := range rows {
@@ -175,19 +181,20 @@ const (
 	unitOpen = "1/s"
 )
 
-// settleTime lets what is on its way be counted.
+// settleTime is the pause after a measurement in which processes use up the time that belongs to
+// it.
 const settleTime = 100 * time.Millisecond
 
-// fewStreams are those that send for a time. More of them send a fixed amount: what the kernel buffers for each would
-// otherwise take many times as long to drain.
+// fewStreams is the largest number of streams that send for a time. More streams send a fixed
+// amount: the kernel's buffers for each would otherwise take many times as long to drain.
 const fewStreams = 64
 
 func bulkRow(streams int, down bool) func(context.Context, *bench, *chain, recorder) error {
 	return func(ctx context.Context, b *bench, c *chain, record recorder) error {
 		l := load{mode: "bulk", seconds: b.seconds, streams: streams, down: down}
 		if streams > fewStreams {
-			// So much that opening windows at first, and closing connections in the end, is a small part of it; and that it
-			// goes on for long: a link that came to a standstill after two seconds was not seen with a quarter of that.
+			// Enough that the first growth of windows, and closing in the end, are a small part. A
+			// quarter of it did not show a link that came to a standstill after two seconds.
 			l.kib = max(64, int(1024*b.seconds))
 		}
 		return b.bulk(ctx, c, l, record)
@@ -213,8 +220,8 @@ func (b *bench) bulk(ctx context.Context, c *chain, l load, record recorder) err
 	return nil
 }
 
-// recordCPU records what each process, and all together, have spent between two times, in the unit that the factor makes of
-// seconds.
+// recordCPU records the processor time of each process, and of all, between two times. The factor
+// turns seconds into the unit.
 func recordCPU(before, after map[string]float64, factor float64, unit string, record recorder) {
 	total := 0.0
 	for _, role := range []string{clientHost, relayHost, serverHost} {
@@ -240,10 +247,11 @@ func pingRow(ctx context.Context, b *bench, c *chain, record recorder) error {
 }
 
 func loadedRow(ctx context.Context, b *bench, c *chain, record recorder) error {
-	return b.loaded(ctx, c, load{mode: "loaded", seconds: 1.5 * b.seconds, warmup: min(0.5, b.seconds), streams: 4}, record)
+	l := load{mode: "loaded", seconds: 1.5 * b.seconds, warmup: min(0.5, b.seconds), streams: 4}
+	return b.loaded(ctx, c, l, record)
 }
 
-// loaded measures the bulk alone, and then with messages beside it.
+// loaded measures the bulk alone, and then messages beside it.
 func (b *bench) loaded(ctx context.Context, c *chain, l load, record recorder) error {
 	alone := l
 	alone.mode = "bulk"
@@ -280,7 +288,7 @@ func openRow(atOnce int) func(context.Context, *bench, *chain, recorder) error {
 	}
 }
 
-// measureIdle reads what idle connections take of a fresh chain.
+// measureIdle measures the memory of idle connections in a fresh chain of each tunnel.
 func (b *bench) measureIdle(ctx context.Context, r row) error {
 	for _, t := range b.tunnels {
 		if r.skip(t) {
@@ -320,7 +328,7 @@ func (b *bench) idleOnce(ctx context.Context, r row, t tunnel) error {
 	return errors.Join(err, release())
 }
 
-// measurePeers reads what idle peers take of a fresh relay.
+// measurePeers measures the memory of idle peers in a fresh relay.
 func (b *bench) measurePeers(ctx context.Context, r row) error {
 	b.say("%s: %d idle peers at the relay", r.name, b.peers)
 	crowd, err := newCrowd(b.peers)
@@ -341,11 +349,13 @@ func (b *bench) measurePeers(ctx context.Context, r row) error {
 	}
 	err = pause(ctx, max(b.settle, busyTime))
 	after := c.memory()
-	b.results.recorder(r, b.ours)(metricMemory+relayHost, unitKiB, (after[relayHost]-before[relayHost])/float64(b.peers))
+	record := b.results.recorder(r, b.ours)
+	record(metricMemory+relayHost, unitKiB, (after[relayHost]-before[relayHost])/float64(b.peers))
 	return errors.Join(err, release())
 }
 
-// measureCrowded opens connections by a chain that has nothing else to do, and by one that is full of what is idle.
+// measureCrowded measures opening through a chain that is empty, and through one that is full of
+// idle connections and peers.
 func (b *bench) measureCrowded(ctx context.Context, r row) error {
 	b.say("%s: %d idle connections, %d idle peers", r.name, b.idle, b.peers)
 	crowd, err := newCrowd(b.peers)
@@ -376,15 +386,16 @@ func (b *bench) measureCrowded(ctx context.Context, r row) error {
 	}
 	err = pause(ctx, max(b.settle, busyTime))
 	record := b.results.recorder(r, b.ours)
+	opens := load{mode: "connect", seconds: b.seconds, atOnce: 16}
 	for range b.rounds {
 		if err != nil {
 			break
 		}
 		var alone, beside figures
-		if alone, err = b.load(ctx, quiet, load{mode: "connect", seconds: b.seconds, atOnce: 16}); err != nil {
+		if alone, err = b.load(ctx, quiet, opens); err != nil {
 			break
 		}
-		if beside, err = b.load(ctx, full, load{mode: "connect", seconds: b.seconds, atOnce: 16}); err != nil {
+		if beside, err = b.load(ctx, full, opens); err != nil {
 			break
 		}
 		record(metricAlone, unitOpen, alone.OpenedRate)

@@ -19,23 +19,26 @@ import (
 	"time"
 )
 
-// The hosts of a chain. P1 is on the client's, P5 on the server's.
+// The hosts of a chain. P1 runs on the client's, P5 on the server's.
 const (
 	clientHost = "client"
 	relayHost  = "relay"
 	serverHost = "server"
 )
 
-// roles in the order in which they are started, which is also their hosts' names.
+// roles has the roles in the order in which they start. A role's host has the same name.
 var roles = []string{relayHost, serverHost, clientHost}
 
-// A site is where a chain runs: this machine's loopback, or network namespaces with a wide area between them.
+// A site is where a chain runs: this machine's loopback, or network namespaces with a wide area
+// between them.
 type site struct {
-	within  map[string][]string // what makes a command run on a host
-	address map[string]string   // of each host, for the others
+	within  map[string][]string // by host: the words before a command that make it run there
+	address map[string]string   // by host: its address
 }
 
-var loopback = &site{address: map[string]string{clientHost: "127.0.0.1", relayHost: "127.0.0.1", serverHost: "127.0.0.1"}}
+var loopback = &site{address: map[string]string{
+	clientHost: "127.0.0.1", relayHost: "127.0.0.1", serverHost: "127.0.0.1",
+}}
 
 func (s *site) command(ctx context.Context, host string, argv ...string) *exec.Cmd {
 	argv = slices.Concat(s.within[host], argv)
@@ -64,21 +67,23 @@ func openTunnel(dir string) (tunnel, error) {
 	return tunnel{name: filepath.Base(dir), dir: dir}, nil
 }
 
-// A chain is a tunnel that runs, with a server behind it.
+// A chain is a running tunnel with P5 behind it.
 type chain struct {
 	tunnel tunnel
 	site   *site
 	dir    string // scratch
-	logs   string // a directory of their own: who watches the one with his config is not to see each line
+	logs   string // apart from dir, as a daemon watches the directory of its config
 	target *process
-	nodes  map[string]*process // by role; none where there is no tunnel
+	nodes  map[string]*process // by role; empty for direct TCP
 	entry  string              // where P1 connects
 	relay  string              // where the relay listens
 }
 
-// launch starts a tunnel's processes and waits until it carries. extra are files that its scratch directory has from the
-// beginning, by name.
-func (b *bench) launch(ctx context.Context, s *site, t tunnel, extra map[string]string) (_ *chain, err error) {
+// launch starts a tunnel's processes and waits until a byte comes back. extra has the text of
+// files, by name, that the scratch directory has from the beginning.
+func (b *bench) launch(
+	ctx context.Context, s *site, t tunnel, extra map[string]string,
+) (_ *chain, err error) {
 	c := &chain{tunnel: t, site: s, nodes: map[string]*process{}}
 	defer func() {
 		if err != nil {
@@ -145,7 +150,8 @@ func executable(name string) bool {
 	return err == nil && info.Mode()&0o111 != 0
 }
 
-// serve starts P5. On a host of its own it listens on each address, as direct TCP comes from another one.
+// serve starts P5 and returns its port. In a wide area P5 listens on all addresses, as direct TCP
+// comes from another host.
 func (c *chain) serve(ctx context.Context, self string) (port string, err error) {
 	listen := "127.0.0.1:0"
 	if c.site != loopback {
@@ -170,7 +176,7 @@ func (c *chain) serve(ctx context.Context, self string) (port string, err error)
 	return strings.TrimSpace(line), nil
 }
 
-// freePort finds a port that is free for TCP and UDP at the moment.
+// freePort finds a port that is free for both TCP and UDP at the moment.
 func freePort(ctx context.Context) (string, error) {
 	var config net.ListenConfig
 	for range 100 {
@@ -236,30 +242,24 @@ func readFigures(out []byte, mode, name string) (f figures, err error) {
 	return f, nil
 }
 
-// begin runs the load generator through the chain up to where it prints a line and waits. finish lets it go on and
-// returns what it measured.
-func (b *bench) begin(ctx context.Context, c *chain, l load, want string) (finish func() (figures, error), err error) {
+// begin runs the load generator through the chain until it prints a line and waits. finish lets it
+// go on and returns its figures.
+func (b *bench) begin(
+	ctx context.Context, c *chain, l load, want string,
+) (finish func() (figures, error), err error) {
 	l.to = c.entry
 	cmd := c.site.command(ctx, clientHost, append([]string{b.self}, l.args()...)...)
 	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
+	in, out, err := converse(cmd)
 	if err != nil {
 		return nil, err
 	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	lines := bufio.NewReader(out)
-	line, err := lines.ReadString('\n')
+	line, err := out.ReadString('\n')
 	finish = func() (figures, error) {
 		_ = in.Close()
 		rest := []byte(line)
-		if !strings.HasPrefix(line, "{") { // figures come at once where nothing could be begun
-			rest, err = lines.ReadBytes('\n')
+		if !strings.HasPrefix(line, "{") { // figures come at once if it could not begin
+			rest, err = out.ReadBytes('\n')
 		}
 		if waited := cmd.Wait(); err == nil {
 			err = waited
@@ -276,9 +276,11 @@ func (b *bench) begin(ctx context.Context, c *chain, l load, want string) (finis
 	return finish, nil
 }
 
-// hold opens connections through the chain and holds them until release, which tells whether they were all alive.
+// hold opens connections through the chain and holds them. release ends them, and returns an error
+// if one has died.
 func (b *bench) hold(ctx context.Context, c *chain, count int) (release func() error, err error) {
-	finish, err := b.begin(ctx, c, load{mode: "hold", count: count, atOnce: 16}, fmt.Sprintf("holding %d", count))
+	l := load{mode: "hold", count: count, atOnce: 16}
+	finish, err := b.begin(ctx, c, l, fmt.Sprintf("holding %d", count))
 	if err != nil {
 		return nil, err
 	}
@@ -288,7 +290,7 @@ func (b *bench) hold(ctx context.Context, c *chain, count int) (release func() e
 	}, nil
 }
 
-// cpu is the processor time of each role so far, in seconds.
+// cpu returns the processor time of each role so far, in seconds.
 func (c *chain) cpu() map[string]float64 {
 	all := map[string]float64{}
 	for role, node := range c.nodes {
@@ -297,7 +299,7 @@ func (c *chain) cpu() map[string]float64 {
 	return all
 }
 
-// memory is the resident set of each role, in KiB.
+// memory returns the resident set of each role, in KiB.
 func (c *chain) memory() map[string]float64 {
 	all := map[string]float64{}
 	for role, node := range c.nodes {

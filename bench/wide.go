@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -16,11 +15,11 @@ import (
 	"time"
 )
 
-// Conditions are those of one wide area. Each link has a rate of 200 Mbit/s, a queue of 50 ms, and the loss, in each
+// conditions describes a wide area. Each link carries 200 Mbit/s with a queue of 50 ms in each
 // direction.
 type conditions struct {
-	roundTrip time.Duration // between client and server, by way of the relay or without it
-	loss      string
+	roundTrip time.Duration // between client and server, over the relay and directly
+	loss      string        // of each link, in each direction
 }
 
 var wideConditions = map[string]conditions{
@@ -29,7 +28,7 @@ var wideConditions = map[string]conditions{
 	rowWide + "100-loss": {100 * time.Millisecond, "0.1%"},
 }
 
-// measureWide does the wide-area rows, if there is an emulator and the right to use it.
+// measureWide measures the wide-area rows. It skips them without an emulator or without root.
 func (b *bench) measureWide(ctx context.Context, rows []row) error {
 	if len(rows) == 0 {
 		return nil
@@ -74,29 +73,26 @@ func (b *bench) buildEmulator(ctx context.Context) (string, error) {
 	return program, nil
 }
 
-// wideArea makes a network of three hosts, until remove.
-func (b *bench) wideArea(ctx context.Context, emulator string, i int, c conditions) (_ *site, remove func() error, err error) {
-	const tell = `echo $WAN_NS_client $WAN_IP_client $WAN_NS_relay $WAN_IP_relay $WAN_NS_server $WAN_IP_server; exec cat`
+// wideArea makes a network of three hosts. remove takes it down.
+func (b *bench) wideArea(
+	ctx context.Context, emulator string, i int, c conditions,
+) (_ *site, remove func() error, err error) {
+	const tell = `echo $WAN_NS_client $WAN_IP_client $WAN_NS_relay $WAN_IP_relay \
+		$WAN_NS_server $WAN_IP_server; exec cat`
 	cmd := exec.CommandContext(ctx, emulator, "up",
 		"-hosts", strings.Join([]string{clientHost, relayHost, serverHost}, ","),
-		"-prefix", fmt.Sprintf("bench%d-%d-", os.Getpid(), i), "-subnet", fmt.Sprintf("10.%d.%d", 64+os.Getpid()%64, i),
+		"-prefix", fmt.Sprintf("bench%d-%d-", os.Getpid(), i),
+		"-subnet", fmt.Sprintf("10.%d.%d", 64+os.Getpid()%64, i),
 		"-congestion", congestion(), "-rate", "200mbit", "-queue", "50ms", "-loss", c.loss,
 		"-delay", (c.roundTrip / 4).String(),
 		"-link", fmt.Sprintf("%s-%s:delay=%v", clientHost, serverHost, c.roundTrip/2),
 		"--", "sh", "-c", tell)
-	// When told to end, it takes the network down.
+	// On an interrupt the emulator takes the network down.
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	var complaints strings.Builder
 	cmd.Stderr = &complaints
-	in, err := cmd.StdinPipe()
+	in, out, err := converse(cmd)
 	if err != nil {
-		return nil, nil, err
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, nil, err
-	}
-	if err := cmd.Start(); err != nil {
 		return nil, nil, err
 	}
 	remove = func() error {
@@ -107,7 +103,7 @@ func (b *bench) wideArea(ctx context.Context, emulator string, i int, c conditio
 		}
 		return nil
 	}
-	line, err := bufio.NewReader(out).ReadString('\n')
+	line, err := out.ReadString('\n')
 	words := strings.Fields(line)
 	if err != nil || len(words) != 6 {
 		return nil, nil, errors.Join(fmt.Errorf("it printed %q", line), remove())
@@ -120,7 +116,8 @@ func (b *bench) wideArea(ctx context.Context, emulator string, i int, c conditio
 	return s, remove, nil
 }
 
-// congestion is the congestion control of TCP in a wide area: what most hosts have, where namespaces may have it.
+// congestion returns TCP's congestion control in a wide area: cubic, as most hosts have, or reno if
+// namespaces may not use cubic.
 func congestion() string {
 	allowed, _ := os.ReadFile("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 	if slices.Contains(strings.Fields(string(allowed)), "cubic") {
@@ -137,7 +134,7 @@ const (
 	metricBusy99  = "round trip beside an upload, p99"
 )
 
-// wideRow measures all that matters in a wide area.
+// wideRow measures an upload, round trips alone and beside an upload, and openings.
 func wideRow(ctx context.Context, b *bench, c *chain, record recorder) error {
 	f, err := b.load(ctx, c, load{mode: "bulk", seconds: b.wide, streams: 1})
 	if err != nil {

@@ -1,14 +1,15 @@
-// Command plainchain is what ptthqd is measured against: the same three roles over quic-go with its defaults and
-// io.Copy, and nothing else. It has no session layer, no policy, no reconnection and no trust (the relay's certificate is
-// not checked), so it is of use to benchmarks only.
+// Command plainchain is the chain to which ptthqd is compared: the same three roles, over quic-go
+// with its defaults and io.Copy. It has no sessions, no policy, no reconnection and no trust: the
+// relay's certificate is not checked. Use it for benchmarks only.
 //
 //	plainchain relay  -listen 127.0.0.1:30381
 //	plainchain server -relay 127.0.0.1:30381 -target 127.0.0.1:9000
 //	plainchain client -relay 127.0.0.1:30381 -listen 127.0.0.1:9001
 //
-// Each connection is a stream on each hop, at whose head the client says where it wants to go. It waits for the server's
-// answer before it sends anything else. Two things differ from the defaults, because nothing could be measured otherwise: the
-// number of streams at once, and a keep-alive.
+// Each connection is a stream on each hop. The client sends the name of its destination, and waits
+// for the server's answer before it sends anything else. Two settings differ from quic-go's
+// defaults, because nothing could be measured otherwise: the number of streams at once, and a
+// keep-alive.
 package main
 
 import (
@@ -31,7 +32,7 @@ import (
 	"github.com/quic-go/quic-go"
 )
 
-// The roles tell each other apart by the protocol's name.
+// A relay tells clients from servers by the protocol's name.
 const (
 	clientALPN = "plain-client"
 	serverALPN = "plain-server"
@@ -42,7 +43,7 @@ func main() {
 	os.Exit(1)
 }
 
-// run works until something fails.
+// run runs a role until it fails.
 func run(args []string) error {
 	if len(args) == 0 {
 		return errors.New("name a role: relay, server or client")
@@ -70,7 +71,7 @@ func quicConfig() *quic.Config {
 	return &quic.Config{MaxIncomingStreams: 1 << 16, KeepAlivePeriod: 10 * time.Second}
 }
 
-// runRelay joins each stream of a client to a new one of the server that came last.
+// runRelay joins each stream of a client to a new stream of the server that connected last.
 func runRelay(ctx context.Context, address string) error {
 	tlsConfig, err := serverTLS()
 	if err != nil {
@@ -149,7 +150,7 @@ func runClient(ctx context.Context, relay, address string) error {
 	}
 }
 
-// answer is what the server says when it has connected to its target.
+// answer is sent by the server when it has connected to its target.
 var answer = []byte{1}
 
 // openStream opens a stream to a destination: a byte with the length of its name, and the name.
@@ -172,8 +173,10 @@ func readDestination(s stream) ([]byte, error) {
 	return destination, err
 }
 
-// serve joins each stream of a connection to what open gives for its destination.
-func serve(ctx context.Context, conn *quic.Conn, open func(from stream, destination []byte) (stream, error)) error {
+// serve joins each stream of a connection to the stream that open returns for its destination.
+func serve(
+	ctx context.Context, conn *quic.Conn, open func(from stream, destination []byte) (stream, error),
+) error {
 	for {
 		s, err := conn.AcceptStream(ctx)
 		if err != nil {
