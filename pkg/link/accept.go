@@ -8,12 +8,10 @@ import (
 	"slices"
 	"time"
 
-	"github.com/quic-go/quic-go"
-
 	"ptthqd/pkg/wire"
 )
 
-type accepted struct {
+type incoming struct {
 	stream *Stream
 	tip    wire.Message
 }
@@ -21,114 +19,82 @@ type accepted struct {
 // tipAtOnce is how long Accept itself waits for the tip of a stream that has arrived.
 const tipAtOnce = 2 * time.Millisecond
 
-// Accept returns the next stream of the peer with its tip. A stream that says nothing at first holds up nobody; one whose
-// tip does not come in time is reset, and a malformed tip is answered with 400. It fails when the link is over (Err tells
-// why) or ctx is done. It is for one goroutine.
+// Accept returns the peer's next stream with its tip. A stream without a tip delays no other stream:
+// after TipTimeout it is reset. A malformed tip is answered with 400. Accept fails when the link is
+// over (Err has the reason) or ctx is done. Only one goroutine may call it.
 //
-// A tip comes in a stream's first packet, as a rule, so Accept reads it itself; only for a late one there is a goroutine.
+// A tip arrives in its stream's first packet as a rule, so Accept reads it itself. A late tip gets a
+// goroutine of its own.
 func (l *Link) Accept(ctx context.Context) (*Stream, wire.Message, error) {
-	// An idle link waits in here, so what takes stack is elsewhere.
 	for {
-		var next accepted
-		if l.anyLate() {
-			next = l.acceptLate(ctx)
-		} else {
-			qs, _ := l.conn.AcceptStream(ctx) // look finds the error, too
-			next = l.accepted(qs)
-		}
-		if next.tip != nil && l.Err() == nil {
+		next := l.nextStream(ctx)
+		switch {
+		case l.Err() != nil:
+			return nil, nil, l.Err()
+		case next.tip != nil:
 			return next.stream, next.tip, nil
+		case ctx.Err() != nil:
+			return nil, nil, context.Cause(ctx)
+		case next.stream == nil:
+			continue // a late tip has arrived, or its stream has failed
 		}
-		if s, tip, err := l.look(ctx, next.stream); tip != nil || err != nil {
-			return s, tip, err
+		tip, arrived := next.stream.peekTip()
+		switch {
+		case !arrived:
+			l.awaitTip(next.stream)
+		case l.takeTip(next.stream, tip):
+			return next.stream, tip.message, nil
 		}
 	}
 }
 
-// look is what Accept does about an accepted stream, or without one (nil) where it was woken. It returns nothing if Accept is
-// to go on.
-//
-//go:noinline
-func (l *Link) look(ctx context.Context, s *Stream) (*Stream, wire.Message, error) {
-	switch {
-	case l.Err() != nil:
-		return nil, nil, l.Err()
-	case ctx.Err() != nil:
-		return nil, nil, context.Cause(ctx)
-	case s == nil:
-		return nil, nil, nil // a late tip is ready, or has failed
-	}
-	if tip, there := s.peekTip(); there {
-		if l.takeTip(s, tip) {
-			return s, tip.message, nil
-		}
-		return nil, nil, nil
-	}
-	if !l.mayBeLate() {
-		l.hits.hit(limitAllTips, slog.String("peer", l.Peer()))
-		s.answer(wire.StatusTooMany, "too many streams have not said yet what they want")
-		return nil, nil, nil
-	}
-	l.accept.mu.Lock()
-	defer l.accept.mu.Unlock()
-	if l.accept.over {
-		return nil, nil, l.Err()
-	}
-	l.accept.late++
-	l.work.Go(func() { l.waitForTip(s) })
-	return nil, nil, nil
-}
-
-// anyLate tells whether the tip of any stream is late.
-//
-//go:noinline
-func (l *Link) anyLate() bool {
-	l.accept.mu.Lock()
-	defer l.accept.mu.Unlock()
-	return l.accept.late > 0 || len(l.accept.ready) > 0
-}
-
-// accepted is a stream without its tip, or nothing if there is none.
-//
-//go:noinline
-func (l *Link) accepted(qs *quic.Stream) accepted {
-	if qs == nil {
-		return accepted{}
-	}
-	return accepted{stream: &Stream{stream: qs, link: l}}
-}
-
-// acceptLate returns a stream whose late tip is ready, or a new one without its tip; or none, and Accept is to look what
-// there is.
-//
-//go:noinline
-func (l *Link) acceptLate(ctx context.Context) accepted {
+// nextStream waits for a stream of the peer. A stream whose late tip has arrived comes with its tip, a
+// new stream without. It returns nothing when a late tip has arrived or failed, or the link or ctx is
+// over.
+func (l *Link) nextStream(ctx context.Context) incoming {
 	l.accept.mu.Lock()
 	if len(l.accept.ready) > 0 {
-		a := l.accept.ready[0]
+		next := l.accept.ready[0]
 		l.accept.ready = slices.Delete(l.accept.ready, 0, 1)
 		l.accept.mu.Unlock()
-		return a
+		return next
 	}
 	late := l.accept.late
-	if late == 0 { // since Accept has looked
-		l.accept.mu.Unlock()
-		return accepted{}
+	if late > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithCancel(ctx)
+		defer cancel()
+		l.accept.wake = cancel
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	l.accept.wake = cancel
 	l.accept.mu.Unlock()
-	if int(late) >= l.limits.PendingTips { // beyond this bound the peer's streams wait in QUIC
+	if int(late) >= l.limits.PendingTips { // further streams wait in QUIC
 		l.hits.hit(limitTips, slog.String("peer", l.Peer()))
 		select {
 		case <-ctx.Done():
 		case <-l.Done():
 		}
-		return accepted{}
+		return incoming{}
 	}
-	qs, _ := l.conn.AcceptStream(ctx)
-	return l.accepted(qs)
+	qs, err := l.conn.AcceptStream(ctx)
+	if err != nil {
+		return incoming{}
+	}
+	return incoming{stream: &Stream{stream: qs, link: l}}
+}
+
+// awaitTip has a goroutine read the stream's late tip, if the limits allow one more.
+func (l *Link) awaitTip(s *Stream) {
+	l.accept.mu.Lock()
+	defer l.accept.mu.Unlock()
+	switch {
+	case l.accept.over:
+	case !l.mayBeLate():
+		l.hits.hit(limitAllTips, slog.String("peer", l.Peer()))
+		s.refuse(wire.StatusTooMany, "too many streams have not said yet what they want")
+	default:
+		l.accept.late++
+		l.work.Go(func() { l.readLateTip(s) })
+	}
 }
 
 // readTip is what reading a tip gave.
@@ -173,8 +139,8 @@ func (s *Stream) peekTip() (tip readTip, there bool) {
 	return tip, true
 }
 
-// waitForTip reads a tip that is late.
-func (l *Link) waitForTip(s *Stream) {
+// readLateTip reads a tip that is late.
+func (l *Link) readLateTip(s *Stream) {
 	var tip readTip
 	_ = s.SetReadDeadline(time.Now().Add(l.limits.TipTimeout))
 	tip.message, tip.err = wire.Read(s)
@@ -186,7 +152,7 @@ func (l *Link) waitForTip(s *Stream) {
 	defer l.accept.mu.Unlock()
 	l.accept.late--
 	if good {
-		l.accept.ready = append(l.accept.ready, accepted{s, tip.message})
+		l.accept.ready = append(l.accept.ready, incoming{s, tip.message})
 	}
 	if l.accept.wake != nil {
 		l.accept.wake()
@@ -218,7 +184,7 @@ func (l *Link) takeTip(s *Stream, tip readTip) bool {
 				l.log.Warn("a stream can't be understood: the peer is of another version, or no ptthqd (of such lines there is one a minute at most)",
 					slog.String("peer", l.Peer()), slog.Any("error", tip.err))
 			})
-			s.answer(wire.StatusMalformed, "the tip can't be understood")
+			s.refuse(wire.StatusMalformed, "the tip can't be understood")
 		} else {
 			l.log.Debug("no tip", slog.String("peer", l.Peer()), slog.Any("error", tip.err))
 			s.Reset(wire.CodeLost)
@@ -229,8 +195,8 @@ func (l *Link) takeTip(s *Stream, tip readTip) bool {
 	return true
 }
 
-// answer refuses a stream that has had no tip.
-func (s *Stream) answer(status wire.Status, text string) {
+// refuse answers a stream that has had no tip.
+func (s *Stream) refuse(status wire.Status, text string) {
 	_, _ = s.TryWrite(wire.Append(nil, &wire.Reply{Status: status, Text: text}))
 	_ = s.CloseWrite()
 	s.CancelRead(wire.CodeLost)

@@ -21,22 +21,9 @@ type heard struct {
 	closing   chan struct{}
 }
 
-// readControl takes the peer's link messages. It waits for them on the smallest stack that there is, and has each one taken
-// on another, which is gone afterwards: idle links are many.
+// readControl takes the peer's control messages until the link is over.
 func (l *Link) readControl() {
-	// A channel of anything larger would be an object of a size that handshakes make many of, and little else of this process
-	// keeps: one for each link, strewn over the pages that those have left, held 2 KiB of them.
-	taken := make(chan struct{}, 1)
-	over := false
-	take := func() {
-		over = !l.takeControl()
-		taken <- struct{}{}
-	}
-	var head [1]byte
-	for !over {
-		_, _ = l.control.Peek(head[:]) // the read finds the error, too
-		go take()
-		<-taken
+	for l.takeControl() {
 	}
 }
 

@@ -67,7 +67,7 @@ type Link struct {
 		mu    sync.Mutex
 		late  int32      // streams whose tip is being waited for
 		over  bool       // no goroutine begins any more
-		ready []accepted // those of them whose tip has come
+		ready []incoming // those of them whose tip has come
 		wake  func()     // makes Accept look again; nil if it would anyway
 	}
 	badTips rate.Sometimes // logs them, one a minute at most: a peer can send any number
@@ -264,9 +264,7 @@ func (l *Link) Close(code wire.CloseCode, reason string) {
 	_ = l.conn.CloseWithError(quic.ApplicationErrorCode(code), reason)
 }
 
-// RTT is the smoothed round trip of QUIC's packets, for less than Stats costs, of the caller's stack too.
-//
-//go:noinline
+// RTT is the smoothed round trip of QUIC's packets. It costs less than Stats.
 func (l *Link) RTT() time.Duration { return l.conn.ConnectionStats().SmoothedRTT }
 
 // endLevel is that of the line about the link's end: links come and go, but a broken protocol is for a person.

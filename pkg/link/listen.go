@@ -132,8 +132,8 @@ func (l *Listener) Run(ctx context.Context) error {
 		}
 		work.Go(func() {
 			if link := l.welcome(ctx, conn); link != nil {
-				work.Add(1)
-				go l.serve(link, &work) // whose stack is as small as an idle link needs
+				defer l.gone(link)
+				link.run(l.Serve)
 			}
 		})
 	}
@@ -163,13 +163,6 @@ func (l *Listener) welcome(ctx context.Context, conn *quic.Conn) *Link {
 	link.start(control)
 	l.say(slog.LevelInfo, "link up", link, slog.Any("remote", link.RemoteAddr()))
 	return link
-}
-
-// serve takes a link to its end.
-func (l *Listener) serve(link *Link, work *sync.WaitGroup) {
-	defer work.Done()
-	defer l.gone(link)
-	link.run(l.Serve)
 }
 
 // gone forgets a link.
