@@ -49,6 +49,8 @@ type Socket struct {
 	lastFail  atomic.Pointer[sendFailure]
 	said      atomic.Uint32 // a bit for each remedy that was logged
 
+	handlers [notQUIC]handler // by first byte; nil: the packet goes to quic-go
+
 	makers      peers[parity.Maker]    // of the peers that get parity
 	restorers   peers[parity.Restorer] // of the peers that send parity
 	paritySent  atomic.Uint64          // datagrams
@@ -57,6 +59,14 @@ type Socket struct {
 }
 
 type sendFailure struct{ err error }
+
+// notQUIC is the first byte below which a datagram is not QUIC's: RFC 9443 gives 0 to 3 to STUN, and
+// 4 to 15 to nobody.
+const notQUIC = 16
+
+// A handler takes a datagram of another kind than QUIC's, the first n bytes of buf. It returns the
+// size of the packet for QUIC that it has put into buf, or 0.
+type handler func(buf []byte, n int, from net.Addr) int
 
 // Stats are the figures of a Socket since it was made.
 type Stats struct {
@@ -80,6 +90,7 @@ func New(pc net.PacketConn, log *slog.Logger) (*Socket, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	s := &Socket{pc: pc, log: log}
+	s.handlers[parity.FirstByte] = s.parityArrived
 	udp, ok := pc.(*net.UDPConn)
 	if !ok {
 		s.conn = &plainConn{PacketConn: pc, socket: s}
@@ -189,25 +200,29 @@ func (s *Socket) sent(err error) error {
 }
 
 // arrived takes a packet off the network, the first n bytes of buf. It returns the size of the
-// packet for QUIC that is in buf then: the same one, a restored one, or none (0). Only the goroutine
-// that reads from the socket may call it.
+// packet for QUIC that is in buf then: the same one, another one that a handler has put there, or
+// none (0). Only the goroutine that reads from the socket may call it.
 func (s *Socket) arrived(buf []byte, n int, from net.Addr) int {
 	if n == 0 {
 		return 0
 	}
+	if kind := buf[0]; kind < notQUIC && s.handlers[kind] != nil {
+		return s.handlers[kind](buf, n, from)
+	}
+	if r := s.restorers.at(from); r != nil {
+		r.Keep(buf[:n])
+	}
+	return n
+}
+
+// parityArrived is the handler of parity datagrams.
+func (s *Socket) parityArrived(buf []byte, n int, from net.Addr) int {
 	r := s.restorers.at(from)
-	switch {
-	case buf[0] != parity.FirstByte:
-		if r != nil {
-			r.Keep(buf[:n])
-		}
-		return n
-	case r == nil:
+	if r == nil {
 		s.parityStray.Add(1)
 		return 0
-	default:
-		return r.Restore(buf, n)
 	}
+	return r.Restore(buf, n)
 }
 
 // arrivedAll is arrived for a batch, and returns how many messages are left. The messages' buffers
