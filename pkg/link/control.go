@@ -10,15 +10,15 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// heard is what a dialler waits for. Accepted links, which are many, do without.
-type heard struct {
-	release   func() // what the link leaves behind
+// relayEvents is what a link of a client or server reports of its relay.
+type relayEvents struct {
+	release   func() // closes what the link was dialled with; called when the link is over
 	revoked   func(l *Link, r *wire.Revoked)
 	welcome   func(name string)
 	contested func(*wire.Contested)
 	once      struct{ confirmed, closing sync.Once }
-	confirmed chan struct{} // closed at its first heartbeat
-	closing   chan struct{}
+	confirmed chan struct{} // closed at the relay's first heartbeat
+	closing   chan struct{} // closed when the relay is about to go
 }
 
 // readControl takes the peer's control messages until the link is over.
@@ -40,27 +40,27 @@ func (l *Link) takeControl() bool {
 	switch m := m.(type) {
 	case *wire.Heartbeat:
 		l.pulse.heard(m)
-		if l.dialled {
-			l.heard.once.confirmed.Do(func() { close(l.heard.confirmed) })
+		if l.role == roleNode {
+			l.relay.once.confirmed.Do(func() { close(l.relay.confirmed) })
 		}
 	case *wire.Closing:
-		if l.dialled { // only a relay says so
-			l.heard.once.closing.Do(func() { close(l.heard.closing) })
+		if l.role == roleNode { // only a relay says so
+			l.relay.once.closing.Do(func() { close(l.relay.closing) })
 		}
 	case *wire.Revoked:
-		if l.dialled {
+		if l.role == roleNode {
 			l.pulse.readable = 0 // the relay may withdraw a thousand rights at once
-			if l.heard.revoked != nil {
-				l.heard.revoked(l, m)
+			if l.relay.revoked != nil {
+				l.relay.revoked(l, m)
 			}
 		}
 	case *wire.Welcome:
-		if l.dialled && l.heard.welcome != nil {
-			l.heard.welcome(m.Name)
+		if l.role == roleNode && l.relay.welcome != nil {
+			l.relay.welcome(m.Name)
 		}
 	case *wire.Contested:
-		if l.dialled && l.heard.contested != nil {
-			l.heard.contested(m)
+		if l.role == roleNode && l.relay.contested != nil {
+			l.relay.contested(m)
 		}
 	case nil: // of a later version
 	default:
@@ -93,10 +93,10 @@ func (r quicReader) Read(p []byte) (int, error) { return r.stream.Read(p) }
 
 // PeerClosing is closed when the relay at the other end has said that it is about to go. It is nil where this end is the relay.
 func (l *Link) PeerClosing() <-chan struct{} {
-	if l.heard == nil {
+	if l.relay == nil {
 		return nil
 	}
-	return l.heard.closing
+	return l.relay.closing
 }
 
 // SendClosing tells the peer that this relay is about to go.

@@ -33,12 +33,11 @@ const (
 	backoffMost   = 30 * time.Second
 	supersededMin = 30 * time.Second // the least pause after another node has come with this one's key
 	supersededMax = 5 * time.Minute
-	resolveTime   = 3 * time.Second        // what a name server gets before the last known addresses are used
-	resolveMost   = 25 * time.Second       // what it gets if none are: the resolver gives each of its servers 5 s, twice
-	addressGap    = 250 * time.Millisecond // between dials of two addresses of a name (RFC 8305)
-	maxAddresses  = 8                      // of a name that are dialled
-	watchEvery    = 2 * time.Second        // how often the local address and the clocks are looked at
-	sleptAfter    = 5 * time.Second        // how late such a look may be before the host must have slept
+	resolveTime   = 3 * time.Second  // what a name server gets before the last known addresses are used
+	resolveMost   = 25 * time.Second // what it gets if none are: the resolver gives each of its servers 5 s, twice
+	maxAddresses  = 8                // of a name that are dialled
+	watchEvery    = 2 * time.Second  // how often the local address and the clocks are looked at
+	sleptAfter    = 5 * time.Second  // how late such a look may be before the host must have slept
 )
 
 // Dialer keeps a link to a relay: it dials, for ever. Set the fields, then call Run once; State may be called at any time.
@@ -235,6 +234,8 @@ func (d *Dialer) prepare() error {
 	return nil
 }
 
+var errKicked = errors.New("a new dial is due")
+
 // redial dials until there is a link, which then replaces old, or ctx is done.
 //
 // For the first minute one dial follows another. Each has its time, so that a path which comes back is found at once, and
@@ -329,4 +330,79 @@ func (d *Dialer) waitUntil(ctx context.Context, next time.Time, kicks <-chan str
 	case why = <-kicks:
 		return why, nil
 	}
+}
+
+// dial makes one attempt. It waits at most patience for any answer, and then at most dialAnswered for
+// the link.
+func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (*Link, error) {
+	addresses, err := d.addresses(ctx)
+	if err != nil {
+		return nil, err
+	}
+	limits := d.limits.Load()
+	grants := newGrants(limits.Windows)
+	config := limits.quicConfig(grants)
+	config.Tracer = qlogs(d.log)
+	config.HandshakeIdleTimeout = 2 * dialAnswered // withPatience ends it earlier
+	config.TokenStore = d.tokens
+	race := &race{tls: d.tls.Load(), config: config, tally: &d.tally}
+	ctx, stop := race.withPatience(ctx, &d.clock, patience)
+	defer stop()
+	winner, err := race.run(ctx, d.ways(addresses))
+	if err != nil {
+		grants.releaseAll()
+		return nil, err
+	}
+	release := func() {
+		winner.close()
+		grants.releaseAll()
+	}
+	link, err := d.introduce(ctx, winner, old, limits, release)
+	if err != nil {
+		_ = winner.conn.CloseWithError(quic.ApplicationErrorCode(wire.CloseClosing), "gave up")
+		release()
+		return nil, err
+	}
+	return link, nil
+}
+
+// introduce opens the control stream and waits until the relay has let this node in. For the dialler
+// the handshake is over before the relay has looked at its key: only the relay's first heartbeat says
+// that the key is admitted.
+func (d *Dialer) introduce(ctx context.Context, winner *runner, old *Link, limits *Limits, release func()) (*Link, error) {
+	conn := winner.conn
+	key, err := ident.PeerKey(conn.ConnectionState().TLS)
+	if err != nil {
+		return nil, err
+	}
+	control, err := conn.OpenStream()
+	if err != nil {
+		return nil, err
+	}
+	if old != nil {
+		old.replaced.Store(true) // before the relay can hear of the new one
+	}
+	if _, err := control.Write(wire.Append(nil, &wire.Control{Instance: d.Instance})); err != nil {
+		return nil, err
+	}
+	link := newLink(conn, roleNode, &d.clock, d.Address, key, limits, d.log)
+	link.hits = &d.hits
+	link.socket = winner.socket
+	link.relay = &relayEvents{
+		release: release, revoked: d.OnRevoked, contested: d.onContested, welcome: d.OnWelcome,
+		confirmed: make(chan struct{}), closing: make(chan struct{}),
+	}
+	link.start(control)
+	select {
+	case <-link.relay.confirmed:
+		d.tally.linked(link)
+		return link, nil
+	case <-conn.Context().Done():
+		err = context.Cause(conn.Context())
+	case <-ctx.Done():
+		link.Close(wire.CloseClosing, "gave up")
+		err = context.Cause(ctx)
+	}
+	link.wait()
+	return nil, err
 }

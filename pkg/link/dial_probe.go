@@ -3,7 +3,6 @@ package link
 import (
 	"context"
 	"errors"
-	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -65,36 +64,31 @@ func (d *Dialer) probe(ctx context.Context, p *Probed) error {
 	if _, err := netip.ParseAddr(d.host); err != nil {
 		p.Resolve = time.Since(began)
 	}
-	pc, err := d.ListenPacket(ctx)
-	if err != nil {
-		return err
-	}
-	socket, err := carrier.New(pc, nil)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		p.Socket = socket.Stats()
-		_ = socket.Close()
-	}()
-	transport := &quic.Transport{Conn: socket.PacketConn(), ConnectionIDLength: connectionIDLength}
-	defer func() { _ = transport.Close() }()
 	config := d.limits.Load().quicConfig(newGrants(nil))
 	config.HandshakeIdleTimeout = 2 * dialAnswered
 	config.KeepAlivePeriod = time.Millisecond // QUIC looks for a larger MTU only while it sends something: several times a round trip
 
-	handshake, stop := withPatience(ctx, &d.clock, probePatience, socket, func() { knockAt(transport, addresses) })
-	defer stop()
-	began = time.Now()
 	seen := new(witness)
 	config.Tracer = seen.trace
-	conn, err := race(handshake, addresses, func(ctx context.Context, to netip.AddrPort) (*quic.Conn, error) {
-		return transport.Dial(ctx, net.UDPAddrFromAddrPort(to), d.tls.Load(), config)
-	})
+	race := &race{tls: d.tls.Load(), config: config, tally: new(tally)}
+	defer func() {
+		if opened := race.opened(); len(opened) > 0 && p.Socket == (carrier.Stats{}) {
+			p.Socket = opened[0].socket.Stats()
+		}
+	}()
+	handshake, stop := race.withPatience(ctx, &d.clock, probePatience)
+	defer stop()
+	began = time.Now()
+	winner, err := race.run(handshake, d.ways(addresses))
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.CloseWithError(quic.ApplicationErrorCode(wire.CloseClosing), "a probe") }()
+	conn, socket := winner.conn, winner.socket
+	defer func() {
+		_ = conn.CloseWithError(quic.ApplicationErrorCode(wire.CloseClosing), "a probe")
+		p.Socket = socket.Stats()
+		winner.close()
+	}()
 	p.Remote = carrier.AddrPort(conn.RemoteAddr())
 	// For this end the handshake is over before the relay has checked the key's signature.
 	if err := seen.await(handshake, conn, seen.isDone); err != nil {

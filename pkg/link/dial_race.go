@@ -4,151 +4,185 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
-	"fmt"
 	"net"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/quic-go/quic-go"
+
 	"ptthqd/pkg/awake"
 	"ptthqd/pkg/carrier"
-	"ptthqd/pkg/ident"
 	"ptthqd/pkg/wire"
-
-	"github.com/quic-go/quic-go"
 )
 
-// knockSize is the size of a knock: above the 42 bytes that a stateless reset has, as quic-go answers nothing smaller, and far below
-// every path's MTU.
-const knockSize = 64
+// headStart is the time between the starts of two ways (RFC 8305, "Happy Eyeballs").
+const headStart = 250 * time.Millisecond
 
-// knockAt sends each address a packet of a connection that is not there. A relay answers it with a stateless reset (RFC 9000,
-// section 10.3). QUIC's handshake takes packets of 1,200 bytes; where those are lost and small ones are not, this answer
-// is all that arrives, and tells a path with too small an MTU from one that is closed.
-func knockAt(transport *quic.Transport, addresses []netip.AddrPort) {
-	packet := make([]byte, knockSize)
-	_, _ = rand.Read(packet)          // never fails
-	packet[0] = packet[0]&0x3f | 0x40 // a short header
-	for _, to := range addresses {
-		_, _ = transport.WriteTo(packet, net.UDPAddrFromAddrPort(to)) // what can't be sent the handshake tells of
-	}
-}
+// smallSize is the size in bytes of a small packet that asks for a stateless reset. quic-go answers
+// no packet of 42 bytes or less. Every path's MTU is far above 64.
+const smallSize = 64
 
 var (
-	errNoAnswer = errors.New("no answer")
-	errTooSlow  = errors.New("answered, but not in time")
-	errKicked   = errors.New("a new dial is due")
-
+	errNoAnswer  = errors.New("no answer")
+	errTooSlow   = errors.New("answered, but not in time")
 	errOnlySmall = errors.New("answered small packets alone")
 )
 
-// dial makes one attempt, from a socket of its own: a NAT or a firewall that is stuck with the last one's port does no harm.
-// It takes at most patience to get any answer, and then as long as the answer's completion may take.
-func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (_ *Link, err error) {
-	addresses, err := d.addresses(ctx)
-	if err != nil {
-		return nil, err
-	}
-	pc, err := d.ListenPacket(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("open a UDP socket: %w", err)
-	}
-	socket, err := carrier.New(pc, d.log)
-	if err != nil {
-		return nil, err
-	}
-	d.tally.opened(socket)
-	transport := &quic.Transport{Conn: socket.PacketConn(), ConnectionIDLength: connectionIDLength}
-	limits := d.limits.Load()
-	grants := newGrants(limits.Windows)
-	config := limits.quicConfig(grants)
-	config.Tracer = qlogs(d.log)
-	config.HandshakeIdleTimeout = 2 * dialAnswered // the times below decide
-	config.TokenStore = d.tokens
-	release := func() {
-		_ = transport.Close()
-		d.tally.closed(socket)
-		_ = socket.Close()
-		grants.releaseAll()
-	}
-	defer func() {
-		if err != nil {
-			release()
-		}
-	}()
+// A race is one dial: it tries the ways to a relay, each headStart after the one before or as soon as
+// one has failed. The way on which a handshake ends first wins. Each way has a socket of its own, so a
+// NAT or firewall that is stuck with the port of an earlier dial does no harm.
+type race struct {
+	tls    *tls.Config
+	config *quic.Config
+	tally  *tally
 
-	ctx, stop := withPatience(ctx, &d.clock, patience, socket, func() { knockAt(transport, addresses) })
-	defer stop()
-	conn, err := race(ctx, addresses, func(ctx context.Context, to netip.AddrPort) (*quic.Conn, error) {
-		return transport.Dial(ctx, net.UDPAddrFromAddrPort(to), d.tls.Load(), config)
-	})
-	if err != nil {
-		return nil, err
+	mu      sync.Mutex
+	runners []*runner // whose sockets are open
+}
+
+// A runner is what a race has opened on one way. Its creator calls close.
+type runner struct {
+	socket    *carrier.Socket
+	transport *quic.Transport
+	to        net.Addr
+	tally     *tally
+	conn      *quic.Conn // nil until the handshake is over
+}
+
+// run returns the winner, or the error of the way that has failed first. It closes all losers.
+func (r *race) run(ctx context.Context, ways []way) (*runner, error) {
+	type result struct {
+		runner *runner
+		err    error
 	}
-	defer func() {
-		if err != nil {
-			_ = conn.CloseWithError(quic.ApplicationErrorCode(wire.CloseClosing), "gave up")
+	results := make(chan result, len(ways))
+	var dials sync.WaitGroup
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() { // a loser may have been as fast as the winner
+		cancel()
+		dials.Wait()
+		close(results)
+		for loser := range results {
+			if loser.err == nil {
+				_ = loser.runner.conn.CloseWithError(quic.ApplicationErrorCode(wire.CloseClosing), "another address was faster")
+				loser.runner.close()
+			}
 		}
 	}()
-	key, err := ident.PeerKey(conn.ConnectionState().TLS)
+	var failure error
+	next := time.NewTimer(0)
+	defer next.Stop()
+	for unanswered := len(ways); unanswered > 0; {
+		select {
+		case <-next.C:
+			if len(ways) == 0 {
+				continue
+			}
+			way := ways[0]
+			ways = ways[1:]
+			dials.Go(func() {
+				runner, err := r.try(ctx, way)
+				results <- result{runner, err}
+			})
+			next.Reset(headStart)
+		case result := <-results:
+			unanswered--
+			if result.err == nil {
+				return result.runner, nil
+			}
+			failure = cmp.Or(failure, result.err)
+			next.Reset(0)
+		}
+	}
+	return nil, failure
+}
+
+// try opens a way and makes a QUIC handshake over it.
+func (r *race) try(ctx context.Context, way way) (*runner, error) {
+	socket, to, err := way.open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	control, err := conn.OpenStream()
-	if err != nil {
+	r.tally.opened(socket)
+	transport := &quic.Transport{Conn: socket.PacketConn(), ConnectionIDLength: connectionIDLength}
+	runner := &runner{socket: socket, transport: transport, to: to, tally: r.tally}
+	r.mu.Lock()
+	r.runners = append(r.runners, runner)
+	r.mu.Unlock()
+	if runner.conn, err = transport.Dial(ctx, to, r.tls, r.config); err != nil {
+		runner.close()
 		return nil, err
 	}
-	if old != nil {
-		old.replaced.Store(true) // before the relay can hear of the new one
+	return runner, nil
+}
+
+func (r *runner) close() {
+	_ = r.transport.Close()
+	r.tally.closed(r.socket)
+	_ = r.socket.Close()
+}
+
+// opened returns the runners so far.
+func (r *race) opened() []*runner {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.runners[:len(r.runners):len(r.runners)]
+}
+
+// received returns the number of packets that have arrived on all ways.
+func (r *race) received() (packets uint64) {
+	for _, runner := range r.opened() {
+		packets += runner.socket.Received()
 	}
-	if _, err := control.Write(wire.Append(nil, &wire.Control{Instance: d.Instance})); err != nil {
-		return nil, err
+	return packets
+}
+
+// sendError returns why the kernel has refused to send, or nil.
+func (r *race) sendError() (err error) {
+	for _, runner := range r.opened() {
+		err = cmp.Or(err, runner.socket.SendError())
 	}
-	link := newLink(conn, &d.clock, d.Address, key, limits, d.log)
-	link.hits = &d.hits
-	link.dialled, link.socket = true, socket
-	link.heard = &heard{release: release, revoked: d.OnRevoked, contested: d.rivalCame, welcome: d.OnWelcome, confirmed: make(chan struct{}), closing: make(chan struct{})}
-	link.start(control)
-	// The handshake is over for the dialler before the relay has looked at its key. Only the relay's first heartbeat says that
-	// it has been let in.
-	select {
-	case <-link.heard.confirmed:
-		d.tally.linked(link)
-		return link, nil
-	case <-conn.Context().Done():
-		link.wait()
-		return nil, context.Cause(conn.Context())
-	case <-ctx.Done():
-		link.Close(wire.CloseClosing, "gave up")
-		link.wait()
-		return nil, context.Cause(ctx)
+	return err
+}
+
+// sendSmall sends a packet of an unknown connection on each way. A relay answers with a stateless
+// reset (RFC 9000, section 10.3). QUIC's handshake takes packets of 1,200 bytes. Where the path loses
+// those and carries small ones, only this answer arrives: it tells a path with too small an MTU from a
+// closed one.
+func (r *race) sendSmall() {
+	packet := make([]byte, smallSize)
+	_, _ = rand.Read(packet)          // never fails
+	packet[0] = packet[0]&0x3f | 0x40 // a short header
+	for _, runner := range r.opened() {
+		_, _ = runner.transport.WriteTo(packet, runner.to) // the handshake reports what can't be sent
 	}
 }
 
-// withPatience ends a handshake over socket, with the reason as the context's cause, that has had no answer within
-// patience, or has not come to its end after one. Half of that time without any answer, it calls knock.
-func withPatience(ctx context.Context, clock *awake.Clock, patience time.Duration, socket *carrier.Socket, knock func()) (_ context.Context, stop func()) {
+// withPatience returns a context that ends when the race has had no answer within patience, or when
+// its handshake is not over max(patience, dialAnswered) after the start. The context's cause is the
+// reason. After half of patience without an answer, the race sends small packets too.
+func (r *race) withPatience(ctx context.Context, clock *awake.Clock, patience time.Duration) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	silent := func() bool { return socket.Received() == 0 }
-	var knocked atomic.Bool
+	var small atomic.Bool // small packets were sent
 	timers := []*awake.Timer{
 		clock.AfterFunc(patience/2, func() {
-			if silent() {
-				knocked.Store(true)
-				knock()
+			if r.received() == 0 {
+				small.Store(true)
+				r.sendSmall()
 			}
 		}),
 		clock.AfterFunc(patience, func() {
-			if silent() {
-				cancel(cmp.Or(socket.SendError(), errNoAnswer))
+			if r.received() == 0 {
+				cancel(cmp.Or(r.sendError(), errNoAnswer))
 			}
 		}),
 		clock.AfterFunc(max(patience, dialAnswered), func() {
-			switch {
-			case silent():
-			case knocked.Load() && socket.Received() <= maxAddresses:
+			switch packets := r.received(); {
+			case packets == 0:
+			case small.Load() && packets <= maxAddresses:
 				cancel(errOnlySmall)
 			default:
 				cancel(errTooSlow)
@@ -161,51 +195,4 @@ func withPatience(ctx context.Context, clock *awake.Clock, patience time.Duratio
 		}
 		cancel(nil)
 	}
-}
-
-// race dials the addresses, each addressGap after the one before or as soon as one has failed, until one answers.
-func race(ctx context.Context, addresses []netip.AddrPort, dial func(context.Context, netip.AddrPort) (*quic.Conn, error)) (*quic.Conn, error) {
-	type result struct {
-		conn *quic.Conn
-		err  error
-	}
-	results := make(chan result, len(addresses))
-	var dials sync.WaitGroup
-	ctx, cancel := context.WithCancel(ctx)
-	defer func() { // the losers, one of which may have been as fast
-		cancel()
-		dials.Wait()
-		close(results)
-		for r := range results {
-			if r.conn != nil {
-				_ = r.conn.CloseWithError(quic.ApplicationErrorCode(wire.CloseClosing), "another address was faster")
-			}
-		}
-	}()
-	var failure error
-	next := time.NewTimer(0)
-	defer next.Stop()
-	for unanswered := len(addresses); unanswered > 0; {
-		select {
-		case <-next.C:
-			if len(addresses) == 0 {
-				continue
-			}
-			to := addresses[0]
-			addresses = addresses[1:]
-			dials.Go(func() {
-				conn, err := dial(ctx, to)
-				results <- result{conn, err}
-			})
-			next.Reset(addressGap)
-		case r := <-results:
-			unanswered--
-			if r.err == nil {
-				return r.conn, nil
-			}
-			failure = cmp.Or(failure, r.err)
-			next.Reset(0)
-		}
-	}
-	return nil, failure
 }

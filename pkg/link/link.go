@@ -37,6 +37,14 @@ import (
 	"ptthqd/pkg/wire"
 )
 
+// A role is the part that this end plays on a link. It does not follow from which end has dialled.
+type role uint8
+
+const (
+	roleNode  role = iota // a client or server: sends heartbeats on its own time, and obeys the relay
+	roleRelay             // answers heartbeats, and tells nodes of rights, names and its end
+)
+
 // Link is one live, authenticated connection to a neighbour. Its methods may be called from any goroutine.
 type Link struct {
 	conn     *quic.Conn
@@ -54,14 +62,14 @@ type Link struct {
 
 	pulse pulse
 
-	heard *heard // from the relay; nil: this end is the relay
+	relay *relayEvents // nil: this end is the relay
 
 	suspect atomic.Bool // it is over, as nothing arrived of what was expected, or nothing large
 	// replaced is set before the peer can hear of a newer link of this process; then `superseded` says nothing new.
 	replaced atomic.Bool
 	// toldAt is when the peer was last told that another process with its key was turned away, in seconds of the link's life.
-	toldAt  atomic.Uint32
-	dialled bool // by this end
+	toldAt atomic.Uint32
+	role   role
 
 	accept struct {
 		mu    sync.Mutex
@@ -112,9 +120,10 @@ func (e *ClosedError) Error() string {
 // ErrStreamLimit says that the peer allows no more streams at the moment.
 var ErrStreamLimit = errors.New("open a stream: the other end's limit of streams at once is reached")
 
-func newLink(conn *quic.Conn, clock *awake.Clock, peer string, key ident.PublicKey, limits *Limits, log *slog.Logger) *Link {
+func newLink(conn *quic.Conn, role role, clock *awake.Clock, peer string, key ident.PublicKey, limits *Limits, log *slog.Logger) *Link {
 	l := &Link{
 		conn:    conn,
+		role:    role,
 		clock:   clock,
 		key:     key,
 		since:   time.Now(),
@@ -139,8 +148,8 @@ func (l *Link) run(serve func(context.Context, *Link)) {
 	serve(l.conn.Context(), l)
 	l.finish("no more use for the link")
 	l.wait()
-	if l.heard != nil {
-		l.heard.release()
+	if l.relay != nil {
+		l.relay.release()
 	}
 }
 

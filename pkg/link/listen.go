@@ -212,7 +212,7 @@ func (l *Listener) admit(ctx context.Context, conn *quic.Conn) (*Link, *quic.Str
 		return refuse(wire.CloseProtocol, "the first stream is not a control stream")
 	}
 	_ = control.SetReadDeadline(time.Time{})
-	link := newLink(conn, &l.clock, id, key, limits, l.log)
+	link := newLink(conn, roleRelay, &l.clock, id, key, limits, l.log)
 	link.listener, link.socket, link.hits, link.instance = l, l.Socket, &l.hits, hello.Instance
 	for {
 		holder, keeps := l.keepsPlace(ctx, link)

@@ -221,7 +221,7 @@ func (p *pulse) intervalLocked(now moment) time.Duration {
 		interval = heartbeatBusy
 	}
 	p.slow.Store(interval == heartbeatIdle)
-	if !p.link.dialled {
+	if p.link.role == roleRelay {
 		interval += interval / 5
 	}
 	return interval
@@ -298,7 +298,7 @@ func (p *pulse) heard(m *wire.Heartbeat) {
 		p.giveUpLocked(true)
 		return
 	}
-	if !p.link.dialled {
+	if p.link.role == roleRelay {
 		if now.sub(p.answered) >= answerGap {
 			p.answered = now
 			p.sendLocked(now)
@@ -320,7 +320,7 @@ func (p *pulse) heard(m *wire.Heartbeat) {
 func (p *pulse) overdue() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.link.dialled || p.heardAt == 0 {
+	if p.link.role == roleNode || p.heardAt == 0 {
 		return 0
 	}
 	interval := heartbeatIdle

@@ -118,8 +118,8 @@ const (
 // contestedLines bound how often a node that keeps its link says that another has come.
 func contestedLines() *rate.Limiter { return rate.NewLimiter(rate.Every(10*time.Minute), 1) }
 
-// rivalCame is told by the relay that it has turned another process with this node's key away.
-func (d *Dialer) rivalCame(m *wire.Contested) {
+// onContested is told by the relay that it has turned another process with this node's key away.
+func (d *Dialer) onContested(m *wire.Contested) {
 	d.meet()
 	if d.rivals.Allow() {
 		d.log.Error(contestedHere, slog.Any("public_key", d.Identity.Public()), slog.String("from", m.From))
