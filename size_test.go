@@ -26,8 +26,6 @@ var tooLong = []string{
 	"deploy/chain_test.go TestThreeHosts",
 	"deploy/service_test.go TestService",
 	"pkg/daemon/role_relay.go Describe",
-	"pkg/relay/relay_test.go TestRefuses",
-	"pkg/relay/relay_test.go TestStalledStream",
 	"pkg/session/attempt.go try",
 	"pkg/session/inbox.go takeFrame",
 	"pkg/session/model_test.go run",

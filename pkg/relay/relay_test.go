@@ -85,135 +85,141 @@ func TestJoins(t *testing.T) {
 	})
 }
 
+// A refusedRequest is a request of laptop that the relay refuses, and how.
+type refusedRequest struct {
+	limits   relay.Limits
+	request  serverRequest
+	held     []serverRequest // connections that are there before
+	status   wire.Status
+	text     string
+	reason   string // in the log
+	level    string
+	noServer bool
+}
+
+type serverRequest struct {
+	server string
+	inner  []byte
+}
+
+var refusedRequests = map[string]refusedRequest{
+	"server not allowed": {
+		request: serverRequest{"db", open(1, ":22")},
+		status:  403, text: "the relay does not allow laptop to reach :22 at db", reason: "no allowed_servers of laptop name db", level: "WARN",
+	},
+	"server that does not exist": {
+		request: serverRequest{"ghost", open(1, ":22")},
+		status:  403, text: "the relay does not allow laptop to reach :22 at ghost", reason: "no allowed_servers of laptop name ghost", level: "WARN",
+	},
+	"server that does not exist, but would be allowed": {
+		request: serverRequest{"build-7", open(1, ":22")},
+		status:  403, text: "the relay does not allow laptop to reach :22 at build-7", reason: "no peer has the ID build-7", level: "WARN",
+	},
+	"target not allowed": {
+		request: serverRequest{"mail", open(1, ":22")},
+		status:  403, text: "the relay does not allow laptop to reach :22 at mail", reason: "laptop may reach mail, but not its target :22", level: "WARN",
+	},
+	"resume not allowed": {
+		request: serverRequest{"db", resume(1, 2, ":22")},
+		status:  403, text: "the relay does not allow laptop to reach :22 at db", level: "WARN",
+	},
+	"another client": {
+		request: serverRequest{"phone", open(1, ":22")},
+		status:  403, text: "the relay does not allow laptop to reach :22 at phone", level: "WARN",
+	},
+	"not connected": {
+		request: serverRequest{"nas", open(1, ":22")}, noServer: true,
+		status: 503, text: "server nas is not connected to the relay", level: "INFO",
+	},
+	"inner tip truncated": {
+		request: serverRequest{"nas", open(1, ":22")[:20]},
+		status:  400, text: "the inner tip is truncated", level: "WARN",
+	},
+	"bytes behind the inner tip": {
+		request: serverRequest{"nas", append(open(1, ":22"), 0)},
+		status:  400, text: "1 bytes follow the inner tip", level: "WARN",
+	},
+	"no inner tip": {
+		request: serverRequest{"nas", wire.Append(nil, &wire.Control{})},
+		status:  400, text: "the inner tip is neither open nor resume", level: "WARN",
+	},
+	"garbage": {
+		request: serverRequest{"nas", []byte{9, 1, 1}},
+		status:  400, text: "the inner tip: malformed message: message type 9 is unknown", level: "WARN",
+	},
+	"too many connections": {
+		limits:  relay.Limits{Connections: 1},
+		held:    []serverRequest{{"nas", open(2, ":22")}},
+		request: serverRequest{"nas", open(1, ":22")},
+		status:  429, text: "the relay has 1 connections, its limit", level: "WARN",
+	},
+	"too many connections of the client": {
+		limits:  relay.Limits{ConnectionsPerClient: 2},
+		held:    []serverRequest{{"nas", open(2, ":22")}, {"nas", open(3, ":22")}},
+		request: serverRequest{"nas", open(1, ":22")},
+		status:  429, text: "client laptop has 2 connections, its limit", level: "WARN",
+	},
+	"too fast": {
+		limits:  relay.Limits{OpensPerSecond: 1},
+		held:    []serverRequest{{"nas", open(2, ":22")}, {"nas", open(3, ":22")}},
+		request: serverRequest{"nas", open(1, ":22")},
+		status:  429, text: "more than 1 requests a second", level: "WARN",
+	},
+}
+
 // Every refusal of the relay: its status, who says it, that the reply and then an
 // orderly end arrive, and that no server is asked.
 func TestRefuses(t *testing.T) {
-	type request struct {
-		server string
-		inner  []byte
+	for name, c := range refusedRequests {
+		t.Run(name, func(t *testing.T) { synctest.Test(t, c.test) })
 	}
-	for name, c := range map[string]struct {
-		limits   relay.Limits
-		request  request
-		held     []request // connections that are there before
-		status   wire.Status
-		text     string
-		reason   string // in the log
-		level    string
-		noServer bool
-	}{
-		"server not allowed": {
-			request: request{"db", open(1, ":22")},
-			status:  403, text: "the relay does not allow laptop to reach :22 at db", reason: "no allowed_servers of laptop name db", level: "WARN",
-		},
-		"server that does not exist": {
-			request: request{"ghost", open(1, ":22")},
-			status:  403, text: "the relay does not allow laptop to reach :22 at ghost", reason: "no allowed_servers of laptop name ghost", level: "WARN",
-		},
-		"server that does not exist, but would be allowed": {
-			request: request{"build-7", open(1, ":22")},
-			status:  403, text: "the relay does not allow laptop to reach :22 at build-7", reason: "no peer has the ID build-7", level: "WARN",
-		},
-		"target not allowed": {
-			request: request{"mail", open(1, ":22")},
-			status:  403, text: "the relay does not allow laptop to reach :22 at mail", reason: "laptop may reach mail, but not its target :22", level: "WARN",
-		},
-		"resume not allowed": {
-			request: request{"db", resume(1, 2, ":22")},
-			status:  403, text: "the relay does not allow laptop to reach :22 at db", level: "WARN",
-		},
-		"another client": {
-			request: request{"phone", open(1, ":22")},
-			status:  403, text: "the relay does not allow laptop to reach :22 at phone", level: "WARN",
-		},
-		"not connected": {
-			request: request{"nas", open(1, ":22")}, noServer: true,
-			status: 503, text: "server nas is not connected to the relay", level: "INFO",
-		},
-		"inner tip truncated": {
-			request: request{"nas", open(1, ":22")[:20]},
-			status:  400, text: "the inner tip is truncated", level: "WARN",
-		},
-		"bytes behind the inner tip": {
-			request: request{"nas", append(open(1, ":22"), 0)},
-			status:  400, text: "1 bytes follow the inner tip", level: "WARN",
-		},
-		"no inner tip": {
-			request: request{"nas", wire.Append(nil, &wire.Control{})},
-			status:  400, text: "the inner tip is neither open nor resume", level: "WARN",
-		},
-		"garbage": {
-			request: request{"nas", []byte{9, 1, 1}},
-			status:  400, text: "the inner tip: malformed message: message type 9 is unknown", level: "WARN",
-		},
-		"too many connections": {
-			limits:  relay.Limits{Connections: 1},
-			held:    []request{{"nas", open(2, ":22")}},
-			request: request{"nas", open(1, ":22")},
-			status:  429, text: "the relay has 1 connections, its limit", level: "WARN",
-		},
-		"too many connections of the client": {
-			limits:  relay.Limits{ConnectionsPerClient: 2},
-			held:    []request{{"nas", open(2, ":22")}, {"nas", open(3, ":22")}},
-			request: request{"nas", open(1, ":22")},
-			status:  429, text: "client laptop has 2 connections, its limit", level: "WARN",
-		},
-		"too fast": {
-			limits:  relay.Limits{OpensPerSecond: 1},
-			held:    []request{{"nas", open(2, ":22")}, {"nas", open(3, ":22")}},
-			request: request{"nas", open(1, ":22")},
-			status:  429, text: "more than 1 requests a second", level: "WARN",
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t, c.limits, "laptop may nas build-* mail:25", "phone may nas", "nas", "db", "mail")
-				asked := 0
-				ask := func(s *link.Stream, m *wire.Incoming) {
-					asked++
-					echo(s, m)
-				}
-				if !c.noServer {
-					for _, id := range []string{"nas", "db", "mail"} {
-						w.server(id, ask)
-					}
-				}
-				laptop := w.client("laptop")
-				for _, q := range c.held {
-					laptop.joined(q.server, q.inner)
-				}
-				s := laptop.connect(c.request.server, c.request.inner, strings.Repeat("data", 1000))
-				got := w.reply(s)
-				if got.Status != c.status || got.Text != c.text || got.Node != "relay" {
-					t.Errorf("the reply is %v %q from %q,\nwant %v %q", got.Status, got.Text, got.Node, c.status, c.text)
-				}
-				if rest, err := io.ReadAll(s); len(rest) != 0 || err != nil {
-					t.Errorf("behind the reply came %q, %v", rest, err)
-				}
-				if s.Context().Err() != nil {
-					t.Error("the relay stopped reading before the client had the reply")
-				}
-				s.CancelWrite(wire.CodeLost)
-				time.Sleep(time.Second)
-				if asked != len(c.held) {
-					t.Errorf("servers were asked %d times, want %d", asked, len(c.held))
-				}
-				if n := w.relay.Snapshot().Counters.Refused[c.status]; n != 1 {
-					t.Errorf("%d refusals were counted with %v", n, c.status)
-				}
-				if c.reason == "" {
-					c.reason = c.text
-				}
-				want := map[string]any{"code": float64(c.status), "end": "refused", "by": "relay", "client": "laptop", "server": c.request.server, "level": c.level}
-				if c.status != 403 || c.reason != c.text {
-					want["reason"] = c.reason
-				}
-				w.wantLine("connection refused", want)
-				if n := len(w.relay.Snapshot().Connections); n != len(c.held) {
-					t.Errorf("the table holds %d connections, want %d", n, len(c.held))
-				}
-			})
-		})
+}
+
+func (c refusedRequest) test(t *testing.T) {
+	w := newWorld(t, c.limits, "laptop may nas build-* mail:25", "phone may nas", "nas", "db", "mail")
+	asked := 0
+	ask := func(s *link.Stream, m *wire.Incoming) {
+		asked++
+		echo(s, m)
+	}
+	if !c.noServer {
+		for _, id := range []string{"nas", "db", "mail"} {
+			w.server(id, ask)
+		}
+	}
+	laptop := w.client("laptop")
+	for _, q := range c.held {
+		laptop.joined(q.server, q.inner)
+	}
+	s := laptop.connect(c.request.server, c.request.inner, strings.Repeat("data", 1000))
+	got := w.reply(s)
+	if got.Status != c.status || got.Text != c.text || got.Node != "relay" {
+		t.Errorf("the reply is %v %q from %q,\nwant %v %q", got.Status, got.Text, got.Node, c.status, c.text)
+	}
+	if rest, err := io.ReadAll(s); len(rest) != 0 || err != nil {
+		t.Errorf("behind the reply came %q, %v", rest, err)
+	}
+	if s.Context().Err() != nil {
+		t.Error("the relay stopped reading before the client had the reply")
+	}
+	s.CancelWrite(wire.CodeLost)
+	time.Sleep(time.Second)
+	if asked != len(c.held) {
+		t.Errorf("servers were asked %d times, want %d", asked, len(c.held))
+	}
+	if n := w.relay.Snapshot().Counters.Refused[c.status]; n != 1 {
+		t.Errorf("%d refusals were counted with %v", n, c.status)
+	}
+	if c.reason == "" {
+		c.reason = c.text
+	}
+	want := map[string]any{"code": float64(c.status), "end": "refused", "by": "relay", "client": "laptop", "server": c.request.server, "level": c.level}
+	if c.status != 403 || c.reason != c.text {
+		want["reason"] = c.reason
+	}
+	w.wantLine("connection refused", want)
+	if n := len(w.relay.Snapshot().Connections); n != len(c.held) {
+		t.Errorf("the table holds %d connections, want %d", n, len(c.held))
 	}
 }
 
@@ -759,32 +765,6 @@ func TestDrain(t *testing.T) {
 // A server that reads nothing stalls what is sent to it. One such stream, while others wait,
 // is reset; what it does while others move, or alone, is its own business.
 func TestStalledStream(t *testing.T) {
-	stall := func(t *testing.T, streams int) (w *world, laptop *node, stalled *link.Stream, sending *sync.WaitGroup) {
-		t.Helper()
-		w = newWorld(t, relay.Limits{}, inTwoWays...)
-		w.server("nas", func(s *link.Stream, m *wire.Incoming) {
-			if inner, _, _ := wire.Parse(m.Inner); inner.(*wire.Open).Target == ":9" {
-				mute(s, m)
-				return
-			}
-			echo(s, m)
-		})
-		laptop = w.client("laptop")
-		for n := range streams {
-			laptop.joined("nas", open(byte(10+n), ":22"))
-		}
-		stalled = laptop.joined("nas", open(1, ":9"))
-		sending = new(sync.WaitGroup)
-		sending.Go(func() {
-			chunk := make([]byte, 64<<10)
-			for {
-				if _, err := stalled.Write(chunk); err != nil {
-					return
-				}
-			}
-		})
-		return w, laptop, stalled, sending
-	}
 	t.Run("others wait", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w, _, stalled, sending := stall(t, 2)
@@ -800,44 +780,6 @@ func TestStalledStream(t *testing.T) {
 			if snapshot.Counters.Stalled != 1 || len(snapshot.Connections) != 2 {
 				t.Errorf("stalled %d, connections %d; want 1, 2", snapshot.Counters.Stalled, len(snapshot.Connections))
 			}
-		})
-	})
-	t.Run("the window is used up", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			w, laptop, stalled, sending := stall(t, 0)
-			other := laptop.joined("nas", open(2, ":22"))
-			all := []*link.Stream{stalled}
-			for n := range 5 {
-				all = append(all, laptop.joined("nas", open(byte(10+n), ":9")))
-			}
-			for _, s := range all[1:] {
-				sending.Go(func() {
-					for _, err := s.Write(make([]byte, 64<<10)); err == nil; _, err = s.Write(make([]byte, 64<<10)) {
-					}
-				})
-			}
-			time.Sleep(time.Second)
-			start := time.Now()
-			if _, err := other.Write([]byte("x")); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := read(other); err != nil {
-				t.Fatal(err)
-			}
-			if took := time.Since(start); took < time.Second || took > 8*time.Second {
-				t.Errorf("the others waited for %v", took)
-			}
-			for _, s := range all {
-				_, err := read(s)
-				w.wantReset("a stalled stream", err, wire.CodeLost)
-			}
-			sending.Wait()
-			time.Sleep(time.Second)
-			snapshot := w.relay.Snapshot()
-			if snapshot.Counters.Stalled != 6 || len(snapshot.Connections) != 1 {
-				t.Errorf("stalled %d, connections %d; want 6, 1", snapshot.Counters.Stalled, len(snapshot.Connections))
-			}
-			laptop.joined("nas", open(9, ":22")) // once may be chance
 		})
 	})
 	t.Run("others move", func(t *testing.T) {
@@ -871,6 +813,74 @@ func TestStalledStream(t *testing.T) {
 			sending.Wait()
 		})
 	})
+}
+
+// Where many stalled streams have used up the window of the link, all of them are reset soon.
+func TestStalledStreamsUseUpTheWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, laptop, stalled, sending := stall(t, 0)
+		other := laptop.joined("nas", open(2, ":22"))
+		all := []*link.Stream{stalled}
+		for n := range 5 {
+			all = append(all, laptop.joined("nas", open(byte(10+n), ":9")))
+		}
+		for _, s := range all[1:] {
+			sending.Go(func() {
+				for _, err := s.Write(make([]byte, 64<<10)); err == nil; _, err = s.Write(make([]byte, 64<<10)) {
+				}
+			})
+		}
+		time.Sleep(time.Second)
+		start := time.Now()
+		if _, err := other.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := read(other); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took < time.Second || took > 8*time.Second {
+			t.Errorf("the others waited for %v", took)
+		}
+		for _, s := range all {
+			_, err := read(s)
+			w.wantReset("a stalled stream", err, wire.CodeLost)
+		}
+		sending.Wait()
+		time.Sleep(time.Second)
+		snapshot := w.relay.Snapshot()
+		if snapshot.Counters.Stalled != 6 || len(snapshot.Connections) != 1 {
+			t.Errorf("stalled %d, connections %d; want 6, 1", snapshot.Counters.Stalled, len(snapshot.Connections))
+		}
+		laptop.joined("nas", open(9, ":22")) // once may be chance
+	})
+}
+
+// stall has laptop send to a target that reads nothing, beside further streams.
+func stall(t *testing.T, streams int) (w *world, laptop *node, stalled *link.Stream, sending *sync.WaitGroup) {
+	t.Helper()
+	w = newWorld(t, relay.Limits{}, inTwoWays...)
+	w.server("nas", func(s *link.Stream, m *wire.Incoming) {
+		if inner, _, _ := wire.Parse(m.Inner); inner.(*wire.Open).Target == ":9" {
+			mute(s, m)
+			return
+		}
+		echo(s, m)
+	})
+	laptop = w.client("laptop")
+	for n := range streams {
+		laptop.joined("nas", open(byte(10+n), ":22"))
+	}
+	stalled = laptop.joined("nas", open(1, ":9"))
+	sending = new(sync.WaitGroup)
+	sending.Go(func() {
+		chunk := make([]byte, 64<<10)
+		for {
+			if _, err := stalled.Write(chunk); err != nil {
+				return
+			}
+		}
+	})
+	return w, laptop, stalled, sending
 }
 
 // Somebody's script tries all night: the log tells it in a few lines, and completely.
