@@ -14,16 +14,19 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// Applied is what a change of the rules ended.
+// Applied counts what a change of the rules ended.
 type Applied struct {
-	Links       int // closed, as their keys are withdrawn
-	Connections int // reset, as they are no longer allowed
+	Links       int // closed because their keys are withdrawn
+	Connections int // reset because they are no longer allowed
 }
 
-// Apply puts a new policy and new limits into force, and ends what the policy no
-// longer allows: connections are reset with `revoked` at both ends, servers hear
-// which sessions to end even if they are detached, clients to ask again for theirs,
-// and links of withdrawn keys are closed. When it returns, all this has been said. Limits hold for what comes.
+// Apply puts a new policy and new limits in force, and ends what the policy no longer allows:
+//   - connections are reset with `revoked` at both ends;
+//   - servers are told which sessions to end, since detached sessions have no stream here;
+//   - clients are told to ask again for their detached sessions;
+//   - links of withdrawn keys are closed.
+//
+// When it returns, all of this has been sent. The limits hold for what comes.
 func (r *Relay) Apply(p *policy.Relay, l Limits) Applied {
 	r.changing.Lock()
 	defer r.changing.Unlock()
@@ -31,7 +34,7 @@ func (r *Relay) Apply(p *policy.Relay, l Limits) Applied {
 	was := r.rules.Swap(now)
 	renamed := r.rename(p)
 
-	// Connections first, so that they end with `revoked`, not with the loss of a link.
+	// Connections first: they end with `revoked`, and not with the loss of a link.
 	connections := r.table.matching(func(c *connection) bool {
 		return !c.decide(p).Allowed || !goesBy(p, c.from, c.client) || c.to != nil && !goesBy(p, c.to, c.server)
 	})
@@ -41,22 +44,8 @@ func (r *Relay) Apply(p *policy.Relay, l Limits) Applied {
 	for _, c := range connections {
 		<-c.done
 	}
+	r.withdraw(was.policy, p)
 
-	keyLost := make(map[string]bool)
-	for _, client := range r.table.knownClients() {
-		keyLost[client] = r.lostKey(p, client)
-	}
-	r.table.withdraw(func(server string, way right) standing {
-		switch {
-		case keyLost[way.client]:
-			return lost
-		case way.target == "" && lostTargets(was.policy, p, way.client, server):
-			return withdrawn
-		case way.target != "" && !p.Allow(way.client, server, way.target).Allowed:
-			return withdrawn
-		}
-		return stands
-	})
 	applied := Applied{Connections: len(connections)}
 	var sending sync.WaitGroup
 	for _, n := range r.links.all() {
@@ -73,8 +62,8 @@ func (r *Relay) Apply(p *policy.Relay, l Limits) Applied {
 			sending.Go(func() { _ = n.link.SendWelcome(n.id()) })
 		}
 		if narrowed(was.policy, p, n.link.Key()) {
-			// Its sessions that are detached wait before they ask again: now there is an answer. One that isn't told
-			// hears it when it asks.
+			// Detached sessions of this client wait before they ask again. If this message is lost,
+			// they hear of the change when they ask.
 			sending.Go(func() { _ = n.link.SendRevoked(n.id(), "") })
 		}
 	}
@@ -82,8 +71,27 @@ func (r *Relay) Apply(p *policy.Relay, l Limits) Applied {
 	return applied
 }
 
-// rename has the links go by the names that a policy gives to their peers, if it is to the same ones: the name of before is
-// still understood. It returns those whose name is another now.
+// withdraw marks in the table which remembered rights the new policy takes away.
+func (r *Relay) withdraw(was, now *policy.Relay) {
+	keyLost := make(map[string]bool)
+	for _, client := range r.table.knownClients() {
+		keyLost[client] = r.lostKey(now, client)
+	}
+	r.table.withdraw(func(server string, way right) standing {
+		switch {
+		case keyLost[way.client]:
+			return lost
+		case way.target == "" && lostTargets(was, now, way.client, server):
+			return withdrawn
+		case way.target != "" && !now.Allow(way.client, server, way.target).Allowed:
+			return withdrawn
+		}
+		return stands
+	})
+}
+
+// rename gives the links the IDs that a policy has for their peers, where the old ID is still one of
+// the peer's names. It returns the links that have another ID now.
 func (r *Relay) rename(p *policy.Relay) (renamed []*neighbour) {
 	for _, n := range r.links.all() {
 		if peer, _ := p.PeerByKey(n.link.Key()); belongs(p, n) && peer.ID != n.id() {
@@ -97,17 +105,18 @@ func (r *Relay) rename(p *policy.Relay) (renamed []*neighbour) {
 	return renamed
 }
 
-// belongs tells whether a link's key still is that of its peer, in the same role.
+// belongs reports whether the policy still has the link's key as that of its peer, in the same role.
 func belongs(p *policy.Relay, n *neighbour) bool { return goesBy(p, n, n.id()) }
 
-// goesBy tells whether a link's key is that of the peer with this name, among others, in the same role.
+// goesBy reports whether the policy has the link's key as that of the peer with this name, in the
+// same role. The name may be one of several.
 func goesBy(p *policy.Relay, n *neighbour, name string) bool {
 	peer, known := p.PeerByKey(n.link.Key())
 	return known && peer.Is(name) && peer.Role == n.role
 }
 
-// lostKey tells whether the key with which a client was last here is withdrawn. Its
-// sessions go with it, whichever rights its other keys have.
+// lostKey reports whether the key of a client's last link is withdrawn. The client's sessions end with
+// that key, whatever rights its other keys have.
 func (r *Relay) lostKey(p *policy.Relay, client string) bool {
 	last, known := r.links.lastKey(client)
 	if !known {
@@ -117,7 +126,7 @@ func (r *Relay) lostKey(p *policy.Relay, client string) bool {
 	return !known || !peer.Is(client) || peer.Role != policy.RoleClient
 }
 
-// narrowed tells whether a client has lost one of its rules.
+// narrowed reports whether a client has lost one of its rules.
 func narrowed(was, now *policy.Relay, client ident.PublicKey) bool {
 	before, _ := was.PeerByKey(client)
 	after, _ := now.PeerByKey(client)
@@ -128,14 +137,17 @@ func narrowed(was, now *policy.Relay, client ident.PublicKey) bool {
 	})
 }
 
-// lostTargets tells whether there is a target of a server that a client could reach before, and can't now.
+// lostTargets reports whether there is a target of a server that a client could reach before, and
+// cannot now.
 func lostTargets(was, now *policy.Relay, client, server string) bool {
 	wasAll, before := was.Targets(anyOf(was, now, client), anyOf(was, now, server))
 	all, after := now.Targets(client, server)
-	return !all && (wasAll || slices.ContainsFunc(before, func(target string) bool { return !slices.Contains(after, target) }))
+	return !all && (wasAll || slices.ContainsFunc(before, func(target string) bool {
+		return !slices.Contains(after, target)
+	}))
 }
 
-// anyOf is a name by which the policy of before knows the peer that has this name now.
+// anyOf returns a name that the old policy has for the peer with this name in the new one.
 func anyOf(was, now *policy.Relay, name string) string {
 	peer, _ := now.Peer(name)
 	for _, other := range peer.Names() {
@@ -146,8 +158,7 @@ func anyOf(was, now *policy.Relay, name string) string {
 	return name
 }
 
-// revoke resets a connection that is no longer allowed, and names the rule that
-// had allowed it.
+// revoke resets a connection that is no longer allowed, and logs the rule that had allowed it.
 func (r *Relay) revoke(c *connection, was, now *policy.Relay) {
 	d := c.decide(now)
 	why := d.Reason
@@ -161,7 +172,7 @@ func (r *Relay) revoke(c *connection, was, now *policy.Relay) {
 	c.reset(wire.CodeRevoked, "not allowed any more")
 }
 
-// sendWithdrawn tells a server which rights were withdrawn since it was last told.
+// sendWithdrawn sends a server the rights that were withdrawn since the last time.
 func (r *Relay) sendWithdrawn(n *neighbour) {
 	if n.role != policy.RoleServer {
 		return
@@ -171,7 +182,7 @@ func (r *Relay) sendWithdrawn(n *neighbour) {
 		if way.target == "" && how == withdrawn {
 			all, targets := r.rules.Load().policy.Targets(way.client, n.id())
 			if all {
-				continue // it was given back
+				continue // the right was given back
 			}
 			if wire.FitsKept(targets) {
 				kept = targets
@@ -180,7 +191,7 @@ func (r *Relay) sendWithdrawn(n *neighbour) {
 		// The server may know the client's sessions by any of its names.
 		for _, client := range append([]string{way.client}, r.otherNames(way.client)...) {
 			if err := n.link.SendRevoked(client, way.target, kept...); err != nil {
-				// Its sessions can't resume over this relay, and end by their timeout.
+				// Sessions with this right cannot resume over this relay, and expire.
 				n.log().Warn("could not tell the server that a right was withdrawn",
 					slog.String("client", client), slog.String("target", way.target), slog.Any("error", err))
 			}
@@ -188,14 +199,14 @@ func (r *Relay) sendWithdrawn(n *neighbour) {
 	}
 }
 
-// drainQuiet is how long a drain waits for the next connection to leave, at least. A
-// client whose other relays can take its connections needs a few round trips to move them.
+// drainQuiet is the least time that a drain waits for the next connection to leave. A client needs a
+// few round trips to move its connections to another relay.
 const drainQuiet = time.Second
 
-// Drain tells all peers that the relay is about to go, takes no new connection, and waits
-// until all connections have moved elsewhere, or none has for a while, so that nothing
-// else can be done, or ctx is done. It resets those that are left with `closing` and tells how
-// many they were. The links are still open then, and their owner's to close.
+// Drain tells all peers that the relay is about to stop, and takes no new connection. It waits until
+// all connections have moved to other relays, or none has moved for a while, or ctx is done. It resets
+// the rest with `closing` and returns how many there were. The links stay open: their owner closes
+// them.
 func (r *Relay) Drain(ctx context.Context) (left int) {
 	r.closing.Store(true)
 	quiet := drainQuiet
@@ -203,7 +214,7 @@ func (r *Relay) Drain(ctx context.Context) (left int) {
 	defer sending.Wait()
 	for _, n := range r.links.all() {
 		quiet = max(quiet, 4*n.link.RTT())
-		// A link that can't carry it is ending by itself.
+		// Fails only if the link is ending.
 		sending.Go(func() { _ = n.link.SendClosing() })
 	}
 	timer := time.NewTimer(quiet)

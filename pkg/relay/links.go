@@ -21,19 +21,19 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// A neighbour is a peer by one of its links: while the link lives, and no longer.
+// A neighbour is a peer at the other end of one link. It lives as long as the link.
 type neighbour struct {
 	link     *link.Link
 	called   atomic.Pointer[called]
 	role     policy.Role
-	lines    *quiet.Pace // the relay's
-	opens    *rate.Limiter
+	lines    *quiet.Pace   // the relay's
+	opens    *rate.Limiter // opens_per_second
 	refusals quiet.Repeats
 	work     sync.WaitGroup // the goroutines of Serve
-	overdue  int            // how often in turn a sweep has found the link's heartbeats overdue
+	overdue  int            // sweeps in a row that have found the link's heartbeats overdue
 }
 
-// called is how a peer is called, and the log where it is. A reload can change it.
+// called is a peer's ID, with a logger that has it. A reload may change both.
 type called struct {
 	id  string
 	log *slog.Logger
@@ -42,14 +42,14 @@ type called struct {
 func (n *neighbour) id() string        { return n.called.Load().id }
 func (n *neighbour) log() *slog.Logger { return n.called.Load().log }
 
-// call gives the peer another name.
+// call gives the peer another ID.
 func (n *neighbour) call(id string, log *slog.Logger) {
 	n.called.Store(&called{id, log.With("peer", id)})
 	n.link.Rename(id)
 }
 
-// say logs what the peer can make come again as often as it likes: that is bounded, whatever links it makes for it.
-// So many a second are left out that they are not even made.
+// say logs a line that the peer can cause as often as it likes, within the pace of that peer.
+// attributes is called only if the line is written.
 func (n *neighbour) say(level slog.Level, msg string, attributes func() []any) {
 	level, leftOut := n.lines.Level(n.id(), level)
 	if n.log().Enabled(context.Background(), level) {
@@ -57,27 +57,27 @@ func (n *neighbour) say(level slog.Level, msg string, attributes func() []any) {
 	}
 }
 
-// links is the table of live links, one for each peer: the newest wins.
+// links is the table of links, one for each peer: the newest wins. It also remembers past links.
 type links struct {
 	mu      sync.Mutex
-	ids     map[string]string // the IDs of the peers that have other names, by those: all that follows is by ID
+	ids     map[string]string // the peers' IDs by their other names; the maps below are by ID
 	live    map[string]*neighbour
 	awaited map[string]chan struct{} // closed when a link of that peer arrives
-	left    map[string]departure     // the last link of each peer
-	past    map[string]*LinkTotals   // what the links of each peer have counted that have ended
-	rivals  map[string][]clash       // of each peer, the last few, the oldest first
+	left    map[string]departure     // the last link of each peer that has ended
+	past    map[string]*LinkTotals   // the sums of the links that have ended
+	rivals  map[string][]clash       // the last few clashes of each peer, the oldest first
 }
 
-// A clash is that a peer's link was superseded by a newer one, or that a process was turned away since another one with
-// its key answers.
+// A clash is a sign that several nodes hold a peer's key: a newer link superseded a live one, or a
+// process was turned away because another process with its key answers.
 type clash struct {
 	at   time.Time
-	from netip.Addr // where the older one came from, or who was turned away
-	sure bool       // two processes live
+	from netip.Addr // of the older link, or of the process that was turned away
+	sure bool       // two processes are alive
 }
 
-// So many clashes in this time are no restarts any more: several nodes hold the peer's key. A sure one is enough. A process
-// that did not answer when another came in its place is no clash.
+// manyClashes within clashTime are no restarts: several nodes hold the peer's key. One sure clash is
+// enough.
 const (
 	manyClashes = 3
 	clashTime   = 20 * time.Minute
@@ -98,7 +98,8 @@ func newLinks() links {
 	}
 }
 
-// follow takes over the names of a policy, which the live links have already: what is known of a peer moves along.
+// follow takes over the names of a policy, which the live links have already. What is remembered by
+// an old name is then remembered by the ID.
 func (l *links) follow(p *policy.Relay) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -111,7 +112,7 @@ func (l *links) follow(p *policy.Relay) {
 			}
 		}
 	}
-	for name, arrived := range l.awaited { // who waits looks again
+	for name, arrived := range l.awaited { // waiters look again
 		if l.ids[name] != "" {
 			close(arrived)
 			delete(l.awaited, name)
@@ -127,7 +128,7 @@ func (l *links) follow(p *policy.Relay) {
 	move(l.rivals, l.ids)
 }
 
-// otherNames are the IDs of the peers that have other names, by those.
+// otherNames returns the IDs of the peers that have other names, by the other names.
 func otherNames(p *policy.Relay) map[string]string {
 	ids := make(map[string]string)
 	for _, peer := range p.Peers() {
@@ -138,7 +139,7 @@ func otherNames(p *policy.Relay) map[string]string {
 	return ids
 }
 
-// move has what is known by other names known by IDs.
+// move changes the keys of a map from other names to IDs.
 func move[V any](known map[string]V, ids map[string]string) {
 	for name, v := range known {
 		id := ids[name]
@@ -164,8 +165,8 @@ func (l *links) add(n *neighbour) {
 	}
 }
 
-// remove forgets a link that has ended, unless a newer one stands in its place. It returns the rivals of its peer, if
-// it is with this link that there are any.
+// remove takes out a link that has ended, and leaves a newer link in its place. It returns the rivals
+// of the peer if they have become known by this.
 func (l *links) remove(n *neighbour) (rivals []netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -190,7 +191,8 @@ func (l *links) remove(n *neighbour) (rivals []netip.Addr) {
 	return l.rivalsLocked(n.id())
 }
 
-// contest notes that a process was turned away, and returns the rivals of its peer if they have become known by that.
+// contest notes that a process was turned away. It returns the rivals of the peer if they have become
+// known by this.
 func (l *links) contest(id string, from netip.Addr) (rivals []netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -207,7 +209,7 @@ func (l *links) clashLocked(id string, c clash) {
 	l.rivals[id] = clashes[max(0, len(clashes)-manyClashes):]
 }
 
-// rivalsLocked are the addresses of the nodes that seem to share a peer's key; none if one node has it.
+// rivalsLocked returns the addresses of the nodes that seem to share a peer's key, or nil.
 func (l *links) rivalsLocked(id string) []netip.Addr {
 	clashes := l.rivals[id]
 	for len(clashes) > 0 && time.Since(clashes[0].at) > clashTime {
@@ -227,7 +229,7 @@ func (l *links) rivalsLocked(id string) []netip.Addr {
 	return slices.Compact(from)
 }
 
-// get is the link of a peer on which something can be sent, or nil.
+// get returns the live link of a peer, or nil.
 func (l *links) get(id string) *neighbour {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -242,7 +244,7 @@ func (l *links) getLocked(name string) *neighbour {
 	return n
 }
 
-// here tells whether a peer has a link, or had one within that time.
+// here reports whether a peer has a link, or had one within that time.
 func (l *links) here(name string, within time.Duration) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -251,8 +253,7 @@ func (l *links) here(name string, within time.Duration) bool {
 	return l.live[id] != nil || known && time.Since(left.at) < within
 }
 
-// await waits for get to find a link, until one of the contexts is done or the
-// time is over.
+// await waits until get finds a link. It returns nil when a context is done or d is over.
 func (l *links) await(ctx, stream context.Context, name string, d time.Duration) *neighbour {
 	timeout := time.NewTimer(d)
 	defer timeout.Stop()
@@ -280,7 +281,7 @@ func (l *links) await(ctx, stream context.Context, name string, d time.Duration)
 	}
 }
 
-// all are the live links.
+// all returns the live links.
 func (l *links) all() []*neighbour {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -291,7 +292,7 @@ func (l *links) all() []*neighbour {
 	return all
 }
 
-// lastKey is the key with which a peer is here, or was last.
+// lastKey returns the key of a peer's live link, or of its last one.
 func (l *links) lastKey(name string) (ident.PublicKey, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -303,7 +304,7 @@ func (l *links) lastKey(name string) (ident.PublicKey, bool) {
 	return d.key, known
 }
 
-// look returns a peer's live link, or when it last had one; what all its links have counted; and its rivals.
+// look returns a peer's live link, or when its last one ended; the sums of all its links; its rivals.
 func (l *links) look(id string) (n *neighbour, left time.Time, totals LinkTotals, rivals []netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

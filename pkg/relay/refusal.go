@@ -12,18 +12,17 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// A refusal is a status with its text for the client, and what only this relay's
-// own administrator may know.
+// A refusal has a status and a text for the client, and what only the relay's log may have.
 type refusal struct {
 	status wire.Status
 	text   string
-	why    string        // default: the text
-	rule   policy.Source // where to look
+	why    string        // the reason for the log; default: text
+	rule   policy.Source // of the rule that decided, for the log
 
-	reset wire.StreamCode // how to end the stream instead of an answer, if it isn't 0
+	reset wire.StreamCode // not 0: reset the stream with this code instead of an answer
 }
 
-// endRefused is how a connection ended that was never open, in the words of its two ends.
+// endRefused is the end of a connection that was never open, as clients and servers call it.
 const endRefused = "refused"
 
 const (
@@ -31,8 +30,8 @@ const (
 	withdrawnKey = "this key is not in the relay's config any more"
 )
 
-// notAllowed has one text for a server that is not allowed and for one that
-// doesn't exist: who may not reach a server doesn't learn whether it exists.
+// notAllowed has one text for a server that is not allowed and for one that does not exist: a client
+// that may not reach a server does not learn whether it exists.
 func notAllowed(q request, d policy.Decision) refusal {
 	return refusal{
 		status: wire.StatusNotAllowed,
@@ -42,13 +41,13 @@ func notAllowed(q request, d policy.Decision) refusal {
 	}
 }
 
-// stopped is the refusal of a request that was ended before it was joined.
+// stopped returns the refusal of a request that the relay has ended before it was joined.
 func stopped(cause error) refusal {
 	if reset, ok := errors.AsType[*wire.ResetError](cause); ok {
 		switch reset.Code {
 		case wire.CodeRevoked:
 			return refusal{status: wire.StatusNotAllowed, text: cause.Error()}
-		case wire.CodeClosing: // the client asks again, here or elsewhere
+		case wire.CodeClosing: // the client asks again, here or at another relay
 			return refusal{reset: wire.CodeClosing, text: cause.Error()}
 		default:
 		}
@@ -56,7 +55,7 @@ func stopped(cause error) refusal {
 	return refusal{status: wire.StatusNotConnected, text: cause.Error()}
 }
 
-// notOpened says why a server's link took no stream.
+// notOpened returns the refusal for a server whose link took no stream.
 func notOpened(to *neighbour, err error) refusal {
 	if to.link.Err() != nil {
 		return refusal{
@@ -70,8 +69,7 @@ func notOpened(to *neighbour, err error) refusal {
 	}
 }
 
-// refuse answers a request and finishes its stream, once the client has taken the
-// answer or had its time to.
+// refuse answers a request and finishes its stream. The client has refusalTime to take the answer.
 func (r *Relay) refuse(from *neighbour, s wire.Stream, q request, no refusal) {
 	if no.reset != 0 {
 		from.log().Debug("connection sent elsewhere", append(q.attributes(), slog.String("reason", no.text))...)
@@ -83,7 +81,7 @@ func (r *Relay) refuse(from *neighbour, s wire.Stream, q request, no refusal) {
 	switch no.status {
 	case wire.StatusMalformed, wire.StatusNotAllowed, wire.StatusTooMany:
 		from.charge()
-	default: // nothing that the client could know before
+	default: // the client could not know it
 	}
 
 	_ = s.SetReadDeadline(time.Now().Add(refusalTime))
@@ -96,24 +94,23 @@ func (r *Relay) refuse(from *neighbour, s wire.Stream, q request, no refusal) {
 		s.Reset(wire.CodeLost)
 		return
 	}
-	// The client may still be sending behind its tip. It gets to read the reply rather
-	// than to hear that nobody reads.
+	// The client may still send behind its tip. A reset would overtake the reply.
 	_, _ = io.Copy(io.Discard, s)
 	s.CancelRead(wire.CodeLost)
 }
 
-// A kind of refusal is one line in the log.
+// A kind is what equal refusals have in common: they are summed up.
 type kind struct {
 	status         wire.Status
 	node           string
 	server, target string
 }
 
-// maxKinds bounds the kinds that the relay remembers of one link. What is beyond is one kind for
-// each status: a client that asks for ever different things fills neither memory nor log.
+// maxKinds bounds the kinds that the relay remembers of one link. Further ones count as one kind per
+// status: a client that asks for ever different things fills neither memory nor log.
 const maxKinds = 64
 
-// newRefusals returns what sums up the refusals over one link.
+// newRefusals returns the sums of refusals over one link.
 func newRefusals() quiet.Repeats {
 	return quiet.Repeats{Max: maxKinds, Merge: func(key any) any {
 		return kind{status: key.(kind).status}

@@ -1,16 +1,19 @@
-// Package relay is the role P3: it admits links, decides who may reach what,
-// and joins the stream of a client with a stream to a server. It reads the
-// tips and the reply of a connection and copies the rest without looking.
+// Package relay is the role P3: it joins the stream of a client with a stream to a server, where the
+// policy allows it.
 //
-// A [Relay] is handed each admitted link; for each stream that a client opens on it
-// it reads the tip, decides, opens the next hop, joins and accounts, in this
-// order and in one screen: see connect.
+// A [Relay] is handed each admitted link. For each stream that a client opens on the link it reads
+// the tip (request.go), asks the policy, enters the connection into the table (table.go), opens a
+// stream to the server, and joins the two with pkg/splice: see open and join. Beyond the tip it reads
+// only the server's reply. What is refused is in refusal.go, what a reload ends in change.go.
 //
 //	r := relay.New(relay.Config{Policy: p, Logger: logger})
 //	listener := &link.Listener{Admit: r.Admit, Serve: r.Serve, …}
+//	r.Apply(newPolicy, newLimits)  // a reload
+//	r.Drain(ctx)                   // before the listener closes the links
+//	r.Snapshot()                   // for status and metrics
 //
-// The relay owns the streams of the links that it serves, not the links' sockets.
-// It is a security boundary: it dials nothing, and imports no package that could.
+// The relay owns the streams of the links that it serves; the links and their sockets belong to the
+// listener. It is a security boundary: it dials nothing, and imports no package that could.
 package relay
 
 import (
@@ -34,13 +37,14 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// Config is what a relay is made of. What a reload can change goes through [Relay.Apply] later.
+// Config is what a relay needs. [Relay.Apply] changes Policy and Limits later.
 type Config struct {
-	Name   string        // how the relay calls itself in its replies; default "relay"
-	Policy *policy.Relay // who is known, and who may reach what
+	Name   string        // the relay's name in its replies; default "relay"
+	Policy *policy.Relay // the peers, and who may reach what
 	Limits Limits
 	Logger *slog.Logger // default: slog.Default()
-	// Opened is told how long after its request each connection was granted by its server. It must not block. Nil: nobody.
+	// Opened is called when a server has granted a connection, with the time since its request. It
+	// must not block. Nil: not called.
 	Opened func(took time.Duration)
 }
 
@@ -48,10 +52,11 @@ type Config struct {
 type Limits struct {
 	Connections          int // connections in all; default 65536
 	ConnectionsPerClient int // connections of one client; default 16384
-	OpensPerSecond       int // requests of one client to connect, sustained; twice that in a burst; default 10000
+	OpensPerSecond       int // requests of one client to connect; twice that in a burst; default 10000
 	Parked               int // requests that wait for their servers' links; default 16384
 
-	// ParkTime is how long they wait. Zero: 5 seconds. Negative: not at all.
+	// ParkTime is how long a request waits for its server's link. Zero: 5 seconds. Negative: not
+	// at all.
 	ParkTime time.Duration
 }
 
@@ -75,19 +80,21 @@ func (l Limits) withDefaults() Limits {
 }
 
 const (
-	// parkTime is how long a request waits for its server's link, by default (PROTOCOL.md, section 4).
+	// parkTime is the default of Limits.ParkTime (PROTOCOL.md, section 4).
 	parkTime = 5 * time.Second
-	// recently is for how long after its last link a server is expected back, and after the relay's start each server: a new
-	// connection waits for it as a resume does.
+	// recently is for how long a server is expected back after its last link, and every server
+	// after the relay's start. A new connection waits for such a server as a resume does.
 	recently = time.Minute
-	// youngParkTime is how long it waits at least in the relay's first minute: an idle server notices with its next heartbeat,
-	// 10 s later at most, that the relay was killed, and then dials.
+	// youngParkTime is the least time that a new connection waits in the relay's first minute. An
+	// idle server notices the death of the relay with its next heartbeat, after 10 s at most, and
+	// then dials.
 	youngParkTime = 12 * time.Second
-	// openShare and clientShare are which parts of Limits.Parked new connections may take, all together and those of one client.
+	// New connections may take 1/openShare of Limits.Parked, and those of one client 1/clientShare.
+	// The rest is for resumes.
 	openShare, clientShare = 2, 16
 	// refusalTime is how long a refused client has to take the reply.
 	refusalTime = 5 * time.Second
-	// sweepTime is how often each link is looked at for stalled joins.
+	// sweepTime is the interval at which each link is searched for stalled joins.
 	sweepTime = 2 * time.Second
 )
 
@@ -95,19 +102,19 @@ const (
 type Relay struct {
 	name    string
 	log     *slog.Logger
-	tell    func(took time.Duration) // Config.Opened
+	granted func(took time.Duration) // Config.Opened
 	rules   atomic.Pointer[rules]
 	closing atomic.Bool
-	since   time.Time
+	since   time.Time // the relay's start
 
-	changing sync.Mutex // held by Apply
+	changing sync.Mutex // held by Apply, and while a link enters the table of links
 	links    links
 	table    table
 	counts   counts
 	hits     quiet.Hits
 	stallers stallers
 	sweeps   sweeps
-	lines    quiet.Pace // about connections, by peer
+	lines    quiet.Pace // lines about connections, by peer
 }
 
 // rules are what a reload swaps.
@@ -118,7 +125,10 @@ type rules struct {
 
 // New makes a relay. It starts nothing.
 func New(cfg Config) *Relay {
-	r := &Relay{name: cfg.Name, log: cfg.Logger, tell: cfg.Opened, since: time.Now(), links: newLinks(), table: newTable(), counts: newCounts()}
+	r := &Relay{
+		name: cfg.Name, log: cfg.Logger, granted: cfg.Opened, since: time.Now(),
+		links: newLinks(), table: newTable(), counts: newCounts(),
+	}
 	if r.name == "" {
 		r.name = wire.NodeRelay
 	}
@@ -130,11 +140,12 @@ func New(cfg Config) *Relay {
 	return r
 }
 
-// Admit tells which peer a key belongs to: [link.Listener]'s question at each handshake.
+// Admit returns the ID of the peer with this key, or an error for the log: [link.Listener]'s Admit.
 func (r *Relay) Admit(key ident.PublicKey) (string, error) {
 	peer, known := r.rules.Load().policy.PeerByKey(key)
 	if !known {
-		return "", fmt.Errorf("public key %v belongs to no peer; if it should, add it to a [[peers]] of this relay", key)
+		return "", fmt.Errorf("public key %v belongs to no peer; "+
+			"if it should, add it to a [[peers]] of this relay", key)
 	}
 	return peer.ID, nil
 }
@@ -142,12 +153,12 @@ func (r *Relay) Admit(key ident.PublicKey) (string, error) {
 // LimitHit counts a hit of a limit outside of the relay: [link.Listener]'s LimitHit.
 func (r *Relay) LimitHit(limit string) { r.hits.Hit(limit) }
 
-// Serve works for an admitted link until the link ends or ctx is done, and
-// returns when every stream of it is finished: [link.Listener]'s Serve. It is the
-// listener that closes the link when ctx is done.
+// Serve serves an admitted link: [link.Listener]'s Serve. It returns when the link has ended, or ctx
+// is done, and every stream of the link is finished. The listener closes the link when ctx is done.
+//
+// An idle link waits in Accept for days. arrived runs on a goroutine of its own, since a stack that
+// has grown does not shrink to the size of a new one.
 func (r *Relay) Serve(ctx context.Context, l *link.Link) {
-	// An idle link waits in here, on the smallest stack that there is. None becomes as small again that has grown, so what
-	// takes more is done on another, which is gone afterwards, or by calls that return.
 	var n *neighbour
 	done := make(chan struct{})
 	go func() {
@@ -166,7 +177,8 @@ func (r *Relay) Serve(ctx context.Context, l *link.Link) {
 	}
 }
 
-// arrived notes a link, and greets it. It has closed one whose key has been withdrawn since the handshake.
+// arrived enters a link into the table of links and greets the peer. If the peer's key was withdrawn
+// since the handshake, arrived closes the link and returns nil.
 func (r *Relay) arrived(l *link.Link) *neighbour {
 	n := &neighbour{link: l, lines: &r.lines, refusals: newRefusals()}
 	if !r.arrive(n) {
@@ -174,11 +186,11 @@ func (r *Relay) arrived(l *link.Link) *neighbour {
 		return nil
 	}
 	r.sweeps.begin(r)
-	n.work.Go(func() { r.greet(n, r.closing.Load()) }) // it may have to wait for the peer
+	n.work.Go(func() { r.greet(n, r.closing.Load()) }) // may block
 	return n
 }
 
-// accept takes a stream of a link.
+// accept starts the work for a stream.
 //
 //go:noinline
 func (r *Relay) accept(n *neighbour, s wire.Stream, tip wire.Message) {
@@ -186,17 +198,17 @@ func (r *Relay) accept(n *neighbour, s wire.Stream, tip wire.Message) {
 	spawn(func() { r.connect(n, s, tip, spawn) })
 }
 
-// refusalCost is what a request that is refused with 400, 403 or 429 takes of opens_per_second: to answer it is most of
-// the work that a connection makes at its beginning, and nobody has any good of it.
+// refusalCost is how many tokens of opens_per_second a request takes that is refused with 400, 403
+// or 429. Its answer is most of the work that a connection makes at its beginning, for no use.
 const refusalCost = 10
 
-// charge takes what a refused request costs beyond the one token that each request takes.
+// charge takes the tokens of a refusal beyond the one that each request takes.
 func (n *neighbour) charge() {
 	n.opens.ReserveN(time.Now(), min(refusalCost-1, n.opens.Burst()))
 }
 
-// payOff waits until the peer owes nothing of opens_per_second. Its further requests wait in QUIC meanwhile: an answer to
-// each, even a 429, would be what the limit is against.
+// payOff waits until the peer owes no tokens of opens_per_second. Further requests wait in QUIC
+// meanwhile: to answer each with a 429 would be the work that the limit is against.
 //
 //go:noinline
 func (r *Relay) payOff(ctx context.Context, n *neighbour) {
@@ -214,7 +226,7 @@ func (r *Relay) payOff(ctx context.Context, n *neighbour) {
 	}
 }
 
-// departed forgets a link when all is ended that was joined over it, as its streams are.
+// departed removes a link that has ended, once all joins over it have ended.
 func (r *Relay) departed(n *neighbour) {
 	n.work.Wait()
 	n.refusals.Close()
@@ -226,7 +238,8 @@ func (r *Relay) departed(n *neighbour) {
 
 const sharedKey = "several nodes hold this peer's key. Each needs one of its own, made with `ptthqd keygen`"
 
-// Rival notes that a process was turned away, as another one with the key of its peer answers: [link.Listener]'s Rival.
+// Rival notes that a process was turned away because another process with the same key answers:
+// [link.Listener]'s Rival.
 func (r *Relay) Rival(peer string, from netip.Addr) {
 	if rivals := r.links.contest(peer, from); len(rivals) > 0 {
 		key, _ := r.links.lastKey(peer)
@@ -234,10 +247,10 @@ func (r *Relay) Rival(peer string, from netip.Addr) {
 	}
 }
 
-// arrive enters a link into the table of links, unless its key has been withdrawn
-// since the handshake.
+// arrive enters a link into the table of links. It reports false if the peer's key was withdrawn
+// since the handshake: an Apply either finds the link in the table, or came before this call.
 func (r *Relay) arrive(n *neighbour) bool {
-	r.changing.Lock() // an Apply finds this link in the table, or has happened before
+	r.changing.Lock()
 	defer r.changing.Unlock()
 	rules := r.rules.Load()
 	peer, known := rules.policy.PeerByKey(n.link.Key())
@@ -251,22 +264,22 @@ func (r *Relay) arrive(n *neighbour) bool {
 	return true
 }
 
-// greet tells a new link what its peer has missed.
+// greet sends a new link what its peer has missed.
 func (r *Relay) greet(n *neighbour, closing bool) {
 	_ = n.link.SendWelcome(n.id())
 	r.sendWithdrawn(n)
 	if closing {
-		_ = n.link.SendClosing() // a link that can't carry it is ending by itself
+		_ = n.link.SendClosing() // fails only if the link is ending
 	}
 }
 
-// sweeps are the looks at all links, while there are any. One timer is for all: a goroutine for each would be most of what
-// an idle link takes of this package. The zero value is ready.
+// sweeps runs a sweep every sweepTime while there are links. One timer serves all links: a goroutine
+// per link would be most of what an idle link costs here. The zero value is ready.
 type sweeps struct {
 	mu    sync.Mutex
 	links int
 	timer *time.Timer
-	goOn  bool // the timer runs, or a sweep does
+	goOn  bool // the timer or a sweep runs
 }
 
 // begin counts a link.
@@ -284,7 +297,7 @@ func (s *sweeps) begin(r *Relay) {
 	s.goOn = true
 }
 
-// end takes a link out of the count.
+// end counts a link less. The last one stops the timer.
 func (s *sweeps) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -293,7 +306,7 @@ func (s *sweeps) end() {
 	}
 }
 
-// again sets the timer for the next sweep, if there is to be one.
+// again sets the timer for the next sweep if there are links.
 func (s *sweeps) again() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -302,7 +315,7 @@ func (s *sweeps) again() {
 	}
 }
 
-// sweep is called by the timer.
+// sweep looks for stalled joins; the timer calls it.
 func (r *Relay) sweep() {
 	defer r.sweeps.again()
 	now := time.Now()
@@ -311,9 +324,9 @@ func (r *Relay) sweep() {
 	}
 }
 
-// connect serves one stream of a client, from its tip to its end.
+// connect serves one stream of a client, from its tip to its end. An idle connection waits in join:
+// open returns before that, so that the stack can shrink.
 func (r *Relay) connect(from *neighbour, s wire.Stream, tip wire.Message, spawn func(func())) {
-	// An idle connection waits in here, so what takes much of the stack is done in a call that returns.
 	c, onward := r.open(from, s, tip)
 	if c == nil {
 		return
@@ -321,18 +334,20 @@ func (r *Relay) connect(from *neighbour, s wire.Stream, tip wire.Message, spawn 
 	r.join(c, s, onward, spawn)
 }
 
-// join copies until the end. It may return before, with the rest of the work in what spawn has started.
+// join copies both ways until the end. It may return before the end: goroutines that spawn has
+// started then do the rest.
 func (r *Relay) join(c *connection, s, onward wire.Stream, spawn func(func())) {
 	reply := &replyReader{Stream: onward, seen: func(m *wire.Reply) { r.replied(c, m) }}
 	c.join.Run(c.ctx, s, reply, spawn, func(end splice.End) {
-		r.account(c, end)
+		r.logEnd(c, end)
 		r.table.remove(c)
 	})
 }
 
-// open decides about a stream and opens the next hop. It has refused what can't be joined.
+// open decides about a stream and opens a stream to the server. If it refuses, it has answered and
+// returns nil.
 func (r *Relay) open(from *neighbour, s wire.Stream, tip wire.Message) (*connection, wire.Stream) {
-	inTime := from.opens.Allow() // whatever comes of it
+	inTime := from.opens.Allow() // every request takes a token
 	q, inner, err := parseRequest(from, tip)
 	if err != nil {
 		status := wire.StatusMalformed
@@ -350,7 +365,7 @@ func (r *Relay) open(from *neighbour, s wire.Stream, tip wire.Message) (*connect
 		})
 		return nil, nil
 	}
-	c, no := r.admit(from, q)
+	c, no := r.enter(from, q)
 	if c == nil {
 		r.refuse(from, s, q, no)
 		return nil, nil
@@ -367,8 +382,8 @@ func (r *Relay) open(from *neighbour, s wire.Stream, tip wire.Message) (*connect
 	return c, onward
 }
 
-// admit decides about a request and enters it into the table.
-func (r *Relay) admit(from *neighbour, q request) (*connection, refusal) {
+// enter asks the policy about a request, and enters the connection into the table.
+func (r *Relay) enter(from *neighbour, q request) (*connection, refusal) {
 	rules := r.rules.Load()
 	if d := q.decide(rules.policy); !d.Allowed {
 		return nil, notAllowed(q, d)
@@ -381,7 +396,8 @@ func (r *Relay) admit(from *neighbour, q request) (*connection, refusal) {
 	if left := r.stallers.left(pair{q.client, q.server}); left > 0 {
 		return nil, refusal{
 			status: wire.StatusTooMany,
-			text:   fmt.Sprintf("connections between %s and %s have held up those of others again and again; in %v there may be new ones", q.client, q.server, left.Round(time.Second)),
+			text: fmt.Sprintf("connections between %s and %s have held up those of others again and again; "+
+				"in %v there may be new ones", q.client, q.server, left.Round(time.Second)),
 		}
 	}
 	c := newConnection(q, from)
@@ -389,7 +405,7 @@ func (r *Relay) admit(from *neighbour, q request) (*connection, refusal) {
 		r.hits.Hit(err.limit)
 		return nil, refusal{status: wire.StatusTooMany, text: err.Error()}
 	}
-	// A change of the rules has either seen c in the table or is seen here.
+	// A change of the rules either finds c in the table, or is noticed here.
 	if now := r.rules.Load(); now != rules {
 		if d := q.decide(now.policy); !d.Allowed || !belongs(now.policy, from) {
 			r.table.remove(c)
@@ -402,15 +418,16 @@ func (r *Relay) admit(from *neighbour, q request) (*connection, refusal) {
 	return c, refusal{}
 }
 
-// openNextHop opens a stream to the server. It may wait for the server's link.
+// openNextHop opens a stream to the server. It may wait for the server's link first.
 func (r *Relay) openNextHop(c *connection, s wire.Stream, inner []byte) (wire.Stream, refusal) {
-	until := time.Now().Add(r.patience(c))
+	until := time.Now().Add(r.parkTime(c))
 	for {
 		to, no := r.nextHop(c, s, until)
 		if to == nil {
 			return nil, no
 		}
-		onward, err := to.link.Open(wire.Append(nil, &wire.Incoming{Client: c.client, Inner: inner, Others: r.otherNames(c.client)}))
+		tip := &wire.Incoming{Client: c.client, Inner: inner, Others: r.otherNames(c.client)}
+		onward, err := to.link.Open(wire.Append(nil, tip))
 		switch {
 		case err == nil:
 			r.table.opening(c, to)
@@ -420,11 +437,11 @@ func (r *Relay) openNextHop(c *connection, s wire.Stream, inner []byte) (wire.St
 				r.hits.Hit(limitStreams)
 			}
 			return nil, notOpened(to, err)
-		} // else the link has just ended, and another may come
+		} // otherwise the link has just ended, and another one may come in time
 	}
 }
 
-// otherNames are those that a client has besides this one.
+// otherNames returns the names of a client besides this one.
 func (r *Relay) otherNames(client string) []string {
 	peer, _ := r.rules.Load().policy.Peer(client)
 	if len(peer.Others) == 0 {
@@ -433,9 +450,9 @@ func (r *Relay) otherNames(client string) []string {
 	return slices.DeleteFunc(peer.Names(), func(name string) bool { return name == client })
 }
 
-// patience returns how long a request waits for its server's link: a resume park_timeout, and so does a new connection
-// whose client has no other relay to ask, if the server is expected back.
-func (r *Relay) patience(c *connection) time.Duration {
+// parkTime returns how long a request waits for its server's link. A resume waits for park_timeout.
+// A new connection does so if its client has no other relay to ask and the server is expected back.
+func (r *Relay) parkTime(c *connection) time.Duration {
 	park := r.rules.Load().limits.ParkTime
 	switch {
 	case park <= 0:
@@ -452,7 +469,7 @@ func (r *Relay) patience(c *connection) time.Duration {
 	return 0
 }
 
-// nextHop returns the link of a connection's server, for which it waits until then.
+// nextHop returns the link of a connection's server. It waits for the link until the given time.
 func (r *Relay) nextHop(c *connection, s wire.Stream, until time.Time) (*neighbour, refusal) {
 	to := r.links.get(c.server)
 	if wait := time.Until(until); to == nil && wait > 0 {
@@ -479,8 +496,8 @@ func (r *Relay) nextHop(c *connection, s wire.Stream, until time.Time) (*neighbo
 	return to, refusal{}
 }
 
-// account logs how a connection ended, once.
-func (r *Relay) account(c *connection, end splice.End) {
+// logEnd logs how a connection ended.
+func (r *Relay) logEnd(c *connection, end splice.End) {
 	reply := c.reply.Load()
 	if reply != nil && c.probed(reply.Status) {
 		c.from.log().Debug("probe answered", append(c.attributes(), slog.String("node", c.server))...)
@@ -491,7 +508,7 @@ func (r *Relay) account(c *connection, end splice.End) {
 		return
 	}
 	how, by, reason := explain(end)
-	code := wire.Status(0) // nobody has answered
+	code := wire.Status(0) // no answer
 	if reply != nil {
 		code = reply.Status
 	}
@@ -508,40 +525,40 @@ func (r *Relay) account(c *connection, end splice.End) {
 	})
 }
 
-// replied takes note of the server's answer, which has just passed.
+// replied notes the server's answer, which has just passed. It does not keep m.Inner, which lies in
+// a pooled buffer.
 func (r *Relay) replied(c *connection, m *wire.Reply) {
-	// Not the inner part: it is a piece of a pooled buffer.
 	c.reply.Store(&wire.Reply{Status: m.Status, Text: m.Text, Node: m.Node})
 	if !c.probed(m.Status) {
 		r.counts.reply(m.Status, c.resume)
 	}
 	if granted(m.Status) {
 		r.table.opened(c)
-		if !c.resume && r.tell != nil {
-			r.tell(time.Since(c.since))
+		if !c.resume && r.granted != nil {
+			r.granted(time.Since(c.since))
 		}
 		if c.from.log().Enabled(c.ctx, slog.LevelDebug) {
 			c.from.log().Debug("connection open", append(c.attributes(), slog.Uint64("code", uint64(m.Status)))...)
 		}
 	} else {
-		r.table.enter(c, StateRefused)
+		r.table.setState(c, StateRefused)
 	}
 }
 
-// probed reports whether the status answers a probe in the affirmative: the server knows no session
-// of that token, and has thereby shown that it is reached.
+// probed reports whether the status is the good answer to a probe: the server says that it has no
+// such session, and thereby that it is reached.
 func (q request) probed(s wire.Status) bool { return q.probe && s == wire.StatusNoSession }
 
 func granted(s wire.Status) bool { return s == wire.StatusOpen || s == wire.StatusComplete }
 
-// The ends of a connection at a relay, beside the names of the codes with which streams are reset. What the ends have
-// agreed on in good order, an end or a reset, looks alike here: a relay doesn't read what it copies.
+// The ends of a connection at a relay, beside the names of stream codes. A close and a reset of the
+// TCP connection look alike here, since both end the streams in order and the relay reads no frames.
 const (
 	endComplete = "complete"
-	endFailed   = "failed" // reset with a code of a later version
+	endFailed   = "failed" // reset with an unknown code, of a later version
 )
 
-// explain says how a connection ended, who ended it, and why, in words.
+// explain returns how a connection ended, which node ended it, and why.
 func explain(end splice.End) (how, by, reason string) {
 	reset, isReset := errors.AsType[*wire.ResetError](end.Cause)
 	switch {

@@ -10,12 +10,12 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// A request is what a client asks, understood.
+// A request is the parsed tip of a client's stream.
 type request struct {
 	client  string
 	server  string // as the client calls it
-	to      string // the server's ID, which may be another: its newer name
-	source  string // P1's address, as the client tells it
+	to      string // the server's ID, which differs from server while the server is being renamed
+	source  string // P1's address, as the client says
 	target  string
 	token   wire.Token
 	attempt uint64
@@ -25,8 +25,8 @@ type request struct {
 	id      string // the connection ID
 }
 
-// parseRequest understands a tip, and returns the inner one, to be forwarded
-// unchanged. With an error the request is filled as far as it was understood, for the log.
+// parseRequest parses a tip. It returns the inner tip, which is forwarded unchanged. With an error,
+// the request has what could be parsed, for the log.
 func parseRequest(from *neighbour, tip wire.Message) (q request, inner []byte, err error) {
 	q.client = from.id()
 	connect, ok := tip.(*wire.Connect)
@@ -53,15 +53,15 @@ func parseRequest(from *neighbour, tip wire.Message) (q request, inner []byte, e
 	return q, connect.Inner, nil
 }
 
-// decide asks the policy. Permission comes before presence: the answer doesn't depend
-// on who is connected, and a server that doesn't exist is one that isn't allowed.
+// decide asks the policy. The answer does not depend on who is connected, and a server that does not
+// exist is one that is not allowed.
 func (q request) decide(p *policy.Relay) policy.Decision {
 	return p.Allow(q.client, q.server, q.target)
 }
 
-// attributes are what identifies the connection, for the log. What was not understood is left out.
+// attributes returns what identifies the connection in the log, without what could not be parsed.
 func (q request) attributes() []any {
-	all := make([]any, 0, 16) // the caller adds more
+	all := make([]any, 0, 16) // callers append
 	for _, a := range [...]struct{ key, value string }{
 		{"connection", q.id},
 		{"client", q.client},
@@ -76,13 +76,13 @@ func (q request) attributes() []any {
 	return all
 }
 
-// A replyReader is the stream of a server whose first message is looked at while
-// it passes: not a byte is held back for it.
+// A replyReader is the stream of a server. It parses the reply at the head of the stream while the
+// bytes pass, and holds none of them back.
 type replyReader struct {
 	wire.Stream
-	seen func(*wire.Reply) // called once, if the stream begins with a reply; it must not keep Inner
+	seen func(*wire.Reply) // called if the stream begins with a reply; must not keep Inner
 
-	head []byte // what has passed of an incomplete reply
+	head []byte // the begin of an incomplete reply
 	done bool
 }
 
@@ -102,7 +102,7 @@ func (r *replyReader) look(p []byte) {
 	m, _, err := wire.Parse(p)
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		if len(r.head) == 0 {
-			r.head = append(r.head, p...) // p is somebody's buffer; Parse bounds how often this grows
+			r.head = append(r.head, p...) // p is the caller's buffer; Parse bounds the length
 		}
 		return
 	}

@@ -15,31 +15,31 @@ import (
 // Snapshot is what a relay knows at one moment. It shares nothing with the relay.
 type Snapshot struct {
 	Closing     bool         // a drain has begun
-	Peers       []Peer       // all that the policy knows, in its order
+	Peers       []Peer       // all of the policy, in its order
 	Connections []Connection // in no order
 	Counters    Counters
 }
 
-// Peer is a peer that the policy knows, connected or not.
+// Peer is a peer of the policy, connected or not.
 type Peer struct {
 	ID       string
 	Others   []string // its other names
 	Role     policy.Role
 	Source   policy.Source
-	Link     *Link     // nil while it isn't connected
+	Link     *Link     // nil while it is not connected
 	LastSeen time.Time // when its last link ended; zero if there was none, or if Link is set
 	Totals   LinkTotals
-	// Rivals are the addresses from which links have come of late that superseded each other again and again: several
-	// nodes hold the peer's key. It is nil otherwise.
+	// Rivals are the addresses of the nodes if several seem to hold the peer's key: their links
+	// supersede each other. Otherwise nil.
 	Rivals []netip.Addr
 }
 
-// LinkTotals is what all links of a peer have counted, the live one included, since the relay began.
+// LinkTotals are the sums of all links of a peer since the relay began, the live one included.
 type LinkTotals struct {
 	Ended                    map[link.Reason]uint64 // links, by why they ended
 	PacketsSent, PacketsLost uint64
 	ParitySent, Restored     uint64
-	BytesSent, BytesReceived uint64 // with all of QUIC's overhead
+	BytesSent, BytesReceived uint64 // whole UDP payloads
 }
 
 // Link is the live link of a peer.
@@ -50,33 +50,36 @@ type Link struct {
 	Stats       link.Stats
 }
 
-// Connection is one entry of the connection table.
+// Connection is one stream of a client that the relay serves.
 type Connection struct {
 	ID        string // the same at the client and the server
 	Client    string
 	Source    string // P1's address
 	Server    string
 	Target    string
-	Attempt   uint64 // how many streams the session has had
+	Attempt   uint64 // the number of streams that the session has had
 	State     State
 	Since     time.Time
 	BytesUp   uint64 // from the client, with the session's framing
 	BytesDown uint64 // to the client
 }
 
-// Counters count since the relay began. Up is from clients to servers.
+// Counters are counted since the relay began. Up is from clients to servers.
 type Counters struct {
 	Refused   map[wire.Status]uint64 // by the relay
-	Replies   map[wire.Status]uint64 // of the servers, good and bad, but for granted resumes
+	Replies   map[wire.Status]uint64 // of the servers, without granted resumes
 	Resumed   uint64                 // resumes that the servers have granted
-	LimitsHit map[string]uint64      // what was kept out by each limit, by its name in the config
+	LimitsHit map[string]uint64      // how often each limit refused something, by its name in the config
 	Parked    uint64                 // requests that had to wait for their server
-	Stalled   uint64                 // streams reset as they stalled the others of their link
+	Stalled   uint64                 // streams that were reset because they stalled others of their link
 	BytesUp   uint64
 	BytesDown uint64
 }
 
-// Snapshot looks at everything, once.
+// Count returns how many connections there are.
+func (r *Relay) Count() int { return r.table.len() }
+
+// Snapshot returns the state of the relay.
 func (r *Relay) Snapshot() Snapshot {
 	s := Snapshot{Closing: r.closing.Load(), Counters: r.counts.snapshot()}
 	s.Counters.LimitsHit = r.hits.Counts()
@@ -99,7 +102,7 @@ func (r *Relay) Snapshot() Snapshot {
 	return s
 }
 
-// snapshot returns the connections, and the bytes of all that there have been.
+// snapshot returns the connections, and the bytes of all connections, also of those that have ended.
 func (t *table) snapshot() (all []Connection, up, down uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -125,7 +128,7 @@ func (t *table) snapshot() (all []Connection, up, down uint64) {
 	return all, up, down
 }
 
-// counts are the counters of what has happened.
+// counts has the counters of answers.
 type counts struct {
 	parked, stalled, resumed atomic.Uint64
 

@@ -9,32 +9,35 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// All streams of a link share one connection window. What the relay has not read of
-// a stream, because the next hop doesn't take it, stays charged to it; streams that
-// stall can use it up, and then every other stream of that link waits for them. The
-// relay breaks this by resetting one that stalls, with `lost`: its session is
-// resumed from where it stood, and nothing is lost but time.
+// All streams of a link share one connection window. Data that the relay has not read from a stream,
+// because the next hop does not take it, stays charged to the window. Streams that stall can use it
+// up; then every other stream of the link waits for them. The relay breaks this by resetting a stalled
+// stream with `lost`: its session resumes from where it stood, and only time is lost.
 //
-// QUIC doesn't tell how much of a window is charged. But the heartbeats of the link need it, too: where they stay away, and
-// streams towards one peer are stuck, it is that peer who holds up all others, since who is honest reads what it is sent, and
-// has no more on its way than it reads. All its stuck streams go. They may soon be back, so two peers between whom that happens again and
-// again, to the harm of a third, must wait, for longer each time, before they may connect. (Where there is no third, it is as
-// likely that all of them want for a processor, and to refuse connections would be the harm.)
+// QUIC does not tell how much of a window is charged. There are two signs:
 //
-// Where heartbeats come, and yet no stream of the link moves, then resetting one that hasn't for very long does little harm.
+//   - The link's heartbeats are overdue, since they need the window too, and streams towards one peer
+//     are stuck. That peer holds up all others: an honest peer reads what it is sent, and never has
+//     more in flight than it reads. The relay resets all stuck streams towards it. If that happens
+//     again between the same two peers, to the harm of a third, the two must wait before they may
+//     connect, for longer each time. Without a third peer the cause may as well be a busy processor,
+//     and to refuse connections would be the harm.
+//   - Heartbeats come, and yet no stream of the link moves. The relay resets the stream that has not
+//     moved for the longest time, after stallTime.
 const (
-	stallTime   = 30 * time.Second // in one Write, which takes a buffer at most
+	stallTime   = 30 * time.Second // in one Write, which takes one buffer at most
 	overdueTime = 2 * time.Second  // of a heartbeat
 	stuckTime   = sweepTime / 2    // in one Write, while heartbeats are overdue
 
-	// firstWait is how long the second time has a client and a server wait; it doubles up to lastWait with each further time, until
-	// there has been none for stallMemory.
+	// firstWait is how long a client and a server must wait after the second time. The wait doubles
+	// with each further time, up to lastWait. After stallMemory without one, it begins anew.
 	firstWait   = 10 * time.Second
 	lastWait    = 10 * time.Minute
 	stallMemory = 30 * time.Minute
 )
 
-// stallers are the clients and servers that have held up others of late. The zero value is ready.
+// stallers are the pairs of client and server that have lately held up others. The zero value is
+// ready.
 type stallers struct {
 	mu sync.Mutex
 	by map[pair]staller
@@ -44,10 +47,10 @@ type pair struct{ client, server string }
 
 type staller struct {
 	last time.Time
-	wait time.Duration // from then on
+	wait time.Duration // after last
 }
 
-// note has a client and a server wait, unless it is the first time.
+// note records that a pair has held up others. From the second time on the pair has to wait.
 func (s *stallers) note(p pair, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -67,7 +70,7 @@ func (s *stallers) note(p pair, now time.Time) {
 	s.by[p] = staller{now, wait}
 }
 
-// left is how long a client and a server have to wait yet.
+// left returns how long a pair still has to wait.
 func (s *stallers) left(p pair) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -78,18 +81,18 @@ func (s *stallers) left(p pair) time.Duration {
 	return max(0, time.Until(was.last.Add(was.wait)))
 }
 
-// progress is what the sweeps of a link remember of a flow that reads from it.
+// progress is what the sweeps of a link remember of a flow that reads from the link.
 type progress struct {
 	bytes uint64
-	since time.Time // when the flow was first seen in the Write that it is still in
-	still int32     // looks since it has moved, up to restAfter
+	since time.Time // when a sweep first saw the flow in its present Write
+	still int32     // sweeps since the flow has moved, up to restAfter
 }
 
-// restAfter is how many looks at a flow that does not move it takes until it is told to rest: 30 s.
+// restAfter is how many sweeps a flow must stand still before it is told to rest: 30 s of them.
 const restAfter = int32(30 * time.Second / sweepTime)
 
-// look tells whether the flow has moved since the last look, and for how long it
-// has been in one Write.
+// look reports whether the flow has moved since the last look, and returns for how long it has been
+// in one Write.
 func (p *progress) look(f *splice.Flow, now time.Time) (moved bool, stuck time.Duration) {
 	bytes, writing := f.Bytes(), f.Writing()
 	moved = bytes != p.bytes
@@ -112,7 +115,7 @@ func (p *progress) look(f *splice.Flow, now time.Time) (moved bool, stuck time.D
 	return moved, now.Sub(p.since)
 }
 
-// resetStalled resets the streams of a link that hold up the others.
+// resetStalled resets the streams of a link that hold up its other streams.
 func (r *Relay) resetStalled(n *neighbour, now time.Time) {
 	var worst *connection
 	var longest time.Duration
@@ -140,7 +143,7 @@ func (r *Relay) resetStalled(n *neighbour, now time.Time) {
 	})
 	if n.link.Overdue() < overdueTime {
 		n.overdue = 0
-	} else if n.overdue++; n.overdue > 1 { // the first time it may be this process that stood still
+	} else if n.overdue++; n.overdue > 1 { // the first time, this process may have stood still
 		r.resetStuck(n, stuckTo)
 		return
 	}
@@ -151,7 +154,7 @@ func (r *Relay) resetStalled(n *neighbour, now time.Time) {
 	worst.reset(wire.CodeLost, "stalled while the other streams of "+n.id()+" wait")
 }
 
-// resetStuck resets the stuck streams of a link towards the peer that has the most of them.
+// resetStuck resets the stuck streams of a link towards the peer with the most of them.
 func (r *Relay) resetStuck(n *neighbour, stuckTo map[*neighbour][]*connection) {
 	var by *neighbour
 	for to, stuck := range stuckTo {
@@ -167,14 +170,17 @@ func (r *Relay) resetStuck(n *neighbour, stuckTo map[*neighbour][]*connection) {
 		r.stallers.note(pair{stuck[0].client, stuck[0].server}, time.Now())
 	}
 	r.counts.stalled.Add(uint64(len(stuck)))
-	by.say(slog.LevelWarn, "a peer does not read what it is sent, which holds up all connections of another: those between the two are reset",
-		func() []any { return []any{slog.Int("connections", len(stuck)), slog.String("other", n.id())} })
+	const message = "a peer does not read what it is sent, which holds up all connections of another: " +
+		"those between the two are reset"
+	by.say(slog.LevelWarn, message, func() []any {
+		return []any{slog.Int("connections", len(stuck)), slog.String("other", n.id())}
+	})
 	for _, c := range stuck {
 		c.reset(wire.CodeLost, "not read by "+by.id()+" while all streams of "+n.id()+" wait")
 	}
 }
 
-// bystanders tells whether the link has connections with another peer than that one.
+// bystanders reports whether the link has connections with another peer than the given one.
 func (r *Relay) bystanders(n, than *neighbour) (found bool) {
 	r.table.each(n, func(c *connection) {
 		to := c.to

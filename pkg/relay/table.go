@@ -3,7 +3,6 @@ package relay
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -13,30 +12,30 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// A connection is one stream of a client on its way to a server. A forwarded TCP
-// connection can have several one after the other, and two for a moment while it
-// is being resumed.
+// A connection is one stream of a client on its way to a server. A session has several one after the
+// other, and two for a moment while it is being resumed.
 //
 //	admitted → (parked →) opening → open → gone
+//	                              ↘ refused ↗
 type connection struct {
 	request
 	from  *neighbour
 	since time.Time
-	ctx   context.Context // done, with an *ended as its cause, when the connection is to be reset
+	ctx   context.Context // done when the relay resets the connection; the cause is an *ended
 	abort context.CancelCauseFunc
 	done  chan struct{} // closed when it has left the table
 	join  splice.Join
 
 	reply atomic.Pointer[wire.Reply] // the server's answer, once it has passed
 
-	forth, back progress // of the sweeps: forth of the client's link, back of the server's
+	forth, back progress // used by the sweeps of the client's link, and of the server's
 
 	// Guarded by the table's lock.
 	to    *neighbour
 	state State
 }
 
-// State is where a connection stands at the relay.
+// State is the state of a connection at the relay.
 type State string
 
 // The states of a connection.
@@ -49,8 +48,10 @@ const (
 )
 
 func newConnection(q request, from *neighbour) *connection {
-	c := &connection{request: q, from: from, since: time.Now(), done: make(chan struct{}), state: StateAdmitted}
-	// Not the link's context: what a dead link means for a connection its streams tell.
+	c := &connection{
+		request: q, from: from, since: time.Now(), done: make(chan struct{}), state: StateAdmitted,
+	}
+	// Not the link's context: after the death of a link, its streams end the connection.
 	c.ctx, c.abort = context.WithCancelCause(context.Background())
 	return c
 }
@@ -64,52 +65,36 @@ type ended struct {
 func (e *ended) Error() string { return e.why }
 func (e *ended) Unwrap() error { return &wire.ResetError{Code: e.code} }
 
-// reset makes the connection end. It doesn't wait for it.
+// reset makes the connection end, and does not wait for the end.
 func (c *connection) reset(code wire.StreamCode, why string) {
 	c.abort(&ended{code: code, why: why})
 }
 
-// key is what names a session: no client can touch another client's.
+// key identifies a session. The client is part of it, so that no client can touch another's.
 type key struct {
 	client string
 	token  wire.Token
 }
 
-// maxAttempts is how many streams one session may have at a time: the one that
-// goes, the one that comes, and one for the race between them.
+// maxAttempts bounds the streams of one session at a time: the old one, the new one, and one more for
+// the race between them.
 const maxAttempts = 3
 
-// maxRights is how many rights of one client the relay remembers.
-const maxRights = 1024
-
-// A right is a way that a client has gone. Sessions that use it may be detached, and
-// then no table but their server's knows them; what is withdrawn must reach them there.
-// An empty target stands for all: of a client that has gone more than maxRights ways, those to one server are one.
-type right struct{ client, target string }
-
-// A standing says whether a remembered right is withdrawn, and the server hasn't been told.
-type standing int
-
-const (
-	stands    standing = iota
-	withdrawn          // of all targets: those that the policy does not allow any more
-	lost               // with the client's key: of all targets every one
-)
-
-// table holds the connections. Its lock is for its own maps alone; nothing blocks under it.
+// table holds the connections, and the rights of rights.go. Nothing blocks while its lock is held.
 type table struct {
 	mu       sync.Mutex
-	sessions map[key][]*connection                   // by attempt as they came
-	over     map[*neighbour]map[*connection]struct{} // by link, on either side
+	sessions map[key][]*connection                   // streams of a session in the order of arrival
+	over     map[*neighbour]map[*connection]struct{} // by link, of the client or the server
 	clients  map[string]int                          // sessions of each client
 	streams  int
-	parked   int
-	held     map[string]int // new connections of those that are parked, by client
-	heldAll  int
-	up, down uint64                        // bytes of the streams that have left
-	rights   map[string]map[right]standing // by the server's ID
-	known    map[string]int                // rights of each client
-	left     chan struct{}                 // of capacity 1: something has left
+	parked   int            // requests that wait, resumes and new connections
+	held     map[string]int // new connections among them, by client
+	heldAll  int            // the sum of held
+	up, down uint64         // bytes of the connections that have left
+	left     chan struct{}  // of capacity 1: a connection has left
+
+	rights map[string]map[right]standing // by the server's ID
+	known  map[string]int                // rights of each client
 }
 
 func newTable() table {
@@ -124,7 +109,7 @@ func newTable() table {
 	}
 }
 
-// A limitError says which limit keeps a connection out.
+// A limitError says which limit refuses a connection.
 type limitError struct{ limit, text string }
 
 func (e *limitError) Error() string { return e.text }
@@ -137,7 +122,7 @@ const (
 	limitParked      = "parked_resumes"
 )
 
-// add enters a connection, or tells which limit is reached.
+// add enters a connection, or returns which limit is reached.
 func (t *table) add(c *connection, l Limits) *limitError {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -145,12 +130,13 @@ func (t *table) add(c *connection, l Limits) *limitError {
 	attempts := t.sessions[k]
 	switch {
 	case len(attempts) >= maxAttempts:
-		attempts[0].reset(wire.CodeLost, "replaced by newer attempts") // it leaves by itself
+		attempts[0].reset(wire.CodeLost, "replaced by newer attempts") // and leaves the table soon
 	case len(attempts) > 0:
 	case len(t.sessions) >= l.Connections:
 		return &limitError{limitConnections, fmt.Sprintf("the relay has %d connections, its limit", l.Connections)}
 	case t.clients[c.client] >= l.ConnectionsPerClient:
-		return &limitError{limitStreams, fmt.Sprintf("client %s has %d connections, its limit", c.client, l.ConnectionsPerClient)}
+		return &limitError{limitStreams, fmt.Sprintf("client %s has %d connections, its limit",
+			c.client, l.ConnectionsPerClient)}
 	default:
 		t.clients[c.client]++
 	}
@@ -174,67 +160,7 @@ func (t *table) notOverLocked(n *neighbour, c *connection) {
 	}
 }
 
-func (t *table) rememberLocked(server string, r right) {
-	if t.isKnownLocked(server, r) {
-		return
-	}
-	if t.known[r.client] >= maxRights {
-		t.foldLocked(r.client)
-		if t.isKnownLocked(server, r) {
-			return
-		}
-	}
-	if t.rights[server] == nil {
-		t.rights[server] = make(map[right]standing)
-	}
-	t.known[r.client]++
-	t.rights[server][r] = stands
-}
-
-func (t *table) isKnownLocked(server string, r right) bool {
-	_, one := t.rights[server][r]
-	_, all := t.rights[server][right{client: r.client}]
-	return one || all
-}
-
-// foldLocked makes one of a client's rights to the server for which it has the most.
-func (t *table) foldLocked(client string) {
-	var most []right
-	var at string
-	for server, rights := range t.rights {
-		var of []right
-		for r := range rights {
-			if r.client == client {
-				of = append(of, r)
-			}
-		}
-		if len(of) > len(most) {
-			most, at = of, server
-		}
-	}
-	if len(most) < 2 { // it has one for each of very many servers, which the config names
-		return
-	}
-	now := stands
-	for _, r := range most {
-		now = max(now, t.rights[at][r])
-		delete(t.rights[at], r)
-	}
-	t.rights[at][right{client: client}] = now
-	t.known[client] -= len(most) - 1
-}
-
-func (t *table) forgetLocked(server string, r right) {
-	delete(t.rights[server], r)
-	if len(t.rights[server]) == 0 {
-		delete(t.rights, server)
-	}
-	if t.known[r.client]--; t.known[r.client] == 0 {
-		delete(t.known, r.client)
-	}
-}
-
-// remove takes a connection out. The second time it does nothing.
+// remove takes a connection out. It may be called twice.
 func (t *table) remove(c *connection) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -267,7 +193,7 @@ func (t *table) remove(c *connection) {
 	}
 }
 
-// park counts a request that begins to wait, or says why it may not.
+// park counts a request that begins to wait for its server, or says why it may not wait.
 func (t *table) park(c *connection, most int) (tooMany string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -302,13 +228,13 @@ func (t *table) unpark(c *connection) {
 	}
 }
 
-func (t *table) enter(c *connection, s State) {
+func (t *table) setState(c *connection, s State) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	c.state = s
 }
 
-// opening notes the next hop.
+// opening notes the link to the server.
 func (t *table) opening(c *connection, to *neighbour) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -316,8 +242,8 @@ func (t *table) opening(c *connection, to *neighbour) {
 	t.overLocked(to, c)
 }
 
-// opened notes that a connection carries its session now, and resets the session's
-// other streams: the client has left them.
+// opened notes that a connection carries its session now. It resets the session's older streams, which
+// the client has left.
 func (t *table) opened(c *connection) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -329,7 +255,7 @@ func (t *table) opened(c *connection) {
 	}
 }
 
-// matching collects connections. match is called under the lock.
+// matching returns the connections that match. match is called with the lock held.
 func (t *table) matching(match func(*connection) bool) []*connection {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -344,7 +270,7 @@ func (t *table) matching(match func(*connection) bool) []*connection {
 	return found
 }
 
-// each visits what goes over a link. visit is called under the lock.
+// each calls visit with the lock held for each connection over a link.
 func (t *table) each(n *neighbour, visit func(*connection)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -353,7 +279,7 @@ func (t *table) each(n *neighbour, visit func(*connection)) {
 	}
 }
 
-// carried counts what goes over each link, in one pass.
+// carried returns the number of connections over each link.
 func (t *table) carried() map[*neighbour]int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -364,67 +290,9 @@ func (t *table) carried() map[*neighbour]int {
 	return carried
 }
 
-// len is the number of streams in the table.
+// len returns the number of connections.
 func (t *table) len() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.streams
-}
-
-// knownClients are those of whom the table remembers a right.
-func (t *table) knownClients() []string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return slices.Collect(maps.Keys(t.known))
-}
-
-// follow has what is remembered of servers by other names remembered by their IDs.
-func (t *table) follow(ids map[string]string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for name, rights := range t.rights {
-		id := ids[name]
-		if id == "" {
-			continue
-		}
-		for r, was := range rights {
-			t.forgetLocked(name, r)
-			t.rememberLocked(id, r)
-			if _, one := t.rights[id][r]; !one {
-				r.target = "" // one with others by now
-			}
-			t.rights[id][r] = max(t.rights[id][r], was)
-		}
-	}
-}
-
-// withdraw marks the remembered rights that are gone.
-func (t *table) withdraw(gone func(server string, r right) standing) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for server, rights := range t.rights {
-		for r, was := range rights {
-			rights[r] = max(was, gone(server, r))
-		}
-	}
-}
-
-// takeWithdrawn returns what a server has to be told, and forgets it. Of what stands for all targets some may be kept, and
-// so it stays.
-func (t *table) takeWithdrawn(server string) map[right]standing {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	taken := make(map[right]standing)
-	for r, now := range t.rights[server] {
-		if now == stands {
-			continue
-		}
-		taken[r] = now
-		if r.target == "" && now == withdrawn {
-			t.rights[server][r] = stands
-		} else {
-			t.forgetLocked(server, r)
-		}
-	}
-	return taken
 }
