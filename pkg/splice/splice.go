@@ -1,27 +1,29 @@
-// Package splice copies both ways between two half-closable streams: what a
-// relay does with the bytes of a connection once it has decided about it.
+// Package splice copies both ways between two streams, as a relay does once it has decided about a
+// connection.
 //
-// The one idea: the two directions are independent, and whatever ends a half of
-// one stream ends the half of the other stream that it feeds, in the same way.
+// The one idea: the two directions are independent, and whatever ends a half of one stream ends the
+// half of the other stream that it feeds, in the same way.
 //
-//	read EOF            → End on the other side
-//	read a reset        → CancelWrite on the other side, with its code
-//	reader over there
-//	has stopped reading → CancelRead on this side, with its code, even while
-//	                      this side is idle
+//	a read returns EOF       → End on the other stream
+//	a read returns a reset   → CancelWrite on the other stream, with the same code
+//	the reader of the other
+//	stream stops reading     → CancelRead on this stream, with the same code, even while idle
 //
-// A [Join] owns both streams from the moment that it runs: when it says that it is done,
-// both halves of both streams are finished, so that QUIC frees them and
-// returns their credit.
+// A [Join] is used once. Its two [Flow]s show how much has passed, also while it runs:
 //
 //	var join splice.Join
 //	var work sync.WaitGroup
-//	go show(&join.Forth, &join.Back)   // counters, live
-//	join.Run(ctx, fromClient, toServer, work.Go, func(end splice.End) { … })
+//	join.Run(ctx, fromClient, toServer, work.Go, func(end splice.End) {
+//		log(join.Forth.Bytes(), join.Back.Bytes(), end.By, end.Cause)
+//	})
+//	work.Wait()
 //
-// An idle join holds no buffer: buffers come from a pool when there is data,
-// and go back before a direction waits for more. One that has long been idle, and is told so by [Flow.Rest], takes half of
-// the stack as well.
+// Run takes over both streams: when it calls done, both halves of both streams are finished, so that
+// QUIC frees them and returns their credit. To end a join early, cancel ctx.
+//
+// Most joins are idle for days. An idle join holds no buffer: buffers come from a pool when there is
+// data, and go back before a direction waits for more. A direction that [Flow.Rest] is called for goes
+// on in a new goroutine, whose stack is half as large.
 package splice
 
 import (
@@ -36,9 +38,8 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// bufferSize is what one copy moves at most. 64 to 128 KiB were measured as
-// good as 256; the smaller leaves more of a stalled join in QUIC's hands, whose flow
-// control can push back on it.
+// bufferSize is how many bytes one read and write move at most. Sizes from 64 to 256 KiB were equally
+// fast. With the smallest, more of a stalled join stays in QUIC, whose flow control then pushes back.
 const bufferSize = 64 << 10
 
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
@@ -50,84 +51,85 @@ type Join struct {
 
 	spawn   func(func())
 	done    func(End)
-	release func()       // of obey
-	running atomic.Int32 // directions
+	release func()       // stops the watch of Run's context
+	running atomic.Int32 // directions that have not ended
 
 	mu  sync.Mutex
 	end End
 }
 
-// Flow is one direction of a join. Its methods may be called while it runs, from
-// any goroutine.
+// Flow is one direction of a join. Its methods may be called at any time, from any goroutine.
 type Flow struct {
 	bytes   atomic.Uint64
 	writing atomic.Bool
-	drained atomic.Bool // src has come to its regular end and dst has taken everything
+	drained atomic.Bool // src has ended in order and dst has taken everything
 
-	// Here, and not on the stack of who waits for days.
+	// The rest is here to keep it off the stack of the goroutine that waits for days.
 	src, dst         wire.Stream
 	srcSide, dstSide Side
 	reverse          *Flow
-	readErr          error // why it has come to its end; io.EOF mostly
+	readErr          error // why reading has ended; io.EOF if it ended in order
 	writeErr         error
-	release          func() // of attend
+	release          func() // stops the watch of dst's context
 	begun, resting   atomic.Bool
 
-	peek  [1]byte  // what Peek fills; here so that waiting allocates nothing
-	last  [24]byte // what came with the end
-	lasts int      // how much that is
+	peek  [1]byte  // filled by Peek
+	last  [24]byte // the last bytes, if few have come together with the end
+	lasts int      // how many
 }
 
-// Bytes is how many bytes the far stream has taken.
+// Bytes returns how many bytes the far stream has taken.
 func (f *Flow) Bytes() uint64 { return f.bytes.Load() }
 
-// Writing tells whether the flow is inside a Write of the far stream at this
-// moment. If it is, with the same Bytes, at two moments, then the far stream has
-// taken less than one buffer of it between them.
+// Writing reports whether the flow is inside a Write of the far stream. A flow that is so at two
+// moments, with the same Bytes, has been stuck in between.
 func (f *Flow) Writing() bool { return f.writing.Load() }
 
-// Rest is for a flow that has long been idle, and is likely to be for long yet: it goes on in a fresh goroutine. Copying has
-// made its stack twice as large as waiting needs. It does nothing to a flow that isn't running.
+// Rest moves a flow to a new goroutine when it waits for data, since copying has made its stack twice
+// as large as waiting needs. Call it for a flow that has long been idle. It does nothing to a flow that
+// is not running.
 func (f *Flow) Rest() {
 	if f.begun.Load() && f.resting.CompareAndSwap(false, true) {
 		_ = f.src.SetReadDeadline(longAgo)
 	}
 }
 
-// longAgo is a deadline that has passed: it wakes who waits.
+// longAgo is a deadline that has passed: it wakes a reader.
 var longAgo = time.Unix(1, 0) //nolint:forbidigo // before all times, of a bubble too
 
-// Side says who ended a join.
+// Side says what ended a join.
 type Side uint8
 
 // The sides of a join.
 const (
-	Nobody  Side = iota // both directions came to their regular end
+	Nobody  Side = iota // both directions ended in order
 	A                   // stream a, or its connection
 	B                   // stream b, or its connection
 	Context             // the context given to Run
 )
 
-// End is how a join ended: its first reset in time, as later ones are echoes.
+// End is how a join ended: the first reset in time, since later ones are echoes of it.
 type End struct {
 	By    Side
-	Cause error // nil if By is Nobody; else mostly a *wire.ResetError
+	Cause error // nil if By is Nobody; otherwise mostly a *wire.ResetError
 }
 
-// Run copies until both directions have ended and then calls done. When ctx is done, it
-// resets both streams with the code of the [wire.ResetError] that is the context's cause,
-// or with [wire.CodeLost] without one. One direction is in the caller's goroutine, the other is in one that spawn starts, a
-// [sync.WaitGroup]'s Go; but neither for ever: Run may return before the end, when all is in goroutines that spawn has
-// started, of which the last one calls done.
+// Run copies until both directions have ended, and then calls done. When ctx is done, it resets both
+// streams with the code of the [wire.ResetError] that is the context's cause, or with [wire.CodeLost].
+//
+// One direction runs in the caller's goroutine, the other in one that spawn starts, which is the Go of a
+// [sync.WaitGroup]. After [Flow.Rest] a direction runs in another goroutine of spawn. So Run may return
+// before the end; the last goroutine calls done.
 func (j *Join) Run(ctx context.Context, a, b wire.Stream, spawn func(func()), done func(End)) {
 	j.begin(ctx, a, b, spawn, done)
 	spawn(func() { j.copy(&j.Forth) })
 	j.copy(&j.Back)
 }
 
-// A join is idle for days, on two stacks. They shrink to 4 KiB if no more than 1.2 KiB of them is in use while it waits
-// (the runtime halves a stack of which less than a quarter is used, and counts 800 bytes of its own), and are of 2 KiB after a
-// rest, so what else has to be done is done in functions that return before.
+// The two stacks of an idle join shrink to 4 KiB if at most 1.2 KiB of each is in use while it waits:
+// the runtime halves a stack of which less than a quarter is used, and counts 800 bytes of its own.
+// After a rest they have 2 KiB. So the work around the waiting is done in functions that return before,
+// which the compiler must not inline.
 
 //go:noinline
 func (j *Join) begin(ctx context.Context, a, b wire.Stream, spawn func(func()), done func(End)) {
@@ -141,7 +143,7 @@ func (j *Join) begin(ctx context.Context, a, b wire.Stream, spawn func(func()), 
 	j.Back.begun.Store(true)
 }
 
-// obey has both streams reset when ctx is done. It is over when the function that it returns has returned.
+// obey resets both streams when ctx is done. After release has returned it does so no more.
 func (j *Join) obey(ctx context.Context) (release func()) {
 	return watch(ctx, func() {
 		cause := context.Cause(ctx)
@@ -151,14 +153,14 @@ func (j *Join) obey(ctx context.Context) (release func()) {
 	})
 }
 
-// copy moves one direction until it ends, and leaves src's reading and dst's
-// writing half finished. It returns before that if the direction rests.
+// copy runs one direction until it ends or rests. At the end, src's reading and dst's writing half are
+// finished.
 func (j *Join) copy(f *Flow) {
 	f.pump()
 	j.pumped(f)
 }
 
-// pumped goes on when pump has returned.
+// pumped does what follows pump: the direction goes on in a new goroutine, or ends.
 //
 //go:noinline
 func (j *Join) pumped(f *Flow) {
@@ -169,7 +171,7 @@ func (j *Join) pumped(f *Flow) {
 		j.spawn(func() { j.copy(f) })
 		return
 	}
-	f.release() // before End, which may end the context that is watched
+	f.release() // before End, which may end the watched context
 	j.finish(f)
 	if j.running.Add(-1) == 0 {
 		j.release()
@@ -180,22 +182,22 @@ func (j *Join) pumped(f *Flow) {
 	}
 }
 
-// attend notices a reader that is gone even when src says nothing for hours.
+// attend watches dst's context: it ends the flow when dst's reader is gone, even while src is idle.
 func (j *Join) attend(f *Flow) (release func()) {
 	gone := f.dst.Context()
 	return watch(gone, func() {
 		cause := context.Cause(gone)
 		j.ended(f.dstSide, cause)
 		f.src.CancelRead(code(cause))
-		// With its connection dst's other half is gone as well. The reverse direction
-		// notices when it reads, but not while it waits in a Write.
+		// If the whole connection of dst is gone, the reverse direction notices when it reads, but
+		// not while it blocks in a Write.
 		if connectionLost(cause) && !f.reverse.drained.Load() {
 			f.src.CancelWrite(code(cause))
 		}
 	})
 }
 
-// finish ends both halves as the copying has ended.
+// finish ends the two halves of a flow in the way in which copying has ended.
 func (j *Join) finish(f *Flow) {
 	if errors.Is(f.readErr, io.EOF) && f.writeErr == nil {
 		f.drained.Store(true)
@@ -213,8 +215,8 @@ func (j *Join) finish(f *Flow) {
 	f.dst.CancelWrite(code(cause))
 }
 
-// pump copies until src ends or dst fails. The last bytes, which have come with src's regular end, it leaves in f.last, if
-// there is room for them.
+// pump copies until src ends or dst fails, or the flow is to rest. Last bytes that come together with
+// src's end stay in f.last if they fit: finish sends them with the end, in one packet.
 func (f *Flow) pump() {
 	for f.readErr == nil && f.writeErr == nil {
 		if _, err := f.src.Peek(f.peek[:]); err != nil {
@@ -222,7 +224,7 @@ func (f *Flow) pump() {
 				f.readErr = err
 				return
 			}
-			// Only reading the end makes QUIC forget a stream; peeking at it does not.
+			// QUIC forgets a stream only when its end is read. Peek is not enough.
 			if _, f.readErr = f.src.Read(f.peek[:]); f.readErr == nil {
 				f.readErr = err
 			}
@@ -232,7 +234,7 @@ func (f *Flow) pump() {
 	}
 }
 
-// move copies what src has buffered, at most one buffer of it.
+// move copies what has arrived from src, at most bufferSize.
 //
 //go:noinline
 func (f *Flow) move() {
@@ -253,7 +255,7 @@ func (f *Flow) move() {
 	f.bytes.Add(uint64(n))
 }
 
-// ended records the first reason.
+// ended records why the join ended. The first reason counts.
 func (j *Join) ended(by Side, cause error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -262,7 +264,8 @@ func (j *Join) ended(by Side, cause error) {
 	}
 }
 
-// watch calls f in a goroutine once ctx is done, unless it is released first; in the other case to release it is to wait for f.
+// watch calls f in a goroutine once ctx is done. After release has returned, f will not begin, and has
+// ended if it had begun.
 func watch(ctx context.Context, f func()) (release func()) {
 	var running sync.WaitGroup
 	running.Add(1)
@@ -271,7 +274,8 @@ func watch(ctx context.Context, f func()) (release func()) {
 		f()
 	}
 	var stop func() bool
-	if direct, ok := ctx.(interface{ AfterFunc(f func()) func() bool }); ok { // it spares a context of package context's own
+	// A stream's context has an AfterFunc that allocates no further context.
+	if direct, ok := ctx.(interface{ AfterFunc(f func()) func() bool }); ok {
 		stop = direct.AfterFunc(after)
 	} else {
 		stop = context.AfterFunc(ctx, after)
@@ -283,13 +287,14 @@ func watch(ctx context.Context, f func()) (release func()) {
 	}
 }
 
-// connectionLost tells a stream that has lost its connection from one whose peer has stopped reading.
+// connectionLost reports whether a stream ended because its connection was lost, rather than because
+// the peer has stopped reading.
 func connectionLost(cause error) bool {
 	r, ok := errors.AsType[*wire.ResetError](cause)
 	return !ok || !r.Remote
 }
 
-// code is what to pass on of an error: the peer's own code, or that the stream is lost.
+// code returns the stream code that tells the other side of an error.
 func code(err error) wire.StreamCode {
 	if r, ok := errors.AsType[*wire.ResetError](err); ok {
 		return r.Code
