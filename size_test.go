@@ -32,7 +32,6 @@ var tooLong = []string{
 	"pkg/session/status_test.go TestLimits",
 	"pkg/session/stop_test.go TestStopClient",
 	"pkg/session/storm_test.go storm",
-	"test/sim/sockets_test.go overSockets",
 }
 
 func TestSizes(t *testing.T) {

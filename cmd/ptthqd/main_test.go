@@ -35,7 +35,8 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("KEY", "m5ZbHNo2w1bOBuJ5rWBgPSCA4jHW2Xn2iWVvYtDmZzo=")
 			env.Setenv("KEY2", "9tQxVAhV2wH7b3xGqJmC2UzZBDBQsUoaDPRKkhd8nlg=")
-			return setUpNodes(env)
+			setUpNodes(t, env)
+			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"fails": fails, "ready": ready, "eventually": eventually},
 		Condition: func(condition string) (bool, error) {

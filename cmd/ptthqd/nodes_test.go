@@ -3,44 +3,23 @@ package main
 import (
 	"context"
 	"fmt"
-	"net"
 	"strconv"
+	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"ptthqd/pkg/control"
+	"ptthqd/test/testutil"
 )
 
 // setUpNodes prepares a script for running daemons: ports for them, and nothing of a service around the test.
-func setUpNodes(env *testscript.Env) error {
+func setUpNodes(t *testing.T, env *testscript.Env) {
 	for i := 1; i <= 3; i++ {
-		port, err := freePort()
-		if err != nil {
-			return err
-		}
-		env.Setenv(fmt.Sprintf("PORT%d", i), strconv.Itoa(port))
+		env.Setenv(fmt.Sprintf("PORT%d", i), strconv.Itoa(testutil.FreePort(t)))
 	}
 	for _, name := range []string{"RUNTIME_DIRECTORY", "NOTIFY_SOCKET", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY"} {
 		env.Setenv(name, "")
-	}
-	return nil
-}
-
-// freePort finds a port that is free for TCP and UDP.
-func freePort() (int, error) {
-	for {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return 0, err
-		}
-		port := l.Addr().(*net.TCPAddr).Port
-		conn, err := net.ListenPacket("udp", l.Addr().String())
-		_ = l.Close()
-		if err != nil {
-			continue
-		}
-		return port, conn.Close()
 	}
 }
 

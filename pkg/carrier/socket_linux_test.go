@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/parity"
+	"ptthqd/test/testutil"
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
@@ -446,7 +447,7 @@ func TestSendersWait(t *testing.T) {
 // The test runs in a process of its own: Go gives new goroutines the average stack of those that it
 // saw at the last collection, and other tests' goroutines count there.
 func TestSendingNeedsLittleStack(t *testing.T) {
-	if raced || testing.CoverMode() != "" {
+	if testutil.Raced || testing.CoverMode() != "" {
 		t.Skip("frames are larger with the race detector and with coverage; make test runs this without, too")
 	}
 	const alone = "adaptivestackstart=0"
@@ -576,7 +577,7 @@ func TestSendingAllocatesNothing(t *testing.T) {
 		packet[len(packet)-1]++
 		to.arrived(buf, copy(buf, packet), writer.LocalAddr())
 	}
-	if n := testing.AllocsPerRun(100, run); n > 0 && !raced {
+	if n := testing.AllocsPerRun(100, run); n > 0 && !testutil.Raced {
 		t.Errorf("%v allocations without parity", n)
 	}
 
@@ -585,7 +586,7 @@ func TestSendingAllocatesNothing(t *testing.T) {
 	r := parity.NewRestorer(new(atomic.Uint64), &to.restored)
 	to.restorers.put(AddrPort(writer.LocalAddr()), r, 1)
 	run()
-	if n := testing.AllocsPerRun(100, run); n > 0 && !raced || from.Stats().ParitySent < 100 {
+	if n := testing.AllocsPerRun(100, run); n > 0 && !testutil.Raced || from.Stats().ParitySent < 100 {
 		t.Errorf("%v allocations with %d datagrams of parity", n, from.Stats().ParitySent)
 	}
 }

@@ -1,7 +1,6 @@
 package client_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -11,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -29,34 +29,17 @@ import (
 // A node is a client that runs. No relay can be reached, so that what it accepts is held.
 type node struct {
 	*client.Client
-	log  *book
+	log  *testutil.Log
 	stop func() error
 }
 
-type book struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *book) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *book) count(part string) int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return strings.Count(b.text.String(), part)
-}
-
-func newClient(t *testing.T, c client.Config) (*client.Client, *book, error) {
+func newClient(t *testing.T, c client.Config) (*client.Client, *testutil.Log, error) {
 	t.Helper()
 	key, err := ident.Generate()
 	if err != nil {
 		t.Fatal(err)
 	}
-	log := new(book)
+	log := new(testutil.Log)
 	c.Identity = key
 	c.Logger = slog.New(slog.NewTextHandler(log, nil))
 	c.AdjustDialer = func(d *link.Dialer) {
@@ -119,20 +102,7 @@ func mapping(name, listen string) config.Mapping {
 	}
 }
 
-// freePort is a port on which nobody listens, on any loopback address.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", ":0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
-}
+func freePort(t *testing.T) string { return strconv.Itoa(testutil.FreePort(t)) }
 
 // listens reports whether a connection is accepted, or queued.
 func listens(t *testing.T, network, address string) bool {
@@ -190,7 +160,7 @@ func TestHeldConnectionIsReset(t *testing.T) {
 	if err := n.stop(); err != nil {
 		t.Error(err)
 	}
-	if n.log.count("no network in this test") == 0 {
+	if n.log.Count("no network in this test") == 0 {
 		t.Error("the log doesn't say why there is no relay")
 	}
 }
@@ -237,8 +207,8 @@ func TestStartsWithoutAListener(t *testing.T) {
 			if list := n.Failing(); len(list) != 1 || list[0].Name != "bad" {
 				t.Errorf("failing are %+v", list)
 			}
-			if n.log.count("a mapping does not listen") != 1 {
-				t.Errorf("%d lines about it, want one", n.log.count("a mapping does not listen"))
+			if n.log.Count("a mapping does not listen") != 1 {
+				t.Errorf("%d lines about it, want one", n.log.Count("a mapping does not listen"))
 			}
 			if err := n.stop(); err != nil {
 				t.Error(err)
@@ -541,10 +511,10 @@ func TestAcceptSurvivesWantOfDescriptors(t *testing.T) {
 		if took := time.Since(began); took < 30*time.Second || took > 2*time.Minute {
 			t.Errorf("100 failures took %v: the loop spins, or sleeps too long", took)
 		}
-		if lines := n.log.count("connections can't be accepted"); lines < 1 || lines > 3 {
+		if lines := n.log.Count("connections can't be accepted"); lines < 1 || lines > 3 {
 			t.Errorf("%d lines for 100 failures", lines)
 		}
-		if n.log.count("raise LimitNOFILE") == 0 {
+		if n.log.Count("raise LimitNOFILE") == 0 {
 			t.Error("the log doesn't say what to do")
 		}
 	})
@@ -583,8 +553,8 @@ func TestConnectionsBeyondALimitWait(t *testing.T) {
 			if !slices.Equal(ends, want) {
 				t.Errorf("connections were served until %v, want two at a time: %v", ends, want)
 			}
-			if n.log.count("limit reached") != 1 {
-				t.Errorf("%d lines about the limit, want one", n.log.count("limit reached"))
+			if n.log.Count("limit reached") != 1 {
+				t.Errorf("%d lines about the limit, want one", n.log.Count("limit reached"))
 			}
 			synctest.Wait() // P1 sees its end before the mapping counts it
 			if m := n.Snapshot().Mappings[0]; m.Connections != 0 {

@@ -47,7 +47,7 @@ func TestDescriptorsAreSpared(t *testing.T) {
 	if err := n.Alive(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if n.log.count("raise LimitNOFILE") == 0 {
+	if n.log.Count("raise LimitNOFILE") == 0 {
 		t.Error("the log doesn't say what to do")
 	}
 	before := n.Snapshot().Held

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"unsafe"
 
+	"ptthqd/test/testutil"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -24,7 +26,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 	}
 	s := newSite(t)
 	s.key("relay")
-	port := freePort(t)
+	port := testutil.FreePort(t)
 	s.write("relay.toml", relayConfig(port, ""))
 	relay := s.start("relay")
 	for dir := s.dir; dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {

@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -23,6 +22,7 @@ import (
 	"ptthqd/pkg/control"
 	"ptthqd/pkg/daemon"
 	"ptthqd/pkg/ident"
+	"ptthqd/test/testutil"
 )
 
 // childVariable has the test binary be a daemon, for tests that need a process of its own.
@@ -100,46 +100,11 @@ func (s *site) write(name, text string) {
 	}
 }
 
-// freePort is a port of 127.0.0.1 that was free for TCP and UDP.
-func freePort(t testing.TB) int {
-	t.Helper()
-	for {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := net.ListenPacket("udp", l.Addr().String())
-		_ = l.Close()
-		if err == nil {
-			_ = c.Close()
-			return l.Addr().(*net.TCPAddr).Port
-		}
-	}
-}
-
-// A syncBuffer may be written while it is read.
-type syncBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}
-
 // A process is a daemon in this one.
 type process struct {
 	*control.Client
 	t    testing.TB
-	log  syncBuffer
+	log  testutil.Log
 	stop context.CancelFunc
 	done chan struct{}
 	err  error
@@ -231,7 +196,7 @@ const (
 func TestChangedFilesAreTakenOver(t *testing.T) {
 	s := newSite(t)
 	s.key("relay")
-	port := freePort(t)
+	port := testutil.FreePort(t)
 	s.write("relay.toml", relayConfig(port, ""))
 	p := s.start("relay")
 
@@ -300,7 +265,7 @@ func TestDirectoryThatIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.write("relay.d/b.toml", peer("b", keyB))
-	s.write("relay.toml", relayConfig(freePort(t), ""))
+	s.write("relay.toml", relayConfig(testutil.FreePort(t), ""))
 	p := s.start("relay")
 
 	move := func(from, to string) {
@@ -344,7 +309,7 @@ func TestDirectoryThatIsGone(t *testing.T) {
 func TestReloadOnDemand(t *testing.T) {
 	s := newSite(t)
 	s.key("relay")
-	port := freePort(t)
+	port := testutil.FreePort(t)
 	s.write("relay.toml", relayConfig(port, ""))
 	p := s.start("relay")
 
@@ -406,7 +371,7 @@ func TestCredential(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.write("relay.toml", relayConfig(freePort(t), ""))
+	s.write("relay.toml", relayConfig(testutil.FreePort(t), ""))
 	for _, mode := range []os.FileMode{0o644, 0o640} {
 		if err := os.Chmod(s.path("relay.key"), mode); err != nil {
 			t.Fatal(err)
@@ -452,7 +417,7 @@ func TestCredential(t *testing.T) {
 func TestNodesThatShareAKey(t *testing.T) {
 	s := newSite(t)
 	relayKey, key := s.key("relay"), s.key("client0")
-	port := freePort(t)
+	port := testutil.FreePort(t)
 	s.write("relay.toml", relayConfig(port, fmt.Sprintf("[[peers]]\nid = \"laptop\"\nrole = \"client\"\npublic_key = %q\nallowed_servers = []\n", key)))
 	r := s.start("relay")
 	var nodes []*process
@@ -491,7 +456,7 @@ func TestNodesThatShareAKey(t *testing.T) {
 func TestMovedLines(t *testing.T) {
 	s := newSite(t)
 	s.key("relay")
-	text := relayConfig(freePort(t), peer("nas", keyA)+
+	text := relayConfig(testutil.FreePort(t), peer("nas", keyA)+
 		fmt.Sprintf("[[peers]]\nid = \"laptop\"\nrole = \"client\"\npublic_key = %q\nallowed_servers = [\"nas\"]\n", keyB))
 	s.write("relay.toml", text)
 	p := s.start("relay")
@@ -530,7 +495,7 @@ func TestMovedLines(t *testing.T) {
 func TestTheLastFileRuns(t *testing.T) {
 	s := newSite(t)
 	s.key("relay")
-	port := freePort(t)
+	port := testutil.FreePort(t)
 	s.write("relay.toml", relayConfig(port, ""))
 	p := s.start("relay")
 	for i := range 100 {
@@ -548,7 +513,7 @@ func TestTheLastFileRuns(t *testing.T) {
 func TestLogLevelWhileItRuns(t *testing.T) {
 	s := newSite(t)
 	s.key("relay")
-	s.write("relay.toml", relayConfig(freePort(t), ""))
+	s.write("relay.toml", relayConfig(testutil.FreePort(t), ""))
 	p := s.start("relay")
 	if level, err := p.SetLogLevel(t.Context(), "debug"); err != nil || level.Level != "debug" {
 		t.Errorf("%+v, %v", level, err)
@@ -568,7 +533,7 @@ func TestLogLevelWhileItRuns(t *testing.T) {
 func TestLimitsOfTheControlSocket(t *testing.T) {
 	s := newSite(t)
 	s.key("relay")
-	port := freePort(t)
+	port := testutil.FreePort(t)
 	s.write("relay.toml", relayConfig(port, "limits.control_requests = 1\n"))
 	p := s.start("relay")
 	silent := func() net.Conn {
@@ -612,7 +577,7 @@ func TestLimitsOfTheControlSocket(t *testing.T) {
 func TestWhatKeepsItFromStarting(t *testing.T) {
 	s := newSite(t)
 	s.key("relay")
-	good := relayConfig(freePort(t), "")
+	good := relayConfig(testutil.FreePort(t), "")
 	squatter, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

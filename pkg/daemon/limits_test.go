@@ -11,6 +11,7 @@ import (
 	"ptthqd/pkg/control"
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
+	"ptthqd/test/testutil"
 )
 
 // dialAs dials a relay at a port of this host until the test ends.
@@ -53,7 +54,7 @@ func connected(id string) func(*control.Status) bool {
 func TestLimitsOfLinks(t *testing.T) {
 	s := newSite(t)
 	public := s.key("relay")
-	port := freePort(t)
+	port := testutil.FreePort(t)
 	peers := peer("a", s.key("a")) + peer("b", s.key("b"))
 	s.write("relay.toml", relayConfig(port, "limits.links = 1\n"+peers))
 	p := s.start("relay")
@@ -74,7 +75,7 @@ func TestLimitsOfLinks(t *testing.T) {
 func TestPenaltyEndsWithAReload(t *testing.T) {
 	s := newSite(t)
 	public := s.key("relay")
-	port := freePort(t)
+	port := testutil.FreePort(t)
 	limits := "limits.auth_penalty = \"10m\"\n"
 	s.write("relay.toml", relayConfig(port, limits))
 	p := s.start("relay")

@@ -16,6 +16,7 @@ import (
 
 	"ptthqd/pkg/control"
 	"ptthqd/pkg/daemon"
+	"ptthqd/test/testutil"
 )
 
 // journalVariable says where the journal of a child is.
@@ -192,7 +193,7 @@ func TestWorkGoesOnWhileNobodyReadsTheLog(t *testing.T) {
 
 func workGoesOn(t *testing.T, reader logReader, stderr *os.File) {
 	s := newSite(t)
-	port := freePort(t)
+	port := testutil.FreePort(t)
 	s.write("relay.toml", relayConfig(port, peer("nas", s.key("nas"))))
 	config := fmt.Sprintf("role = \"server\"\nid = \"nas\"\nprivate_key_file = \"nas.key\"\nlog_level = \"debug\"\n[[relays]]\naddress = \"127.0.0.1:%d\"\npublic_key = %q\n",
 		port, s.key("relay"))

@@ -5,14 +5,16 @@ import (
 	"net/http"
 	"os"
 	"testing"
+
+	"ptthqd/test/testutil"
 )
 
 // A web page whose name leads to this host reads no metrics through a browser.
 func TestMetricsForAnotherHost(t *testing.T) {
 	s := newSite(t)
 	s.key("relay")
-	port := freePort(t)
-	s.write("relay.toml", relayConfig(freePort(t), fmt.Sprintf("[metrics]\nlisten = \"127.0.0.1:%d\"\nhosts = [\"NAS.example.com\"]\n", port)))
+	port := testutil.FreePort(t)
+	s.write("relay.toml", relayConfig(testutil.FreePort(t), fmt.Sprintf("[metrics]\nlisten = \"127.0.0.1:%d\"\nhosts = [\"NAS.example.com\"]\n", port)))
 	s.start("relay")
 	own, err := os.Hostname()
 	if err != nil {

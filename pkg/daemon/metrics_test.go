@@ -14,37 +14,27 @@ import (
 
 	"ptthqd/pkg/control"
 	"ptthqd/pkg/daemon"
+	"ptthqd/test/testutil"
 )
 
 // chain starts a relay, a server with a service that echoes, and a client, which serve metrics.
 func (s *site) chain() (relay, server, client *process, metrics map[string]string, mapping int) {
 	t := s.t
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = io.Copy(c, c)
-			_ = c.Close()
-		}
-	}()
+	l := testutil.Listening(t, "tcp", "127.0.0.1:0", func(c net.Conn) {
+		_, _ = io.Copy(c, c)
+		_ = c.Close()
+	})
 	keys := map[string]string{}
 	metrics = map[string]string{}
 	settings := map[string]string{}
 	for _, node := range []string{"relay", "nas", "laptop"} {
 		keys[node] = s.key(node)
-		metrics[node] = fmt.Sprintf("127.0.0.1:%d", freePort(t))
+		metrics[node] = fmt.Sprintf("127.0.0.1:%d", testutil.FreePort(t))
 		settings[node] = fmt.Sprintf("[metrics]\nlisten = %q\n", metrics[node])
 	}
-	port, target := freePort(t), l.Addr().(*net.TCPAddr).Port
-	mapping = freePort(t)
+	port, target := testutil.FreePort(t), l.Addr().(*net.TCPAddr).Port
+	mapping = testutil.FreePort(t)
 	relays := fmt.Sprintf("[[relays]]\naddress = \"127.0.0.1:%d\"\npublic_key = %q\n", port, keys["relay"])
 	s.write("relay.toml", relayConfig(port, settings["relay"]+peer("nas", keys["nas"])+
 		fmt.Sprintf("[[peers]]\nid = \"laptop\"\nrole = \"client\"\npublic_key = %q\nallowed_servers = [\"nas\"]\n", keys["laptop"])))
@@ -167,7 +157,7 @@ func TestMetrics(t *testing.T) {
 func TestMetricsFollowTheConfig(t *testing.T) {
 	s := newSite(t)
 	s.key("relay")
-	relay, first, second := freePort(t), freePort(t), freePort(t)
+	relay, first, second := testutil.FreePort(t), testutil.FreePort(t), testutil.FreePort(t)
 	served := func(port string) string { return fmt.Sprintf("[metrics]\nlisten = %q\n", port) }
 	at := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 	write := func(more string) { s.write("relay.toml", relayConfig(relay, more)) }

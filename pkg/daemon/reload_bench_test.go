@@ -10,6 +10,7 @@ import (
 
 	"ptthqd/pkg/control"
 	"ptthqd/pkg/ident"
+	"ptthqd/test/testutil"
 )
 
 // figures are times, of which percentiles are told.
@@ -42,7 +43,7 @@ func BenchmarkFileToForce(b *testing.B) {
 		b.Run(c.name, func(b *testing.B) {
 			s := newSite(b)
 			s.key("relay")
-			port := freePort(b)
+			port := testutil.FreePort(b)
 			s.write("relay.toml", relayConfig(port, ""))
 			p := s.start("relay")
 			var took figures
@@ -102,7 +103,7 @@ func BenchmarkReload(b *testing.B) {
 func manyPeers(s *site) (string, func(int) string) {
 	s.key("relay")
 	var all strings.Builder
-	all.WriteString(relayConfig(freePort(s.t), ""))
+	all.WriteString(relayConfig(testutil.FreePort(s.t), ""))
 	for i := range 10000 {
 		k, err := ident.Generate()
 		if err != nil {
@@ -124,7 +125,7 @@ func manyMappings(s *site, portOf func(i int) int) (string, func(int) string) {
 	s.key("client")
 	var all strings.Builder
 	all.WriteString("role = \"client\"\nid = \"laptop\"\ndrain_timeout = \"0s\"\n[[relays]]\naddress = \"127.0.0.1:9\"\npublic_key = \"" + keyA + "\"\n")
-	port := freePort(s.t)
+	port := testutil.FreePort(s.t)
 	for i := range 999 {
 		fmt.Fprintf(&all, "[[mappings]]\nname = \"m%d\"\nlisten = \"127.1.%d.%d:%d\"\nserver = \"nas\"\ntarget = \"22\"\n", i, i/250, 1+i%250, portOf(i))
 	}

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ptthqd/pkg/control"
+	"ptthqd/test/testutil"
 )
 
 // A manager is what systemd is for a service: it starts it, hears it, and keeps its sockets.
@@ -147,7 +148,7 @@ func (m *manager) names() []string {
 type service struct {
 	*exec.Cmd
 	*control.Client
-	log   syncBuffer
+	log   testutil.Log
 	ended chan struct{}
 }
 
@@ -217,7 +218,7 @@ func (v *service) stop(t *testing.T) {
 func TestServiceManagerIsTold(t *testing.T) {
 	s, m := newSite(t), newManager(t)
 	s.key("relay")
-	port := freePort(t)
+	port := testutil.FreePort(t)
 	s.write("relay.toml", relayConfig(port, ""))
 	v := m.start(s, "relay", nil)
 	if ready := m.until("READY=1"); !strings.Contains(ready, "STATUS=listening on 127.0.0.1:") {
@@ -263,8 +264,8 @@ func TestFailedStartIsTold(t *testing.T) {
 func TestWatchdog(t *testing.T) {
 	s, m := newSite(t), newManager(t)
 	s.key("relay")
-	metrics := freePort(t)
-	s.write("relay.toml", relayConfig(freePort(t), fmt.Sprintf("[metrics]\nlisten = \"127.0.0.1:%d\"\n", metrics)))
+	metrics := testutil.FreePort(t)
+	s.write("relay.toml", relayConfig(testutil.FreePort(t), fmt.Sprintf("[metrics]\nlisten = \"127.0.0.1:%d\"\n", metrics)))
 	v := m.start(s, "relay", []string{"WATCHDOG_USEC=150000", "PTTHQD_TEST_HANG=700ms"})
 	m.until("READY=1")
 	m.until("WATCHDOG=1")
@@ -317,7 +318,7 @@ func connects(t *testing.T, address string) {
 func TestSocketsSurviveARestart(t *testing.T) {
 	s, m := newSite(t), newManager(t)
 	s.key("client")
-	port := freePort(t)
+	port := testutil.FreePort(t)
 	address := fmt.Sprintf("127.0.0.1:%d", port)
 	s.write("client.toml", clientConfig(address))
 	v := m.start(s, "client", nil)
@@ -450,7 +451,7 @@ func TestUnixListenerBesideAnotherControlSocket(t *testing.T) {
 func TestRelaySocketSurvivesARestart(t *testing.T) {
 	s, m := newSite(t), newManager(t)
 	s.key("relay")
-	port := freePort(t)
+	port := testutil.FreePort(t)
 	s.write("relay.toml", relayConfig(port, ""))
 	v := m.start(s, "relay", nil)
 	m.until("READY=1")
@@ -522,7 +523,7 @@ func TestSocketActivation(t *testing.T) {
 
 	// Removed and added again, the socket is there again.
 	for range 2 {
-		for _, listen := range []string{fmt.Sprintf("127.0.0.1:%d", freePort(t)), "systemd:web"} {
+		for _, listen := range []string{fmt.Sprintf("127.0.0.1:%d", testutil.FreePort(t)), "systemd:web"} {
 			s.write("client.toml", clientConfig(listen))
 			if done, err := v.Reload(t.Context()); err != nil || !done.OK {
 				t.Fatalf("%s: %+v, %v", listen, done, err)
@@ -541,7 +542,7 @@ func TestSocketActivationThatDoesNotFit(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s, m := newSite(t), newManager(t)
 			s.key("relay")
-			listen := strings.Replace(c.listen, "%d", strconv.Itoa(freePort(t)), 1)
+			listen := strings.Replace(c.listen, "%d", strconv.Itoa(testutil.FreePort(t)), 1)
 			s.write("relay.toml", "role = \"relay\"\nlisten = [\""+listen+"\"]\n")
 			var more []inherited
 			if c.handed != "" {
@@ -561,7 +562,7 @@ func TestSocketActivationThatDoesNotFit(t *testing.T) {
 func TestSignals(t *testing.T) {
 	s, m := newSite(t), newManager(t)
 	s.key("relay")
-	port := freePort(t)
+	port := testutil.FreePort(t)
 	s.write("relay.toml", relayConfig(port, ""))
 	v := m.start(s, "relay", nil)
 	m.until("READY=1")

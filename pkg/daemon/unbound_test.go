@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"ptthqd/pkg/control"
+	"ptthqd/test/testutil"
 )
 
 // squat takes a port of 127.0.0.1, for TCP or UDP, until the function is called.
@@ -47,7 +48,7 @@ func warns(now *control.Status, parts ...string) bool {
 func TestMappingThatCannotListen(t *testing.T) {
 	s := newSite(t)
 	s.key("client")
-	bad, good, page := freePort(t), freePort(t), freePort(t)
+	bad, good, page := testutil.FreePort(t), testutil.FreePort(t), testutil.FreePort(t)
 	leave := squat(t, "tcp", bad)
 	metrics := fmt.Sprintf("127.0.0.1:%d", page)
 	s.write("client.toml", fmt.Sprintf("role = \"client\"\nid = \"laptop\"\n[[relays]]\naddress = \"127.0.0.1:9\"\npublic_key = %q\n"+
@@ -99,7 +100,7 @@ func TestMappingThatCannotListen(t *testing.T) {
 func TestRelayThatCannotListenEverywhere(t *testing.T) {
 	s := newSite(t)
 	public := s.key("relay")
-	bad, good, page := freePort(t), freePort(t), freePort(t)
+	bad, good, page := testutil.FreePort(t), testutil.FreePort(t), testutil.FreePort(t)
 	leave := squat(t, "udp", bad)
 	leaveMetrics := squat(t, "tcp", page)
 	metrics := fmt.Sprintf("127.0.0.1:%d", page)
@@ -140,7 +141,7 @@ func TestRelayThatCannotListenEverywhere(t *testing.T) {
 func TestRelayThatCanListenNowhere(t *testing.T) {
 	s := newSite(t)
 	s.key("relay")
-	one, two := freePort(t), freePort(t)
+	one, two := testutil.FreePort(t), testutil.FreePort(t)
 	squat(t, "udp", one)
 	squat(t, "udp", two)
 	s.write("relay.toml", fmt.Sprintf("role = \"relay\"\nlisten = [\"127.0.0.1:%d\", \"127.0.0.1:%d\"]\n", one, two))
@@ -157,7 +158,7 @@ func TestRelayThatCanListenNowhere(t *testing.T) {
 func TestFaultOfTheHostIsTriedAgain(t *testing.T) {
 	s := newSite(t)
 	s.key("client")
-	first, second := freePort(t), freePort(t)
+	first, second := testutil.FreePort(t), testutil.FreePort(t)
 	leave := squat(t, "tcp", second)
 	write := func(port int) {
 		s.write("client.toml", fmt.Sprintf("role = \"client\"\nid = \"laptop\"\n[[relays]]\naddress = \"127.0.0.1:9\"\npublic_key = %q\n"+
@@ -188,7 +189,7 @@ func TestFaultOfTheHostIsTriedAgain(t *testing.T) {
 func TestWhatInterruptsIsNotTriedAgain(t *testing.T) {
 	s := newSite(t)
 	s.key("client")
-	port := freePort(t)
+	port := testutil.FreePort(t)
 	write := func(listen string) {
 		s.write("client.toml", fmt.Sprintf("role = \"client\"\nid = \"laptop\"\n[[relays]]\naddress = \"127.0.0.1:9\"\npublic_key = %q\n"+
 			"[[mappings]]\nname = \"m\"\nlisten = %q\nserver = \"nas\"\ntarget = \"22\"\n", keyA, fmt.Sprintf(listen, port)))

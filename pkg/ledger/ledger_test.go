@@ -1,12 +1,8 @@
 package ledger_test
 
 import (
-	"bytes"
-	"encoding/json"
 	"log/slog"
 	"strconv"
-	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,37 +10,11 @@ import (
 	"ptthqd/pkg/ledger"
 	"ptthqd/pkg/session"
 	"ptthqd/pkg/wire"
+	"ptthqd/test/testutil"
 )
 
-// A book keeps log lines.
-type book struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *book) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *book) lines(t *testing.T) []map[string]any {
-	t.Helper()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var all []map[string]any
-	for line := range strings.Lines(b.text.String()) {
-		var entry map[string]any
-		if err := json.Unmarshal([]byte(line), &entry); err != nil {
-			t.Fatalf("%q: %v", line, err)
-		}
-		all = append(all, entry)
-	}
-	return all
-}
-
-func newLedger() (*ledger.Ledger, *book) {
-	b := new(book)
+func newLedger() (*ledger.Ledger, *testutil.Log) {
+	b := new(testutil.Log)
 	return &ledger.Ledger{Role: "client", Logger: slog.New(slog.NewJSONHandler(b, nil))}, b
 }
 
@@ -56,7 +26,7 @@ var info = session.Info{
 func TestLine(t *testing.T) {
 	l, b := newLedger()
 	l.Record(session.Summary{Info: info, Status: wire.StatusOpen, End: session.EndClosed, Duration: time.Second})
-	lines := b.lines(t)
+	lines := b.Lines(t)
 	if len(lines) != 1 {
 		t.Fatalf("%d lines, want one: %v", len(lines), lines)
 	}
@@ -97,7 +67,7 @@ func TestLevels(t *testing.T) {
 			l, b := newLedger()
 			defer l.Close()
 			l.Record(session.Summary{Info: info, End: test.end})
-			if lines := b.lines(t); len(lines) != 1 || lines[0]["level"] != test.level || lines[0]["msg"] != test.message {
+			if lines := b.Lines(t); len(lines) != 1 || lines[0]["level"] != test.level || lines[0]["msg"] != test.message {
 				t.Errorf("logged %v, want one line %s %q", lines, test.level, test.message)
 			}
 		})
@@ -119,7 +89,7 @@ func TestANightOfRefusals(t *testing.T) {
 			total++
 		}
 		l.Close()
-		lines := b.lines(t)
+		lines := b.Lines(t)
 		if len(lines) > 20 {
 			t.Errorf("%d lines for a night, want 20 at most", len(lines))
 		}
@@ -147,12 +117,12 @@ func TestUnlikeRefusalsAreToldApart(t *testing.T) {
 		l.Record(refused(":22"))
 		l.Record(refused(":23"))
 		l.Record(refused(":22"))
-		if n := len(b.lines(t)); n != 2 {
+		if n := len(b.Lines(t)); n != 2 {
 			t.Errorf("%d lines, want 2", n)
 		}
 		time.Sleep(2 * time.Hour) // the window of :22 ends with one more, then one without
 		l.Record(refused(":22"))
-		if n := len(b.lines(t)); n != 4 {
+		if n := len(b.Lines(t)); n != 4 {
 			t.Errorf("%d lines after two hours, want 4", n)
 		}
 	})
@@ -170,12 +140,12 @@ func TestConnectionsInALoop(t *testing.T) {
 			record("mallory")
 		}
 		record("laptop")
-		if n := len(b.lines(t)); n != 2001 {
+		if n := len(b.Lines(t)); n != 2001 {
 			t.Errorf("%d lines", n)
 		}
 		time.Sleep(time.Second)
 		record("mallory")
-		lines := b.lines(t)
+		lines := b.Lines(t)
 		if last := lines[len(lines)-1]; last["left_out"] != 8000.0 {
 			t.Errorf("the last line is %v", last)
 		}
@@ -191,7 +161,7 @@ func TestWhatStrangersMakeUpIsBounded(t *testing.T) {
 		l.Record(refused(":" + strconv.Itoa(i)))
 	}
 	l.Close()
-	if n := len(b.lines(t)); n > 1100 {
+	if n := len(b.Lines(t)); n > 1100 {
 		t.Errorf("%d lines for 5000 made-up targets, want about a thousand at most", n)
 	}
 }

@@ -290,7 +290,7 @@ func TestServerRefuses(t *testing.T) {
 		w.wantLine("connection refused", map[string]any{
 			"code": 502.0, "by": "nas", "reason": "connection refused by 127.0.0.1:22", "level": "INFO",
 		})
-		if lines := w.log.lines(t, "connection ended"); len(lines) > 0 {
+		if lines := w.log.Lines(t, "connection ended"); len(lines) > 0 {
 			t.Errorf("a refused connection was told twice: %v", lines)
 		}
 		if n := w.relay.Snapshot().Counters.Replies[wire.StatusRefused]; n != 1 {
@@ -898,7 +898,7 @@ func TestRefusalsAreSummedUp(t *testing.T) {
 		laptop.stop()
 		time.Sleep(time.Second)
 		w.wantLine("connection refused", map[string]any{"code": 503.0})
-		lines := w.log.lines(t, "connections refused again")
+		lines := w.log.Lines(t, "connections refused again")
 		if len(lines) > 15 {
 			t.Errorf("the log has %d lines more", len(lines))
 		}
@@ -922,7 +922,7 @@ func TestManyKindsOfRefusals(t *testing.T) {
 			w.reply(s)
 			s.Reset(wire.CodeLost)
 		}
-		if n := len(w.log.lines(t, "connection refused")); n > 70 {
+		if n := len(w.log.Lines(t, "connection refused")); n > 70 {
 			t.Errorf("the log has %d lines", n)
 		}
 	})

@@ -1,9 +1,7 @@
 package relay_test
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
@@ -19,6 +17,7 @@ import (
 	"ptthqd/pkg/policy"
 	"ptthqd/pkg/relay"
 	"ptthqd/pkg/wire"
+	"ptthqd/test/testutil"
 )
 
 // A world is a relay on a simulated network, and nodes that speak wire to it.
@@ -29,7 +28,7 @@ type world struct {
 	relay   *relay.Relay
 	key     ident.PrivateKey
 	keys    map[string]ident.PrivateKey
-	log     logBook
+	log     testutil.Log
 	stop    func() // the relay, and all links with it
 }
 
@@ -289,40 +288,10 @@ func (w *world) wantEmpty() {
 	}
 }
 
-// logBook holds JSON log lines.
-type logBook struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *logBook) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-// lines returns the lines with a message, as their attributes.
-func (b *logBook) lines(t *testing.T, message string) []map[string]any {
-	t.Helper()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var found []map[string]any
-	for line := range bytes.Lines(b.text.Bytes()) {
-		var attributes map[string]any
-		if err := json.Unmarshal(line, &attributes); err != nil {
-			t.Fatalf("log line %q: %v", line, err)
-		}
-		if attributes["msg"] == message {
-			found = append(found, attributes)
-		}
-	}
-	return found
-}
-
 // wantLine fails unless there is exactly one line with a message, with these attributes.
 func (w *world) wantLine(message string, want map[string]any) {
 	w.t.Helper()
-	lines := w.log.lines(w.t, message)
+	lines := w.log.Lines(w.t, message)
 	if len(lines) != 1 {
 		w.t.Fatalf("%d log lines say %q, want one: %v", len(lines), message, lines)
 	}

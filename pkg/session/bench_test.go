@@ -15,6 +15,7 @@ import (
 
 	"ptthqd/pkg/session"
 	"ptthqd/pkg/wire"
+	"ptthqd/test/testutil"
 )
 
 // A ring is one direction of a stream in memory that allocates nothing, so that what
@@ -346,7 +347,7 @@ func roundTrip(from, to *net.TCPConn, p []byte) {
 
 // TestAllocations carries data of all sizes and allocates nothing for it.
 func TestAllocations(t *testing.T) {
-	if raced {
+	if testutil.Raced {
 		t.Skip("the race detector makes pools forget")
 	}
 	for _, size := range []int{10, 3000, 64 << 10, 1 << 20} {

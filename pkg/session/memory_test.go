@@ -17,6 +17,7 @@ import (
 
 	"ptthqd/pkg/session"
 	"ptthqd/pkg/wire"
+	"ptthqd/test/testutil"
 )
 
 // heap is what is in use, in bytes.
@@ -118,7 +119,7 @@ func (c idleRaw) Read(f func(fd uintptr) bool) error {
 // TestMemoryOfIdleSessions opens ten thousand sessions that say nothing, and
 // measures what both ends of one take, with their stacks and the test's streams.
 func TestMemoryOfIdleSessions(t *testing.T) {
-	if raced {
+	if testutil.Raced {
 		t.Skip("the race detector takes memory of its own")
 	}
 	sessions := 10000

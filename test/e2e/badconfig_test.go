@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/ident"
+	"ptthqd/test/testutil"
 )
 
 // badConfigs are the configs that pkg/config refuses, by name, each beside what
@@ -248,7 +249,7 @@ func TestHostFaults(t *testing.T) {
 	relay := func(address string, more ...string) string {
 		return "role = \"relay\"\nlisten = [\"" + address + "\"]\n" + strings.Join(more, "\n") + "\n"
 	}
-	free := fmt.Sprintf("127.0.0.1:%d", freeUDPPort(t))
+	free := fmt.Sprintf("127.0.0.1:%d", testutil.FreePort(t))
 	for _, c := range []struct {
 		name, key, config string
 		want              []string

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"ptthqd/test/testutil"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -199,7 +201,7 @@ func TestReadOnly(t *testing.T) {
 			fmt.Sprintf(" && ! touch %s/written 2>/dev/null && touch %s/written", w.dir, run))
 	}
 	w.all()
-	port := freeTCPPort(t)
+	port := testutil.FreePort(t)
 	w.mapping("second", fmt.Sprintf("127.0.0.1:%d", port), "nas", fmt.Sprint(w.ports["target"]))
 	w.writeConfigs()
 	eventually(t, 10*time.Second, "the new mapping listens", func() error { return listens(port) })

@@ -13,6 +13,7 @@ import (
 
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/wire"
+	"ptthqd/test/testutil"
 )
 
 // grants answers an opening as a server would, but for what change does.
@@ -207,7 +208,7 @@ func TestHostileServer(t *testing.T) {
 	key := newKey(t)
 	w.allowed = `"nas", "evil"`
 	w.extra["relay"] += fmt.Sprintf("[[peers]]\nid = \"evil\"\nrole = \"server\"\npublic_key = %q\n", key.Public())
-	port := freeTCPPort(t)
+	port := testutil.FreePort(t)
 	w.mapping("evil", fmt.Sprintf("127.0.0.1:%d", port), "evil", "22")
 	w.withMetrics("relay", "laptop")
 	w.all()

@@ -21,12 +21,13 @@ import (
 	"time"
 
 	"ptthqd/pkg/ident"
+	"ptthqd/test/testutil"
 )
 
 // withMetrics has nodes serve their metrics. Call it before they start.
 func (w *world) withMetrics(nodes ...string) {
 	for _, node := range nodes {
-		w.ports[node+" metrics"] = freeTCPPort(w.t)
+		w.ports[node+" metrics"] = testutil.FreePort(w.t)
 		w.extra[node] += fmt.Sprintf("[metrics]\nlisten = \"127.0.0.1:%d\"\n", w.ports[node+" metrics"])
 	}
 	w.writeConfigs()

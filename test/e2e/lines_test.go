@@ -21,6 +21,7 @@ import (
 
 	"ptthqd/pkg/control"
 	"ptthqd/pkg/wire"
+	"ptthqd/test/testutil"
 )
 
 // A way is how a connection ends or is refused. It makes that happen to one connection, and returns P1's address or the
@@ -131,7 +132,7 @@ var ways = map[string]way{
 		w.extra["relay"] += "[limits]\npark_timeout = \"0s\"\n[[peers]]\nid = \"absent\"\nrole = \"server\"\npublic_key = \"m5ZbHNo2w1bOBuJ5rWBgPSCA4jHW2Xn2iWVvYtDmZzo=\"\n"
 		w.ports["P1"] = elsewhere(t, w, "absent")
 	}),
-	"nobody listens at the target": refusedWith(func(t *testing.T, w *world) { w.ports["target"] = freeTCPPort(t) }),
+	"nobody listens at the target": refusedWith(func(t *testing.T, w *world) { w.ports["target"] = testutil.FreePort(t) }),
 	"the target does not answer": refusedWith(func(t *testing.T, w *world) {
 		w.extra["nas"] += "[limits]\ndial_timeout = \"1s\"\n"
 		w.ports["target"] = deafListener(t)
@@ -166,7 +167,7 @@ var ways = map[string]way{
 // elsewhere adds a mapping that leads to a port of a server that no service covers, and returns its own port.
 func elsewhere(t *testing.T, w *world, server string) int {
 	t.Helper()
-	port := freeTCPPort(t)
+	port := testutil.FreePort(t)
 	w.mapping("other", fmt.Sprintf("127.0.0.1:%d", port), server, "9")
 	return port
 }

@@ -12,6 +12,7 @@ import (
 
 	"ptthqd/pkg/control"
 	"ptthqd/pkg/wire"
+	"ptthqd/test/testutil"
 )
 
 // loop adds mappings in a circle, each of which leads to the listener of the next one. It returns the port of the first.
@@ -19,7 +20,7 @@ func (w *world) loop(length int) int {
 	w.t.Helper()
 	ports := make([]int, length)
 	for i := range ports {
-		ports[i] = freeTCPPort(w.t)
+		ports[i] = testutil.FreePort(w.t)
 	}
 	for i, port := range ports {
 		target := fmt.Sprintf(":%d", ports[(i+1)%length])
@@ -87,7 +88,7 @@ func TestLoops(t *testing.T) {
 func TestChainIsNoLoop(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(c net.Conn) { _, _ = io.Copy(c, c) })
-	first, second := freeTCPPort(t), w.ports["mapping"]
+	first, second := testutil.FreePort(t), w.ports["mapping"]
 	w.mapping("first", fmt.Sprintf("127.0.0.1:%d", first), "nas", fmt.Sprint(second))
 	w.extra["nas"] += fmt.Sprintf("[[services]]\ntarget = \"%d\"\nclients = [\"laptop\"]\n", second)
 	w.writeConfigs()

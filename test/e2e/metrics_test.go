@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"ptthqd/test/testutil"
 )
 
 // A prometheus is a real one that scrapes the nodes of a world.
@@ -36,7 +38,7 @@ func (w *world) prometheus(nodes ...string) *prometheus {
 	t := w.t
 	t.Helper()
 	requires(t, has("prometheus"), "apt-get install prometheus")
-	p := &prometheus{t: t, address: fmt.Sprintf("127.0.0.1:%d", freeTCPPort(t))}
+	p := &prometheus{t: t, address: fmt.Sprintf("127.0.0.1:%d", testutil.FreePort(t))}
 	var text strings.Builder
 	rules, err := filepath.Abs("../../docs/alerts.yml")
 	if err != nil {
@@ -143,7 +145,7 @@ func TestPrometheus(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, endServer)
 	w.withMetrics(allNodes...)
-	refused := w.forward(strconv.Itoa(freeTCPPort(t))) // nobody listens there
+	refused := w.forward(strconv.Itoa(testutil.FreePort(t))) // nobody listens there
 	for _, node := range allNodes {
 		w.start(node)
 	}
@@ -379,7 +381,7 @@ func (w *world) echo(n int) error {
 func TestReadiness(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, endServer)
-	port := freeTCPPort(t)
+	port := testutil.FreePort(t)
 	w.extra["laptop"] = fmt.Sprintf("drain_timeout = \"20s\"\n[metrics]\nlisten = \"127.0.0.1:%d\"\n", port)
 	w.writeConfigs()
 	w.all()

@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"testing"
 	"time"
+
+	"ptthqd/test/testutil"
 )
 
 // A netcat starts nc, with files at its two ends.
@@ -80,7 +82,7 @@ func TestNetcat(t *testing.T) {
 		_, _ = io.Copy(sum, c)
 		heard <- fmt.Sprintf("%x", sum.Sum(nil))
 	})
-	both := freeTCPPort(t)
+	both := testutil.FreePort(t)
 	w := newWorld(t, endServer)
 	summingPort := w.forward(strconv.Itoa(summing.Addr().(*net.TCPAddr).Port))
 	hangingPort := w.forward(strconv.Itoa(hanging.Addr().(*net.TCPAddr).Port))

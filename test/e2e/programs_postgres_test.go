@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"ptthqd/test/testutil"
 )
 
 // A postgreSQL is a cluster of its own. Root can't run one, so it gives it to
@@ -25,7 +27,7 @@ type postgreSQL struct {
 
 func startPostgreSQL(t *testing.T) *postgreSQL {
 	t.Helper()
-	p := &postgreSQL{port: freeTCPPort(t), psql: need(t, "psql", "postgresql-client")}
+	p := &postgreSQL{port: testutil.FreePort(t), psql: need(t, "psql", "postgresql-client")}
 	initdb, postgres := need(t, "initdb", "postgresql"), need(t, "postgres", "postgresql")
 	dir, err := os.MkdirTemp("", "ptthqd-pg-") //nolint:usetesting // the user postgres can't enter t.TempDir
 	if err != nil {

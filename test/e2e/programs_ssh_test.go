@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"ptthqd/test/testutil"
 )
 
 // An openSSH is an sshd with a host key of its own that lets one key in, as the
@@ -33,7 +35,7 @@ type openSSH struct {
 func startSSH(t *testing.T) *openSSH {
 	t.Helper()
 	sshd := need(t, "sshd", "openssh-server")
-	s := &openSSH{port: freeTCPPort(t), ssh: need(t, "ssh", "openssh-client"), scp: need(t, "scp", "openssh-client")}
+	s := &openSSH{port: testutil.FreePort(t), ssh: need(t, "ssh", "openssh-client"), scp: need(t, "scp", "openssh-client")}
 	me, err := user.Current()
 	if err != nil {
 		t.Fatal(err)

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/ident"
+	"ptthqd/test/testutil"
 )
 
 // wantReset reads from c until it is reset. An orderly end is not a reset.
@@ -51,7 +52,7 @@ func TestRefusals(t *testing.T) {
 		w.extra["relay"] += fmt.Sprintf("[[peers]]\nid = %q\nrole = \"server\"\npublic_key = %q\n", id, key.Public())
 	}
 	w.allowed = `"nas", "absent", "narrow:22", "unknown"`
-	closed, unlisted := freeTCPPort(t), freeTCPPort(t)
+	closed, unlisted := testutil.FreePort(t), testutil.FreePort(t)
 	deaf := deafListener(t)
 	socket := filepath.Join(w.dir, "no.sock")
 	w.extra["nas"] = "[limits]\ndial_timeout = \"1s\"\n"
@@ -88,7 +89,7 @@ func TestRefusals(t *testing.T) {
 	}
 	ports := make([]int, len(cases))
 	for i, c := range cases {
-		ports[i] = freeTCPPort(t)
+		ports[i] = testutil.FreePort(t)
 		w.mapping(fmt.Sprintf("m%d", i), fmt.Sprintf("127.0.0.1:%d", ports[i]), c.server, c.target)
 	}
 	w.writeConfigs()
@@ -371,21 +372,7 @@ func TestAddresses(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, endServer)
 	at := func(network, address string) string {
-		l, err := net.Listen(network, address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				go endServer(c)
-			}
-		}()
-		return l.Addr().String()
+		return testutil.Listening(t, network, address, endServer).Addr().String()
 	}
 	port := func(address string) string {
 		_, port, err := net.SplitHostPort(address)
@@ -411,11 +398,11 @@ func TestAddresses(t *testing.T) {
 	}
 	w.extra["nas"] = services
 
-	tcp4 := func() (network, listen string) { return "tcp", fmt.Sprintf("127.0.0.1:%d", freeTCPPort(t)) }
-	tcp6 := func() (network, listen string) { return "tcp", fmt.Sprintf("[::1]:%d", freeTCPPort(t)) }
-	both := func() (network, listen string) { return "tcp", fmt.Sprintf("localhost:%d", freeTCPPort(t)) }
+	tcp4 := func() (network, listen string) { return "tcp", fmt.Sprintf("127.0.0.1:%d", testutil.FreePort(t)) }
+	tcp6 := func() (network, listen string) { return "tcp", fmt.Sprintf("[::1]:%d", testutil.FreePort(t)) }
+	both := func() (network, listen string) { return "tcp", fmt.Sprintf("localhost:%d", testutil.FreePort(t)) }
 	unix := func() (network, listen string) { return "unix", "unix:p2" }
-	bare := func() (network, listen string) { return "tcp", strconv.Itoa(freeTCPPort(t)) }
+	bare := func() (network, listen string) { return "tcp", strconv.Itoa(testutil.FreePort(t)) }
 	cases := []struct {
 		name   string
 		listen func() (network, listen string)

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/control"
+	"ptthqd/test/testutil"
 )
 
 // A site is a world whose configs a test changes piece by piece, while checked
@@ -136,7 +137,7 @@ func refused(t *testing.T, port int) {
 // mappings.
 func TestReloadClient(t *testing.T) {
 	s := newSite(t)
-	a, b := freeTCPPort(t), freeTCPPort(t)
+	a, b := testutil.FreePort(t), testutil.FreePort(t)
 
 	s.reload("laptop", also(s.mapping("a", a, "")))
 	open := pinger(t, a)
@@ -332,7 +333,7 @@ func (s *settings) limits(t *testing.T) {
 func (s *settings) metrics(t *testing.T) {
 	taken := listen(t, func(net.Conn) {}).Addr()
 	for _, node := range s.nodes {
-		one, two := freeTCPPort(t), freeTCPPort(t)
+		one, two := testutil.FreePort(t), testutil.FreePort(t)
 		at := func(port int, more string) string {
 			return fmt.Sprintf("metrics.listen = \"127.0.0.1:%d\"\n%s", port, more)
 		}
@@ -356,7 +357,7 @@ func (s *settings) metrics(t *testing.T) {
 // include has a directory included, and not any more.
 func (s *settings) include(t *testing.T) {
 	more := filepath.Join(s.dir, "more")
-	port := freeTCPPort(t)
+	port := testutil.FreePort(t)
 	err := errors.Join(os.Mkdir(more, 0o755), os.WriteFile(filepath.Join(more, "a.toml"), []byte(s.mapping("included", port, "")), 0o644))
 	if err != nil {
 		t.Fatal(err)
@@ -392,7 +393,7 @@ func (s *settings) needRestart(t *testing.T) {
 		{"relay", "private_key_file", line("private_key_file", `"/etc/other.key"`)},
 		{"nas", "private_key_file", line("private_key_file", `"/etc/other.key"`)},
 		{"laptop", "private_key_file", line("private_key_file", `"/etc/other.key"`)},
-		{"relay", "listen", line("listen", fmt.Sprintf("[\"127.0.0.1:%d\"]", freeUDPPort(t)))},
+		{"relay", "listen", line("listen", fmt.Sprintf("[\"127.0.0.1:%d\"]", testutil.FreePort(t)))},
 	} {
 		s.write(c.node, s.good[c.node])
 		s.with(c.node, "")
@@ -453,7 +454,7 @@ func TestManyReloads(t *testing.T) {
 	if *full {
 		rounds = 1000
 	}
-	ports := []int{freeTCPPort(t), freeTCPPort(t)}
+	ports := []int{testutil.FreePort(t), testutil.FreePort(t)}
 	base, err := os.ReadFile(s.path("laptop", ".toml"))
 	if err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/ident"
+	"ptthqd/test/testutil"
 )
 
 // newPeer adds a client, phone, to a site that runs, which may connect at once; with a service of its own and a mapping to it.
@@ -32,7 +33,7 @@ func (s *site) newPeer() (port int, p5 <-chan *net.TCPConn) {
 	target := listen(s.t, func(c net.Conn) { accepted <- c.(*net.TCPConn) }).Addr().(*net.TCPAddr).Port
 	s.reload("nas", also(fmt.Sprintf("[[services]]\ntarget = \"%d\"\nclients = [\"phone\"]", target)))
 	s.reload("relay", also(fmt.Sprintf("[[peers]]\nid = \"phone\"\nrole = \"client\"\npublic_key = %q\nallowed_servers = [\"n?s\"]", key.Public())))
-	port = freeTCPPort(s.t)
+	port = testutil.FreePort(s.t)
 	s.write(node, fmt.Sprintf("role = \"client\"\nid = \"phone\"\n[[relays]]\naddress = \"127.0.0.1:%d\"\npublic_key = %q\n"+
 		"[[mappings]]\nname = \"own\"\nlisten = \"127.0.0.1:%d\"\nserver = \"nas\"\ntarget = \"%d\"\n",
 		s.ports["relay"], s.keys["relay"].Public(), port, target))

@@ -24,6 +24,7 @@ import (
 
 	"ptthqd/pkg/control"
 	"ptthqd/pkg/ident"
+	"ptthqd/test/testutil"
 )
 
 // A soak runs a chain of two relays for a long time, with thousands of connections of all kinds. A reload of one of the
@@ -105,11 +106,11 @@ func (s *soak) prepare() {
 	s.w = newWorld(s.T, nil, "one", "two")
 	s.startEnd()
 	for _, name := range []string{"one", "two", "nas", "laptop"} {
-		s.w.ports[name+" metrics"] = freeTCPPort(s.T)
+		s.w.ports[name+" metrics"] = testutil.FreePort(s.T)
 		s.w.extra[name] = fmt.Sprintf("drain_timeout = \"5s\"\n[metrics]\nlisten = \"127.0.0.1:%d\"\n", s.w.ports[name+" metrics"])
 		s.w.prefix[name] = []string{"sh", "-c", `exec "$@" >> "$0" 2>&1`, filepath.Join(s.dir, name+".log")}
 	}
-	s.w.ports["guest"] = freeTCPPort(s.T)
+	s.w.ports["guest"] = testutil.FreePort(s.T)
 	s.w.writeConfigs()
 	s.watch = newSoakWatcher(s.T, s.w, s.dir, s.end.Process.Pid, s.period)
 	for _, name := range s.watch.names() {

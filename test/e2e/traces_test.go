@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"ptthqd/test/testutil"
 )
 
 // QLOGDIR has each connection write a qlog; where it can't be written, the daemon says so and goes on.
@@ -60,7 +62,7 @@ func TestQlog(t *testing.T) {
 func TestProfiles(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, endServer)
-	port := freeTCPPort(t)
+	port := testutil.FreePort(t)
 	w.extra["relay"] = fmt.Sprintf("[metrics]\nlisten = \"127.0.0.1:%d\"\n", port)
 	w.writeConfigs()
 	w.start("relay")

@@ -9,8 +9,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -26,6 +24,7 @@ import (
 
 	"ptthqd/pkg/control"
 	"ptthqd/pkg/ident"
+	"ptthqd/test/testutil"
 )
 
 var (
@@ -96,14 +95,14 @@ func newWorld(t *testing.T, serve func(net.Conn), relays ...string) *world {
 		}
 	}
 	for _, relay := range relays {
-		w.ports[relay] = freeUDPPort(t)
+		w.ports[relay] = testutil.FreePort(t)
 		w.hosts[relay] = "127.0.0.1"
 	}
 	if serve != nil {
 		w.target = listen(t, serve)
 		w.ports["target"] = w.target.Addr().(*net.TCPAddr).Port
 	}
-	w.ports["mapping"] = freeTCPPort(t)
+	w.ports["mapping"] = testutil.FreePort(t)
 	w.writeConfigs()
 	t.Cleanup(func() {
 		for _, p := range w.procs {
@@ -192,7 +191,7 @@ func (w *world) write(node, text string) {
 // Call it before the nodes start. It returns the port at which P1 connects.
 func (w *world) forward(target string) int {
 	w.t.Helper()
-	port := freeTCPPort(w.t)
+	port := testutil.FreePort(w.t)
 	w.mapping(fmt.Sprintf("m%d", port), fmt.Sprintf("127.0.0.1:%d", port), "nas", target)
 	w.extra["nas"] += fmt.Sprintf("[[services]]\ntarget = %q\nclients = [\"laptop\"]\nallow_local = true\n", target)
 	w.writeConfigs()
@@ -428,50 +427,10 @@ func eventually(t *testing.T, within time.Duration, what string, try func() erro
 	}
 }
 
+// listen serves a P5 until the test ends. Its connections may outlive the test: some wait for ever.
 func listen(t *testing.T, serve func(net.Conn)) net.Listener {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go serve(c)
-		}
-	}()
-	return l
-}
-
-// givenPorts are those that freePort has returned.
-var givenPorts sync.Map
-
-// freePort finds a port that listen can have, below those that Linux gives to
-// outgoing connections: nobody gets it by chance before its user. It gives each only once.
-func freePort(t *testing.T, listen func(address string) (io.Closer, error)) int {
-	t.Helper()
-	for range 1000 {
-		port := 10000 + rand.N(20000)
-		if _, given := givenPorts.LoadOrStore(port, true); given {
-			continue
-		}
-		l, err := listen(fmt.Sprintf("127.0.0.1:%d", port))
-		if err == nil {
-			_ = l.Close()
-			return port
-		}
-	}
-	t.Fatal("no port is free")
-	return 0
-}
-
-func freeTCPPort(t *testing.T) int {
-	t.Helper()
-	return freePort(t, func(address string) (io.Closer, error) { return net.Listen("tcp", address) })
+	return testutil.Listening(t, "tcp", "127.0.0.1:0", func(c net.Conn) { go serve(c) })
 }
 
 // cpuTicks is the processor time that a process has used, in clock ticks.
@@ -484,9 +443,4 @@ func cpuTicks(pid int) (int, error) {
 	user, _ := strconv.Atoi(fields[11])
 	system, _ := strconv.Atoi(fields[12])
 	return user + system, nil
-}
-
-func freeUDPPort(t *testing.T) int {
-	t.Helper()
-	return freePort(t, func(address string) (io.Closer, error) { return net.ListenPacket("udp", address) })
 }

@@ -26,6 +26,7 @@ import (
 	"ptthqd/pkg/server"
 	"ptthqd/pkg/splice"
 	"ptthqd/pkg/wire"
+	"ptthqd/test/testutil"
 )
 
 // A loopback is a whole chain in this process, over real sockets: what the profiles of a benchmark show in one picture.
@@ -71,20 +72,7 @@ func newLoopback(b *testing.B) *loopback {
 	r := relay.New(relay.Config{Policy: rules, Logger: slog.New(slog.DiscardHandler)})
 	l.run((&link.Listener{Socket: socket, Identity: l.keys[relayHost], Admit: r.Admit, Serve: r.Serve}).Run)
 
-	p5 := l.listen()
-	l.target = p5.Addr().String()
-	var conns sync.WaitGroup
-	b.Cleanup(conns.Wait)
-	b.Cleanup(func() { _ = p5.Close() })
-	conns.Go(func() {
-		for {
-			conn, err := p5.Accept()
-			if err != nil {
-				return
-			}
-			conns.Go(func() { serveBench(conn) })
-		}
-	})
+	l.target = testutil.Listening(b, "tcp", "127.0.0.1:0", serveBench).Addr().String()
 	return l
 }
 

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -271,7 +270,7 @@ func (a *agreement) explained(q control.Question) string {
 func (a *agreement) observed(q control.Question) string {
 	a.t.Helper()
 	mapping := mappingOf(q)
-	before := a.books[q.Client].size()
+	before := len(a.books[q.Client].String())
 	conn := a.connect(mapping)
 	got, err := io.ReadAll(conn)
 	_ = conn.Close()
@@ -289,22 +288,10 @@ func (a *agreement) observed(q control.Question) string {
 // refusals are the lines of a client's log about a mapping, from an offset on.
 func (a *agreement) refusals(node, mapping string, from int) []map[string]any {
 	a.t.Helper()
-	news := new(book)
-	_, _ = news.Write(a.books[node].after(from))
-	return slices.DeleteFunc(news.lines(a.t, "connection refused"), func(line map[string]any) bool {
+	news := new(testutil.Log)
+	_, _ = io.WriteString(news, a.books[node].String()[from:])
+	return slices.DeleteFunc(news.Lines(a.t, "connection refused"), func(line map[string]any) bool {
 		_, summary := line["more"]
 		return summary || line["mapping"] != mapping
 	})
-}
-
-func (b *book) size() int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Len()
-}
-
-func (b *book) after(from int) []byte {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return bytes.Clone(b.text.Bytes()[from:])
 }

@@ -121,7 +121,7 @@ func TestBadPaths(t *testing.T) {
 					t.Errorf("sessions are left besides the idle one: %+v", left)
 				}
 				for _, node := range []string{laptop, nas} {
-					if failed := w.books[node].lines(t, "connection failed"); len(failed) > 0 {
+					if failed := w.books[node].Lines(t, "connection failed"); len(failed) > 0 {
 						t.Errorf("%s has lost connections: %v", node, failed)
 					}
 				}
@@ -163,7 +163,7 @@ func TestNATForgets(t *testing.T) {
 				for _, s := range c.Snapshot().Sessions {
 					t.Logf("resumed %d times", s.Resumes)
 				}
-				if failed := w.books[laptop].lines(t, "connection failed"); len(failed) > 0 {
+				if failed := w.books[laptop].Lines(t, "connection failed"); len(failed) > 0 {
 					t.Errorf("connections are lost: %v", failed)
 				}
 			})

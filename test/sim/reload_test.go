@@ -297,7 +297,7 @@ func TestRelayComesBackBeforeItIsGone(t *testing.T) {
 		if pause := tr.finish(t); pause > 100*time.Millisecond {
 			t.Errorf("a pause of %v: the link that carried the session was closed", pause)
 		}
-		if n := len(w.books[laptop].lines(t, "link up")); n != 1 {
+		if n := len(w.books[laptop].Lines(t, "link up")); n != 1 {
 			t.Errorf("%d links were made, want one", n)
 		}
 	})

@@ -129,7 +129,7 @@ func TestPeersLearnTheirNames(t *testing.T) {
 				t.Errorf("they are called %s and %s, want %s and %s", a, b, client, server)
 			}
 			for _, node := range []string{laptop, nas} {
-				if lines := w.books[node].lines(t, warning); len(lines) != warnings {
+				if lines := w.books[node].Lines(t, warning); len(lines) != warnings {
 					t.Errorf("%s warns %d times, want %d", node, len(lines), warnings)
 				}
 			}
@@ -157,7 +157,7 @@ func TestRefusalOfRenamedServer(t *testing.T) {
 		settle()
 		wantReset(t, w.connect("refused"))
 		settle() // the server reads on for a while
-		if n := len(w.books[nas].lines(t, "connection refused")); n != 1 {
+		if n := len(w.books[nas].Lines(t, "connection refused")); n != 1 {
 			t.Errorf("the server was asked %d times", n)
 		}
 	})

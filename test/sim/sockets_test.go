@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -26,6 +27,7 @@ import (
 	"ptthqd/pkg/policy"
 	"ptthqd/pkg/relay"
 	"ptthqd/pkg/server"
+	"ptthqd/test/testutil"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -41,60 +43,81 @@ func overSockets(t *testing.T, serve func(net.Conn)) *realChain {
 	t.Helper()
 	dir := t.TempDir()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	var p5 sync.WaitGroup
-	t.Cleanup(p5.Wait)
-	listen := func(network, address string) net.Addr {
-		l, err := new(net.ListenConfig).Listen(t.Context(), network, address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = l.Close() })
-		p5.Go(func() {
-			for {
-				conn, err := l.Accept()
-				if err != nil {
-					return
-				}
-				p5.Go(func() { serve(conn) })
-			}
-		})
-		return l.Addr()
-	}
-	parse := func(text string) policy.Target {
-		target, err := policy.ParseTarget(text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return target
-	}
-	tcpTarget := parse(listen("tcp", "127.0.0.1:0").String())
-	unixTarget := parse("unix:" + listen("unix", filepath.Join(dir, "p5.sock")).String())
+	onTCP := testutil.Listening(t, "tcp", "127.0.0.1:0", serve).Addr().String()
+	onUnix := testutil.Listening(t, "unix", filepath.Join(dir, "p5.sock"), serve).Addr().String()
+	targets := []string{onTCP, "unix:" + onUnix}
 
-	relayKey, clientKey, serverKey := linktest.Key(t), linktest.Key(t), linktest.Key(t)
+	clientKey, serverKey := linktest.Key(t), linktest.Key(t)
+	r, relays := realRelay(t, log, clientKey.Public(), serverKey.Public())
+	p4, err := server.New(server.Config{Settings: realServer(t, relays, targets), Identity: serverKey, Logger: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	runNode(t, p4.Run)
+
+	chain := &realChain{tcp: fmt.Sprintf("127.0.0.1:%d", testutil.FreePort(t)), unix: filepath.Join(dir, "p1.sock")}
+	mapping := func(name string, at config.Listen, target string) config.Mapping {
+		parsed, err := policy.ParseTarget(target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return config.Mapping{
+			Name: name, Listen: at, ListenMode: config.DefaultListenMode, Server: nas, Target: parsed,
+			Enabled: true, OnRemove: config.OnRemoveKeep, ResumeTimeout: time.Minute,
+		}
+	}
+	chain.client, err = client.New(client.Config{
+		Settings: &config.Config{
+			Role: config.RoleClient, ID: laptop, Relays: relays, Limits: config.DefaultLimits(), DrainTimeout: time.Second,
+			Mappings: []config.Mapping{
+				mapping("tcp", config.Listen{Kind: config.TCP, Addr: chain.tcp}, targets[0]),
+				mapping("unix", config.Listen{Kind: config.Unix, Addr: "p1.sock"}, targets[1]),
+			},
+		},
+		Identity: clientKey, Logger: log, RuntimeDirectory: dir,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	runNode(t, chain.client.Run)
+	<-chain.client.Ready()
+	for range time.Tick(time.Millisecond) { // outside a bubble nothing tells when all is quiet
+		if connected(r) {
+			break
+		}
+	}
+	return chain
+}
+
+// runNode runs a node until the test ends.
+func runNode(t *testing.T, run func(context.Context) error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+}
+
+// realRelay starts a relay that lets the client reach all servers. It returns the [[relays]] of the
+// others' configs, too.
+func realRelay(t *testing.T, log *slog.Logger, clientKey, serverKey ident.PublicKey) (*relay.Relay, []config.Relay) {
+	t.Helper()
 	anything, err := policy.ParseRule("*")
 	if err != nil {
 		t.Fatal(err)
 	}
 	rules, err := policy.NewRelay([]policy.Peer{
-		{ID: laptop, Role: policy.RoleClient, Keys: []ident.PublicKey{clientKey.Public()}, Allowed: []policy.Rule{anything}},
-		{ID: nas, Role: policy.RoleServer, Keys: []ident.PublicKey{serverKey.Public()}},
+		{ID: laptop, Role: policy.RoleClient, Keys: []ident.PublicKey{clientKey}, Allowed: []policy.Rule{anything}},
+		{ID: nas, Role: policy.RoleServer, Keys: []ident.PublicKey{serverKey}},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	run := func(run func(context.Context) error) {
-		ctx, cancel := context.WithCancel(context.Background())
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			_ = run(ctx)
-		}()
-		t.Cleanup(func() {
-			cancel()
-			<-done
-		})
-	}
-
 	pc, err := new(net.ListenConfig).ListenPacket(t.Context(), "udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -104,61 +127,28 @@ func overSockets(t *testing.T, serve func(net.Conn)) *realChain {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = socket.Close() })
+	key := linktest.Key(t)
 	r := relay.New(relay.Config{Policy: rules, Logger: log})
-	run((&link.Listener{Socket: socket, Identity: relayKey, Admit: r.Admit, Serve: r.Serve, Logger: log}).Run)
-	relays := []config.Relay{{Address: pc.LocalAddr().String(), Keys: []ident.PublicKey{relayKey.Public()}}}
+	runNode(t, (&link.Listener{Socket: socket, Identity: key, Admit: r.Admit, Serve: r.Serve, Logger: log}).Run)
+	return r, []config.Relay{{Address: pc.LocalAddr().String(), Keys: []ident.PublicKey{key.Public()}}}
+}
 
+// realServer is the config of a server that lets everybody reach the targets.
+func realServer(t *testing.T, relays []config.Relay, targets []string) *config.Config {
+	t.Helper()
 	everybody, err := policy.ParsePattern("*")
 	if err != nil {
 		t.Fatal(err)
 	}
 	settings := &config.Config{Role: config.RoleServer, ID: nas, Relays: relays, Limits: config.DefaultLimits(), DrainTimeout: time.Second}
-	for _, target := range []policy.Target{tcpTarget, unixTarget} {
-		offered, err := policy.ParseServiceTarget(target.String())
+	for _, target := range targets {
+		offered, err := policy.ParseServiceTarget(target)
 		if err != nil {
 			t.Fatal(err)
 		}
 		settings.Services = append(settings.Services, policy.Service{Target: offered, Clients: []policy.Pattern{everybody}})
 	}
-	p4, err := server.New(server.Config{Settings: settings, Identity: serverKey, Logger: log})
-	if err != nil {
-		t.Fatal(err)
-	}
-	run(p4.Run)
-
-	free, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	chain := &realChain{tcp: free.Addr().String(), unix: filepath.Join(dir, "p1.sock")}
-	_ = free.Close()
-	mapping := func(name string, at config.Listen, target policy.Target) config.Mapping {
-		return config.Mapping{
-			Name: name, Listen: at, ListenMode: config.DefaultListenMode, Server: nas, Target: target,
-			Enabled: true, OnRemove: config.OnRemoveKeep, ResumeTimeout: time.Minute,
-		}
-	}
-	chain.client, err = client.New(client.Config{
-		Settings: &config.Config{
-			Role: config.RoleClient, ID: laptop, Relays: relays, Limits: config.DefaultLimits(), DrainTimeout: time.Second,
-			Mappings: []config.Mapping{
-				mapping("tcp", config.Listen{Kind: config.TCP, Addr: chain.tcp}, tcpTarget),
-				mapping("unix", config.Listen{Kind: config.Unix, Addr: "p1.sock"}, unixTarget),
-			},
-		},
-		Identity: clientKey, Logger: log, RuntimeDirectory: dir,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	run(chain.client.Run)
-	<-chain.client.Ready()
-	for range time.Tick(time.Millisecond) { // outside a bubble nothing tells when all is quiet
-		if connected(r) {
-			break
-		}
-	}
-	return chain
+	return settings
 }
 
 // connected reports whether both ends have a link to the relay.

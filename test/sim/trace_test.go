@@ -33,7 +33,7 @@ func TestTrace(t *testing.T) {
 		if counters := r.Snapshot().Counters; counters.Replies[wire.StatusNoSession] != 0 {
 			t.Errorf("the relay counts %v", counters.Replies)
 		}
-		if lines := w.books["relay "+relayHost].lines(w.t, "connection refused"); len(lines) > 0 {
+		if lines := w.books["relay "+relayHost].Lines(w.t, "connection refused"); len(lines) > 0 {
 			t.Errorf("the relay logs %v", lines)
 		}
 		if n := len(s.Snapshot().Sessions) + len(c.Snapshot().Sessions); n > 0 {

@@ -47,9 +47,7 @@ func TestTwinServerEndsNothing(t *testing.T) {
 			t.Errorf("the server's link: up %v, contested at %v", link.Up, link.Contested)
 		}
 		for _, node := range []string{nas, "twin"} {
-			w.books[node].mu.Lock()
-			text := w.books[node].text.String()
-			w.books[node].mu.Unlock()
+			text := w.books[node].String()
 			if strings.Count(text, `"level":"ERROR","msg":"another node holds this node's key`) != 1 {
 				t.Errorf("%s does not say once that another node holds its key", node)
 			}

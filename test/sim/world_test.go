@@ -3,9 +3,7 @@
 package sim
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,7 +11,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -54,7 +51,7 @@ type world struct {
 	targets map[string]*testutil.Listener // P5s, by address
 	mu      sync.Mutex
 	inbox   map[string]*testutil.Listener // the clients' listeners, by name; guarded by mu while they start
-	books   map[string]*book              // logs, by node
+	books   map[string]*testutil.Log      // logs, by node
 	quiet   bool                          // nobody logs
 	names   map[string][]string           // of those that a relay calls otherwise
 }
@@ -68,7 +65,7 @@ func inBubble(t *testing.T, test func(t *testing.T, w *world)) {
 			keys:    make(map[string]ident.PrivateKey),
 			targets: make(map[string]*testutil.Listener),
 			inbox:   make(map[string]*testutil.Listener),
-			books:   make(map[string]*book),
+			books:   make(map[string]*testutil.Log),
 		})
 	})
 }
@@ -104,42 +101,12 @@ func (p *process) stop() {
 	<-p.done
 }
 
-// A book keeps a node's log.
-type book struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *book) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-// lines are the entries with a message, as decoded JSON.
-func (b *book) lines(t *testing.T, message string) []map[string]any {
-	t.Helper()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var found []map[string]any
-	for line := range strings.Lines(b.text.String()) {
-		var entry map[string]any
-		if err := json.Unmarshal([]byte(line), &entry); err != nil {
-			t.Fatalf("%q: %v", line, err)
-		}
-		if entry["msg"] == message {
-			found = append(found, entry)
-		}
-	}
-	return found
-}
-
 func (w *world) logger(node string) *slog.Logger {
 	if w.quiet {
 		return slog.New(slog.DiscardHandler)
 	}
 	if w.books[node] == nil {
-		w.books[node] = new(book)
+		w.books[node] = new(testutil.Log)
 	}
 	out := io.MultiWriter(w.books[node], prefixed{w.t.Output(), node})
 	return slog.New(slog.NewJSONHandler(out, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -288,20 +255,7 @@ func (w *world) dial(ctx context.Context, network, address string) (net.Conn, er
 func (w *world) target(address string, serve func(*testutil.Conn)) {
 	l := testutil.Listen(address)
 	w.targets[address] = l
-	var work sync.WaitGroup
-	work.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			work.Go(func() { serve(conn.(*testutil.Conn)) })
-		}
-	})
-	w.t.Cleanup(func() {
-		_ = l.Close()
-		work.Wait()
-	})
+	testutil.Accept(w.t, l, func(conn net.Conn) { serve(conn.(*testutil.Conn)) })
 }
 
 // echo is a P5 that sends back what it gets, to the end.
@@ -423,10 +377,7 @@ func wantReset(t *testing.T, conn *testutil.Conn) {
 func (w *world) one(node string, messages ...string) map[string]any {
 	w.t.Helper()
 	synctest.Wait()
-	var all []map[string]any
-	for _, message := range messages {
-		all = slices.Concat(all, w.books[node].lines(w.t, message))
-	}
+	all := w.books[node].Lines(w.t, messages...)
 	if len(all) != 1 {
 		w.t.Fatalf("%s has logged %d lines %q, want one: %v", node, len(all), messages, all)
 	}

@@ -1,6 +1,3 @@
-// Package testutil is TCP in memory, for tests inside a testing/synctest bubble,
-// where real sockets don't work: connections that can be half-closed and reset,
-// and listeners. Nothing takes time, and buffers are bounded.
 package testutil
 
 import (
