@@ -27,6 +27,7 @@ func TestBulkOverLossyPaths(t *testing.T) {
 		{"100 ms, 0.1 %", 15 * time.Millisecond, 0.001, 6},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			var rates []float64
 			for seed := range uint64(3) {
 				rates = append(rates, lossyUpload(t, seed, test.extra, test.loss))

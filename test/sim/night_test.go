@@ -8,9 +8,10 @@ import (
 	"time"
 
 	"ptthqd/pkg/relay"
+	"ptthqd/test/testutil"
 )
 
-// said are the lines of a node that its administrator sees: those above debug.
+// said returns the lines of a node's log that its administrator sees: those above debug.
 func (w *world) said(node string) (lines []string) {
 	w.t.Helper()
 	for line := range strings.Lines(w.books[node].String()) {
@@ -21,17 +22,19 @@ func (w *world) said(node string) (lines []string) {
 	return lines
 }
 
-// What fails for a whole night, while programs try again and again, is a handful of lines at each node.
+// TestNight has something fail for a whole night, while programs try again and again. Each node logs
+// a handful of lines about it.
 func TestNight(t *testing.T) {
-	const (
-		night = 8 * time.Hour
-		most  = 20
-	)
+	const most = 20 // lines
+	night := 8 * time.Hour
+	if testutil.Raced { // make test has the whole night without the race detector
+		night = time.Hour
+	}
 	theRelay := "relay " + relayHost
 	for _, c := range []struct {
 		name  string
 		fails func(w *world, r *relayNode, s *serverNode) (mend func())
-		nodes []string // that are there
+		nodes []string // the nodes that stay
 	}{
 		{"the relay is away", func(w *world, r *relayNode, _ *serverNode) func() {
 			r.stop()
@@ -57,6 +60,7 @@ func TestNight(t *testing.T) {
 	} {
 		for _, every := range []time.Duration{40 * time.Second, 65 * time.Second, 20 * time.Minute} { // between two tries of P1
 			t.Run(fmt.Sprintf("%s, every %v", c.name, every), func(t *testing.T) {
+				t.Parallel()
 				inBubble(t, func(t *testing.T, w *world) {
 					r, s, _ := w.chain()
 					running := w.connect("echo")

@@ -230,7 +230,7 @@ func TestLinkMemory(t *testing.T) {
 			settle()
 			conn := w.connect("echo")
 			sent := make(chan error, 1)
-			const amount = 48 * mib
+			const amount = 12 * mib
 			go func() {
 				_, err := conn.Write(make([]byte, amount))
 				sent <- errors.Join(err, conn.CloseWrite())

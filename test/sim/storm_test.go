@@ -28,12 +28,10 @@ var (
 func TestStorm(t *testing.T) {
 	for i := range *storms {
 		seed := *firstSeed + uint64(i)
-		ok := t.Run(fmt.Sprint(seed), func(t *testing.T) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
 			inBubble(t, func(t *testing.T, w *world) { storm(t, w, seed) })
 		})
-		if !ok {
-			return
-		}
 	}
 }
 

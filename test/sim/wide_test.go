@@ -28,6 +28,7 @@ func TestBulkLeavesRoom(t *testing.T) {
 		{"100 ms", 15 * time.Millisecond, 20, 20, 150 * time.Millisecond},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			inBubble(t, func(t *testing.T, w *world) {
 				w.quiet = true
 				b := &linktest.Bottleneck{Rate: 200e6 / 8, Queue: 50 * time.Millisecond, Extra: test.extra}
@@ -103,6 +104,7 @@ func TestBulkStarts(t *testing.T) {
 		{"20 Mbit/s, 52 ms", 20, 3 * time.Millisecond, 0.4, 0.4, 60},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			inBubble(t, func(t *testing.T, w *world) {
 				w.quiet = true
 				b := &linktest.Bottleneck{Rate: test.rate * 1e6 / 8, Queue: 50 * time.Millisecond, Extra: test.extra}
