@@ -105,7 +105,7 @@ func (d *Door) MustProve(source netip.Prefix, l *Limits) bool {
 		d.sources[source].unproved >= max(1, l.HandshakesPerSource/unprovedPart)
 }
 
-// Enter counts a handshake, or returns the limit that keeps it out. The caller ends the visit with Fail or Welcome.
+// Enter counts a handshake, or returns the limit that keeps it out. The caller ends the visit with Fail or Succeed.
 func (d *Door) Enter(source netip.Prefix, proved bool, l *Limits) (_ *Visit, limit string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -135,7 +135,7 @@ func (d *Door) Enter(source netip.Prefix, proved bool, l *Limits) (_ *Visit, lim
 	return &Visit{door: d, source: source, proved: proved, began: now}, ""
 }
 
-// A Visit is a handshake that was let in. Its methods may be called from any goroutine; of Fail and Welcome the first call
+// A Visit is a handshake that was let in. Its methods may be called from any goroutine; of Fail and Succeed the first call
 // counts.
 type Visit struct {
 	door   *Door
@@ -175,8 +175,8 @@ func (v *Visit) Fail(punish bool, l *Limits) {
 	})
 }
 
-// Welcome ends a handshake that has proved a peer's key.
-func (v *Visit) Welcome(peer string) {
+// Succeed ends a handshake that has proved a peer's key.
+func (v *Visit) Succeed(peer string) {
 	d := v.door
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -65,7 +65,7 @@ func TestSourcesOfPeers(t *testing.T) {
 		var d door.Door
 		home, other := source("192.0.2.1"), source("192.0.2.2")
 		for i := range 4 {
-			enter(t, &d, home, "").Welcome(fmt.Sprint("peer", i))
+			enter(t, &d, home, "").Succeed(fmt.Sprint("peer", i))
 		}
 		for _, from := range []netip.Prefix{home, other} {
 			for range 8 {
@@ -78,7 +78,7 @@ func TestSourcesOfPeers(t *testing.T) {
 			visits = append(visits, enter(t, &d, home, ""))
 		}
 		enter(t, &d, home, door.LimitSourceHandshakes)
-		visits[0].Welcome("peer0")
+		visits[0].Succeed("peer0")
 		visits[0].Fail(true, limits) // it is over already
 		enter(t, &d, home, "")
 		time.Sleep(rest)

@@ -39,7 +39,7 @@ func (l *Link) takeControl() bool {
 	}
 	switch m := m.(type) {
 	case *wire.Heartbeat:
-		l.pulse.heard(m)
+		l.pulse.onHeartbeat(m)
 		if l.role == roleNode {
 			l.relay.once.confirmed.Do(func() { close(l.relay.confirmed) })
 		}

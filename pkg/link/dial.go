@@ -85,25 +85,25 @@ type Dialer struct {
 	clock awake.Clock // whose time a dial's patience and a link's silence are in
 
 	// These are Run's alone.
-	log       *slog.Logger
-	limits    atomic.Pointer[Limits]
-	hits      hits
-	unknown   bool // the relay's last word was that it does not know the key
-	tls       atomic.Pointer[tls.Config]
-	host      string
-	port      uint16
-	known     []netip.AddrPort // what the name resolved to last
-	names     names
-	roundTrip time.Duration // of the last link
-	dialAt    time.Time     // when the last dial began
-	penance   time.Duration // the pause after the last time that another node came with this one's key
-	notBefore time.Time     // the end of that pause
-	short     int           // links in a row that lived a short time; two may be a relay that was restarted twice
-	outage    outage
-	lines     *rate.Limiter   // of the log, about links that come and go
-	tokens    quic.TokenStore // spare a Retry, also after the relay's restart
-	tally     tally
-	rivals    *rate.Limiter // of the log, about other nodes with this one's key
+	log          *slog.Logger
+	limits       atomic.Pointer[Limits]
+	hits         hits
+	unknown      bool // the relay's last word was that it does not know the key
+	tls          atomic.Pointer[tls.Config]
+	host         string
+	port         uint16
+	known        []netip.AddrPort // what the name lookupResult to last
+	lookup       lookup
+	roundTrip    time.Duration // of the last link
+	dialAt       time.Time     // when the last dial began
+	rivalPause   time.Duration // the pause after the last time that another node came with this one's key
+	notBefore    time.Time     // the end of that pause
+	shortLinks   int           // links in a row that lived a short time; two may be a relay that was restarted twice
+	outage       outage
+	logRate      *rate.Limiter   // of the log, about links that come and go
+	tokens       quic.TokenStore // spare a Retry, also after the relay's restart
+	tally        tally
+	rivalLogRate *rate.Limiter // of the log, about other nodes with this one's key
 
 	mu        sync.Mutex
 	contested time.Time // see State
@@ -164,9 +164,9 @@ func (d *Dialer) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var work sync.WaitGroup
 	defer work.Wait()
-	defer d.names.work.Wait()
+	defer d.lookup.work.Wait()
 	defer cancel()
-	d.names.lifetime = ctx
+	d.lookup.lifetime = ctx
 	kicks := make(chan string, 1)
 	work.Go(func() { d.watch(ctx, kicks) })
 
@@ -189,7 +189,7 @@ func (d *Dialer) Run(ctx context.Context) error {
 		case <-link.Done():
 			d.down(link)
 		case why := <-kicks:
-			d.say("making a fresh link", slog.String("reason", why))
+			d.logLink("making a fresh link", slog.String("reason", why))
 		}
 	}
 }
@@ -202,8 +202,8 @@ func (d *Dialer) prepare() error {
 	d.log = d.log.With(slog.String("relay", d.Address))
 	d.limits.CompareAndSwap(nil, d.Limits.withDefaults())
 	d.hits.log, d.hits.tell = d.log, d.LimitHit
-	d.lines = rate.NewLimiter(rate.Every(30*time.Minute), 20)
-	d.rivals = contestedLines()
+	d.logRate = rate.NewLimiter(rate.Every(30*time.Minute), 20)
+	d.rivalLogRate = contestedLines()
 	d.tokens = quic.NewLRUTokenStore(maxAddresses, 4)
 	if d.ListenPacket == nil {
 		d.ListenPacket = listenPacket
@@ -244,14 +244,14 @@ var errKicked = errors.New("a new dial is due")
 func (d *Dialer) redial(ctx context.Context, old *Link, kicks <-chan string) (*Link, error) {
 	eagerUntil := time.Now().Add(eagerFor)
 	pause := backoffFirst
-	next := d.dialAt.Add(min(dialLeast<<min(max(d.short-2, 0), 5), backoffMost)) // in the past, if the last link lived
+	next := d.dialAt.Add(min(dialLeast<<min(max(d.shortLinks-2, 0), 5), backoffMost)) // in the past, if the last link lived
 	for {
 		why, err := d.waitUntil(ctx, next, kicks)
 		if err != nil {
 			return nil, err
 		}
 		if why != "" {
-			d.say("dialling at once", slog.String("reason", why))
+			d.logLink("dialling at once", slog.String("reason", why))
 			eagerUntil = time.Now().Add(eagerFor)
 			pause = backoffFirst
 		}
@@ -278,7 +278,7 @@ func (d *Dialer) redial(ctx context.Context, old *Link, kicks <-chan string) (*L
 		failure := d.explain(err)
 		d.unknown = failure.reason == DialUnknownKey
 		if failure.reason == DialContested {
-			d.meet()
+			d.noteRival()
 			pause = min(pause, contestedMost)
 		}
 		if eager && !failure.final {
@@ -309,7 +309,7 @@ func (d *Dialer) dialFor(ctx context.Context, old *Link, patience time.Duration,
 	return link, err
 }
 
-// waitUntil waits for a time, or less if there is a kick, which it returns. No kick shortens a penance.
+// waitUntil waits for a time, or less if there is a kick, which it returns. No kick shortens a rivalPause.
 func (d *Dialer) waitUntil(ctx context.Context, next time.Time, kicks <-chan string) (why string, err error) {
 	if next.Before(d.notBefore) {
 		next = d.notBefore

@@ -46,13 +46,13 @@ func (d *Dialer) addresses(ctx context.Context) ([]netip.AddrPort, error) {
 }
 
 // names is the question to the name server that is open, if one is.
-type names struct {
-	lifetime context.Context // of Run or Probe: a question may outlive the dial that has asked it
-	work     sync.WaitGroup  // the question's goroutine
-	answer   chan resolved   // nil: none is open
+type lookup struct {
+	lifetime context.Context   // of Run or Probe: a question may outlive the dial that has asked it
+	work     sync.WaitGroup    // the question's goroutine
+	answer   chan lookupResult // nil: none is open
 }
 
-type resolved struct {
+type lookupResult struct {
 	ips []netip.Addr
 	err error
 }
@@ -60,14 +60,14 @@ type resolved struct {
 // resolve asks the name server. It waits for the answer as long as the system's resolver may take over several servers of which
 // the first are dead; but not while addresses are known: then an answer that is late is for a later dial.
 func (d *Dialer) resolve(ctx context.Context) ([]netip.Addr, error) {
-	if d.names.answer == nil {
-		answer := make(chan resolved, 1)
-		d.names.answer = answer
-		d.names.work.Go(func() {
-			ctx, cancel := context.WithTimeout(d.names.lifetime, resolveMost)
+	if d.lookup.answer == nil {
+		answer := make(chan lookupResult, 1)
+		d.lookup.answer = answer
+		d.lookup.work.Go(func() {
+			ctx, cancel := context.WithTimeout(d.lookup.lifetime, resolveMost)
 			defer cancel()
 			ips, err := d.Resolve(ctx, d.host)
-			answer <- resolved{ips, err}
+			answer <- lookupResult{ips, err}
 		})
 	}
 	patience := resolveMost
@@ -77,8 +77,8 @@ func (d *Dialer) resolve(ctx context.Context) ([]netip.Addr, error) {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {
-	case r := <-d.names.answer:
-		d.names.answer = nil
+	case r := <-d.lookup.answer:
+		d.lookup.answer = nil
 		return r.ips, r.err
 	case <-timer.C:
 		return nil, fmt.Errorf("the name server does not answer within %v", patience)

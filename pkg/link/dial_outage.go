@@ -20,14 +20,14 @@ func (d *Dialer) up(link *Link) {
 	if failed := d.outage.end(); failed > 0 {
 		attrs = append(attrs, slog.Int("failed_dials", failed))
 	}
-	d.say("link up", attrs...)
+	d.logLink("link up", attrs...)
 }
 
 // say logs that a link comes or goes. A link that comes and goes all night is a few lines.
-func (d *Dialer) say(msg string, attrs ...any) { d.sayAt(slog.LevelInfo, msg, attrs...) }
+func (d *Dialer) logLink(msg string, attrs ...any) { d.logLinkAt(slog.LevelInfo, msg, attrs...) }
 
-func (d *Dialer) sayAt(level slog.Level, msg string, attrs ...any) {
-	if !d.lines.Allow() {
+func (d *Dialer) logLinkAt(level slog.Level, msg string, attrs ...any) {
+	if !d.logRate.Allow() {
 		level = slog.LevelDebug
 	}
 	d.log.Log(context.Background(), level, msg, attrs...)
@@ -41,11 +41,11 @@ func (d *Dialer) down(link *Link) {
 	closed, _ := errors.AsType[*ClosedError](err)
 	switch {
 	case time.Since(link.since) >= shortLived:
-		d.short = 0
+		d.shortLinks = 0
 	case closed != nil && closed.Remote:
-		d.short++
+		d.shortLinks++
 	default: // the relay has crashed, or the path is bad: who comes back is to be found at once
-		d.short = 1
+		d.shortLinks = 1
 	}
 	now := State{Address: d.Address, Since: time.Now(), LastError: err.Error(), Reason: link.Reason()}
 	defer func() {
@@ -55,22 +55,22 @@ func (d *Dialer) down(link *Link) {
 		d.state = now
 	}()
 	if closed != nil && closed.Code == wire.CloseContested && closed.Remote && !link.replaced.Load() {
-		d.meet()
+		d.noteRival()
 	}
 	if closed == nil || closed.Code != wire.CloseSuperseded || !closed.Remote || link.replaced.Load() {
-		d.sayAt(link.endLevel(), "link down", slog.Any("reason", err))
+		d.logLinkAt(link.endLevel(), "link down", slog.Any("reason", err))
 		if time.Since(link.since) > supersededMax {
-			d.penance = 0
+			d.rivalPause = 0
 		}
 		return
 	}
-	d.penance = min(max(2*d.penance, supersededMin), supersededMax)
-	d.meet()
-	d.notBefore = now.Since.Add(d.penance + rand.N(d.penance/10))
+	d.rivalPause = min(max(2*d.rivalPause, supersededMin), supersededMax)
+	d.noteRival()
+	d.notBefore = now.Since.Add(d.rivalPause + rand.N(d.rivalPause/10))
 	now.NextDial = d.notBefore
 	now.LastError = contestedWords
 	d.log.Error(contestedWords,
-		slog.Any("public_key", d.Identity.Public()), slog.Any("reason", err), slog.Duration("pause", d.penance))
+		slog.Any("public_key", d.Identity.Public()), slog.Any("reason", err), slog.Duration("pause", d.rivalPause))
 }
 
 const contestedWords = "another node holds this node's key: the relay gave its link preference over ours. " + contestedHint

@@ -52,9 +52,9 @@ func (d *Dialer) Probe(ctx context.Context) (p Probed) {
 
 func (d *Dialer) probe(ctx context.Context, p *Probed) error {
 	lifetime, cancel := context.WithCancel(ctx)
-	defer d.names.work.Wait()
+	defer d.lookup.work.Wait()
 	defer cancel()
-	d.names.lifetime = lifetime
+	d.lookup.lifetime = lifetime
 	began := time.Now()
 	addresses, err := d.addresses(ctx)
 	if err != nil {
@@ -68,7 +68,7 @@ func (d *Dialer) probe(ctx context.Context, p *Probed) error {
 	config.HandshakeIdleTimeout = 2 * dialAnswered
 	config.KeepAlivePeriod = time.Millisecond // QUIC looks for a larger MTU only while it sends something: several times a round trip
 
-	seen := new(witness)
+	seen := new(probeTrace)
 	config.Tracer = seen.trace
 	race := &race{tls: d.tls.Load(), config: config, tally: new(tally)}
 	defer func() {
@@ -100,7 +100,7 @@ func (d *Dialer) probe(ctx context.Context, p *Probed) error {
 	looking, cancel := context.WithTimeout(ctx, probeMTU)
 	defer cancel()
 	_ = seen.await(looking, conn, seen.isMeasured) // what was found until then counts
-	if err := admitted(ctx, conn); err != nil {
+	if err := awaitVerdict(ctx, conn); err != nil {
 		return err
 	}
 	p.RTT, p.GSO = conn.ConnectionStats().MinRTT, conn.ConnectionState().GSO
@@ -112,7 +112,7 @@ func (d *Dialer) probe(ctx context.Context, p *Probed) error {
 
 // admitted finds out whether the relay has let the key in: then it waits for a control stream, and ends the connection as
 // it gets another one. An unknown key has another end.
-func admitted(ctx context.Context, conn *quic.Conn) error {
+func awaitVerdict(ctx context.Context, conn *quic.Conn) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, dialAnswered, errTooSlow)
 	defer cancel()
 	if s, err := conn.OpenStream(); err == nil { // else the connection has ended
@@ -138,9 +138,9 @@ func headers(to netip.AddrPort) int {
 	return 40 + 8
 }
 
-// A witness is a qlog that sees two things: that the relay has said that the handshake is done (RFC 9001, section 4.1.2),
+// A probeTrace is a qlog that sees two things: that the relay has said that the handshake is done (RFC 9001, section 4.1.2),
 // and the path's MTU.
-type witness struct {
+type probeTrace struct {
 	mu       sync.Mutex
 	done     bool
 	payload  int  // the largest packet that got through
@@ -148,16 +148,16 @@ type witness struct {
 	changed  chan struct{}
 }
 
-func (w *witness) trace(context.Context, bool, quic.ConnectionID) qlogwriter.Trace { return w }
+func (w *probeTrace) trace(context.Context, bool, quic.ConnectionID) qlogwriter.Trace { return w }
 
 // AddProducer is a qlogwriter.Trace's.
-func (w *witness) AddProducer() qlogwriter.Recorder { return w }
+func (w *probeTrace) AddProducer() qlogwriter.Recorder { return w }
 
 // Close is a qlogwriter.Recorder's.
-func (w *witness) Close() error { return nil }
+func (w *probeTrace) Close() error { return nil }
 
 // RecordEvent is a qlogwriter.Recorder's.
-func (w *witness) RecordEvent(e qlogwriter.Event) {
+func (w *probeTrace) RecordEvent(e qlogwriter.Event) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch e := e.(type) {
@@ -178,17 +178,17 @@ func (w *witness) RecordEvent(e qlogwriter.Event) {
 	}
 }
 
-func (w *witness) isDone() bool     { return w.done }
-func (w *witness) isMeasured() bool { return w.measured }
+func (w *probeTrace) isDone() bool     { return w.done }
+func (w *probeTrace) isMeasured() bool { return w.measured }
 
-func (w *witness) mtu() int {
+func (w *probeTrace) mtu() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return max(w.payload, leastPacket)
 }
 
 // await waits for a sight, or for the end of the connection or ctx.
-func (w *witness) await(ctx context.Context, conn *quic.Conn, is func() bool) error {
+func (w *probeTrace) await(ctx context.Context, conn *quic.Conn, is func() bool) error {
 	for {
 		w.mu.Lock()
 		if is() {

@@ -49,14 +49,14 @@ type Listener struct {
 	// Logger gets a line for each link that comes or goes. Nil: none.
 	Logger *slog.Logger
 
-	log    *slog.Logger
-	clock  awake.Clock // whose time the silence of links is in
-	limits atomic.Pointer[Limits]
-	hits   hits
-	grants *grants
-	lines  quiet.Pace // about links, by peer
-	own    Links      // if no Links are given
-	probes probes
+	log      *slog.Logger
+	clock    awake.Clock // whose time the silence of links is in
+	limits   atomic.Pointer[Limits]
+	hits     hits
+	grants   *grants
+	lines    quiet.Pace // about links, by peer
+	own      Links      // if no Links are given
+	liveness liveness
 }
 
 func (l *Listener) links() *Links {
@@ -105,8 +105,8 @@ func (l *Listener) Run(ctx context.Context) error {
 		ConnectionIDLength:  connectionIDLength,
 		StatelessResetKey:   &resetKey,
 		TokenGeneratorKey:   &tokenKey,
-		VerifySourceAddress: func(from net.Addr) bool { return l.pressed(calm, from) },
-		ConnContext:         l.enter,
+		VerifySourceAddress: func(from net.Addr) bool { return l.needsRetry(calm, from) },
+		ConnContext:         l.letIn,
 	}
 	trace := qlogs(l.log)
 	configure := func(*quic.ClientInfo) (*quic.Config, error) { // by the limits of the moment
@@ -123,15 +123,15 @@ func (l *Listener) Run(ctx context.Context) error {
 
 	ctx, cancel := context.WithCancel(ctx)
 	var work sync.WaitGroup
-	work.Go(func() { l.seeLinks(ctx) })
+	work.Go(func() { l.noteSources(ctx) })
 	for {
-		conn, acceptErr := l.probes.accept(ctx, listener)
+		conn, acceptErr := l.liveness.accept(ctx, listener)
 		if acceptErr != nil {
 			err = fmt.Errorf("listen on %v: %w", l.Socket.LocalAddr(), acceptErr)
 			break
 		}
 		work.Go(func() {
-			if link := l.welcome(ctx, conn); link != nil {
+			if link := l.makeLink(ctx, conn); link != nil {
 				defer l.gone(link)
 				link.run(l.Serve)
 			}
@@ -149,8 +149,8 @@ func (l *Listener) Run(ctx context.Context) error {
 }
 
 // welcome makes a link of a connection, and starts it. It returns nil if none came of it.
-func (l *Listener) welcome(ctx context.Context, conn *quic.Conn) *Link {
-	link, control, err := l.admit(ctx, conn)
+func (l *Listener) makeLink(ctx context.Context, conn *quic.Conn) *Link {
+	link, control, err := l.establish(ctx, conn)
 	if err != nil {
 		// A loser of the race between two addresses of this relay, at most: its dialler has gone already.
 		l.log.Debug("connection did not become a link", slog.Any("remote", conn.RemoteAddr()), slog.Any("error", err))
@@ -161,15 +161,15 @@ func (l *Listener) welcome(ctx context.Context, conn *quic.Conn) *Link {
 		link.Close(wire.CloseClosing, "the relay is stopping")
 	}
 	link.start(control)
-	l.say(slog.LevelInfo, "link up", link, slog.Any("remote", link.RemoteAddr()))
+	l.logLink(slog.LevelInfo, "link up", link, slog.Any("remote", link.RemoteAddr()))
 	return link
 }
 
 // gone forgets a link.
 func (l *Listener) gone(link *Link) {
-	l.say(link.endLevel(), "link down", link, slog.Any("reason", link.Err()))
+	l.logLink(link.endLevel(), "link down", link, slog.Any("reason", link.Err()))
 	l.links().remove(link)
-	l.see(link)
+	l.noteSource(link)
 	if closed, ok := errors.AsType[*ClosedError](link.Err()); ok && closed.Code == wire.CloseRevoked && !closed.Remote {
 		l.links().door.Expel(link.Peer())
 	}
@@ -177,27 +177,27 @@ func (l *Listener) gone(link *Link) {
 }
 
 // say logs that a link comes or goes. A peer whose links do so all the time is a few lines.
-func (l *Listener) say(level slog.Level, msg string, link *Link, what slog.Attr) {
+func (l *Listener) logLink(level slog.Level, msg string, link *Link, what slog.Attr) {
 	level, leftOut := l.lines.Level(link.Peer(), level)
 	l.log.LogAttrs(context.Background(), level, msg, slog.String("peer", link.Peer()), what, quiet.LeftOut(leftOut))
 }
 
 // admit waits until a connection has become a link: its dialler has opened the control stream, and no other process has
 // its peer's place.
-func (l *Listener) admit(ctx context.Context, conn *quic.Conn) (*Link, *quic.Stream, error) {
+func (l *Listener) establish(ctx context.Context, conn *quic.Conn) (*Link, *quic.Stream, error) {
 	refuse := func(code wire.CloseCode, reason string) (*Link, *quic.Stream, error) {
 		_ = conn.CloseWithError(quic.ApplicationErrorCode(code), reason)
 		return nil, nil, errors.New(reason)
 	}
 	limits := l.current()
-	id, key, err := l.decide(conn)
+	id, key, err := l.identify(conn)
 	if err != nil {
 		return refuse(wire.CloseRevoked, "the key is not known")
 	}
-	if !l.links().enter(id, limits.LinksPerPeer) {
+	if !l.links().reserve(id, limits.LinksPerPeer) {
 		return refuse(wire.CloseProtocol, "too many connections with one key at once")
 	}
-	defer l.links().leave(id)
+	defer l.links().release(id)
 
 	inTime, cancel := context.WithTimeout(ctx, limits.TipTimeout)
 	defer cancel()

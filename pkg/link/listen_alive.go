@@ -8,8 +8,8 @@ import (
 	"github.com/quic-go/quic-go"
 )
 
-// probes are questions to an accept loop whether it is still there.
-type probes struct {
+// liveness are questions to an accept loop whether it is still there.
+type liveness struct {
 	mu     sync.Mutex
 	asked  []chan struct{} // each is closed when the loop comes by
 	wake   context.CancelFunc
@@ -19,7 +19,7 @@ type probes struct {
 // Alive returns once the accept loop has answered, with an error if ctx is done first. A watchdog asks it now and then.
 // Before Run, and after it, there is no loop, and nothing wrong with that.
 func (l *Listener) Alive(ctx context.Context) error {
-	answered := l.probes.ask()
+	answered := l.liveness.ask()
 	select {
 	case <-answered:
 		return nil
@@ -28,7 +28,7 @@ func (l *Listener) Alive(ctx context.Context) error {
 	}
 }
 
-func (p *probes) ask() <-chan struct{} {
+func (p *liveness) ask() <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	answered := make(chan struct{})
@@ -42,7 +42,7 @@ func (p *probes) ask() <-chan struct{} {
 }
 
 // arm begins a turn of the loop, which wake ends.
-func (p *probes) arm(wake context.CancelFunc) {
+func (p *liveness) arm(wake context.CancelFunc) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.wake = wake
@@ -52,7 +52,7 @@ func (p *probes) arm(wake context.CancelFunc) {
 }
 
 // answer ends a turn; the last one if closed.
-func (p *probes) answer(closed bool) {
+func (p *liveness) answer(closed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, answered := range p.asked {
@@ -61,8 +61,8 @@ func (p *probes) answer(closed bool) {
 	p.asked, p.closed = nil, closed
 }
 
-// accept is one accepted connection, and answers probes meanwhile.
-func (p *probes) accept(ctx context.Context, listener *quic.Listener) (*quic.Conn, error) {
+// accept is one accepted connection, and answers liveness meanwhile.
+func (p *liveness) accept(ctx context.Context, listener *quic.Listener) (*quic.Conn, error) {
 	for {
 		turn, wake := context.WithCancel(ctx)
 		p.arm(wake)

@@ -58,7 +58,7 @@ func TestAlive(t *testing.T) {
 	}
 
 	// A loop that hangs answers nobody.
-	l.probes = probes{wake: func() {}}
+	l.liveness = liveness{wake: func() {}}
 	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	if err := l.Alive(short); err == nil {

@@ -30,7 +30,7 @@ var errKeptOut = errors.New("a limit is reached")
 
 // enter is asked about each handshake, once it has proved its address where that is asked for. Who is kept out is told
 // that the connection is refused, and no more.
-func (l *Listener) enter(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
+func (l *Listener) letIn(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
 	inside, limit := l.links().door.Enter(sourceOf(info.RemoteAddr), info.AddrVerified, l.current().door())
 	if limit != "" {
 		l.hits.hit(limit, slog.Any("remote", info.RemoteAddr))
@@ -45,7 +45,7 @@ func (l *Listener) enter(ctx context.Context, info *quic.ClientInfo) (context.Co
 
 // decide ends the handshake of a connection, which has proved its key: it returns the peer's ID, or an error if the key is
 // nobody's.
-func (l *Listener) decide(conn *quic.Conn) (id string, key ident.PublicKey, err error) {
+func (l *Listener) identify(conn *quic.Conn) (id string, key ident.PublicKey, err error) {
 	if key, err = ident.PeerKey(conn.ConnectionState().TLS); err == nil {
 		if id, err = l.Admit(key); err == nil {
 			l.links().strangers.forget(key)
@@ -58,7 +58,7 @@ func (l *Listener) decide(conn *quic.Conn) (id string, key ident.PublicKey, err 
 		if err != nil {
 			v.Fail(true, l.current().door())
 		} else {
-			v.Welcome(id)
+			v.Succeed(id)
 		}
 		v.ended, v.Visit = nil, nil // a link keeps as little of it as it can
 	}
@@ -93,7 +93,7 @@ func sourceOf(a net.Addr) netip.Prefix {
 
 // pressed tells whether who begins a handshake must prove its address: as they begin so often, or as many that have proved
 // nothing are under way.
-func (l *Listener) pressed(calm *rate.Limiter, from net.Addr) bool {
+func (l *Listener) needsRetry(calm *rate.Limiter, from net.Addr) bool {
 	limits := l.current()
 	calm.SetLimit(rate.Limit(limits.HandshakesPerSecond))
 	calm.SetBurst(2 * limits.HandshakesPerSecond)
@@ -105,16 +105,16 @@ func (l *Listener) pressed(calm *rate.Limiter, from net.Addr) bool {
 }
 
 // see has the door remember where a peer is.
-func (l *Listener) see(link *Link) {
+func (l *Listener) noteSource(link *Link) {
 	l.links().door.Seen(link.Peer(), sourceOf(link.conn.RemoteAddr()))
 }
 
-// seeEvery is far below the day for which the door remembers, and above what looking at all links costs.
-const seeEvery = time.Hour
+// noteEvery is far below the day for which the door remembers, and above what looking at all links costs.
+const noteEvery = time.Hour
 
 // seeLinks does so for links that live long, and for peers that roam.
-func (l *Listener) seeLinks(ctx context.Context) {
-	ticker := time.NewTicker(seeEvery)
+func (l *Listener) noteSources(ctx context.Context) {
+	ticker := time.NewTicker(noteEvery)
 	defer ticker.Stop()
 	for {
 		select {
@@ -123,7 +123,7 @@ func (l *Listener) seeLinks(ctx context.Context) {
 		case <-ticker.C:
 		}
 		for _, link := range l.links().of(l, nil) {
-			l.see(link)
+			l.noteSource(link)
 		}
 	}
 }

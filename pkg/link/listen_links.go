@@ -22,7 +22,7 @@ type Links struct {
 func (t *Links) Forgive() { t.door.Forgive() }
 
 // enter counts a connection that is not a link yet; false is one too many.
-func (t *Links) enter(id string, most int) bool {
+func (t *Links) reserve(id string, most int) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.waiting == nil {
@@ -35,7 +35,7 @@ func (t *Links) enter(id string, most int) bool {
 	return true
 }
 
-func (t *Links) leave(id string) {
+func (t *Links) release(id string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.waiting[id]--; t.waiting[id] == 0 {

@@ -58,31 +58,31 @@ type pulse struct {
 	slow atomic.Bool  // heartbeats are at the idle interval
 	rtt  atomic.Int64 // smoothed round trip of heartbeats, nanoseconds
 
-	mu       sync.Mutex
-	timer    *time.Timer
-	due      moment // when the timer fires, by the wall's clock
-	busyAt   moment
-	sentAt   moment    // of the last heartbeat
-	seq      uint64    // of the last heartbeat
-	times    [8]moment // when heartbeats left, by seq modulo 8
-	echoed   uint64    // the last heartbeat of ours that the peer has answered
-	echo     uint64    // the peer's last heartbeat
-	answered moment
-	awaiting moment // since when something is expected; zero if nothing is
-	packets  uint64 // received, when the pulse last looked
+	mu            sync.Mutex
+	timer         *time.Timer
+	due           moment // when the timer fires, by the wall's clock
+	busyAt        moment
+	sentAt        moment    // of the last heartbeat
+	seq           uint64    // of the last heartbeat
+	times         [8]moment // when heartbeats left, by seq modulo 8
+	echoed        uint64    // the last heartbeat of ours that the peer has answered
+	echo          uint64    // the peer's last heartbeat
+	answered      moment
+	expectedSince moment // since when something is expected; zero if nothing is
+	packets       uint64 // received, when the pulse last looked
 
-	stuck     atomic.Bool // the link was given up as large packets don't arrive
-	stopped   bool
-	held      bool   // the clock is, as silence counts
-	lossy     bool   // the path is one on which losses are looked for
-	news      bool   // the peer is to hear of them at once
-	unheard   int    // heartbeats of ours since the last that the peer has answered
-	unheardAt moment // when the first of them left
-	lost      uint64 // packets lost by then
-	sample    rttSample
-	sampledAt moment // when it changed: what this end sends is acknowledged
-	heardAt   moment // when the last heartbeat of the peer came
-	readable  moment // of readControl: when the peer's next message would be due if all came messageGap apart
+	stuck       atomic.Bool // the link was given up as large packets don't arrive
+	stopped     bool
+	held        bool   // the clock is, as silence counts
+	lossy       bool   // the path is one on which losses are looked for
+	news        bool   // the peer is to hear of them at once
+	unechoed    int    // heartbeats of ours since the last that the peer has answered
+	unechoedAt  moment // when the first of them left
+	lost        uint64 // packets lost by then
+	sample      rttSample
+	sampledAt   moment // when it changed: what this end sends is acknowledged
+	heartbeatAt moment // when the last heartbeat of the peer came
+	readable    moment // of readControl: when the peer's next message would be due if all came messageGap apart
 
 	protection atomic.Pointer[protection] // set under mu; nil as long as the path has not been lossy
 }
@@ -144,22 +144,22 @@ func (p *pulse) tick() {
 		return
 	}
 	now := p.now()
-	patience := p.lookLocked(now)
+	maxSilence := p.observeLocked(now)
 	if p.wall().sub(p.due) > pausedAfter { // what has arrived meanwhile is still to be read
-		if p.awaiting != 0 {
-			p.awaiting = now
+		if p.expectedSince != 0 {
+			p.expectedSince = now
 		}
-		p.unheard = 0
+		p.unechoed = 0
 	}
-	silent := p.awaiting != 0 && now.sub(p.awaiting) >= patience
-	if silent || p.isStuckLocked(now, patience) {
+	silent := p.expectedSince != 0 && now.sub(p.expectedSince) >= maxSilence
+	if silent || p.isStuckLocked(now, maxSilence) {
 		p.giveUpLocked(!silent)
 		return
 	}
 	if p.news || now.sub(p.sentAt) >= p.intervalLocked(now) {
 		p.sendLocked(now)
 	}
-	p.scheduleLocked(now, patience)
+	p.scheduleLocked(now, maxSilence)
 }
 
 func (p *pulse) giveUpLocked(stuck bool) {
@@ -169,18 +169,18 @@ func (p *pulse) giveUpLocked(stuck bool) {
 	p.link.work.Go(p.link.giveUp)
 }
 
-// lookLocked takes note of what has happened since the last time, and returns how long silence may last now.
-func (p *pulse) lookLocked(now moment) (patience time.Duration) {
+// observeLocked takes note of what has happened since the last time, and returns how long silence may last now.
+func (p *pulse) observeLocked(now moment) (maxSilence time.Duration) {
 	stats := p.link.conn.ConnectionStats()
 	if stats.PacketsReceived != p.packets {
 		p.packets = stats.PacketsReceived
-		p.awaiting = 0
+		p.expectedSince = 0
 		p.holdLocked(!p.slow.Load())
 	}
 	if sample := (rttSample{stats.LatestRTT, stats.SmoothedRTT, stats.MeanDeviation}); sample != p.sample {
 		p.sample, p.sampledAt = sample, now
 	}
-	if p.unheard == 0 {
+	if p.unechoed == 0 {
 		p.lost = stats.PacketsLost
 	}
 	if p.busy.Swap(false) {
@@ -189,10 +189,10 @@ func (p *pulse) lookLocked(now moment) (patience time.Duration) {
 	if p.lossy = stats.MinRTT >= parity.MinRTT; p.lossy {
 		p.protectLocked()
 	}
-	if guard := p.protection.Load(); guard != nil && guard.look(p.link, &stats, time.Now()) {
+	if guard := p.protection.Load(); guard != nil && guard.review(p.link, &stats, time.Now()) {
 		p.news = true
 	}
-	return suspicion(stats) + min(lateFactor*p.link.clock.Late(), suspectMost)
+	return silenceLimit(stats) + min(lateFactor*p.link.clock.Late(), suspectMost)
 }
 
 func (p *pulse) protectLocked() *protection {
@@ -205,14 +205,14 @@ func (p *pulse) protectLocked() *protection {
 }
 
 // isStuckLocked tells whether packets arrive, but not those that this end sends.
-func (p *pulse) isStuckLocked(now moment, patience time.Duration) bool {
-	patience = max(stuckAfter, 2*patience)
-	unheard := now.sub(p.unheardAt)
-	if p.unheard < stuckBeats || unheard < patience {
+func (p *pulse) isStuckLocked(now moment, maxSilence time.Duration) bool {
+	maxSilence = max(stuckAfter, 2*maxSilence)
+	late := now.sub(p.unechoedAt)
+	if p.unechoed < stuckBeats || late < maxSilence {
 		return false
 	}
-	return now.sub(p.sampledAt) >= patience ||
-		unheard >= 3*patience && p.link.conn.ConnectionStats().PacketsLost >= p.lost+stuckLosses
+	return now.sub(p.sampledAt) >= maxSilence ||
+		late >= 3*maxSilence && p.link.conn.ConnectionStats().PacketsLost >= p.lost+stuckLosses
 }
 
 func (p *pulse) intervalLocked(now moment) time.Duration {
@@ -227,15 +227,15 @@ func (p *pulse) intervalLocked(now moment) time.Duration {
 	return interval
 }
 
-func (p *pulse) scheduleLocked(now moment, patience time.Duration) {
+func (p *pulse) scheduleLocked(now moment, maxSilence time.Duration) {
 	due := p.sentAt.add(p.intervalLocked(now))
-	if p.awaiting != 0 && p.awaiting.add(patience) < due {
-		due = p.awaiting.add(patience)
+	if p.expectedSince != 0 && p.expectedSince.add(maxSilence) < due {
+		due = p.expectedSince.add(maxSilence)
 	}
 	if next := now.add(parity.LookEvery); p.lossy && now.sub(p.busyAt) < busyFor && next < due {
 		due = next
 	}
-	p.holdLocked(p.awaiting != 0 || !p.slow.Load())
+	p.holdLocked(p.expectedSince != 0 || !p.slow.Load())
 	wait := due.sub(now)
 	p.due = p.wall().add(wait)
 	p.timer.Reset(wait)
@@ -268,33 +268,33 @@ func (p *pulse) sendLocked(now moment) {
 		return // no room in the window: nothing leaves, so nothing is expected
 	}
 	p.times[p.seq%uint64(len(p.times))] = now
-	if p.unheard++; p.unheard == 1 {
-		p.unheardAt = now
+	if p.unechoed++; p.unechoed == 1 {
+		p.unechoedAt = now
 	}
-	if p.awaiting == 0 {
-		p.awaiting = now
+	if p.expectedSince == 0 {
+		p.expectedSince = now
 	}
 }
 
 // heard takes a heartbeat of the peer.
-func (p *pulse) heard(m *wire.Heartbeat) {
+func (p *pulse) onHeartbeat(m *wire.Heartbeat) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.stopped {
 		return
 	}
 	now := p.now()
-	p.echo, p.heardAt = m.Seq, now
+	p.echo, p.heartbeatAt = m.Seq, now
 	if m.Parity || p.protection.Load() != nil {
-		p.protectLocked().heard(p.link, m.Parity, m.Restored)
+		p.protectLocked().onHeartbeat(p.link, m.Parity, m.Restored)
 	}
-	patience := p.lookLocked(now)
+	maxSilence := p.observeLocked(now)
 	answered := m.Echo > p.echoed && m.Echo <= p.seq
 	if answered {
 		p.echoed = m.Echo
-		p.unheard = 0
+		p.unechoed = 0
 	}
-	if p.isStuckLocked(now, patience) { // the timer's turn may never come, as each answer puts it off
+	if p.isStuckLocked(now, maxSilence) { // the timer's turn may never come, as each answer puts it off
 		p.giveUpLocked(true)
 		return
 	}
@@ -302,7 +302,7 @@ func (p *pulse) heard(m *wire.Heartbeat) {
 		if now.sub(p.answered) >= answerGap {
 			p.answered = now
 			p.sendLocked(now)
-			p.scheduleLocked(now, patience)
+			p.scheduleLocked(now, maxSilence)
 		}
 		return
 	}
@@ -320,28 +320,28 @@ func (p *pulse) heard(m *wire.Heartbeat) {
 func (p *pulse) overdue() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.link.role == roleNode || p.heardAt == 0 {
+	if p.link.role == roleNode || p.heartbeatAt == 0 {
 		return 0
 	}
 	interval := heartbeatIdle
-	if p.busyAt.sub(p.heardAt) > heartbeatBusy-busyFor { // the dialler, too, sees the link as busy
+	if p.busyAt.sub(p.heartbeatAt) > heartbeatBusy-busyFor { // the dialler, too, sees the link as busy
 		interval = heartbeatBusy
 	}
-	return max(0, p.now().sub(p.heardAt)-interval)
+	return max(0, p.now().sub(p.heartbeatAt)-interval)
 }
 
 // unanswered is for how long a heartbeat of this end has had no answer.
 func (p *pulse) unanswered() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.unheard == 0 {
+	if p.unechoed == 0 {
 		return 0
 	}
-	return p.now().sub(p.unheardAt)
+	return p.now().sub(p.unechoedAt)
 }
 
 // suspicion is how long a link may be silent while something is expected.
-func suspicion(s quic.ConnectionStats) time.Duration {
+func silenceLimit(s quic.ConnectionStats) time.Duration {
 	// Before the first measurement, which a handshake over a slow path may not give, quic-go shows 100 ms.
 	if s.MinRTT == 100*time.Millisecond && s.MeanDeviation == 0 {
 		return dialAnswered

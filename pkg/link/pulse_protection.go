@@ -26,7 +26,7 @@ type protection struct {
 
 // look takes a look at the link's losses, if it is time for one. It reports whether the peer has to
 // hear something at once: parity begins, or the peer's parity has been useful for the first time.
-func (p *protection) look(l *Link, stats *quic.ConnectionStats, now time.Time) (news bool) {
+func (p *protection) review(l *Link, stats *quic.ConnectionStats, now time.Time) (news bool) {
 	p.follow(l)
 	if now.Sub(p.watch.Seen().At) < parity.LookEvery {
 		return false
@@ -61,7 +61,7 @@ func (p *protection) look(l *Link, stats *quic.ConnectionStats, now time.Time) (
 
 // heard takes what a heartbeat of the peer says: whether the peer sends parity, and how many packets
 // it has restored.
-func (p *protection) heard(l *Link, sends bool, restored uint64) {
+func (p *protection) onHeartbeat(l *Link, sends bool, restored uint64) {
 	p.follow(l)
 	p.peerRestored = restored
 	switch {

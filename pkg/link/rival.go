@@ -88,9 +88,9 @@ func (p *pulse) ask() bool {
 	if now.sub(p.sentAt) < answerGap {
 		return false
 	}
-	patience := p.lookLocked(now)
+	maxSilence := p.observeLocked(now)
 	p.sendLocked(now)
-	p.scheduleLocked(now, patience)
+	p.scheduleLocked(now, maxSilence)
 	return true
 }
 
@@ -120,14 +120,14 @@ func contestedLines() *rate.Limiter { return rate.NewLimiter(rate.Every(10*time.
 
 // onContested is told by the relay that it has turned another process with this node's key away.
 func (d *Dialer) onContested(m *wire.Contested) {
-	d.meet()
-	if d.rivals.Allow() {
+	d.noteRival()
+	if d.rivalLogRate.Allow() {
 		d.log.Error(contestedHere, slog.Any("public_key", d.Identity.Public()), slog.String("from", m.From))
 	}
 }
 
 // meet notes that another process with this node's key is at the relay.
-func (d *Dialer) meet() {
+func (d *Dialer) noteRival() {
 	d.mu.Lock()
 	d.contested = time.Now()
 	d.state.Contested = d.contested

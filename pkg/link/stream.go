@@ -24,12 +24,12 @@ type Stream struct {
 	stream *quic.Stream
 	link   *Link
 
-	// What need not hurry; see later.go.
-	mu       sync.Mutex
-	waiting  []byte
-	patience time.Duration // how long it waits for room in a window
-	ending   bool          // CloseWrite follows it
-	queued   bool
+	// What need not exempt; see later.go.
+	mu        sync.Mutex
+	waiting   []byte
+	retryWait time.Duration // how long it waits for room in a window
+	ending    bool          // CloseWrite follows it
+	queued    bool
 
 	turn  turn
 	whole bool // see sendWhole; the writer's own
@@ -122,7 +122,7 @@ func (s *Stream) CancelRead(code wire.StreamCode) {
 func (s *Stream) CancelWrite(code wire.StreamCode) {
 	s.dropWaiting()
 	s.stream.CancelWrite(quic.StreamErrorCode(code))
-	s.link.turns.hurry(s, true)
+	s.link.turns.exempt(s, true)
 }
 
 // Reset cancels both halves.
@@ -137,7 +137,7 @@ func (s *Stream) SetReadDeadline(t time.Time) error { return s.stream.SetReadDea
 // SetWriteDeadline applies to the Write that waits, too. The zero time is none.
 func (s *Stream) SetWriteDeadline(t time.Time) error {
 	err := s.stream.SetWriteDeadline(t)
-	s.link.turns.hurry(s, !t.IsZero())
+	s.link.turns.exempt(s, !t.IsZero())
 	return err
 }
 

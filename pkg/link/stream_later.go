@@ -48,7 +48,7 @@ func (q *later) add(s *Stream, wait time.Duration) {
 	case q.armed > 0 && q.armed <= wait:
 		return
 	case q.timer == nil:
-		q.timer = time.AfterFunc(wait, s.link.laterIsNow)
+		q.timer = time.AfterFunc(wait, s.link.onLaterTimer)
 	default:
 		q.timer.Reset(wait)
 	}
@@ -64,19 +64,19 @@ func (q *later) stop() {
 	}
 }
 
-// laterIsNow is called by the timer.
-func (l *Link) laterIsNow() {
+// onLaterTimer is called by the timer.
+func (l *Link) onLaterTimer() {
 	l.later.mu.Lock()
 	l.later.armed = 0
 	l.later.mu.Unlock()
-	l.writeLater()
+	l.writeWaiting()
 }
 
 // flush writes what waits for the next packet. It tells whether there was anything.
-func (l *Link) flush() bool { return l.later.any.Load() && l.writeLater() }
+func (l *Link) flush() bool { return l.later.any.Load() && l.writeWaiting() }
 
 // writeLater writes all that waits.
-func (l *Link) writeLater() bool {
+func (l *Link) writeWaiting() bool {
 	q := &l.later
 	q.mu.Lock()
 	q.any.Store(false)
@@ -118,11 +118,11 @@ func (l *Link) finish(reason string) {
 func (s *Stream) settleLocked() {
 	if len(s.waiting) > 0 {
 		if errors.Is(s.stream.TryWriteAll(s.waiting), quic.ErrWouldBlock) {
-			s.patience = min(max(2*s.patience, laterAgain), laterAgainMost)
-			s.queueLocked(s.patience)
+			s.retryWait = min(max(2*s.retryWait, laterAgain), laterAgainMost)
+			s.queueLocked(s.retryWait)
 			return
 		}
-		s.waiting, s.patience = nil, 0 // another error is for the next write to find
+		s.waiting, s.retryWait = nil, 0 // another error is for the next write to find
 	}
 	if s.ending {
 		s.ending = false

@@ -35,22 +35,22 @@ type turns struct {
 
 // A turn is a stream's part in it, under the lock of turns.
 type turn struct {
-	epoch uint64        // in which it was taken
-	place *list.Element // in the queue; nil: it isn't there
-	came  chan struct{} // told when it may go on; made when it has to wait for the first time
-	hurry bool          // it waits for nobody: its writes fail, or are to be over at a deadline
+	epoch   uint64        // in which it was taken
+	place   *list.Element // in the queue; nil: it isn't there
+	granted chan struct{} // told when it may go on; made when it has to wait for the first time
+	exempt  bool          // it waits for nobody: its writes fail, or are to be over at a deadline
 }
 
-// take waits until it is the stream's turn, or until it is in a hurry, and tells whether it had to wait. Its caller gives it back.
+// take waits until it is the stream's turn, or until it is in a exempt, and tells whether it had to wait. Its caller gives it back.
 func (q *turns) take(s *Stream) (waited bool) {
 	q.mu.Lock()
-	if s.turn.hurry || q.fresh+q.stale < turnsMost {
+	if s.turn.exempt || q.fresh+q.stale < turnsMost {
 		q.beginLocked(s)
 		q.mu.Unlock()
 		return false
 	}
-	if s.turn.came == nil {
-		s.turn.came = make(chan struct{}, 1)
+	if s.turn.granted == nil {
+		s.turn.granted = make(chan struct{}, 1)
 	}
 	switch {
 	case q.timer == nil:
@@ -61,7 +61,7 @@ func (q *turns) take(s *Stream) (waited bool) {
 	q.runs = true
 	s.turn.place = q.waiting.PushBack(s)
 	q.mu.Unlock()
-	<-s.turn.came
+	<-s.turn.granted
 	return true
 }
 
@@ -83,11 +83,11 @@ func (q *turns) give(s *Stream) {
 	q.nextLocked()
 }
 
-// hurry says whether the stream goes on without waiting for its turn, from now on and if it waits now.
-func (q *turns) hurry(s *Stream, on bool) {
+// exempt says whether the stream goes on without waiting for its turn, from now on and if it waits now.
+func (q *turns) exempt(s *Stream, on bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	s.turn.hurry = on
+	s.turn.exempt = on
 	if on && s.turn.place != nil {
 		q.wakeLocked(s)
 	}
@@ -98,7 +98,7 @@ func (q *turns) wakeLocked(s *Stream) {
 	q.waiting.Remove(s.turn.place)
 	s.turn.place = nil
 	q.beginLocked(s)
-	s.turn.came <- struct{}{}
+	s.turn.granted <- struct{}{}
 }
 
 // nextLocked gives the turns that are free to those who wait.
