@@ -223,7 +223,7 @@ func (r *relayRole) Measure(s *sample) {
 	s.limits(config.RoleRelay, c.LimitsHit)
 	s.budget("link_memory", r.windows.Used(), r.windows.Limit())
 	s.peers(now.Peers)
-	_, refused := r.links.Strangers()
+	refused := r.links.StrangerTries()
 	s.is(keysWaiting, float64(len(r.waiting())))
 	s.counts(keysRefused, refused)
 	s.listeners(r)

@@ -410,7 +410,7 @@ func (r *relayRole) Describe(s *control.Status) {
 
 // waiting returns the nodes that knock with keys that the config in force does not name.
 func (r *relayRole) waiting() []link.Stranger {
-	list, _ := r.links.Strangers()
+	list := r.links.Strangers()
 	return slices.DeleteFunc(list, func(s link.Stranger) bool {
 		_, err := r.Admit(s.Key)
 		return err == nil

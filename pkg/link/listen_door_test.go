@@ -371,7 +371,7 @@ func TestWorthlessSignatures(t *testing.T) {
 		time.Sleep(sec)
 		c.wantLimited("10.0.0.2", true)
 		c.wantLimited("10.0.0.3", true)
-		if list, _ := c.listener.Links.Strangers(); len(list) > 0 {
+		if list := c.listener.Links.Strangers(); len(list) > 0 {
 			t.Errorf("keys that nobody has proved: %v", list)
 		}
 	})

@@ -112,12 +112,19 @@ func (s *strangers) forget(key ident.PublicKey) {
 	delete(s.known, key)
 }
 
-// Strangers returns the nodes that knock, with keys that the config did not name when they last did. The one that began
-// first comes first. Total is how many tries of such keys there ever were.
-func (t *Links) Strangers() (list []Stranger, total uint64) {
+// StrangerTries returns the number of tries with unknown keys so far.
+func (t *Links) StrangerTries() uint64 {
+	t.strangers.mu.Lock()
+	defer t.strangers.mu.Unlock()
+	return t.strangers.total
+}
+
+// Strangers returns the nodes that have tried within strangerFor, the oldest first.
+func (t *Links) Strangers() []Stranger {
 	s := &t.strangers
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	var list []Stranger
 	for _, k := range s.known {
 		if time.Since(k.Last) <= strangerFor {
 			list = append(list, k.Stranger)
@@ -126,5 +133,5 @@ func (t *Links) Strangers() (list []Stranger, total uint64) {
 	slices.SortFunc(list, func(a, b Stranger) int {
 		return cmp.Or(a.Since.Compare(b.Since), slices.Compare(a.Key[:], b.Key[:]))
 	})
-	return list, s.total
+	return list
 }

@@ -68,7 +68,7 @@ func TestNodesThatKnock(t *testing.T) {
 			}
 			time.Sleep(sec)
 		}
-		list, total := w.listener.Links.Strangers()
+		list, total := w.listener.Links.Strangers(), w.listener.Links.StrangerTries()
 		if len(list) != 2 || total != 101 || list[0].Key != first.Public() || list[0].Tries != 100 || list[0].Since.Sub(began) > sec ||
 			time.Since(list[0].Last) > 2*sec || list[1].Key != second.Public() || !strings.HasPrefix(list[1].Address, "10.0.0.3:") {
 			t.Errorf("%+v, %d", list, total)
@@ -85,11 +85,11 @@ func TestNodesThatKnock(t *testing.T) {
 			time.Sleep(sec)
 			_ = conn.CloseWithError(0, "")
 		}
-		if list, _ := w.listener.Links.Strangers(); len(list) != 1 {
+		if list := w.listener.Links.Strangers(); len(list) != 1 {
 			t.Errorf("a peer knocks: %+v", list)
 		}
 		time.Sleep(time.Hour)
-		if list, _ := w.listener.Links.Strangers(); len(list) != 0 {
+		if list := w.listener.Links.Strangers(); len(list) != 0 {
 			t.Errorf("nobody knocks any more: %+v", list)
 		}
 	})
@@ -107,7 +107,7 @@ func TestNodesThatKnockAreBounded(t *testing.T) {
 			_ = end(w.raw("10.0.0.3", w.tls(linktest.Key(t))))
 			time.Sleep(100 * ms)
 		}
-		list, total := w.listener.Links.Strangers()
+		list, total := w.listener.Links.Strangers(), w.listener.Links.StrangerTries()
 		if len(list) != 65 || total != 301 || list[0].Key != honest.Public() {
 			t.Errorf("%d keys of %d", len(list), total)
 		}
@@ -115,7 +115,7 @@ func TestNodesThatKnockAreBounded(t *testing.T) {
 			_ = end(w.raw(fmt.Sprintf("10.0.1.%d", 1+i%200), w.tls(linktest.Key(t))))
 			time.Sleep(100 * ms)
 		}
-		if list, _ := w.listener.Links.Strangers(); len(list) != 256 {
+		if list := w.listener.Links.Strangers(); len(list) != 256 {
 			t.Errorf("%d keys", len(list))
 		}
 		if n := strings.Count(log.String(), "knocking"); n < 100 || n > 110 {
