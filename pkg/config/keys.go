@@ -59,9 +59,9 @@ var keys = append([]Key{
 	},
 	{
 		Name: "private_key_file", Type: typeString, Example: `private_key_file = "/etc/ptthq.key"`,
-		Doc: "The file with the private key, relative to this file's directory. Default: the " +
-			"credential ptthq.key where systemd gives the service one, else this file's path " +
-			"with .key for .toml. Nobody but the daemon's user may read it.",
+		Doc: "The file with the private key, relative to this file's directory. Nobody but the " +
+			"daemon's user may be able to read it. Default: the credential ptthq.key if systemd " +
+			"gives the service one, else this file's path with .key for .toml.",
 	},
 	{
 		Name: "log_level", Type: typeString, Default: `"info"`, Example: `log_level = "debug"`,
@@ -69,26 +69,25 @@ var keys = append([]Key{
 	},
 	{
 		Name: "admin_group", Type: typeString, Example: `admin_group = "ptthqd"`,
-		Doc: "A group whose members may do at the control socket what otherwise root and the " +
-			"daemon's user alone may: reload, change the log level, trace and profile. With " +
-			"PrivateUsers=yes, as in the units that come along, the daemon sees no group but its " +
-			"own.",
+		Doc: "A group whose members may reload, change the log level, trace and profile at the " +
+			"control socket, as root and the daemon's user may. With PrivateUsers=yes, as in the " +
+			"packaged units, the daemon sees no group but its own.",
 	},
 	{
 		Name: "include", Type: typeStrings, Example: `include = ["ptthq.d/*.toml"]`,
 		Doc: "Files with more [[peers]], [[services]] and [[mappings]], as patterns relative to " +
-			"this file's directory, read in sorted order. A wildcard matches no leading dot. " +
-			"Other files in a directory NAME.d are warned of, but for leftovers of editors and " +
-			"packages. Default: NAME.d/*.toml beside NAME.toml; [] for none.",
+			"this file's directory, read in sorted order. A wildcard matches no leading dot. The " +
+			"daemon warns of other files in a directory NAME.d, except for leftovers of editors " +
+			"and packages. Default: NAME.d/*.toml beside NAME.toml; [] for none.",
 	},
 	{
 		Name: "resume_timeout", Type: typeDuration, Roles: bothEnds, Default: `"10m"`,
 		Example: `resume_timeout = "10m"`,
-		Doc: "How long a forwarded connection waits to be resumed after all paths are lost: what " +
-			"a client asks for, and what a server grants at most. A program sees a lost path as " +
-			"silence for as long. A connection pool that would rather have an error and try " +
-			"again, such as a database client's, wants less in its mapping: resume_timeout = " +
-			`"30s".`,
+		Doc: "How long a forwarded connection waits to be resumed after all paths are lost. A " +
+			"client asks for this time, and a server grants no more than its own. A program sees " +
+			"a lost path as silence for as long. For a connection pool that would rather get an " +
+			"error and try again, such as a database client's, set less in its mapping: " +
+			`resume_timeout = "30s".`,
 	},
 	{
 		Name: "drain_timeout", Type: typeDuration, Default: `"5s"`, Example: `drain_timeout = "5s"`,
@@ -109,10 +108,10 @@ var keys = append([]Key{
 	{
 		Name: "peers.id", Type: typeStrings, Roles: relayOnly, Example: `id = "laptop"`,
 		Doc: "The name by which others refer to the peer: 1 to 63 of a-z 0-9 . _ -, beginning " +
-			"and ending in a letter or digit. While it is being renamed, a list of 8 at most: " +
-			`["storage", "nas"] is called storage from now on, and what names nas still means ` +
-			"it. No name belongs to two peers. What goes on under a name ends when that is taken " +
-			"out.",
+			"and ending in a letter or digit. While a peer is being renamed, a list of 8 at " +
+			`most: ["storage", "nas"] is called storage from now on, and rules that name nas ` +
+			"still mean it. No name belongs to two peers. When a name is taken out, the " +
+			"connections under it end.",
 	},
 	{
 		Name: "peers.role", Type: typeString, Roles: relayOnly, Example: `role = "client"`,
@@ -127,10 +126,11 @@ var keys = append([]Key{
 	{
 		Name: "peers.allowed_servers", Type: typeStrings, Roles: relayOnly, Default: "[]",
 		Example: `allowed_servers = ["nas", "db:5432"]`,
-		Doc: "The servers that a client may reach: IDs, in which * and ? match any characters " +
-			`and any one. ":TARGET" behind an ID narrows it to one target: "db:5432" is a port ` +
-			`of the server's loopback, "db:postgres" a service by its name. They are compared ` +
-			"with what the client asks for, so a name and its port are two things.",
+		Doc: "The servers that a client may reach, by their IDs: * matches any characters, and ? " +
+			`any one. ":TARGET" behind an ID narrows the rule to one target: "db:5432" is a port ` +
+			`of the server's loopback, "db:postgres" a service by its name. The relay compares ` +
+			"targets as the client writes them, so a service's name and its port are two " +
+			"different targets.",
 	},
 
 	{
@@ -140,15 +140,15 @@ var keys = append([]Key{
 	{
 		Name: "relays.address", Type: typeString, Roles: bothEnds,
 		Example: `address = "relay.example.com:30380"`,
-		Doc: "Host name or IP address, and UDP port (30380 where none is given). A name is " +
-			"resolved anew at each dial.",
+		Doc: "Host name or IP address, and UDP port (default 30380). A name is resolved anew at " +
+			"each dial.",
 	},
 	{
 		Name: "relays.public_key", Type: typeStrings, Roles: bothEnds,
 		Example: `public_key = "(what ptthqd pubkey prints there)"`,
-		Doc: "The relay's public key, as `ptthqd pubkey` prints it there; a list while its key " +
-			"is being changed: each of them is taken. Each relay has one of its own: with one " +
-			"key for two, strangers could end their links.",
+		Doc: "The relay's public key, as `ptthqd pubkey` prints it there. While the key is being " +
+			"changed, a list, each key of which is accepted. Each relay must have a key of its " +
+			"own: with one key for two relays, strangers could end their links.",
 	},
 
 	{
@@ -157,33 +157,33 @@ var keys = append([]Key{
 	},
 	{
 		Name: "services.name", Type: typeString, Roles: serverOnly, Example: `name = "ssh"`,
-		Doc: `A name by which clients may ask for it. It contains a letter, and neither ":" nor ` +
-			`"/".`,
+		Doc: "A name by which clients may ask for the service. It contains a letter, and neither " +
+			`":" nor "/".`,
 	},
 	{
 		Name: "services.target", Type: typeString, Roles: serverOnly, Example: `target = "22"`,
-		Doc: `Where it is: "22", a port of this host's loopback; "host:port"; "unix:/path"; or a ` +
-			`range of which the client names the exact address, "192.168.1.0/24:5900-5910". A ` +
-			"network leaves out loopback, link-local and multicast addresses, unless it is a " +
-			"part of them, and the server's own (see allow_local).",
+		Doc: `Where the service is: "22", a port of this host's loopback; "host:port"; ` +
+			`"unix:/path"; or a range, "192.168.1.0/24:5900-5910", in which the client names the ` +
+			"exact address. A network leaves out loopback, link-local and multicast addresses, " +
+			"unless it is a part of them, and the server's own (see allow_local).",
 	},
 	{
 		Name: "services.clients", Type: typeStrings, Roles: serverOnly, Default: "[]",
 		Example: `clients = ["laptop", "ops-*"]`,
-		Doc: "The IDs of the clients that may reach it; * and ? match any characters and any " +
-			"one. Where there is none, nobody may.",
+		Doc: "The IDs of the clients that may reach the service: * matches any characters, and ? " +
+			"any one. Without any, nobody may.",
 	},
 	{
 		Name: "services.allow_local", Type: typeBoolean, Roles: serverOnly, Default: "false",
 		Example: "allow_local = true",
 		Doc: "Lets a network in target contain the server's own addresses, and a host's name in " +
-			"it mean the server's loopback, own or link-local addresses. Without it they are " +
-			"refused: what is not named is not offered.",
+			"target mean the server's loopback, own or link-local addresses. Otherwise these are " +
+			"refused, unless target names them as addresses.",
 	},
 
 	{
 		Name: "mappings", Type: typeTables, Roles: clientOnly,
-		Doc: "What this client listens on, and where that leads.",
+		Doc: "What this client listens on, and where the listeners lead.",
 	},
 	{
 		Name: "mappings.name", Type: typeString, Roles: clientOnly, Example: `name = "nas-ssh"`,
@@ -212,23 +212,23 @@ var keys = append([]Key{
 	{
 		Name: "mappings.allow_public", Type: typeBoolean, Roles: clientOnly, Default: "false",
 		Example: "allow_public = true",
-		Doc: "Says that it is meant when other hosts can connect to the listener; without it " +
-			"`ptthqd check` warns.",
+		Doc: "Confirms that other hosts may connect to the listener. Otherwise `ptthqd check` " +
+			"warns of such a listener.",
 	},
 	{
 		Name: "mappings.server", Type: typeString, Roles: clientOnly, Example: `server = "nas"`,
-		Doc: "The ID of the server to which it leads.",
+		Doc: "The ID of the server to which the mapping leads.",
 	},
 	{
 		Name: "mappings.target", Type: typeString, Roles: clientOnly, Example: `target = "22"`,
-		Doc: `What to reach there: "22", a port of the server's loopback; "ssh", a service's ` +
-			`name; "192.168.1.20:5901"; or "unix:/path".`,
+		Doc: `The target at the server: "22", a port of the server's loopback; "ssh", a ` +
+			`service's name; "192.168.1.20:5901"; or "unix:/path".`,
 	},
 	{
 		Name: "mappings.enabled", Type: typeBoolean, Roles: clientOnly, Default: "true",
 		Example: "enabled = false",
-		Doc: "Whether it listens. The running connections of one that is disabled go on, as " +
-			"on_remove says.",
+		Doc: "Whether the mapping listens. on_remove says what becomes of the running " +
+			"connections of a mapping that is disabled.",
 	},
 	{
 		Name: "mappings.on_remove", Type: typeString, Roles: clientOnly, Default: `"keep"`,
@@ -244,13 +244,13 @@ var keys = append([]Key{
 
 	{
 		Name: "metrics", Type: typeTable,
-		Doc: "Metrics for Prometheus, over HTTP at /metrics; and beside them /healthz and " +
-			"/readyz, for whatever else watches the daemon.",
+		Doc: "Metrics for Prometheus, over HTTP at /metrics; and /healthz and /readyz, for other " +
+			"programs that watch the daemon.",
 	},
 	{
 		Name: "metrics.listen", Type: typeString, Example: `listen = "127.0.0.1:9380"`,
-		Doc: "The TCP address on which they are served; a mere port is the loopback's. Off when " +
-			"absent.",
+		Doc: "The TCP address on which metrics are served; a port alone is the loopback's. Off " +
+			"when absent.",
 	},
 	{
 		Name: "metrics.allow_public", Type: typeBoolean, Default: "false",
@@ -261,9 +261,9 @@ var keys = append([]Key{
 	{
 		Name: "metrics.hosts", Type: typeStrings, Default: "[]",
 		Example: `hosts = ["nas.example.com"]`,
-		Doc: "Host names by which metrics are asked for, besides IP addresses, localhost and " +
-			"this host's own name. Others are refused, so that no web page reads them through a " +
-			"browser by a name that leads here.",
+		Doc: "Host names by which requests may address the metrics, besides IP addresses, " +
+			"localhost and this host's own name. Others are refused, so that no web page reads " +
+			"the metrics through a browser by a name that leads here.",
 	},
 
 	{
@@ -273,8 +273,8 @@ var keys = append([]Key{
 }, append(documentLimits(), Key{
 	Name: "limits.auth_penalty_exempt", Type: typeStrings, Roles: relayOnly, Default: "[]",
 	Example: `auth_penalty_exempt = ["192.0.2.7", "2001:db8:1::/48"]`,
-	Doc: "Addresses and networks that get no auth_penalty. " +
-		"Of IPv6 a /64 is the least that counts.",
+	Doc: "Addresses and networks that get no auth_penalty. For IPv6 the smallest network is a " +
+		"/64.",
 })...)
 
 func documentLimits() []Key {

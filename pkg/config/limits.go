@@ -117,23 +117,23 @@ const (
 	gib     = 1 << 30
 )
 
-// The defaults suit a host with 1 GiB of memory. Their sources: an idle peer costs a relay 65 KiB,
+// The defaults suit a host with 1 GiB of memory. Their sources: an idle peer costs a relay 80 KiB,
 // an idle stream 14 KiB (measured); each session may fill 64 KiB in each direction outside any
 // budget (PROTOCOL.md, section 5 rule 3); the times of tips, parking and holding are those of
 // PROTOCOL.md, sections 3 and 4.
 var limitKeys = []limitKey{
 	{
 		"handshakes", relayOnly, func(l *Limits) any { return &l.Handshakes }, 512, 1, million,
-		"QUIC handshakes in progress at once. More are refused, and tried again by those who dial.",
+		"QUIC handshakes in progress at once. More are refused; the nodes that dial try again.",
 	},
 	{
 		"handshakes_per_source", relayOnly, func(l *Limits) any { return &l.HandshakesPerSource },
 		32, 1, million,
-		"QUIC handshakes in progress at once from one IPv4 address or IPv6 /64, but no more than " +
-			"an eighth of what is left of handshakes. One that fails counts for a second at " +
-			"least. Peers behind one NAT share it: where a peer was within the last day, each " +
-			"known one adds one, as many failed ones take no place, and up to a half of what is " +
-			"left of handshakes may be used.",
+		"QUIC handshakes in progress at once from one IPv4 address or IPv6 /64, and no more than " +
+			"an eighth of what is left of handshakes. A failed one counts for a second at least. " +
+			"Peers behind one NAT share this limit. So where peers were within the last day, " +
+			"each of them adds one, as many failed handshakes do not count, and the share is a " +
+			"half of what is left of handshakes.",
 	},
 	{
 		"handshake_timeout", relayOnly, func(l *Limits) any { return &l.HandshakeTimeout },
@@ -142,24 +142,23 @@ var limitKeys = []limitKey{
 	},
 	{
 		"retry_rate", relayOnly, func(l *Limits) any { return &l.RetryRate }, 200, 1, million,
-		"Handshakes per second above which new addresses must first prove that they are theirs " +
-			"(QUIC Retry, one round trip more). So must those that come while a quarter of " +
-			"handshakes, or of handshakes_per_source, is in progress with addresses that have " +
-			"proved nothing.",
+		"Handshakes per second above which a node must first prove its address (QUIC Retry, one " +
+			"more round trip). It must also do so while a quarter of handshakes, or of " +
+			"handshakes_per_source, is in progress with unproved addresses.",
 	},
 	{
 		"auth_penalty", relayOnly, func(l *Limits) any { return &l.AuthPenalty },
 		5 * second, 0, hour,
-		"What each handshake with an unknown key, or a worthless signature, adds to the penalty " +
-			"of its source. Once a penalty exceeds 15 seconds, the source has an eighth of " +
-			"handshakes_per_source until it ends. A source where a peer was within the last day " +
-			"has none, so peers behind a NAT don't pay for a stranger there. A reload ends all. " +
-			`"0s" disables penalties.`,
+		"The time that each handshake with an unknown key, or a worthless signature, adds to the " +
+			"penalty of its source. Once a penalty exceeds 15 seconds, the source has an eighth " +
+			"of handshakes_per_source until the penalty ends. A source where a peer was within " +
+			"the last day has no penalty, so peers behind a NAT don't pay for a stranger there. " +
+			`A reload ends all penalties. "0s" disables them.`,
 	},
 	{
 		"auth_penalty_max", relayOnly, func(l *Limits) any { return &l.AuthPenaltyMax },
 		600 * second, 0, 24 * hour,
-		"The most to which the penalties of one source add up.",
+		"The longest penalty of one source.",
 	},
 	{
 		"penalty_sources", relayOnly, func(l *Limits) any { return &l.PenaltySources },
@@ -168,7 +167,7 @@ var limitKeys = []limitKey{
 	},
 	{
 		"links", relayOnly, func(l *Limits) any { return &l.Links }, 16384, 1, million,
-		"Peers that are connected at once. An idle one costs about 65 KiB of memory.",
+		"Peers that are connected at once. An idle peer costs about 80 KiB of memory.",
 	},
 	{
 		"streams_per_peer", whoAccepts, func(l *Limits) any { return &l.StreamsPerPeer },
@@ -184,8 +183,8 @@ var limitKeys = []limitKey{
 		"opens_per_second", whoAccepts, func(l *Limits) any { return &l.OpensPerSecond },
 		10000, 1, million,
 		"New connections per second from one client, sustained; twice as many may come at once. " +
-			"More are refused with 429. At a relay a request that is refused counts tenfold; " +
-			"those beyond wait.",
+			"More are refused with 429. At a relay a refused request counts tenfold; requests " +
+			"beyond that wait.",
 	},
 	{
 		"pending_tips", whoAccepts, func(l *Limits) any { return &l.PendingTips }, 512, 1, million,
@@ -210,9 +209,9 @@ var limitKeys = []limitKey{
 	{
 		"park_timeout", relayOnly, func(l *Limits) any { return &l.ParkTimeout },
 		5 * second, 0, 60 * second,
-		"How long a connection to resume waits at the relay for its server's link, and a new one " +
-			"whose server was connected within the last minute; 0: not at all. In the relay's " +
-			"first minute a new one waits 12 s.",
+		"How long a connection to resume waits at the relay for its server's link; so does a new " +
+			"one whose server was connected within the last minute. 0: not at all. In the " +
+			"relay's first minute a new connection waits 12 s.",
 	},
 	{
 		"sessions", bothEnds, func(l *Limits) any { return &l.Sessions }, 16384, 1, million,
@@ -244,26 +243,26 @@ var limitKeys = []limitKey{
 	{
 		"session_window", bothEnds, func(l *Limits) any { return &l.SessionWindow },
 		wire.MaxWindow, wire.InitialWindow, wire.MaxWindow,
-		"The most that may be under way in one direction of one connection. Twice the product of " +
+		"The most bytes in flight in one direction of one connection. Twice the product of " +
 			"bandwidth and round trip fills a path.",
 	},
 	{
 		"session_memory", bothEnds, func(l *Limits) any { return &l.SessionMemory },
 		256 * mib, mib, 1024 * gib,
-		"What all connections together may be promised to send beyond the 64 KiB that each has " +
-			"in each direction.",
+		"The bytes that peers may be allowed to send, over all connections together, beyond the " +
+			"64 KiB that each has in each direction.",
 	},
 	{
 		"retained_memory", bothEnds, func(l *Limits) any { return &l.RetainedMemory },
 		256 * mib, mib, 1024 * gib,
-		"What all connections together may keep for sending it again beyond the 64 KiB that each " +
-			"has in each direction.",
+		"The bytes that are kept until they are acknowledged, of all connections together, " +
+			"beyond the 64 KiB that each has in each direction.",
 	},
 	{
 		"link_memory", nil, func(l *Limits) any { return &l.LinkMemory },
 		256 * mib, mib, 1024 * gib,
-		"What all links together may promise to receive beyond the 1 MiB that each has. One " +
-			"grows to 32 MiB at most, as its path needs.",
+		"The bytes that all links together may allow peers to send, beyond the 1 MiB that each " +
+			"has. A link grows to 32 MiB at most, as its path needs.",
 	},
 	{
 		"held_connections", clientOnly, func(l *Limits) any { return &l.HeldConnections },
