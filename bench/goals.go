@@ -48,9 +48,9 @@ func (r *results) judge(ours string) {
 		g.own("loaded", metricBeside), g.own("loaded", metricAlone))
 	for _, role := range []string{clientHost, relayHost, serverHost} {
 		goal := fmt.Sprintf("memory of the %s per idle connection, %d of them, KiB", role, r.options.idle)
-		g.value(goal, atMost, 16, g.own(rowIdle, metricMemory+role))
+		g.value(goal, atMost, 22, g.own(rowIdle, metricMemory+role))
 	}
-	g.value(fmt.Sprintf("memory of the relay per idle peer, %d of them, KiB", r.options.peers), atMost, 72,
+	g.value(fmt.Sprintf("memory of the relay per idle peer, %d of them, KiB", r.options.peers), atMost, 90,
 		g.own(rowPeers, metricMemory+relayHost))
 	g.ratio("CPU per GiB, 1,000 streams to 8", atMost, 1.3,
 		g.own("bulk-1000-up", metricCPU+"all"), g.own("bulk-8-up", metricCPU+"all"))
