@@ -16,38 +16,48 @@ import (
 
 var exampleToken = wire.Token{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
 
-// A framed is a frame header and its data, as an example shows them.
+// A framed is a frame header with its data.
 type framed struct {
 	header wire.Frame
 	data   string
 }
 
-// examples are the values of section 8 of PROTOCOL.md, by heading: a message,
-// or a row of frames.
+// examples has the values of section 8 of PROTOCOL.md by heading: a message, or a row of frames.
 var examples = map[string]any{
 	"connect with open": &wire.Connect{Server: "nas", Inner: wire.Append(nil, &wire.Open{
-		Version: 1, Token: exampleToken, Attempt: 2, Age: 1500 * time.Millisecond, Source: "127.0.0.1:50012",
-		Target: ":22", Limit: 65536, ResumeTimeout: 10 * time.Minute,
+		Version: 1, Token: exampleToken, Attempt: 2, Age: 1500 * time.Millisecond,
+		Source: "127.0.0.1:50012", Target: ":22", Limit: 65536, ResumeTimeout: 10 * time.Minute,
 	})},
 	"incoming with resume": &wire.Incoming{Client: "laptop", Inner: wire.Append(nil, &wire.Resume{
 		Version: 1, Token: exampleToken, Attempt: 3, Source: "127.0.0.1:50012", Target: ":22",
 		Received: 1000, Acked: 900, Limit: 66436, Unconfirmed: true,
 	})},
-	"incoming under two names": &wire.Incoming{Client: "notebook", Others: []string{"laptop"}, Inner: wire.Append(nil, &wire.Resume{
-		Version: 1, Token: exampleToken, Attempt: 3, Source: "127.0.0.1:50012", Target: ":22",
-		Received: 1000, Acked: 900, Limit: 66436, Unconfirmed: true,
-	})},
+	"incoming under two names": &wire.Incoming{
+		Client: "notebook", Others: []string{"laptop"},
+		Inner: wire.Append(nil, &wire.Resume{
+			Version: 1, Token: exampleToken, Attempt: 3, Source: "127.0.0.1:50012", Target: ":22",
+			Received: 1000, Acked: 900, Limit: 66436, Unconfirmed: true,
+		}),
+	},
 	"reply: open": &wire.Reply{Status: wire.StatusOpen, Node: "nas", Inner: wire.Append(nil, &wire.Granted{
 		Version: 1, Limit: 65536, ResumeTimeout: 10 * time.Minute,
 	})},
-	"reply: ended by a reset": &wire.Reply{Status: wire.StatusComplete, Node: "nas", Inner: wire.Append(nil, &wire.Granted{
-		Version: 1, Limit: 65543, Received: 7, Acked: 7, Reset: true,
-	})},
-	"reply: refused": &wire.Reply{Status: wire.StatusNotAllowed, Text: "laptop may not reach db", Node: "relay"},
-	"connect: another attempt to resume": &wire.Connect{Server: "nas", Hold: true, Inner: wire.Append(nil, &wire.Resume{
-		Version: 1, Token: exampleToken, Attempt: 3, Source: "127.0.0.1:50012", Target: ":22",
-		Received: 1000, Acked: 900, Limit: 66436,
-	})},
+	"reply: ended by a reset": &wire.Reply{
+		Status: wire.StatusComplete, Node: "nas",
+		Inner: wire.Append(nil, &wire.Granted{
+			Version: 1, Limit: 65543, Received: 7, Acked: 7, Reset: true,
+		}),
+	},
+	"reply: refused": &wire.Reply{
+		Status: wire.StatusNotAllowed, Text: "laptop may not reach db", Node: "relay",
+	},
+	"connect: another attempt to resume": &wire.Connect{
+		Server: "nas", Hold: true,
+		Inner: wire.Append(nil, &wire.Resume{
+			Version: 1, Token: exampleToken, Attempt: 3, Source: "127.0.0.1:50012", Target: ":22",
+			Received: 1000, Acked: 900, Limit: 66436,
+		}),
+	},
 	"control":                 &wire.Control{},
 	"control of an instance":  &wire.Control{Instance: wire.Instance{1, 2, 3, 4, 5, 6, 7, 8}},
 	"contested":               &wire.Contested{From: "192.0.2.9:40000"},
@@ -61,11 +71,13 @@ var examples = map[string]any{
 	"frame: a bare ack":       []framed{{wire.Frame{Kind: wire.FrameNone, Acked: 16384}, ""}},
 	"frame: fin":              []framed{{wire.Frame{Kind: wire.FrameFin}, ""}},
 	"frame: reset":            []framed{{wire.Frame{Kind: wire.FrameReset}, ""}},
-	"frame: ping, pong":       []framed{{wire.Frame{Kind: wire.FramePing}, ""}, {wire.Frame{Kind: wire.FramePong}, ""}},
-	"frame: yield":            []framed{{wire.Frame{Kind: wire.FrameYield, Value: 65536}, ""}},
+	"frame: ping, pong": []framed{
+		{wire.Frame{Kind: wire.FramePing}, ""}, {wire.Frame{Kind: wire.FramePong}, ""},
+	},
+	"frame: yield": []framed{{wire.Frame{Kind: wire.FrameYield, Value: 65536}, ""}},
 }
 
-// documented reads the examples of PROTOCOL.md: heading to bytes.
+// documented returns the bytes of the examples in PROTOCOL.md by heading.
 func documented(t *testing.T) map[string][]byte {
 	t.Helper()
 	document, err := os.ReadFile("PROTOCOL.md")
@@ -213,15 +225,15 @@ func TestDocumentedCodes(t *testing.T) {
 	}
 }
 
-// The tables of section 3 against what the code takes: a message with only a
-// field that the table doesn't name is as good as an empty one, and one with a
-// field that it names twice is refused.
+// TestDocumentedFields compares the tables of section 3 with the code. A message that has a field
+// twice is refused if the code knows the field, and accepted if it does not.
 func TestDocumentedFields(t *testing.T) {
 	document, err := os.ReadFile("PROTOCOL.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	rows := regexp.MustCompile("(?m)^\\| (\\d+) \\| `([a-z]+)` \\| (.*)\\|$").FindAllStringSubmatch(string(document), -1)
+	rows := regexp.MustCompile("(?m)^\\| (\\d+) \\| `([a-z]+)` \\| (.*)\\|$").
+		FindAllStringSubmatch(string(document), -1)
 	if len(rows) != 12 {
 		t.Fatalf("section 3 has %d messages", len(rows))
 	}
@@ -238,12 +250,12 @@ func TestDocumentedFields(t *testing.T) {
 			}
 		}
 		for number := byte(1); number < 20; number++ {
-			// The empty value twice: an unknown field is skipped, a known
-			// one is malformed or repeated.
+			// The empty value twice: a known field is malformed or repeated.
 			_, _, err := wire.Parse([]byte{kind, 4, number, 0, number, 0})
 			refused := err != nil && strings.Contains(err.Error(), fmt.Sprintf("field %d", number))
 			if refused != known[number] {
-				t.Errorf("%s, field %d: documented %v, known to the code %v (%v)", row[2], number, known[number], refused, err)
+				t.Errorf("%s, field %d: documented %v, known to the code %v (%v)",
+					row[2], number, known[number], refused, err)
 			}
 		}
 	}
