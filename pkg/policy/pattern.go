@@ -6,14 +6,15 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// maxPattern bounds a pattern: the longest ID with a star after each character.
+// maxPattern is the most characters of a pattern: the longest ID with a star after each character.
 const maxPattern = 2 * 63
 
-// Pattern matches peer IDs: in it, * stands for any characters or none, and ? for exactly one. The zero Pattern matches
-// no ID. Patterns are comparable.
+// Pattern matches peer IDs: * stands for any number of characters, and ? for exactly one. The zero
+// Pattern matches no ID. Patterns are comparable.
 type Pattern struct{ text string }
 
-// ParsePattern parses a pattern. It refuses one that no ID could match, such as one with a capital letter in it.
+// ParsePattern parses a pattern. It refuses a pattern that no ID can match, such as one with a capital
+// letter.
 func ParsePattern(s string) (Pattern, error) {
 	if s == "" {
 		return Pattern{}, fault("* matches all IDs", "it is empty")
@@ -33,7 +34,8 @@ func ParsePattern(s string) (Pattern, error) {
 		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '*', c == '?':
 		case strings.IndexByte("._-", c) >= 0 && !edge:
 		default:
-			return Pattern{}, fault("IDs are made of a-z 0-9 . _ -, and begin and end in a letter or digit", "no ID can match %q", s)
+			return Pattern{}, fault("IDs are made of a-z 0-9 . _ -, and begin and end in a letter or digit",
+				"no ID can match %q", s)
 		}
 	}
 	return Pattern{s}, nil
@@ -42,15 +44,15 @@ func ParsePattern(s string) (Pattern, error) {
 // String returns the pattern as it was written.
 func (p Pattern) String() string { return p.text }
 
-// Match tells whether the pattern matches the whole of id. It takes at most len(pattern) × len(id) steps, whatever the
-// pattern: there is no backtracking beyond the last star.
+// Match reports whether the pattern matches the whole of id. It takes at most len(pattern) × len(id)
+// steps, since it never backtracks beyond the last star.
 func (p Pattern) Match(id string) bool {
 	pattern := p.text
 	if pattern == "" {
 		return false
 	}
-	i, j := 0, 0          // the next of pattern and of id
-	star, resume := -1, 0 // the last star met, and where in id it may have to take one character more
+	i, j := 0, 0          // positions in pattern and id
+	star, resume := -1, 0 // the last star, and the position in id behind what the star has taken
 	for j < len(id) {
 		switch {
 		case i < len(pattern) && pattern[i] == '*':

@@ -9,7 +9,7 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// Role is which end of a forwarded connection a peer of the relay is.
+// Role says which end of a forwarded connection a peer of the relay is.
 type Role string
 
 // The roles of a relay's peers.
@@ -21,12 +21,12 @@ const (
 // Rule is one entry of a client's allowed_servers.
 type Rule struct {
 	Server Pattern
-	Target string // the canonical text of the only target that it allows; empty: it allows all
+	Target string // canonical text of the only target that the rule allows; empty: all targets
 	Source Source
 }
 
-// ParseRule parses SERVER or SERVER:TARGET, such as "nas", "build-*", "db:5432", "nas:ssh" or "nas:192.168.1.20:5901".
-// The Source is left to the caller.
+// ParseRule parses SERVER or SERVER:TARGET, such as "nas", "build-*", "db:5432", "nas:ssh" or
+// "nas:192.168.1.20:5901". The caller sets the Source.
 func ParseRule(s string) (Rule, error) {
 	server, target, narrowed := strings.Cut(s, ":")
 	pattern, err := ParsePattern(server)
@@ -43,7 +43,7 @@ func ParseRule(s string) (Rule, error) {
 	return Rule{Server: pattern, Target: t.String()}, nil
 }
 
-// String returns what [ParseRule] parses to the same rule.
+// String returns a text that [ParseRule] parses to the same rule.
 func (r Rule) String() string {
 	if r.Target == "" {
 		return r.Server.String()
@@ -54,29 +54,29 @@ func (r Rule) String() string {
 // Peer is a node that the relay admits.
 type Peer struct {
 	ID      string
-	Others  []string // other names that are still understood: its old ones, while it is being renamed
+	Others  []string // further names that count as its own: the old ones, while it is being renamed
 	Role    Role
 	Keys    []ident.PublicKey // one; more while its key is being changed
-	Allowed []Rule            // a client's only
+	Allowed []Rule            // what a client may reach; empty for a server
 	Source  Source
 }
 
-// Names are all by which it is understood, its ID first.
+// Names returns the ID and the other names.
 func (p *Peer) Names() []string { return append([]string{p.ID}, p.Others...) }
 
-// Is tells whether name is one of its names.
+// Is reports whether name is one of the peer's names.
 func (p *Peer) Is(name string) bool { return p.ID == name || slices.Contains(p.Others, name) }
 
-// Relay is all that a relay decides by. Its methods may be called from several goroutines; what they return is shared
-// and must not be changed.
+// Relay has the peers and rules by which a relay decides. What its methods return is shared and must
+// not be changed.
 type Relay struct {
 	peers []*Peer
-	byID  map[string]*Peer // by each of its names
+	byID  map[string]*Peer // by each of their names
 	byKey map[ident.PublicKey]*Peer
 }
 
-// NewRelay makes a Relay of the peers, which it copies. It refuses peers who cannot be told apart, an impossible ID, role
-// or rule, with an [*Error].
+// NewRelay makes a Relay of the peers, which it copies. Its error is an [*Error]: two peers have the
+// same name or key, or an ID, role or rule is not valid.
 func NewRelay(peers []Peer) (*Relay, error) {
 	r := &Relay{
 		byID:  make(map[string]*Peer, len(peers)),
@@ -97,13 +97,22 @@ func (r *Relay) add(p *Peer) error {
 		return err
 	}
 	if p.Role != RoleClient && p.Role != RoleServer {
-		return &Error{Source: p.Source, Key: "role", Message: fmt.Sprintf("%q is no role of a peer", string(p.Role)), Hint: `write "client" or "server"`}
+		return &Error{
+			Source: p.Source, Key: "role", Hint: `write "client" or "server"`,
+			Message: fmt.Sprintf("%q is no role of a peer", string(p.Role)),
+		}
 	}
 	if p.Role != RoleClient && len(p.Allowed) > 0 {
-		return &Error{Source: p.Source, Key: "allowed_servers", Message: p.ID + " is a server, and reaches no other", Hint: "give them to the client"}
+		return &Error{
+			Source: p.Source, Key: "allowed_servers", Hint: "give them to the client",
+			Message: p.ID + " is a server, and reaches no other",
+		}
 	}
 	if len(p.Keys) == 0 {
-		return &Error{Source: p.Source, Key: "public_key", Message: p.ID + " has no key", Hint: "`ptthqd pubkey` prints it there"}
+		return &Error{
+			Source: p.Source, Key: "public_key", Hint: "`ptthqd pubkey` prints it there",
+			Message: p.ID + " has no key",
+		}
 	}
 	for _, key := range p.Keys {
 		if other, ok := r.byKey[key]; ok {
@@ -111,7 +120,10 @@ func (r *Relay) add(p *Peer) error {
 			if other == p {
 				message = p.ID + " has the same key twice"
 			}
-			return &Error{Source: p.Source, Key: "public_key", Message: message, Hint: "each node has a key of its own"}
+			return &Error{
+				Source: p.Source, Key: "public_key", Hint: "each node has a key of its own",
+				Message: message,
+			}
 		}
 		r.byKey[key] = p
 	}
@@ -119,11 +131,14 @@ func (r *Relay) add(p *Peer) error {
 	return nil
 }
 
-// name enters a peer under each of its names, which nobody else may have.
+// name adds a peer under each of its names, which no other peer may have.
 func (r *Relay) name(p *Peer) error {
 	names := p.Names()
 	if len(names) > wire.MaxNames {
-		return &Error{Source: p.Source, Key: "id", Message: fmt.Sprintf("%s has %d names", p.ID, len(names)), Hint: fmt.Sprintf("%d are the most", wire.MaxNames)}
+		return &Error{
+			Source: p.Source, Key: "id", Hint: fmt.Sprintf("%d are the most", wire.MaxNames),
+			Message: fmt.Sprintf("%s has %d names", p.ID, len(names)),
+		}
 	}
 	for _, name := range names {
 		if err := wire.CheckID(name); err != nil {
@@ -140,7 +155,7 @@ func (r *Relay) name(p *Peer) error {
 	return nil
 }
 
-// also points to the other one of two that collide.
+// also returns a hint that names the place of the other of two that collide.
 func also(s Source) string {
 	if s == (Source{}) {
 		return ""
@@ -148,11 +163,11 @@ func also(s Source) string {
 	return "the other one is at " + s.String()
 }
 
-// PeerByKey returns the peer that a key belongs to.
+// PeerByKey returns the peer that has a key.
 func (r *Relay) PeerByKey(key ident.PublicKey) (Peer, bool) { return found(r.byKey[key]) }
 
-// Peer returns the peer that has an ID, as one of its names.
-func (r *Relay) Peer(id string) (Peer, bool) { return found(r.byID[id]) }
+// Peer returns the peer that has a name.
+func (r *Relay) Peer(name string) (Peer, bool) { return found(r.byID[name]) }
 
 func found(p *Peer) (Peer, bool) {
 	if p == nil {
@@ -170,9 +185,10 @@ func (r *Relay) Peers() []Peer {
 	return peers
 }
 
-// Allow decides whether a client may reach a target of a server. The target is compared as text: one that is not
-// canonical is none that a rule could name. The answer is the same whether the server is connected or not, and whichever of
-// their names client and server are called by: a rule that names one of a server's names means the server.
+// Allow decides whether a client may reach a target of a server. The target is compared as text, so a
+// target that is not canonical matches only rules without a target. The answer does not depend on
+// whether the server is connected, nor on which of their names client and server are given by: a rule
+// with one of a server's names means the server.
 func (r *Relay) Allow(client, server, target string) Decision {
 	c, ok := r.byID[client]
 	if !ok {
@@ -190,13 +206,16 @@ func (r *Relay) Allow(client, server, target string) Decision {
 			return r.allowedBy(rule, client, server)
 		}
 		if d.Rule == "" {
-			d = Decision{Rule: rule.String(), Reason: fmt.Sprintf("%s may reach %s, but not its target %s", client, server, target), Source: rule.Source}
+			d = Decision{
+				Rule: rule.String(), Source: rule.Source,
+				Reason: fmt.Sprintf("%s may reach %s, but not its target %s", client, server, target),
+			}
 		}
 	}
 	return d
 }
 
-// Targets returns which targets of a server a client may reach: all, or those, without repeats.
+// Targets returns which targets of a server a client may reach: all, or the listed ones.
 func (r *Relay) Targets(client, server string) (all bool, targets []string) {
 	c := r.byID[client]
 	if c == nil {
@@ -214,7 +233,7 @@ func (r *Relay) Targets(client, server string) (all bool, targets []string) {
 	return false, targets
 }
 
-// means tells whether a rule names the server that is called so, by any of its names.
+// means reports whether a rule names the server that has this name, by any of its names.
 func (r *Relay) means(rule Rule, server string) bool {
 	if s := r.byID[server]; s != nil {
 		return slices.ContainsFunc(s.Names(), rule.Server.Match)
@@ -222,7 +241,7 @@ func (r *Relay) means(rule Rule, server string) bool {
 	return rule.Server.Match(server)
 }
 
-// allowedBy says yes, if there is such a server at all.
+// allowedBy returns the decision of a rule that matches: yes, if there is such a server at all.
 func (r *Relay) allowedBy(rule Rule, client, server string) Decision {
 	d := Decision{Rule: rule.String(), Source: rule.Source}
 	switch s, ok := r.byID[server]; {

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// ServiceTarget is what a service offers: one target, or a range of them of which the client names one.
+// ServiceTarget is what a service offers: one target, or a range from which the client names one.
 //
 //	22  db:5432  unix:/run/x.sock      one
 //	5900-5910                          ports of the loopback
@@ -17,13 +17,13 @@ import (
 //
 // ServiceTargets are comparable.
 type ServiceTarget struct {
-	first  Target       // the only one, or the one with the lowest port; zero where there is a network
-	prefix netip.Prefix // valid where there is a network, of two addresses or more
+	first  Target       // the only target, or the one with the lowest port; zero for a network
+	prefix netip.Prefix // valid for a network, which has two addresses or more
 	low    uint16       // the ports; 0 for a Unix socket
 	high   uint16
 }
 
-// ParseServiceTarget parses any spelling.
+// ParseServiceTarget parses any spelling of a service's target.
 func ParseServiceTarget(s string) (ServiceTarget, error) {
 	if err := checkText(s); err != nil {
 		return ServiceTarget{}, err
@@ -33,7 +33,8 @@ func ParseServiceTarget(s string) (ServiceTarget, error) {
 		return ServiceTarget{first: t}, err
 	}
 	if !strings.Contains(s, ":") && !isNumber(strings.Replace(s, "-", "", 1)) {
-		return ServiceTarget{}, fault("write a port, host:port, unix:/path or NETWORK/BITS:PORT-PORT", "%q is no target of a service", s)
+		return ServiceTarget{}, fault("write a port, host:port, unix:/path or NETWORK/BITS:PORT-PORT",
+			"%q is no target of a service", s)
 	}
 	head, ports := "", s
 	if i := strings.LastIndexByte(s, ':'); i >= 0 {
@@ -65,7 +66,7 @@ func parsePorts(s string) (low, high uint16, err error) {
 	return low, high, nil
 }
 
-// parseNetwork parses what stands before the port: 192.168.1.0/24 or [fd00::/64].
+// parseNetwork parses the part before the port: 192.168.1.0/24 or [fd00::/64].
 func parseNetwork(s string, low, high uint16) (ServiceTarget, error) {
 	inner, bracketed := strings.CutPrefix(s, "[")
 	if bracketed {
@@ -76,7 +77,8 @@ func parseNetwork(s string, low, high uint16) (ServiceTarget, error) {
 		return ServiceTarget{}, fault("write 192.168.1.0/24:22 or [fd00::/64]:22", "%q is no network", s)
 	}
 	if masked := prefix.Masked(); masked != prefix {
-		return ServiceTarget{}, fault(fmt.Sprintf("write %v for the network", masked), "%v has bits beyond its prefix", prefix)
+		return ServiceTarget{}, fault(fmt.Sprintf("write %v for the network", masked),
+			"%v has bits beyond its prefix", prefix)
 	}
 	if prefix.IsSingleIP() {
 		t, err := hostAt(prefix.Addr())
@@ -105,20 +107,20 @@ func (t ServiceTarget) String() string {
 	return text
 }
 
-// Single returns the target, if it is one and no range.
+// Single returns the target, and whether it is a single one and no range.
 func (t ServiceTarget) Single() (Target, bool) {
 	return t.first, !t.prefix.IsValid() && t.low == t.high
 }
 
-// Everywhere tells whether the target is all addresses of a family.
+// Everywhere reports whether the target is all addresses of a family.
 func (t ServiceTarget) Everywhere() bool { return t.prefix.IsValid() && t.prefix.Bits() == 0 }
 
-// Covers tells whether asked is the target, or one of the range. A network covers special addresses (see [Special]) only
-// where it is itself a part of them: who offers 0.0.0.0/0 offers what lies around the host, not what listens on its
-// loopback in the belief that it is safe there, nor the cloud's 169.254.169.254.
+// Covers reports whether asked is the target, or one of the range. A network covers a special address
+// (see [Special]) only if it lies within that class of addresses: 0.0.0.0/0 offers what lies around the
+// host, but not what listens on the host's loopback, nor the cloud's 169.254.169.254.
 func (t ServiceTarget) Covers(asked Target) bool { return t.contains(asked) && t.excludes(asked) == "" }
 
-// contains is Covers without a look at what the address is.
+// contains is Covers for any address, special ones too.
 func (t ServiceTarget) contains(asked Target) bool {
 	if t.prefix.IsValid() {
 		addr := asked.networkAddr()
@@ -131,7 +133,7 @@ func (t ServiceTarget) contains(asked Target) bool {
 	return asked == t.first
 }
 
-// excludes tells why a network that contains a target doesn't cover it.
+// excludes returns why a network that contains a target does not cover it; empty if it does.
 func (t ServiceTarget) excludes(asked Target) string {
 	if !t.prefix.IsValid() {
 		return ""
@@ -143,7 +145,8 @@ func (t ServiceTarget) excludes(asked Target) string {
 	return what
 }
 
-// networkAddr is the address by which a network is asked for a target; that of the loopback is the IPv4 one.
+// networkAddr returns the address that a network must contain to offer the target. For the loopback
+// it is 127.0.0.1.
 func (t Target) networkAddr() netip.Addr {
 	if t.kind == loopback {
 		return loopback4
@@ -155,25 +158,27 @@ func (t ServiceTarget) hasPort(p uint16) bool { return t.low <= p && p <= t.high
 
 // Service is one entry of a server's [[services]].
 type Service struct {
-	Name    string // may be empty; a client may ask for it instead of the target, if that is a single one
+	Name    string // may be empty; a client may ask for it instead of a single target
 	Target  ServiceTarget
-	Clients []Pattern // who may reach it; nobody if empty
+	Clients []Pattern // the clients that may reach it
 	Source  Source
 
-	// AllowLocal lets a network contain the host's own addresses, and a host's name mean this host or its link.
+	// AllowLocal lets a network contain the host's own addresses, and a host name mean this host or
+	// an address of its link.
 	AllowLocal bool
 }
 
-// Guarded tells whether the service must not lead to special addresses (see [Special]) that nobody has named: where its
-// target is a network or a host's name, and it has no AllowLocal. The decision is made once more when a target is dialled,
-// since only then it is known what a name means.
+// Guarded reports whether the service must not lead to special addresses (see [Special]): its target is
+// a network or a host name, and AllowLocal is not set. The dialer checks again, since the address of a
+// name is known only then.
 func (s *Service) Guarded() bool {
 	network := s.Target.prefix.IsValid() && !s.Target.prefix.Addr().IsLoopback()
 	return !s.AllowLocal && (network || s.Target.first.IsHostName())
 }
 
-// Bars tells why the service doesn't offer a target, although its range contains it; empty if it does. A network doesn't
-// offer the addresses of the server's own host, which own knows, unless the service has AllowLocal.
+// Bars returns why the service does not offer a target that its range contains; empty if it does. A
+// network does not offer addresses of the server's own host, for which own reports true, unless
+// AllowLocal is set.
 func (s *Service) Bars(asked Target, own func(netip.Addr) bool) string {
 	what := s.Target.excludes(asked)
 	if what == "" && s.Guarded() && asked.addr.IsValid() && own(asked.addr) {
@@ -189,7 +194,7 @@ func (s *Service) Bars(asked Target, own func(netip.Addr) bool) string {
 	return fmt.Sprintf("%v does not cover %v, %s: %s", s.Target, asked, what, hint)
 }
 
-// String returns the name, or the target if there is none.
+// String returns the name, or the target of a service without a name.
 func (s Service) String() string {
 	if s.Name != "" {
 		return s.Name
@@ -197,14 +202,14 @@ func (s Service) String() string {
 	return s.Target.String()
 }
 
-// Services are all that a server decides by. Its methods may be called from several goroutines; what they return is
-// shared and must not be changed.
+// Services are the rules by which a server decides. What its methods return is shared and must not be
+// changed.
 type Services struct {
 	all []Service
 }
 
-// NewServices makes Services of a list, which it copies. It refuses a name that is none, or that two services have, with
-// an [*Error].
+// NewServices makes Services of a list, which it copies. Its error is an [*Error]: a name is not valid,
+// or two services have it.
 func NewServices(services []Service) (*Services, error) {
 	named := make(map[string]Source, len(services))
 	all := slices.Clone(services)
@@ -218,15 +223,18 @@ func NewServices(services []Service) (*Services, error) {
 			return nil, &Error{Source: s.Source, Key: "name", Message: err.Error()}
 		}
 		if other, ok := named[s.Name]; ok {
-			return nil, &Error{Source: s.Source, Key: "name", Message: fmt.Sprintf("two services have the name %s", s.Name), Hint: also(other)}
+			return nil, &Error{
+				Source: s.Source, Key: "name", Hint: also(other),
+				Message: fmt.Sprintf("two services have the name %s", s.Name),
+			}
 		}
 		named[s.Name] = s.Source
 	}
 	return &Services{all}, nil
 }
 
-// CheckServiceName tells what is wrong with a service's name. It has 1 to 63 letters, digits and . _ -, one letter at
-// least, and begins with a letter or digit, so that it cannot be taken for any other target.
+// CheckServiceName returns an error if a service's name is not valid. A name has 1 to 63 letters, digits
+// and . _ -, at least one letter, and begins with a letter or digit: it looks like no other target.
 func CheckServiceName(s string) error {
 	t, err := ParseTarget(s)
 	if err == nil && !t.IsName() {
@@ -238,9 +246,9 @@ func CheckServiceName(s string) error {
 // All returns the services in the config's order.
 func (s *Services) All() []Service { return s.all }
 
-// Resolve decides whether a client may reach a target, and says what to dial for it: the target itself, or what the
-// service with that name offers. Without permission the target is zero. Own tells which addresses are those of the
-// server's host.
+// Resolve decides whether a client may reach a target, and returns what to dial for it: the target
+// itself, or the one that the service with that name offers; zero if the client may not. own reports
+// whether an address is one of the server's host.
 func (s *Services) Resolve(client string, asked Target, own func(netip.Addr) bool) (dial Target, d Decision) {
 	if asked.IsName() {
 		return s.resolveName(client, asked)
@@ -277,7 +285,7 @@ func (s *Services) resolveName(client string, asked Target) (dial Target, d Deci
 		return Target{}, d
 	}
 	target, single := service.Target.Single()
-	if !single { // which one of the range would that be?
+	if !single { // the name does not say which one of the range
 		d.Allowed, d.Guarded = false, false
 		d.Reason = fmt.Sprintf("%s is a range: the client must ask for one target in %v", service, service.Target)
 		return Target{}, d
@@ -285,7 +293,7 @@ func (s *Services) resolveName(client string, asked Target) (dial Target, d Deci
 	return target, d
 }
 
-// decide says whether a client may reach the service.
+// decide decides whether a client may reach the service.
 func (s *Service) decide(client string) Decision {
 	d := Decision{Rule: s.String(), Source: s.Source}
 	d.Allowed = slices.ContainsFunc(s.Clients, func(p Pattern) bool { return p.Match(client) })

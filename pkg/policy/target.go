@@ -10,18 +10,19 @@ import (
 )
 
 const (
-	maxPath  = 107 // what a sockaddr_un of Linux holds, without its final NUL
-	maxHost  = 253 // RFC 1035, section 2.3.4, as text without the final dot
-	maxLabel = 63  // the same
-	maxName  = 63  // as for peer IDs
+	maxPath  = 107 // bytes; what a sockaddr_un of Linux holds, without the final NUL
+	maxHost  = 253 // characters without the final dot (RFC 1035, section 2.3.4)
+	maxLabel = 63  // characters (RFC 1035, section 2.3.4)
+	maxName  = 63  // characters, as of peer IDs
 )
 
-// Target is what a client asks a server for. It is one of four things, each with one canonical text:
+// Target is what a client asks a server for. There are four kinds, each with one canonical text:
 //
-//	:22                    a port of the server's own loopback, also spelt 22, localhost:22, 127.0.0.1:22, [::1]:22
+//	:22                    a port of the server's own loopback, also spelt 22, localhost:22,
+//	                       127.0.0.1:22, [::1]:22
 //	db.example.com:5432    a port of another host; [fd00::1]:22, 192.168.1.20:5901
 //	unix:/run/x.sock       a Unix socket of the server
-//	ssh                    a service's name, which means what the server's config says
+//	ssh                    a service's name; the server's config says what it means
 //
 // Targets are comparable; the zero Target is none of these, and no parser returns it.
 type Target struct {
@@ -80,7 +81,7 @@ func (t Target) String() string {
 	}
 }
 
-// hostText is what stands before the port.
+// hostText returns the part before the port.
 func (t Target) hostText() string {
 	if t.addr.Is6() {
 		return "[" + t.text + "]"
@@ -88,13 +89,14 @@ func (t Target) hostText() string {
 	return t.text
 }
 
-// IsName tells whether the target is a service's name: only the server that has the service knows what it means.
+// IsName reports whether the target is a service's name. Only the server with the service knows what
+// the name means.
 func (t Target) IsName() bool { return t.kind == name }
 
-// IsHostName tells whether the target is a port of a host that a resolver must look up.
+// IsHostName reports whether the target is a port of a host whose name must be resolved.
 func (t Target) IsHostName() bool { return t.kind == host && !t.addr.IsValid() }
 
-// Host is the host's name or address; empty for what is on no host but the server's own.
+// Host returns the host's name or address; empty for a target on the server's own host.
 func (t Target) Host() string {
 	if t.kind != host {
 		return ""
@@ -102,8 +104,8 @@ func (t Target) Host() string {
 	return t.text
 }
 
-// Network returns what net.Dial wants as the network: "tcp", or "unix" for a Unix socket. For a name it panics, as
-// [Target.Addresses] does: [Services.Resolve] turns names into what they mean.
+// Network returns the network for net.Dial: "tcp", or "unix" for a Unix socket. It panics for a
+// service's name, as [Target.Addresses] does: [Services.Resolve] returns what a name means.
 func (t Target) Network() string {
 	switch t.kind {
 	case loopback, host:
@@ -115,9 +117,10 @@ func (t Target) Network() string {
 	}
 }
 
-// Addresses returns what net.Dial wants as the address, to be tried in this order until one answers. There are two for a
-// port of the loopback, because a server may listen on one family alone; they are no name, so nobody who answers DNS
-// questions has a say in where a connection to this host ends. A host's name is one address: the dialler resolves it.
+// Addresses returns the addresses for net.Dial, to be tried in this order until one answers. A port of
+// the loopback has two, since a program may listen on one family only. They are numbers and not the
+// name localhost, so DNS has no say in where such a connection ends. A host name is one address: the
+// dialer resolves it.
 func (t Target) Addresses() []string {
 	switch t.kind {
 	case loopback:
@@ -132,12 +135,13 @@ func (t Target) Addresses() []string {
 	}
 }
 
-// checkText refuses what no target or rule has in it, and what would spoil a log line.
+// checkText refuses a text with characters that no target has, and that would spoil a log line.
 func checkText(s string) error {
 	if s == "" {
 		return fault("", "it is empty")
 	}
-	if !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) || unicode.IsSpace(r) }) {
+	unfit := func(r rune) bool { return !unicode.IsPrint(r) || unicode.IsSpace(r) }
+	if !utf8.ValidString(s) || strings.ContainsFunc(s, unfit) {
 		return fault("", "%q has a space or an unprintable character in it", s)
 	}
 	return nil
@@ -171,7 +175,8 @@ func parseName(s string) (Target, error) {
 		case '0' <= c && c <= '9':
 		case strings.IndexByte("._-", c) >= 0 && i > 0:
 		default:
-			return Target{}, fault(hint, "the name of a service has only letters, digits and . _ - in it, and begins with a letter or digit: %q", s)
+			return Target{}, fault(hint, "the name of a service has only letters, digits and . _ - in it, "+
+				"and begins with a letter or digit: %q", s)
 		}
 	}
 	if letters == 0 {
@@ -180,7 +185,7 @@ func parseName(s string) (Target, error) {
 	return Target{kind: name, text: s}, nil
 }
 
-// splitHostPort splits what is a port, ":port", "host:port" or "[host]:port".
+// splitHostPort splits "port", ":port", "host:port" or "[host]:port".
 func splitHostPort(s string) (host, port string, err error) {
 	if isNumber(s) {
 		return "", s, nil
@@ -212,8 +217,9 @@ func parseHost(s string) (Target, error) {
 	if s == "localhost" {
 		return Target{kind: loopback}, nil
 	}
-	if s == "unix" { // in whatever case, it would be read as a socket when it comes back
-		return Target{}, fault("a Unix socket is written unix:/path; a host of this name, unix.DOMAIN", "no host can be called %q here", s)
+	if s == "unix" { // its canonical text would be parsed as a socket
+		return Target{}, fault("a Unix socket is written unix:/path; a host of this name, unix.DOMAIN",
+			"no host can be called %q here", s)
 	}
 	if len(s) > maxHost {
 		return Target{}, fault("", "the name of a host has at most %d characters, this one %d", maxHost, len(s))
@@ -221,18 +227,19 @@ func parseHost(s string) (Target, error) {
 	var last string
 	for last = range strings.SplitSeq(s, ".") {
 		if !isLabel(last) {
-			return Target{}, fault("a name that is not ASCII is written in its xn-- form", "%q is not the name of a host", s)
+			return Target{}, fault("a name that is not ASCII is written in its xn-- form",
+				"%q is not the name of a host", s)
 		}
 	}
-	// 127.1 and 0x7f.1 are addresses to some resolvers and not to others: better to nobody.
+	// 127.1 and 0x7f.1 are addresses to some resolvers and names to others, so they are refused.
 	if _, err := strconv.ParseUint(last, 0, 64); err == nil || isNumber(last) {
 		return Target{}, fault("", "%q is neither an IP address nor the name of a host", s)
 	}
 	return Target{kind: host, text: s}, nil
 }
 
-// hostAt returns the target of an IP address, still without its port. Unspecified addresses are the loopback's too,
-// because that is where dialling them ends.
+// hostAt returns the target of an IP address, without a port. Unspecified addresses count as the
+// loopback, since a dial of them ends there.
 func hostAt(addr netip.Addr) (Target, error) {
 	if addr.Zone() != "" {
 		return Target{}, fault("", "%v has a zone, which a target cannot have", addr)
@@ -249,8 +256,8 @@ var (
 	loopback6 = netip.IPv6Loopback()
 )
 
-// isLabel tells whether s can stand between the dots of a host's name. Underscores are no hostname's, but some DNS
-// names have them, and they do no harm.
+// isLabel reports whether s can stand between the dots of a host name. Host names have no underscores,
+// but some DNS names do, and they do no harm.
 func isLabel(s string) bool {
 	if s == "" || len(s) > maxLabel || s[0] == '-' || s[len(s)-1] == '-' {
 		return false
@@ -271,7 +278,7 @@ func parsePort(s string) (uint16, error) {
 	return uint16(n), nil
 }
 
-// isNumber tells whether s is made of digits alone.
+// isNumber reports whether s consists of digits only.
 func isNumber(s string) bool {
 	return s != "" && strings.Trim(s, "0123456789") == ""
 }
