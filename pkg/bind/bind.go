@@ -1,8 +1,17 @@
-// Package bind makes the sockets of a listener that the config names: inherited ones where there are any, else new ones.
+// Package bind makes the sockets of a listener of the config: inherited ones if there are any,
+// otherwise new ones.
 //
-// A listener is bound as a whole or not at all. An [Error] says why it can't be, and what to do; most of its causes go away by
-// themselves (a port in use, an address that no interface has yet), so a caller goes on without the listener and tries again
-// with [Retry].
+// A [Binder] binds a listener as a whole or not at all. Its [Error] says why it cannot, and what to do.
+// Most causes pass by themselves (a port in use, an address that no interface has yet), so the caller
+// goes on without the listener, and tries again with [Retry].
+//
+//	binder := bind.Binder{Directory: "/run/ptthqd", Streams: inherited}
+//	l, err := binder.Listen(ctx, mapping.Listen, mapping.ListenMode) // TCP, a Unix socket, systemd
+//	sockets, err := binder.ListenPacket(ctx, listen)                 // UDP, systemd
+//	go bind.Retry(ctx, bindTheRest)
+//
+// The caller owns the sockets and closes them. A Binder may be used from several goroutines if its
+// functions may.
 package bind
 
 import (
@@ -18,11 +27,11 @@ import (
 	"ptthqd/pkg/config"
 )
 
-// Every is how long a listener that can't be bound waits for the next try. A try is three system calls, fewer than a look at
-// the host's addresses would take: an address that appears is bound within this time.
+// Every is the interval at which Retry tries. A try is three system calls, fewer than a look at the
+// host's addresses would take: an address that appears is bound within this time.
 const Every = 2 * time.Second
 
-// Retry calls try after each time of Every, until ctx is done.
+// Retry calls try every [Every], until ctx is done.
 func Retry(ctx context.Context, try func()) {
 	tick := time.NewTicker(Every)
 	defer tick.Stop()
@@ -38,16 +47,16 @@ func Retry(ctx context.Context, try func()) {
 
 // A Binder binds listeners. The zero value inherits nothing and knows no directory.
 type Binder struct {
-	// Directory is where Unix sockets have their files; empty if there is none.
+	// Directory has the files of Unix sockets; empty: there is no such directory.
 	Directory string
-	// Streams and Packets hand over the sockets that the process has inherited under a name: "127.0.0.1:2200" or "[::1]:2200"
-	// for an address, "unix:NAME" for a Unix socket, "systemd:NAME" for one that the service manager made. The caller closes
-	// them. Nil: there are none.
+	// Streams and Packets return the sockets that the process has inherited under a name, and hand
+	// them over. Names are "127.0.0.1:2200" or "[::1]:2200" for an address, "unix:NAME" for a Unix
+	// socket, "systemd:NAME" for one that the service manager made. Nil: nothing was inherited.
 	Streams func(name string) []net.Listener
 	Packets func(name string) []net.PacketConn
 }
 
-// A Socket is one of a listener's, with the name under which it can be inherited.
+// A Socket is one socket of a listener, with the name under which it can be inherited.
 type Socket[S io.Closer] struct {
 	Socket S
 	Name   string
@@ -74,14 +83,18 @@ func handedOver[S io.Closer](at config.Listen, inherit func(name string) []S, wh
 	if len(sockets) == 0 {
 		return nil, &Error{
 			Place: at.String(), Err: errors.New("systemd has handed over no " + what + " of this name"), Final: true,
-			Hint: fmt.Sprintf("a socket unit must have FileDescriptorName=%s, %s and Service=, and be started before this service: start it, then restart the service", at.Addr, option),
+			Hint: fmt.Sprintf("a socket unit must have FileDescriptorName=%s, %s and Service=, and be started "+
+				"before this service: start it, then restart the service", at.Addr, option),
 		}
 	}
 	return sockets, nil
 }
 
-// each binds all addresses of a listener, or none. Of the loopback's two families the host may lack one.
-func each[S io.Closer](at config.Listen, inherit func(name string) []S, fresh func(netip.AddrPort) (S, error)) (sockets []Socket[S], err error) {
+// each binds all addresses of a listener, or none. The host may lack one of the loopback's two
+// families.
+func each[S io.Closer](
+	at config.Listen, inherit func(name string) []S, fresh func(netip.AddrPort) (S, error),
+) (sockets []Socket[S], err error) {
 	defer func() {
 		if err != nil {
 			for _, s := range sockets {
@@ -129,7 +142,8 @@ func first[S io.Closer](inherit func(name string) []S, name string) (s S, ok boo
 	return sockets[0], true
 }
 
-// network makes net.Listen bind exactly the address: with "tcp", 0.0.0.0 would be both families.
+// network returns the network with which net.Listen binds exactly the address. With "tcp", 0.0.0.0
+// would be both families.
 func network(protocol string, addr netip.AddrPort) string {
 	switch {
 	case addr.Addr().Is4():

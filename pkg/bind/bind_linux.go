@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// deepen lets more connections wait to be accepted. It may fail harmlessly.
+// deepen lets backlog connections wait to be accepted. A failure does no harm.
 func deepen(l net.Listener) {
 	sc, ok := l.(syscall.Conn)
 	if !ok {
@@ -21,8 +21,8 @@ func deepen(l net.Listener) {
 	_ = raw.Control(func(fd uintptr) { _ = unix.Listen(int(fd), backlog) })
 }
 
-// bornWithMode gives a Unix socket its mode before it is bound: the file never has a
-// wider one, not even for a moment.
+// bornWithMode sets the mode of a Unix socket before it is bound: its file never has a wider mode, not
+// even for a moment.
 func bornWithMode(mode fs.FileMode) func(string, string, syscall.RawConn) error {
 	return func(_, _ string, raw syscall.RawConn) error {
 		var err error

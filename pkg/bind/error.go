@@ -9,12 +9,12 @@ import (
 	"ptthqd/pkg/config"
 )
 
-// An Error says which listener can't be bound, why, and what to do about it.
+// An Error says which listener cannot be bound, why, and what to do.
 type Error struct {
 	Place string // "127.0.0.1:2200", "UDP [::]:30380", the path of a Unix socket
 	Err   error
-	Hint  string // what to do; empty if Err says all
-	Final bool   // this process can't bind it, however often it tries
+	Hint  string // what to do; empty if Err says it
+	Final bool   // further tries of this process cannot succeed
 }
 
 func (e *Error) Error() string {
@@ -24,13 +24,13 @@ func (e *Error) Error() string {
 	return e.Short() + ": " + e.Hint
 }
 
-// Short says what can't be bound and why, without the hint.
+// Short returns the text without the hint.
 func (e *Error) Short() string { return "listen on " + e.Place + ": " + e.Err.Error() }
 
 // Unwrap returns the system's error.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Problem describes a listener that is not bound for people, and says what to do about it.
+// Problem returns, for people, why a listener is not bound, and what to do.
 func Problem(err error) (problem, hint string) {
 	e, ok := errors.AsType[*Error](err)
 	switch {
@@ -42,7 +42,7 @@ func Problem(err error) (problem, hint string) {
 	return "failed: " + e.Short() + ", retrying", e.Hint
 }
 
-// hints say what to do about the system's errors.
+// hints has what to do about errors of the system.
 var hints = []struct {
 	err      error
 	tcp, udp string
@@ -54,8 +54,10 @@ var hints = []struct {
 	},
 	{
 		syscall.EACCES,
-		"ports below 1024 need a right that the service doesn't have by default: see /usr/share/ptthqd/privileged-ports.conf, then restart it; or choose another port",
-		`ports below 1024 need a right that the service doesn't have: let the socket unit ptthqd.socket bind it, and write listen = "systemd:relay"; or choose another port`,
+		"ports below 1024 need a right that the service doesn't have by default: " +
+			"see /usr/share/ptthqd/privileged-ports.conf, then restart it; or choose another port",
+		"ports below 1024 need a right that the service doesn't have: let the socket unit ptthqd.socket bind it, " +
+			`and write listen = "systemd:relay"; or choose another port`,
 	},
 	{
 		syscall.EADDRNOTAVAIL,
@@ -78,17 +80,18 @@ func newError(kind config.Kind, place string, err error) *Error {
 		}
 	}
 	if kind != config.Unix && sandboxed(place, err) {
-		e.Hint = "a sandbox around this process (seccomp, SELinux) refuses the call: let it pass in the seccomp profile of the container, " +
+		e.Hint = "a sandbox around this process (seccomp, SELinux) refuses the call: " +
+			"let it pass in the seccomp profile of the container, " +
 			"or in SystemCallFilter=, SocketBindDeny= and RestrictAddressFamilies= of the service"
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok {
-		e.Err = op.Err // its address is in our text already
+		e.Err = op.Err // without the address, which Place has
 	}
 	return e
 }
 
-// sandboxed reports whether the system refuses an IP socket that needs no right: Linux itself refuses only ports below 1024,
-// with EACCES.
+// sandboxed reports whether the system refuses an IP socket that needs no right. Linux itself refuses
+// only ports below 1024, with EACCES.
 func sandboxed(place string, err error) bool {
 	addr, _ := netip.ParseAddrPort(place)
 	return errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSYS) || errors.Is(err, syscall.EACCES) && addr.Port() >= 1024

@@ -18,17 +18,17 @@ import (
 	"ptthqd/pkg/config"
 )
 
-// backlog is how many connections may wait to be accepted. Go asks for
-// somaxconn, but where /proc/sys can't be read (ProcSubset=pid) for 128 only.
+// backlog is how many connections may wait to be accepted. Go asks for somaxconn, but for only 128
+// where /proc/sys cannot be read (ProcSubset=pid).
 const backlog = 4096
 
 // A Listener is a listener of connections: one socket, or two for the loopback of both families.
 type Listener struct {
 	Sockets []Socket[net.Listener]
-	Path    string // the file of a Unix socket; else empty
+	Path    string // the file of a Unix socket; otherwise empty
 }
 
-// Listen binds a TCP, Unix or systemd listener. A Unix socket's file gets the mode.
+// Listen binds a TCP, Unix or systemd listener. The mode is for the file of a Unix socket.
 func (b *Binder) Listen(ctx context.Context, at config.Listen, mode fs.FileMode) (*Listener, error) {
 	l := new(Listener)
 	var err error
@@ -54,8 +54,8 @@ func (b *Binder) Listen(ctx context.Context, at config.Listen, mode fs.FileMode)
 	return l, nil
 }
 
-// Close closes the sockets, and removes the file of a Unix socket unless keepFile says that somebody else still holds the
-// socket.
+// Close closes the sockets. It removes the file of a Unix socket, unless keepFile says that somebody
+// else holds the socket too.
 func (l *Listener) Close(keepFile bool) {
 	if l.Path != "" && len(l.Sockets) > 0 && !keepFile {
 		_ = os.Remove(l.Path)
@@ -65,7 +65,7 @@ func (l *Listener) Close(keepFile bool) {
 	}
 }
 
-// SetMode changes the mode of a Unix socket's file. It does nothing to others.
+// SetMode changes the mode of a Unix socket's file. It does nothing for other listeners.
 func (l *Listener) SetMode(mode fs.FileMode) error {
 	if l.Path == "" {
 		return nil
@@ -76,31 +76,44 @@ func (l *Listener) SetMode(mode fs.FileMode) error {
 	return nil
 }
 
-// SetGroup changes the group of a Unix socket's file; "" is the process's own group. It does nothing to others.
+// SetGroup changes the group of a Unix socket's file; "" is the process's own group. It does nothing
+// for other listeners.
 func (l *Listener) SetGroup(group string) error {
 	if l.Path == "" {
 		return nil
 	}
-	id := os.Getegid()
-	if group != "" {
-		var err error
-		if id, err = strconv.Atoi(group); err != nil {
-			g, err := user.LookupGroup(group)
-			if err != nil {
-				return &Error{Place: l.Path, Err: err, Hint: "make the group, or name another as listen_group"}
-			}
-			if id, err = strconv.Atoi(g.Gid); err != nil {
-				return &Error{Place: l.Path, Err: err, Final: true}
-			}
-		}
+	id, err := l.groupID(group)
+	if err != nil {
+		return err
 	}
 	if err := os.Lchown(l.Path, -1, id); err != nil {
 		return &Error{
-			Place: l.Path, Err: fmt.Errorf("set the group of the socket to %s: %w", cmp.Or(group, "its own"), errors.Unwrap(err)),
-			Hint: "the daemon must be a member of the group: SupplementaryGroups= and PrivateUsers=no in a drop-in of its unit, then restart it",
+			Place: l.Path,
+			Err:   fmt.Errorf("set the group of the socket to %s: %w", cmp.Or(group, "its own"), errors.Unwrap(err)),
+			Hint: "the daemon must be a member of the group: SupplementaryGroups= and PrivateUsers=no " +
+				"in a drop-in of its unit, then restart it",
 		}
 	}
 	return nil
+}
+
+// groupID returns the ID of a group that is given by name or number.
+func (l *Listener) groupID(group string) (int, error) {
+	if group == "" {
+		return os.Getegid(), nil
+	}
+	if id, err := strconv.Atoi(group); err == nil {
+		return id, nil
+	}
+	g, err := user.LookupGroup(group)
+	if err != nil {
+		return 0, &Error{Place: l.Path, Err: err, Hint: "make the group, or name another as listen_group"}
+	}
+	id, err := strconv.Atoi(g.Gid)
+	if err != nil {
+		return 0, &Error{Place: l.Path, Err: err, Final: true}
+	}
+	return id, nil
 }
 
 func (b *Binder) listenUnix(ctx context.Context, l *Listener, at config.Listen, mode fs.FileMode) error {
@@ -114,14 +127,17 @@ func (b *Binder) listenUnix(ctx context.Context, l *Listener, at config.Listen, 
 	if s, ok := first(b.Streams, at.String()); ok {
 		if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
 			l.Path, l.Sockets = path, []Socket[net.Listener]{{s, at.String()}}
-			_ = os.Lchown(path, -1, os.Getegid()) // the config of before may have named another group
+			_ = os.Lchown(path, -1, os.Getegid()) // the old config may have had a listen_group
 			return l.SetMode(mode)
 		}
-		_ = s.Close() // the socket outlived its file: nobody can find it any more
+		_ = s.Close() // the file is gone, so nobody can reach the socket
 	}
-	// The service manager has made it, or the control socket has, unless that is elsewhere.
+	// Mostly the service manager, or the control socket, has made the directory.
 	if err := os.MkdirAll(b.Directory, 0o700); err != nil {
-		return &Error{Place: at.String(), Err: fmt.Errorf("make the runtime directory: %w", err), Hint: "set XDG_RUNTIME_DIR to another place"}
+		return &Error{
+			Place: at.String(), Err: fmt.Errorf("make the runtime directory: %w", err),
+			Hint: "set XDG_RUNTIME_DIR to another place",
+		}
 	}
 	if err := removeStale(ctx, path); err != nil {
 		return err
@@ -132,13 +148,14 @@ func (b *Binder) listenUnix(ctx context.Context, l *Listener, at config.Listen, 
 		return newError(at.Kind, path, err)
 	}
 	if u, ok := s.(*net.UnixListener); ok {
-		u.SetUnlinkOnClose(false) // Close decides
+		u.SetUnlinkOnClose(false) // Listener.Close removes the file
 	}
 	l.Path, l.Sockets = path, []Socket[net.Listener]{{s, at.String()}}
 	return l.SetMode(mode)
 }
 
-// removeStale removes the file of a Unix socket on which nobody listens any more.
+// removeStale removes the file of a Unix socket on which no process listens any more. It returns an
+// error if the file is something else or in use.
 func removeStale(ctx context.Context, path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -166,10 +183,10 @@ func removeStale(ctx context.Context, path string) error {
 	return nil
 }
 
-// probe is the network over which a Unix socket is asked whether somebody has it. A datagram socket is told that the other one
-// is of another type, and whoever listens there does not see a connection each time.
+// probe returns the network by which a dial finds out whether a process listens on a Unix socket. A
+// datagram socket fails with EPROTOTYPE then, and the listener sees no connection.
 func probe() string {
-	if runtime.GOOS == "windows" { // it has no datagrams
+	if runtime.GOOS == "windows" { // no Unix datagrams
 		return "unix"
 	}
 	return "unixgram"

@@ -11,13 +11,14 @@ import (
 	"strings"
 )
 
-// maxKeyFile bounds what is read of a key file: room for a key and much white space.
+// maxKeyFile is how many bytes of a key file are read: room for a key and much white space.
 const maxKeyFile = 4096
 
-// LoadPrivateKey reads the key file at path. As sshd and WireGuard do, it refuses a file that others than its owner may
-// read, with the command that mends it; below $CREDENTIALS_DIRECTORY systemd guards the files, by an ACL that makes
-// them look group-readable, so they are taken as they are. The errors match [fs.ErrNotExist] and [fs.ErrPermission]
-// where it is that; none holds the file's content.
+// LoadPrivateKey reads the key file at path. As sshd and WireGuard do, it refuses a file that others than
+// its owner may read or write; the error has the command that mends it. Files below
+// $CREDENTIALS_DIRECTORY are taken as they are: systemd guards them by an ACL that makes them look
+// group-readable. Errors match [fs.ErrNotExist] or [fs.ErrPermission] if that is the cause, and never
+// have the file's content.
 func LoadPrivateKey(path string) (PrivateKey, error) {
 	f, err := os.Open(path)
 	switch {
@@ -44,8 +45,9 @@ func LoadPrivateKey(path string) (PrivateKey, error) {
 	return key, nil
 }
 
-// CheckKeyFile refuses the key file at path as [LoadPrivateKey] does when others may read or write it, and takes no right
-// to read it. It is for the file of which systemd has made a credential: that has a mode of its own.
+// CheckKeyFile returns an error if others may read or write the key file at path, as [LoadPrivateKey]
+// does. It needs no right to read the file. Use it for the file from which systemd has made a
+// credential, since the credential has a mode of its own.
 func CheckKeyFile(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -54,8 +56,8 @@ func CheckKeyFile(path string) error {
 	return refuseMode(info, path)
 }
 
-// checkMode refuses the open key file f when others may read or write it. It asks the open file, not the path, so that
-// what was checked is what is read.
+// checkMode returns an error if others may read or write the key file. It asks the open file, and not
+// the path, so that the checked file is the one that is read.
 func checkMode(f *os.File, path string) error {
 	if isCredential(path) {
 		return nil
@@ -67,7 +69,7 @@ func checkMode(f *os.File, path string) error {
 	return refuseMode(info, path)
 }
 
-// refuseMode refuses a file that others may read or write. Windows has no such bits.
+// refuseMode returns an error if others may read or write a file. Windows has no such bits.
 func refuseMode(info fs.FileInfo, path string) error {
 	if runtime.GOOS == "windows" {
 		return nil
@@ -79,7 +81,7 @@ func refuseMode(info fs.FileInfo, path string) error {
 	return nil
 }
 
-// isCredential tells whether path lies below the directory in which systemd hands a service its credentials.
+// isCredential reports whether path lies below the directory of the service's systemd credentials.
 func isCredential(path string) bool {
 	dir := os.Getenv("CREDENTIALS_DIRECTORY")
 	if dir == "" {
@@ -89,9 +91,9 @@ func isCredential(path string) bool {
 	return err == nil && filepath.IsLocal(rel)
 }
 
-// WritePrivateKey writes k to a file at path that only its owner may read (mode 0600), and returns when the disk has it.
-// It does not touch a file that is there, and then returns an error that matches [fs.ErrExist], unless force is true:
-// then it puts the new file in the old one's place in one step, so that a reader sees either key whole.
+// WritePrivateKey writes k to a file at path with mode 0600, and returns when the disk has it. If the file
+// exists, it returns an error that matches [fs.ErrExist]. With force it replaces the file in one step, so
+// that a reader sees the old key or the new one.
 func WritePrivateKey(path string, k PrivateKey, force bool) error {
 	if err := writePrivateKey(path, k, force); err != nil {
 		return fmt.Errorf("write private key: %w", err)
@@ -122,7 +124,7 @@ func writePrivateKey(path string, k PrivateKey, force bool) error {
 	return syncDir(dir)
 }
 
-// syncDir makes a new name in dir last. Windows cannot do that, and needs no help.
+// syncDir writes the names in dir to the disk. Windows has no call for that, and does not need it.
 func syncDir(dir string) error {
 	if runtime.GOOS == "windows" {
 		return nil
@@ -134,7 +136,7 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// user names the user that this process runs as, for a chown.
+// user returns the user of this process, as an argument of chown.
 func user() string {
 	if uid := os.Getuid(); uid >= 0 {
 		return fmt.Sprint(uid)
@@ -142,7 +144,7 @@ func user() string {
 	return "USER"
 }
 
-// shellQuote quotes s where a shell would need it.
+// shellQuote quotes s if a shell needs it.
 func shellQuote(s string) string {
 	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-@:=+,%") == "" {
 		return s

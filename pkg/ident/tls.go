@@ -12,22 +12,23 @@ import (
 	"time"
 )
 
-// alpn names the protocol in the handshake: wire.ALPN, which a test compares.
+// alpn is the protocol in the handshake. It equals wire.ALPN, as a test asserts.
 const alpn = "ptthq/1"
 
-// WrongKeyError says that the relay that answered is not the one whose key the config pins.
+// WrongKeyError says that the relay has another key than the config.
 type WrongKeyError struct {
-	Want []PublicKey // the config's
-	Got  PublicKey   // the one that the other end presented; whether it also holds it was not asked any more
+	Want []PublicKey // of the config
+	Got  PublicKey   // presented by the relay, which has not proved that it holds it
 }
 
 // Error names both keys and what to do.
 func (e *WrongKeyError) Error() string {
 	return fmt.Sprintf("the relay's key is not the one in the config: it presented %v, the config has %s: "+
-		"ask the relay's administrator for its key (`ptthqd pubkey FILE`) and its address, and change the config only if he says so", e.Got, e.Pinned())
+		"ask the relay's administrator for its key (`ptthqd pubkey FILE`) and its address, "+
+		"and change the config only if he says so", e.Got, e.Pinned())
 }
 
-// Pinned are the config's keys, for people.
+// Pinned returns the keys of the config, for people.
 func (e *WrongKeyError) Pinned() string {
 	want := make([]string, len(e.Want))
 	for i, key := range e.Want {
@@ -36,20 +37,20 @@ func (e *WrongKeyError) Pinned() string {
 	return strings.Join(want, " and ")
 }
 
-// DialTLS returns the TLS config with which the node that holds k dials the relay that has one of the keys: one, or
-// more while the relay's key is being changed. A handshake with
-// anybody else fails with a [*WrongKeyError] or one of [PeerKey]'s errors. The config caches one session, to resume
-// when the link is redialled; it is for one relay alone. Several goroutines may use it.
+// DialTLS returns the TLS config with which the node that holds k dials a relay that has one of the given
+// keys; there are several while the relay's key is being changed. A handshake with another node fails
+// with a [*WrongKeyError] or an error of [PeerKey]. The config caches one TLS session, which a redial
+// resumes, so it is for one relay only.
 func DialTLS(k PrivateKey, relay ...PublicKey) (*tls.Config, error) {
 	config, err := newTLS(k)
 	if err != nil {
 		return nil, err
 	}
 	config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
-	// InsecureSkipVerify leaves out the checks of names, dates and issuers, which mean nothing here. It is sound
-	// because VerifyConnection compares the key itself, in each handshake, resumed ones too (VerifyPeerCertificate
-	// would not be asked at those), and because crypto/tls always checks that the other end holds the key in its
-	// certificate, by the signature over the handshake.
+	// InsecureSkipVerify leaves out the checks of names, dates and issuers, which mean nothing here. It
+	// is sound for two reasons. VerifyConnection compares the key in each handshake, also in resumed
+	// ones, for which VerifyPeerCertificate is not called. And crypto/tls always checks, by the signature
+	// over the handshake, that the other end holds the key of its certificate.
 	config.InsecureSkipVerify = true
 	config.VerifyConnection = func(state tls.ConnectionState) error {
 		got, err := PeerKey(state)
@@ -64,16 +65,16 @@ func DialTLS(k PrivateKey, relay ...PublicKey) (*tls.Config, error) {
 	return config, nil
 }
 
-// ListenTLS returns the TLS config with which the relay that holds k answers. It lets in whoever proves that it holds an
-// Ed25519 key, whichever: the caller asks [PeerKey] after the handshake, resumed ones too, and decides then. TLS 1.3 would
-// ask during the handshake just before the peer's signature is checked; an end there would tell anyone who presents
-// a key without holding it whether the key is known.
+// ListenTLS returns the TLS config with which the relay that holds k answers. It accepts any peer that
+// proves that it holds an Ed25519 key. The caller calls [PeerKey] after each handshake, also a resumed
+// one, and decides then. A decision during the handshake would come before the peer's signature is
+// checked, and would tell a node that presents a key without holding it whether the key is known.
 func ListenTLS(k PrivateKey) (*tls.Config, error) {
 	config, err := newTLS(k)
 	if err != nil {
 		return nil, err
 	}
-	// The ticket of a resumed handshake brings back the certificate of the handshake that it was made in.
+	// A resumed handshake has the certificate of the first one, by its ticket.
 	config.ClientAuth = tls.RequireAnyClientCert
 	config.VerifyConnection = func(state tls.ConnectionState) error {
 		_, err := PeerKey(state)
@@ -95,7 +96,7 @@ func PeerKey(state tls.ConnectionState) (PublicKey, error) {
 	return PublicKey(key), nil
 }
 
-// newTLS returns what both configs have in common.
+// newTLS returns the parts that both configs have in common.
 func newTLS(k PrivateKey) (*tls.Config, error) {
 	if k.seed == nil {
 		return nil, errors.New("make a TLS config: no private key")
@@ -111,8 +112,8 @@ func newTLS(k PrivateKey) (*tls.Config, error) {
 	}, nil
 }
 
-// selfSigned wraps k's public key in a certificate. Its dates span all that can be written, so that no clock, however
-// wrong, ends it (RFC 5280, section 4.1.2.5 has the last one); the rest is what X.509 does not let one leave out.
+// selfSigned wraps k's public key in a certificate with the fields that X.509 requires. Its dates span all
+// that can be written (RFC 5280, section 4.1.2.5), so that no clock, however wrong, makes it expire.
 func selfSigned(k PrivateKey) (tls.Certificate, error) {
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1),

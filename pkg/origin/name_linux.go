@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A holder holds a name by a socket that is bound to it, and which nobody can connect to.
+// A holder holds a name by a socket that is bound to it and does not listen.
 type holder struct{ fd int } // 0 for none
 
 func hold(name string) holder {
@@ -25,7 +25,7 @@ func (h holder) close() {
 	}
 }
 
-// taken reports whether somebody holds a name.
+// taken reports whether a process holds a name.
 func taken(name string) bool {
 	fd, err := bind(name)
 	if err == nil {

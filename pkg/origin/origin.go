@@ -1,13 +1,20 @@
-// Package origin tells a server that a connection which a client on its host has accepted
-// is one that the server itself has dialled. A client marks what comes from its own host
-// with
+// Package origin lets a server recognise a connection that it has dialled itself, when a client on the
+// same host has accepted that connection and asks for it to be forwarded: a loop.
+//
+// The client marks each connection that comes from its own host with
 //
 //	nonce (16 bytes) | the first 8 bytes of SHA-256(nonce, P1's address, the address that P1 dialled)
 //
-// and holds an abstract Unix socket that is named by the nonce. Such names are seen in one
-// network namespace alone. So a server in which the socket's name is taken shares the
-// client's namespace, and a connection of its own with these two addresses is the same one:
-// there can't be two. The nonce is made anew with each process, and tells nothing of the host.
+// and holds an abstract Unix socket whose name is the nonce. Such names exist in one network namespace.
+// A server that finds the name taken is in the client's namespace. If it has a connection with these two
+// addresses, that is the marked one, since there cannot be two.
+//
+//	place := origin.New()                // once per client
+//	defer place.Close()
+//	mark := place.Mark(accepted)         // goes to the server in the tip
+//	loop := origin.Is(mark, local, to)   // at the server, for each connection that it has dialled
+//
+// Each process has a nonce of its own, which says nothing about the host.
 package origin
 
 import (
@@ -20,17 +27,17 @@ import (
 
 const (
 	nonceSize = 16
-	// Size is how long a mark is, in bytes.
+	// Size is the length of a mark in bytes.
 	Size = nonceSize + 8
 )
 
-// A Place marks the connections that one process accepts. It is safe for concurrent use.
+// A Place marks the connections that one process accepts. Several goroutines may use it.
 type Place struct {
 	nonce  [nonceSize]byte
 	holder holder
 }
 
-// New makes a Place, which marks nothing where the system has no such names.
+// New makes a Place. On a system without abstract Unix sockets it marks nothing.
 func New() *Place {
 	p := new(Place)
 	_, _ = rand.Read(p.nonce[:]) // never fails
@@ -38,10 +45,10 @@ func New() *Place {
 	return p
 }
 
-// Close gives the name back.
+// Close releases the name.
 func (p *Place) Close() { p.holder.close() }
 
-// Mark returns the mark of an accepted connection, nil for one from another host.
+// Mark returns the mark of an accepted connection, or nil for a connection from another host.
 func (p *Place) Mark(c net.Conn) []byte {
 	from, ok := c.RemoteAddr().(*net.TCPAddr)
 	at, too := c.LocalAddr().(*net.TCPAddr)
@@ -51,13 +58,13 @@ func (p *Place) Mark(c net.Conn) []byte {
 	return mark(p.nonce[:], from.String(), at.String())
 }
 
-// SameHost reports whether a connection's two addresses are those of one host.
+// SameHost reports whether the two addresses of a connection belong to one host.
 func SameHost(a, b *net.TCPAddr) bool {
 	return a.IP.Equal(b.IP) || a.IP.IsLoopback() && b.IP.IsLoopback()
 }
 
-// Is reports whether a mark is that of a connection of this network namespace which dialled
-// to from local. It opens a socket for a moment if the addresses are the same.
+// Is reports whether a mark belongs to the connection from local to the address to, in this network
+// namespace. If the addresses match, it opens a socket for a moment.
 func Is(m []byte, local, to string) bool {
 	if len(m) != Size {
 		return false
