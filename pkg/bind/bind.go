@@ -73,7 +73,9 @@ func (b *Binder) ListenPacket(ctx context.Context, at config.Listen) ([]Socket[n
 }
 
 // handedOver returns the sockets of a socket unit.
-func handedOver[S io.Closer](at config.Listen, inherit func(name string) []S, what, option string) ([]Socket[S], error) {
+func handedOver[S io.Closer](
+	at config.Listen, inherit func(name string) []S, what, option string,
+) ([]Socket[S], error) {
 	var sockets []Socket[S]
 	if inherit != nil {
 		for _, s := range inherit(at.String()) {
@@ -82,9 +84,10 @@ func handedOver[S io.Closer](at config.Listen, inherit func(name string) []S, wh
 	}
 	if len(sockets) == 0 {
 		return nil, &Error{
-			Place: at.String(), Err: errors.New("systemd has handed over no " + what + " of this name"), Final: true,
-			Hint: fmt.Sprintf("a socket unit must have FileDescriptorName=%s, %s and Service=, and be started "+
-				"before this service: start it, then restart the service", at.Addr, option),
+			Place: at.String(), Final: true,
+			Err: errors.New("systemd has handed over no " + what + " of this name"),
+			Hint: fmt.Sprintf("a socket unit must have FileDescriptorName=%s, %s and Service=, and be "+
+				"started before this service: start it, then restart the service", at.Addr, option),
 		}
 	}
 	return sockets, nil

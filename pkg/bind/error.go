@@ -94,5 +94,6 @@ func newError(kind config.Kind, place string, err error) *Error {
 // only ports below 1024, with EACCES.
 func sandboxed(place string, err error) bool {
 	addr, _ := netip.ParseAddrPort(place)
-	return errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSYS) || errors.Is(err, syscall.EACCES) && addr.Port() >= 1024
+	return errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSYS) ||
+		errors.Is(err, syscall.EACCES) && addr.Port() >= 1024
 }

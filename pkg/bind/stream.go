@@ -89,7 +89,8 @@ func (l *Listener) SetGroup(group string) error {
 	if err := os.Lchown(l.Path, -1, id); err != nil {
 		return &Error{
 			Place: l.Path,
-			Err:   fmt.Errorf("set the group of the socket to %s: %w", cmp.Or(group, "its own"), errors.Unwrap(err)),
+			Err: fmt.Errorf("set the group of the socket to %s: %w",
+				cmp.Or(group, "its own"), errors.Unwrap(err)),
 			Hint: "the daemon must be a member of the group: SupplementaryGroups= and PrivateUsers=no " +
 				"in a drop-in of its unit, then restart it",
 		}
@@ -173,9 +174,13 @@ func removeStale(ctx context.Context, path string) error {
 		_ = conn.Close()
 		fallthrough
 	case errors.Is(err, syscall.EPROTOTYPE):
-		return &Error{Place: path, Err: errors.New("another process listens there"), Hint: "stop it, or choose another name"}
+		return &Error{
+			Place: path, Err: errors.New("another process listens there"),
+			Hint: "stop it, or choose another name",
+		}
 	case !errors.Is(err, syscall.ECONNREFUSED):
-		return &Error{Place: path, Err: fmt.Errorf("can't tell whether another process listens there: %w", err)}
+		err = fmt.Errorf("can't tell whether another process listens there: %w", err)
+		return &Error{Place: path, Err: err}
 	}
 	if err := os.Remove(path); err != nil {
 		return &Error{Place: path, Err: err}

@@ -109,12 +109,14 @@ func (c *Client) remap(l *listener, m *config.Mapping, limit int) {
 	l.gate.setLimit(limit)
 	if m.ListenGroup != before.ListenGroup {
 		if err := l.bound.SetGroup(m.ListenGroup); err != nil {
-			c.log.Error("listen_group can't be changed", slog.String("mapping", m.Name), slog.Any("error", err))
+			c.log.Error("listen_group can't be changed",
+				slog.String("mapping", m.Name), slog.Any("error", err))
 		}
 	}
 	if m.ListenMode != before.ListenMode {
 		if err := l.bound.SetMode(m.ListenMode); err != nil {
-			c.log.Error("listen_mode can't be changed", slog.String("mapping", m.Name), slog.Any("error", err))
+			c.log.Error("listen_mode can't be changed",
+				slog.String("mapping", m.Name), slog.Any("error", err))
 		}
 	}
 }
@@ -128,8 +130,8 @@ func wantedListeners(next *config.Config) (map[config.Listen]*config.Mapping, er
 			continue
 		}
 		if other := wanted[m.Listen]; other != nil {
-			return nil, fmt.Errorf("mappings %s and %s both listen on %s: give one another address, or disable it",
-				other.Name, m.Name, m.Listen)
+			return nil, fmt.Errorf("mappings %s and %s both listen on %s: "+
+				"give one another address, or disable it", other.Name, m.Name, m.Listen)
 		}
 		wanted[m.Listen] = m
 	}
@@ -256,6 +258,7 @@ func (c *Client) openLocked(bound ...*listener) {
 		l.gate.setLimit(c.settings.Load().Limits.SessionsPerMapping)
 		c.listeners[l.at] = l
 		c.start(c.accepting, l)
-		c.log.Info("listening", slog.String("mapping", l.mapping.Load().Name), slog.String("listener", l.at.String()))
+		c.log.Info("listening",
+			slog.String("mapping", l.mapping.Load().Name), slog.String("listener", l.at.String()))
 	}
 }

@@ -38,7 +38,9 @@ func (c *Client) await(ctx context.Context, in *intake, probe <-chan chan struct
 	return true
 }
 
-func (c *Client) pass(ctx context.Context, g *gate, in *intake, probe <-chan chan struct{}, limit string) bool {
+func (c *Client) pass(
+	ctx context.Context, g *gate, in *intake, probe <-chan chan struct{}, limit string,
+) bool {
 	for waited := false; ; {
 		entered, room := g.tryEnter()
 		if entered {
@@ -88,8 +90,8 @@ func (c *Client) begin(in *intake, conn session.Conn, request session.Request) *
 		c.ledger.Record(session.Summary{
 			Info: session.Info{
 				ID:      session.NewToken().ConnectionID(),
-				Mapping: request.Mapping, Server: request.Server, Target: request.Target, Source: request.Source,
-				State: session.Closed, Opened: began,
+				Mapping: request.Mapping, Server: request.Server, Target: request.Target,
+				Source: request.Source, State: session.Closed, Opened: began,
 			},
 			Status: wire.StatusNotConnected, Text: reason, End: end, Duration: time.Since(began),
 		})

@@ -23,7 +23,8 @@ func LoadPrivateKey(path string) (PrivateKey, error) {
 	f, err := os.Open(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return PrivateKey{}, fmt.Errorf("read private key: %w: make one with `ptthqd keygen -o %s`", err, shellQuote(path))
+		return PrivateKey{}, fmt.Errorf("read private key: %w: make one with `ptthqd keygen -o %s`",
+			err, shellQuote(path))
 	case errors.Is(err, fs.ErrPermission):
 		return PrivateKey{}, fmt.Errorf("read private key: %w: only its owner may read it: "+
 			"run as that user, or give it to this one with `chown %s %s`", err, user(), shellQuote(path))

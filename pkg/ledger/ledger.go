@@ -68,7 +68,8 @@ type refusal struct {
 func (l *Ledger) Record(s session.Summary) {
 	l.count(s)
 	switch s.End {
-	case session.EndClosed, session.EndResetByP1, session.EndResetByP5, session.EndStopped, session.EndRemoved:
+	case session.EndClosed, session.EndResetByP1, session.EndResetByP5, session.EndStopped,
+		session.EndRemoved:
 		l.ended(slog.LevelInfo, "connection ended", s)
 	case session.EndExpired, session.EndRevoked, session.EndRestarted, session.EndProtocol:
 		l.ended(slog.LevelWarn, "connection failed", s)

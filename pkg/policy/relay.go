@@ -148,7 +148,10 @@ func (r *Relay) name(p *Peer) error {
 		case other == p:
 			return &Error{Source: p.Source, Key: "id", Message: fmt.Sprintf("%s is named twice", name)}
 		case ok:
-			return &Error{Source: p.Source, Key: "id", Message: "two peers have the ID " + name, Hint: also(other.Source)}
+			return &Error{
+				Source: p.Source, Key: "id", Hint: also(other.Source),
+				Message: "two peers have the ID " + name,
+			}
 		}
 		r.byID[name] = p
 	}

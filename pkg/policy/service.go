@@ -287,7 +287,8 @@ func (s *Services) resolveName(client string, asked Target) (dial Target, d Deci
 	target, single := service.Target.Single()
 	if !single { // the name does not say which one of the range
 		d.Allowed, d.Guarded = false, false
-		d.Reason = fmt.Sprintf("%s is a range: the client must ask for one target in %v", service, service.Target)
+		d.Reason = fmt.Sprintf("%s is a range: the client must ask for one target in %v",
+			service, service.Target)
 		return Target{}, d
 	}
 	return target, d

@@ -153,7 +153,8 @@ func parseUnix(p string) (Target, error) {
 	}
 	p = path.Clean(p)
 	if len(p) > maxPath {
-		return Target{}, fault("", "the path of a Unix socket has at most %d bytes, this one %d", maxPath, len(p))
+		return Target{}, fault("", "the path of a Unix socket has at most %d bytes, this one %d",
+			maxPath, len(p))
 	}
 	return Target{kind: unix, text: p}, nil
 }
@@ -165,7 +166,8 @@ func parseName(s string) (Target, error) {
 		return Target{}, fault("add one, as in "+s+":22", "%v has no port", addr)
 	}
 	if len(s) > maxName {
-		return Target{}, fault("", "the name of a service has at most %d characters, this one %d", maxName, len(s))
+		return Target{}, fault("", "the name of a service has at most %d characters, this one %d",
+			maxName, len(s))
 	}
 	letters := 0
 	for i, c := range []byte(s) {
@@ -222,7 +224,8 @@ func parseHost(s string) (Target, error) {
 			"no host can be called %q here", s)
 	}
 	if len(s) > maxHost {
-		return Target{}, fault("", "the name of a host has at most %d characters, this one %d", maxHost, len(s))
+		return Target{}, fault("", "the name of a host has at most %d characters, this one %d",
+			maxHost, len(s))
 	}
 	var last string
 	for last = range strings.SplitSeq(s, ".") {

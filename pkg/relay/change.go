@@ -36,7 +36,8 @@ func (r *Relay) Apply(p *policy.Relay, l Limits) Applied {
 
 	// Connections first: they end with `revoked`, and not with the loss of a link.
 	connections := r.table.matching(func(c *connection) bool {
-		return !c.decide(p).Allowed || !goesBy(p, c.from, c.client) || c.to != nil && !goesBy(p, c.to, c.server)
+		return !c.decide(p).Allowed || !goesBy(p, c.from, c.client) ||
+			c.to != nil && !goesBy(p, c.to, c.server)
 	})
 	for _, c := range connections {
 		r.revoke(c, was.policy, p)

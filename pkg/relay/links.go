@@ -171,7 +171,8 @@ func (l *links) remove(n *neighbour) (rivals []netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	known := len(l.rivalsLocked(n.id())) > 0
-	if closed, ok := errors.AsType[*link.ClosedError](n.link.Err()); ok && closed.Code == wire.CloseSuperseded {
+	closed, ok := errors.AsType[*link.ClosedError](n.link.Err())
+	if ok && closed.Code == wire.CloseSuperseded {
 		l.clashLocked(n.id(), clash{at: time.Now(), from: n.link.RemoteAddr().Addr()})
 	}
 	l.left[n.id()] = departure{at: time.Now(), key: n.link.Key()}

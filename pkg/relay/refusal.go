@@ -72,7 +72,8 @@ func notOpened(to *neighbour, err error) refusal {
 // refuse answers a request and finishes its stream. The client has refusalTime to take the answer.
 func (r *Relay) refuse(from *neighbour, s wire.Stream, q request, no refusal) {
 	if no.reset != 0 {
-		from.log().Debug("connection sent elsewhere", append(q.attributes(), slog.String("reason", no.text))...)
+		from.log().Debug("connection sent elsewhere",
+			append(q.attributes(), slog.String("reason", no.text))...)
 		s.Reset(no.reset)
 		return
 	}

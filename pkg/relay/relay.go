@@ -538,7 +538,8 @@ func (r *Relay) replied(c *connection, m *wire.Reply) {
 			r.granted(time.Since(c.since))
 		}
 		if c.from.log().Enabled(c.ctx, slog.LevelDebug) {
-			c.from.log().Debug("connection open", append(c.attributes(), slog.Uint64("code", uint64(m.Status)))...)
+			c.from.log().Debug("connection open",
+				append(c.attributes(), slog.Uint64("code", uint64(m.Status)))...)
 		}
 	} else {
 		r.table.setState(c, StateRefused)

@@ -133,7 +133,8 @@ func (t *table) add(c *connection, l Limits) *limitError {
 		attempts[0].reset(wire.CodeLost, "replaced by newer attempts") // and leaves the table soon
 	case len(attempts) > 0:
 	case len(t.sessions) >= l.Connections:
-		return &limitError{limitConnections, fmt.Sprintf("the relay has %d connections, its limit", l.Connections)}
+		return &limitError{limitConnections, fmt.Sprintf("the relay has %d connections, its limit",
+			l.Connections)}
 	case t.clients[c.client] >= l.ConnectionsPerClient:
 		return &limitError{limitStreams, fmt.Sprintf("client %s has %d connections, its limit",
 			c.client, l.ConnectionsPerClient)}

@@ -17,28 +17,30 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// dialer reaches P5: bounded in time, and in the number of attempts at once in
-// all and for each target, so that a target that answers nobody can't hold all
-// of the process's sockets. What is beyond a bound waits its turn, within its time.
+// dialer reaches P5. It bounds how long a dial takes, and how many are under way at once: in all, and
+// per target, so that a target that does not answer cannot hold all sockets of the process. Further
+// dials wait for a slot, within their time.
 type dialer struct {
-	dial    func(ctx context.Context, network, address string) (net.Conn, error)
-	guarded func(ctx context.Context, network, address string) (net.Conn, error) // for names that must not mean special addresses
-	hit     func(limit string)                                                   // told of each attempt that has had no turn; nil: nobody
+	dial    dialFunc
+	guarded dialFunc           // for host names, which must not mean special addresses
+	hit     func(limit string) // called for each dial that got no slot; nil: not called
 
 	mu        sync.Mutex
 	perTarget int
-	all       chan struct{} // holds one for each attempt under way
-	busy      map[policy.Target]*turns
+	all       chan struct{} // slots: one element for each dial under way
+	busy      map[policy.Target]*queue
 }
 
-// turns are the attempts to reach one target.
-type turns struct {
-	under chan struct{} // holds one for each attempt under way
-	users int           // who is under way or waits; guarded by dialer.mu
+type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+
+// queue is the dials of one target.
+type queue struct {
+	slots chan struct{} // one element for each dial under way
+	users int           // dials under way or waiting; guarded by dialer.mu
 }
 
-// limit sets how many attempts may be under way at once, in all and to one
-// target. Attempts that have begun are not counted against new bounds.
+// limit sets how many dials may be under way at once, in all and to one target. Dials that have begun
+// do not count against new bounds.
 func (d *dialer) limit(all, perTarget int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -48,29 +50,30 @@ func (d *dialer) limit(all, perTarget int) {
 	}
 }
 
-// connect dials a target that is no service's name, until the deadline of ctx. A guarded one must not turn out to be this
-// host itself, or another special address that was not named; see [policy.Decision].
-// The error is a *session.Refusal, with a text for the administrator at the other end.
+// connect dials a target, which is no service's name, until the deadline of ctx. A guarded dial must not
+// end at this host or another special address; see [policy.Decision]. The error is a *session.Refusal
+// with a text for the administrator of the client.
 func (d *dialer) connect(ctx context.Context, target policy.Target, guarded bool) (session.Conn, error) {
 	deadline, _ := ctx.Deadline()
 	timeout := time.Until(deadline).Round(100 * time.Millisecond)
-	all, own := d.enter(target)
+	all, own := d.join(target)
 	defer d.leave(target, own)
 
-	for _, turn := range []struct {
+	for _, bound := range []struct {
 		limit string
-		under chan struct{}
-	}{{"dials_per_target", own.under}, {"dials", all}} {
+		slots chan struct{}
+	}{{"dials_per_target", own.slots}, {"dials", all}} {
 		select {
-		case turn.under <- struct{}{}:
-			defer func() { <-turn.under }()
+		case bound.slots <- struct{}{}:
+			defer func() { <-bound.slots }()
 		case <-ctx.Done():
 			if d.hit != nil {
-				d.hit(turn.limit)
+				d.hit(bound.limit)
 			}
 			return nil, &session.Refusal{
 				Status: wire.StatusTooMany,
-				Text:   fmt.Sprintf("%s: no turn to dial it within %v: too many connections are being made at once, or it answers too slowly", place(target), timeout),
+				Text: fmt.Sprintf("%s: no turn to dial it within %v: too many connections are being made "+
+					"at once, or it answers too slowly", place(target), timeout),
 			}
 		}
 	}
@@ -91,14 +94,15 @@ func (d *dialer) connect(ctx context.Context, target policy.Target, guarded bool
 	return stream, nil
 }
 
-func (d *dialer) enter(target policy.Target) (all chan struct{}, own *turns) {
+// join counts a dial of a target. It returns the slots of all dials, and the target's queue.
+func (d *dialer) join(target policy.Target) (all chan struct{}, own *queue) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	own = d.busy[target]
 	if own == nil {
-		own = &turns{under: make(chan struct{}, d.perTarget)}
+		own = &queue{slots: make(chan struct{}, d.perTarget)}
 		if d.busy == nil {
-			d.busy = make(map[policy.Target]*turns)
+			d.busy = make(map[policy.Target]*queue)
 		}
 		d.busy[target] = own
 	}
@@ -106,7 +110,7 @@ func (d *dialer) enter(target policy.Target) (all chan struct{}, own *turns) {
 	return d.all, own
 }
 
-func (d *dialer) leave(target policy.Target, own *turns) {
+func (d *dialer) leave(target policy.Target, own *queue) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if own.users--; own.users == 0 {
@@ -114,8 +118,9 @@ func (d *dialer) leave(target policy.Target, own *turns) {
 	}
 }
 
-// dialTarget tries the target's addresses one after another; of a host's name
-// net.Dial races the addresses that it has (RFC 8305).
+// dialTarget tries the target's addresses one after the other. A host name is one address here: net.Dial
+// races what the name resolves to (RFC 8305). The error is that of the first address: a refusal by
+// IPv4's loopback says more than the lack of IPv6.
 func (d *dialer) dialTarget(ctx context.Context, target policy.Target, guarded bool) (net.Conn, error) {
 	dial := d.dial
 	if guarded && target.IsHostName() {
@@ -127,8 +132,6 @@ func (d *dialer) dialTarget(ctx context.Context, target policy.Target, guarded b
 		if err == nil {
 			return conn, nil
 		}
-		// That IPv4's loopback refused says more than that a host
-		// without IPv6 hasn't the other one.
 		if first == nil {
 			first = err
 		}
@@ -139,27 +142,40 @@ func (d *dialer) dialTarget(ctx context.Context, target policy.Target, guarded b
 	return nil, first
 }
 
-// refuse puts a failed dial into the words of whoever has to mend it.
+// refuse turns the error of a dial into a refusal that says what is wrong.
 func refuse(err error, target policy.Target, timeout time.Duration) *session.Refusal {
 	unix := target.Network() == "unix"
 	refused := func(format string, args ...any) *session.Refusal {
-		return &session.Refusal{Status: wire.StatusRefused, Text: place(target) + ": " + fmt.Sprintf(format, args...)}
+		text := place(target) + ": " + fmt.Sprintf(format, args...)
+		return &session.Refusal{Status: wire.StatusRefused, Text: text}
 	}
 	if special, ok := errors.AsType[*specialError](err); ok {
-		return &session.Refusal{Status: wire.StatusNotAllowed, Text: fmt.Sprintf("%s: %v; %s", place(target), special, specialHint)}
+		return &session.Refusal{
+			Status: wire.StatusNotAllowed,
+			Text:   fmt.Sprintf("%s: %v; %s", place(target), special, specialHint),
+		}
 	}
 	if dns, ok := errors.AsType[*net.DNSError](err); ok {
 		switch {
 		case dns.IsNotFound:
 			return refused("no such host: the server's DNS does not know %q", dns.Name)
 		case dns.IsTimeout:
-			return &session.Refusal{Status: wire.StatusTimeout, Text: fmt.Sprintf("%s: the server's DNS did not answer when asked for %q", place(target), dns.Name)}
+			return &session.Refusal{
+				Status: wire.StatusTimeout,
+				Text: fmt.Sprintf("%s: the server's DNS did not answer when asked for %q",
+					place(target), dns.Name),
+			}
 		}
 		return refused("the server can't resolve %q: %s", dns.Name, dns.Err)
 	}
 	switch {
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
-		return &session.Refusal{Status: wire.StatusTimeout, Text: fmt.Sprintf("%s: no answer within %v: it is down, or a firewall drops the packets", place(target), timeout)}
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded),
+		errors.Is(err, syscall.ETIMEDOUT):
+		return &session.Refusal{
+			Status: wire.StatusTimeout,
+			Text: fmt.Sprintf("%s: no answer within %v: it is down, or a firewall drops the packets",
+				place(target), timeout),
+		}
 	case errors.Is(err, context.Canceled):
 		return refused("given up")
 	case errors.Is(err, syscall.ECONNREFUSED) && unix:
@@ -179,16 +195,19 @@ func refuse(err error, target policy.Target, timeout time.Duration) *session.Ref
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return refused("the server has no free local port or no address to reach it from")
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-		return &session.Refusal{Status: wire.StatusTooMany, Text: "the server has no file descriptors to spare: raise LimitNOFILE of its ptthqd"}
+		return &session.Refusal{
+			Status: wire.StatusTooMany,
+			Text:   "the server has no file descriptors to spare: raise LimitNOFILE of its ptthqd",
+		}
 	}
-	// The address is in our text already; a wrapped one would repeat it.
+	// Without the OpError, which repeats the address.
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		err = op.Err
 	}
 	return refused("%v", err)
 }
 
-// place is how a target is shown to people at the other end.
+// place returns a target as people at the client read it.
 func place(target policy.Target) string {
 	if port, ok := strings.CutPrefix(target.String(), ":"); ok {
 		return "port " + port + " of the server's loopback"
@@ -196,7 +215,7 @@ func place(target policy.Target) string {
 	return target.String()
 }
 
-// count is how many attempts are under way or wait for their turn.
+// count returns how many dials are under way or wait for a slot.
 func (d *dialer) count() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -207,9 +226,11 @@ func (d *dialer) count() int {
 	return n
 }
 
-// Reach dials a target of a service as for a connection, and closes it at once. It tells how long that took, or why it
-// failed.
-func (s *Server) Reach(ctx context.Context, service policy.Service, target policy.Target) (time.Duration, *session.Refusal) {
+// Reach dials a target of a service as for a connection, and closes it at once. It returns how long the
+// dial took, or why it failed.
+func (s *Server) Reach(
+	ctx context.Context, service policy.Service, target policy.Target,
+) (time.Duration, *session.Refusal) {
 	if why := service.Bars(target, s.host.Owns); why != "" {
 		return 0, &session.Refusal{Status: wire.StatusNotAllowed, Text: why}
 	}

@@ -28,8 +28,6 @@ func target(t *testing.T, text string) policy.Target {
 	return parsed
 }
 
-type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
-
 func newTestDialer(dial dialFunc) *dialer {
 	d := &dialer{dial: dial, guarded: dial}
 	d.limit(16, 16)

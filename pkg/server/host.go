@@ -13,8 +13,9 @@ import (
 	"ptthqd/pkg/policy"
 )
 
-// Host knows the addresses of the machine on which a server runs, which a network or a name as a service does not offer
-// (see [policy.Special]). The zero value asks the system. It may be used from several goroutines.
+// Host knows the addresses of the machine on which a server runs. A service whose target is a network or
+// a host name does not offer them (see [policy.Special]). The zero value asks the system. Several
+// goroutines may use a Host.
 type Host struct {
 	Addresses func() ([]net.Addr, error) // nil: net.InterfaceAddrs
 	Resolver  *net.Resolver              // nil: net.DefaultResolver
@@ -27,12 +28,12 @@ type ownAddresses struct {
 	addrs map[netip.Addr]bool
 }
 
-// ownLifetime is how long addresses that were read count as the host's. An address that it gets meanwhile is still not
-// reached: a connection to oneself has the same address at both ends.
+// ownLifetime is how long the addresses that were read count. An address that the host gets meanwhile is
+// noticed by self: a connection to oneself has the same address at both ends.
 const ownLifetime = time.Second
 
-// Owns tells whether an address is the host's, or that of all hosts in a network of it. Where the system doesn't say, the
-// last that were known count.
+// Owns reports whether an address is the host's, or the broadcast address of one of its networks. If the
+// system does not answer, the last known addresses count.
 func (h *Host) Owns(addr netip.Addr) bool {
 	known := h.known.Load()
 	if known == nil || time.Since(known.at) > ownLifetime {
@@ -54,24 +55,24 @@ func (h *Host) read(last *ownAddresses) *ownAddresses {
 		return now
 	}
 	for _, a := range list {
-		// What is no prefix is an address that is alone, and what is neither is of no family of ours.
+		// Interfaces of IP have prefixes; others are of no use here.
 		prefix, err := netip.ParsePrefix(a.String())
 		if err != nil {
 			continue
 		}
 		now.addrs[prefix.Addr().Unmap()] = true
-		if others, ok := shared(prefix); ok {
-			now.addrs[others] = true
+		if all, ok := shared(prefix); ok {
+			now.addrs[all] = true
 		}
 	}
 	return now
 }
 
-// shared returns the address by which all hosts of an IPv4 network are reached, or any router of an IPv6 one
-// (RFC 4291, section 2.6.1), which the host may be itself.
+// shared returns the broadcast address of an IPv4 network, or the subnet-router anycast address of an
+// IPv6 network (RFC 4291, section 2.6.1). Both may reach the host itself.
 func shared(p netip.Prefix) (netip.Addr, bool) {
 	if p.Addr().BitLen()-p.Bits() < 2 {
-		return netip.Addr{}, false // a network of two has no such address
+		return netip.Addr{}, false // a network of one or two addresses has none
 	}
 	first := p.Masked().Addr()
 	if first.Is6() {
@@ -84,9 +85,11 @@ func shared(p netip.Prefix) (netip.Addr, bool) {
 	return netip.AddrFrom4(bytes), true
 }
 
-// Resolve decides as a server does, the dial included: it looks up what a host's name means at this moment. A name that
-// can't be looked up is left to the dial.
-func (h *Host) Resolve(ctx context.Context, services *policy.Services, client string, asked policy.Target) (policy.Target, policy.Decision) {
+// Resolve decides as a server does, the dial included: it looks up what a host name means at this moment.
+// If the lookup fails, the decision says so in its reason.
+func (h *Host) Resolve(
+	ctx context.Context, services *policy.Services, client string, asked policy.Target,
+) (policy.Target, policy.Decision) {
 	target, d := services.Resolve(client, asked, h.Owns)
 	if !d.Guarded || !target.IsHostName() {
 		return target, d
@@ -109,11 +112,12 @@ func (h *Host) Resolve(ctx context.Context, services *policy.Services, client st
 	if len(barred) == 0 || len(barred) < len(addrs) {
 		return target, d
 	}
-	d.Allowed, d.Guarded, d.Reason = false, false, target.String()+": "+strings.Join(barred, ", ")+"; "+specialHint
+	d.Allowed, d.Guarded = false, false
+	d.Reason = target.String() + ": " + strings.Join(barred, ", ") + "; " + specialHint
 	return policy.Target{}, d
 }
 
-// A specialError says that a name or network leads where only an address that is named may lead.
+// A specialError says that a host name or network leads to a special address.
 type specialError struct {
 	addr netip.Addr
 	what string
@@ -123,7 +127,8 @@ func (e *specialError) Error() string { return fmt.Sprintf("it is %v, %s", e.add
 
 const specialHint = "name the address itself, or write allow_local = true in the service"
 
-// guard is the control function of a dial that must not end at a special address, whatever a name server says.
+// guard is the control function of a dial that must not end at a special address, whatever a name server
+// answers.
 func (s *Server) guard(network, address string, socket syscall.RawConn) error {
 	if at, err := netip.ParseAddrPort(address); err == nil {
 		if what := policy.Special(at.Addr(), s.host.Owns); what != "" {
@@ -133,7 +138,8 @@ func (s *Server) guard(network, address string, socket syscall.RawConn) error {
 	return s.spareDescriptors(network, address, socket)
 }
 
-// self returns an error if a connection is one of this host to itself, by an address that nobody knew to be its own.
+// self returns an error if a connection leads from this host to itself, by an address that was not known
+// as its own.
 func self(conn net.Conn) error {
 	local, _ := conn.LocalAddr().(*net.TCPAddr)
 	remote, _ := conn.RemoteAddr().(*net.TCPAddr)

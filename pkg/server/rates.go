@@ -7,8 +7,7 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// maxRates is how many clients may have a rate before those that have not used
-// theirs lately are forgotten.
+// maxRates is how many clients have a rate before those with a full bucket are forgotten.
 const maxRates = 1024
 
 // rates bound how often each client opens a connection.
@@ -18,7 +17,7 @@ type rates struct {
 	clients   map[string]*rate.Limiter
 }
 
-// limit sets the bound of all clients. Twice as many as in a second may come at once.
+// limit sets the rate of each client. A burst may have twice as many connections as a second.
 func (r *rates) limit(perSecond int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -27,7 +26,7 @@ func (r *rates) limit(perSecond int) {
 	}
 }
 
-// allow counts one connection of a client, unless it is one too many.
+// allow counts a connection of a client, and reports whether it is within the rate.
 func (r *rates) allow(client string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -42,7 +41,7 @@ func (r *rates) allow(client string) bool {
 	return l.Allow()
 }
 
-// forgetLocked drops the clients whose bucket is full: a new one would be too.
+// forgetLocked drops the clients whose bucket is full, as a new bucket would be.
 func (r *rates) forgetLocked() {
 	now := time.Now()
 	for client, l := range r.clients {

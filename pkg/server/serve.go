@@ -41,7 +41,9 @@ func (s *Server) attach(l *link.Link, stream wire.Stream, tip wire.Message) (car
 
 // understand returns which client asks for what. It refuses the stream and returns no inner message
 // if the tip is malformed or the client opens too often.
-func (s *Server) understand(l *link.Link, stream wire.Stream, tip wire.Message) (client string, inner wire.Message) {
+func (s *Server) understand(
+	l *link.Link, stream wire.Stream, tip wire.Message,
+) (client string, inner wire.Message) {
 	info := session.Info{Server: s.node, State: session.Closed, Relay: l.Peer()}
 	refuse := func(status wire.Status, text string) {
 		s.refuse(stream, &session.Refusal{Status: status, Text: text})
@@ -98,7 +100,8 @@ func (s *Server) mayOpen(client string) *session.Refusal {
 		s.hits.Hit("opens_per_second")
 		return &session.Refusal{
 			Status: wire.StatusTooMany,
-			Text:   "too many new connections a second from this client (limits.opens_per_second of the server)",
+			Text: "too many new connections a second from this client " +
+				"(limits.opens_per_second of the server)",
 		}
 	}
 	return nil

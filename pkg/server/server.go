@@ -70,8 +70,9 @@ type Server struct {
 
 	settings atomic.Pointer[config.Config]
 	services atomic.Pointer[policy.Services]
-	stopping atomic.Bool               // a drain has begun
-	rivalAt  atomic.Pointer[time.Time] // when another process with this node's key was last at a relay; nil: never
+	stopping atomic.Bool // a drain has begun
+	// rivalAt is when another process with this node's key was last at a relay; nil: never.
+	rivalAt atomic.Pointer[time.Time]
 
 	applying sync.Mutex // held by Apply
 }

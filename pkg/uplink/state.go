@@ -92,7 +92,8 @@ func (s *Set) States() []State {
 		}
 		if l := d.Link; l != nil {
 			state.Up, state.Key, state.Remote = true, l.Key(), l.RemoteAddr()
-			state.Closing, state.Stats, state.Socket = isClosed(l.PeerClosing()), l.Stats(), l.Socket().Stats()
+			state.Closing = isClosed(l.PeerClosing())
+			state.Stats, state.Socket = l.Stats(), l.Socket().Stats()
 		}
 		states = append(states, state)
 	}

@@ -126,7 +126,8 @@ func (s *Set) startLocked(m *member) {
 }
 
 func (s *Set) cannotDial(m *member, err error) {
-	s.config.Logger.Error("relay can't be dialled", slog.String("relay", m.relay.Address), slog.Any("error", err))
+	s.config.Logger.Error("relay can't be dialled",
+		slog.String("relay", m.relay.Address), slog.Any("error", err))
 }
 
 // Apply puts the relays and limits of a config in force. Limits count for links that are made from
