@@ -26,8 +26,6 @@ var tooLong = []string{
 	"deploy/chain_test.go TestThreeHosts",
 	"deploy/service_test.go TestService",
 	"pkg/daemon/role_relay.go Describe",
-	"pkg/session/attempt.go try",
-	"pkg/session/inbox.go takeFrame",
 	"pkg/session/model_test.go run",
 	"pkg/session/status_test.go TestLimits",
 	"pkg/session/stop_test.go TestStopClient",

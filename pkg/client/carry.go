@@ -63,41 +63,32 @@ func (c *Client) pass(
 	}
 }
 
-// carry forwards one connection to its end, and gives back the place that await took for it. An
-// idle connection waits in here for days: the rest of the work is done in calls that return, so
-// that the goroutine's stack can shrink.
+// carry forwards one connection to its end, and gives back the place that await took for it.
 func (c *Client) carry(in *intake, conn session.Conn, request session.Request) {
-	if f := c.begin(in, conn, request); f != nil {
-		f.Carry(context.Background()) // ends at the latest when the sessions' Run ends and resets them
-		c.record(f)
-	}
+	c.ledger.Record(c.forward(in, conn, request))
 	in.gate.leave()
 	c.gate.leave()
 }
 
-//go:noinline
-func (c *Client) record(f *session.Forwarding) { c.ledger.Record(f.Summary()) }
-
-// begin waits for a live link and makes the session of a connection. It returns nil when the
-// connection has ended without a session.
-func (c *Client) begin(in *intake, conn session.Conn, request session.Request) *session.Forwarding {
+// forward waits for a live link, and then forwards a connection to its end.
+func (c *Client) forward(in *intake, conn session.Conn, request session.Request) session.Summary {
 	began := time.Now()
 	if c.config.Opened != nil {
 		request.Opened = func() { c.config.Opened(request.Mapping, time.Since(began)) }
 	}
 	if end, reason := c.awaitLink(in); end != "" {
 		abort(conn)
-		c.ledger.Record(session.Summary{
+		return session.Summary{
 			Info: session.Info{
 				ID:      session.NewToken().ConnectionID(),
 				Mapping: request.Mapping, Server: request.Server, Target: request.Target,
 				Source: request.Source, State: session.Closed, Opened: began,
 			},
 			Status: wire.StatusNotConnected, Text: reason, End: end, Duration: time.Since(began),
-		})
-		return nil
+		}
 	}
-	return c.sessions.Begin(conn, request)
+	// Its context is never done: the session ends at the latest when the sessions' Run ends.
+	return c.sessions.Forward(context.Background(), conn, request)
 }
 
 // awaitLink waits for a live link, at most for hold_timeout. It returns an empty end when there is

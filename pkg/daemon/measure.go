@@ -43,7 +43,7 @@ func (r serverRole) Measure(s *sample) {
 
 // What can be counted is shown from the beginning, with 0: where a series begins with 1, Prometheus sees no increase.
 var (
-	sessionStates = []string{session.Opening, session.Attached, session.Detached, session.Closing}
+	sessionStates = []string{string(session.Opening), string(session.Attached), string(session.Detached), string(session.Closing)}
 	sessionEnds   = []session.End{
 		session.EndClosed, session.EndRefused, session.EndResetByP1, session.EndResetByP5, session.EndExpired, session.EndRevoked,
 		session.EndStopped, session.EndRestarted, session.EndProtocol, session.EndRemoved, session.EndUnattached,
@@ -90,7 +90,7 @@ func (s *sample) sessions(ended map[string]ledger.Tally, running []session.Info,
 	}
 	for _, i := range running {
 		n := at(i.Mapping)
-		n.states[i.State]++
+		n.states[string(i.State)]++
 		if i.State != session.Opening {
 			n.opened++
 		}

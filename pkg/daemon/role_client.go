@@ -93,7 +93,7 @@ func (r clientRole) Describe(s *control.Status) {
 func links(states []uplink.State, connections []control.Connection) []control.Link {
 	over := make(map[string]int)
 	for _, c := range connections {
-		if c.State != session.Detached {
+		if c.State != string(session.Detached) {
 			over[c.Relay]++
 		}
 	}
@@ -157,7 +157,7 @@ func sessions(infos []session.Info) []control.Connection {
 	for i, s := range infos {
 		list[i] = control.Connection{
 			ID:        s.ID,
-			State:     s.State,
+			State:     string(s.State),
 			Since:     s.Since,
 			Opened:    s.Opened,
 			Age:       control.Seconds(time.Since(s.Opened)),
@@ -198,7 +198,7 @@ func count(c *control.Counters, ended ledger.Counts, running []control.Connectio
 		c.Ended[string(end)] += n
 	}
 	for _, s := range running {
-		if s.State != session.Opening {
+		if s.State != string(session.Opening) {
 			c.Opened++
 		}
 		c.BytesUp += s.BytesUp
@@ -255,7 +255,7 @@ func roundTrip(rtt control.Seconds) string {
 func connectionSummary(connections []control.Connection) string {
 	detached := 0
 	for _, c := range connections {
-		if c.State == session.Detached {
+		if c.State == string(session.Detached) {
 			detached++
 		}
 	}

@@ -16,8 +16,7 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// serveLink serves the streams that a relay opens. An idle connection waits in Carry for days: the
-// rest of the work is done in calls that return, so that the goroutine's stack can shrink.
+// serveLink serves the streams that a relay opens.
 func (s *Server) serveLink(ctx context.Context, l *link.Link) {
 	var streams sync.WaitGroup
 	defer streams.Wait()
@@ -26,17 +25,15 @@ func (s *Server) serveLink(ctx context.Context, l *link.Link) {
 		if err != nil {
 			return // the dialer logs why the link is over
 		}
-		streams.Go(func() { s.attach(l, stream, tip).Carry() })
+		streams.Go(func() { s.serve(l, stream, tip) })
 	}
 }
 
-// attach refuses a stream, or makes it carry a session. After a refusal there is nothing to carry.
-func (s *Server) attach(l *link.Link, stream wire.Stream, tip wire.Message) (carrier session.Carrier) {
+// serve has a stream carry a session until its end, or refuses it.
+func (s *Server) serve(l *link.Link, stream wire.Stream, tip wire.Message) {
 	if client, inner := s.understand(l, stream, tip); inner != nil {
-		route := session.Route{Link: l, Relay: l.Peer(), RTT: l.RTT()}
-		carrier = s.sessions.Attach(client, inner, stream, route)
+		s.sessions.Attach(client, inner, stream, session.Route{Link: l, Relay: l.Peer(), RTT: l.RTT()})
 	}
-	return carrier
 }
 
 // understand returns which client asks for what. It refuses the stream and returns no inner message

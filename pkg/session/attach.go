@@ -7,29 +7,16 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// Attach finds or makes the session that a stream is to carry which a relay has opened for client, and whose tip `incoming`
-// was read: inner is what it held. It owns st. Whoever has called it calls Carry on what it returns.
-func (v *Server) Attach(client string, inner wire.Message, st wire.Stream, via Route) Carrier {
-	return Carrier{v, v.attach(client, inner, st, via), st}
-}
-
-// A Carrier is a stream that carries a session, unless that was refused.
-type Carrier struct {
-	server  *Server
-	session *session // nil where it was refused
-	stream  wire.Stream
-}
-
-// Carry blocks as long as the stream is in use. It needs little stack: where a session is idle for days, it is in here.
-func (c Carrier) Carry() {
-	if c.session != nil {
-		err := c.session.readFrames(c.stream)
-		c.server.carried(c.session, c.stream, err)
+// Attach finds or makes the session that a stream is to carry, and serves it until the stream's end. A
+// relay has opened the stream for client; inner is what its tip held. Attach owns st.
+func (v *Server) Attach(client string, inner wire.Message, st wire.Stream, via Route) {
+	if at := v.attach(client, inner, st, via); at != nil {
+		v.left(at, at.readFrames())
 	}
 }
 
-// attach is Attach. Where there is no session it has said on st why.
-func (v *Server) attach(client string, inner wire.Message, st wire.Stream, via Route) *session {
+// attach returns nil where there is no session; then it has said on st why.
+func (v *Server) attach(client string, inner wire.Message, st wire.Stream, via Route) *attachment {
 	switch m := inner.(type) {
 	case *wire.Open:
 		return v.open(client, m, st, via)
@@ -42,7 +29,7 @@ func (v *Server) attach(client string, inner wire.Message, st wire.Stream, via R
 
 // open makes a session, or takes the newer stream for one that was made by an
 // attempt before this.
-func (v *Server) open(client string, m *wire.Open, st wire.Stream, via Route) *session {
+func (v *Server) open(client string, m *wire.Open, st wire.Stream, via Route) *attachment {
 	key := sessionKey{client, m.Token}
 	info := Info{Client: client, Server: v.config.Node, Source: m.Source, Target: m.Target, Relay: via.Relay, Link: via.Link}
 	reject := func(r *Refusal) {
@@ -77,8 +64,8 @@ func (v *Server) open(client string, m *wire.Open, st wire.Stream, via Route) *s
 	case tomb != nil:
 		v.complete(st, *tomb)
 		return nil
-	case made:
-		return s
+	case made != nil:
+		return made
 	}
 	return v.takeOver(s, m.Attempt, st, via, func() (uint64, *Refusal) {
 		if s.out.known > 0 || s.info.Target != m.Target {
@@ -89,7 +76,7 @@ func (v *Server) open(client string, m *wire.Open, st wire.Stream, via Route) *s
 }
 
 // resume goes on with a session over a new stream.
-func (v *Server) resume(client string, m *wire.Resume, st wire.Stream, via Route) *session {
+func (v *Server) resume(client string, m *wire.Resume, st wire.Stream, via Route) *attachment {
 	key := sessionKey{client, m.Token}
 	if m.Version != wire.Version {
 		v.refuse(st, &Refusal{wire.StatusVersion, wire.OtherVersion(m.Version)})
@@ -117,9 +104,9 @@ func (v *Server) resume(client string, m *wire.Resume, st wire.Stream, via Route
 			s.mu.Unlock()
 			v.refuse(st, &Refusal{wire.StatusNotNewest, "a newer attempt has been seen"})
 		case s.closed: // since it was found
-			v.epitaphLocked(s, st)
+			v.epitaphUnlock(s, st)
 		default:
-			v.endLocked(s, EndResetByP1, wire.CodeRevoked)
+			v.endUnlock(s, EndResetByP1, wire.CodeRevoked)
 			v.complete(st, wire.Granted{Version: wire.Version, Reset: true})
 		}
 		return nil
@@ -133,7 +120,7 @@ func (v *Server) resume(client string, m *wire.Resume, st wire.Stream, via Route
 		if s.info.Target != m.Target {
 			return 0, &Refusal{wire.StatusMalformed, "the session has another target"}
 		}
-		if s.end == nil {
+		if s.local == nil {
 			return 0, &Refusal{wire.StatusMalformed, "the session isn't open yet"}
 		}
 		if err := s.checkOffsetsLocked(m.Received, m.Acked, m.Limit); err != nil {
@@ -161,7 +148,7 @@ func (v *Server) unknown(text string) *Refusal {
 // newest. check is called when nobody reads or writes the old stream any more,
 // with the lock held: it says from which offset on to send, or why not to.
 // takeOver returns the session if st is to carry it.
-func (v *Server) takeOver(s *session, attempt uint64, st wire.Stream, via Route, check func() (uint64, *Refusal)) *session {
+func (v *Server) takeOver(s *session, attempt uint64, st wire.Stream, via Route, check func() (uint64, *Refusal)) *attachment {
 	s.mu.Lock()
 	if attempt <= s.attempt {
 		s.mu.Unlock()
@@ -169,12 +156,11 @@ func (v *Server) takeOver(s *session, attempt uint64, st wire.Stream, via Route,
 		return nil
 	}
 	s.attempt = attempt
-	old := s.stream
-	if old != nil {
+	if old := s.at; old != nil {
 		s.detachLocked()
-		old.Reset(wire.CodeLost)
+		old.stream.Reset(wire.CodeLost)
 	}
-	for (s.reading || s.writing) && s.attempt == attempt && !s.closed {
+	for s.busyLocked() && s.attempt == attempt && !s.closed {
 		s.cond.Wait()
 	}
 	switch {
@@ -182,91 +168,90 @@ func (v *Server) takeOver(s *session, attempt uint64, st wire.Stream, via Route,
 		s.mu.Unlock()
 		v.refuse(st, &Refusal{wire.StatusNotNewest, "a newer attempt has been seen"})
 		return nil
-	case s.closed || s.reset != nil || s.ended:
+	case s.closed || s.ending.reset() || s.ended:
 		s.settle()
-		v.epitaphLocked(s, st)
+		v.epitaphUnlock(s, st)
 		return nil
 	}
 	sent, refusal := check()
 	if refusal != nil {
 		s.brokenLocked(errors.New(refusal.Text))
-		v.endLocked(s, EndProtocol, wire.CodeProtocol)
+		v.endUnlock(s, EndProtocol, wire.CodeProtocol)
 		v.refuse(st, refusal)
 		return nil
 	}
 	v.reattached(s)
 	s.takeBackLocked()
 	s.regainLocked(time.Now())
-	s.attachLocked(st, via, sent)
-	s.frozen = true // nothing goes before the reply
-	if s.end == nil {
+	at := s.attachLocked(st, via, sent)
+	at.frozen = true // nothing goes before the reply
+	if s.local == nil {
 		s.mu.Unlock() // the reply follows when P5 is dialled
 	} else {
 		if !s.ended {
 			s.tellResumedLocked(via.Relay, attempt, 0)
 		}
-		v.grantLocked(s)
+		v.grantUnlock(s)
 	}
-	return s
+	return at
 }
 
-// carried decides what the end of st means.
-func (v *Server) carried(s *session, st wire.Stream, err error) {
+// left acts upon the end of a stream.
+func (v *Server) left(at *attachment, err error) {
+	s := at.session
 	s.mu.Lock()
-	if s.stream != st {
+	if s.at != at {
 		closed := s.closed
 		s.mu.Unlock()
 		if closed {
-			drain(st) // a refusal may be on its way
+			drain(at.stream) // a refusal may be on its way
 		} else {
-			st.Reset(wire.CodeLost)
+			at.stream.Reset(wire.CodeLost)
 		}
 		return
 	}
-	var bad *protocolError
-	var reset *wire.ResetError
-	switch {
-	case errors.Is(err, errEnded):
+	switch verdict, _ := judgeStream(err); verdict {
+	case streamEnded:
 		s.mu.Unlock()
-		s.sayGoodbye(st)
+		at.sayGoodbye()
 		s.mu.Lock()
-		if s.stream == st {
+		if s.at == at {
 			s.detachLocked()
 			s.settle()
 		}
 		s.mu.Unlock()
 		return
-	case errors.As(err, &bad):
-		s.brokenLocked(bad)
-		v.endLocked(s, EndProtocol, wire.CodeProtocol)
+	case peerBroke:
+		s.brokenLocked(err)
+		v.endUnlock(s, EndProtocol, wire.CodeProtocol)
 		return
-	case errors.As(err, &reset) && reset.Remote && reset.Code == wire.CodeProtocol:
+	case peerAccuses:
 		s.foundBrokenLocked()
-		v.endLocked(s, EndProtocol, wire.CodeProtocol)
+		v.endUnlock(s, EndProtocol, wire.CodeProtocol)
 		return
-	case errors.As(err, &reset) && reset.Remote && reset.Code == wire.CodeRevoked:
-		if s.reset == nil {
-			s.endedBy = "relay"
+	case streamRevoked:
+		if !s.ending.reset() {
+			s.ending.by = "relay"
 		}
-		v.endLocked(s, EndRevoked, wire.CodeRevoked)
+		v.endUnlock(s, EndRevoked, wire.CodeRevoked)
 		return
+	case streamLost, streamLeft:
 	}
 	s.detachLocked() // writers see that and stop
-	st.Reset(wire.CodeLost)
-	if s.reset != nil || s.ended {
+	at.stream.Reset(wire.CodeLost)
+	if s.ending.reset() || s.ended {
 		s.settle()
-		s.mu.Unlock()
-		return
+	} else {
+		v.detached(s, err)
 	}
-	v.detached(s, err)
 	s.mu.Unlock()
 }
 
 // detached lets s wait for another stream, within the limits. The caller holds
 // its lock.
 func (v *Server) detached(s *session, why error) {
-	if s.end != nil {
-		s.setState(Detached)
+	if s.local != nil {
+		s.transitionLocked(Detached)
 		s.tellDetachedLocked(why.Error())
 	}
 	v.mu.Lock()
@@ -284,7 +269,7 @@ func (v *Server) detached(s *session, why error) {
 	s.expiry = time.AfterFunc(s.granted, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.stream == nil && s.waiting {
+		if s.at == nil && s.waiting {
 			s.resetLocked(EndExpired, resetByExpiry)
 		}
 	})

@@ -10,7 +10,7 @@ import (
 
 // tryInTurn is try, with a turn of those that resume over the route's line. It returns nil also if something else was to be
 // done while it waited for that.
-func (f *forward) tryInTurn(r Route, old wire.Stream) wire.Stream {
+func (f *forward) tryInTurn(r Route, old *attachment) *attachment {
 	s := f.session
 	clock := &s.host.clock
 	l := s.host.lines.acquire(r, s.peerName(), clock.Now())
@@ -37,7 +37,7 @@ func (f *forward) awaitTurn(t *turns, w *turn) bool {
 	case <-w.ready:
 		return true
 	case <-timer.C:
-	case <-f.changed:
+	case <-f.session.changed:
 	case <-f.otherRoutes:
 		f.tried = nil
 	}
@@ -67,33 +67,36 @@ func (f *forward) awaitReplyLocked(st wire.Stream, l *line, timeout, most time.D
 	f.patience = clock.AfterFunc(timeout, expire)
 }
 
-// try makes one attempt over a route. old is the stream that the session has
-// while it moves. It returns nil if the attempt failed.
-func (f *forward) try(r Route, old wire.Stream, l *line) wire.Stream {
+// An attempt is one try to attach a session over a route.
+type attempt struct {
+	route   Route
+	line    *line
+	old     *attachment // that the session has while it moves; else nil
+	at      *attachment // made before the reply by the first attempt, which sends data with its tip; else nil
+	stream  wire.Stream
+	opening bool // it is to open the session, not to resume it
+}
+
+// try makes one attempt over a route. old is the attachment that the session has while it moves. It
+// returns nil if the attempt failed.
+func (f *forward) try(r Route, old *attachment, l *line) *attachment {
 	s := f.session
 	s.mu.Lock()
 	if old != nil {
 		// Neither read nor written until the reply has come.
-		s.frozen = true
-		_ = old.SetWriteDeadline(longAgo)
-		s.waitIdleLocked()
+		old.frozen = true
+		_ = old.stream.SetWriteDeadline(longAgo)
+		s.awaitWriterLocked()
 	}
 	s.attempt++
-	opening := !f.opened && s.reset == nil
-	first := opening && s.attempt == 1
-	if old == nil && !opening {
+	a := &attempt{route: r, line: l, old: old, opening: !f.opened && !s.ending.reset()}
+	if old == nil && !a.opening {
 		s.takeBackLocked()
 		s.regainLocked(time.Now())
 	}
-	inner := f.tipLocked(opening)
-	timeout := max(2*time.Second, 4*r.RTT)
-	most := 10 * timeout
-	if opening {
-		// Longer than P4 dials, and short enough for another attempt.
-		whole := f.client.limits().OpenTimeout
-		most = max(whole-f.age(), time.Second)
-		timeout = max(min(whole/2, most), time.Second)
-	}
+	inner := f.tipLocked(a.opening)
+	timeout, most := f.replyTimes(a)
+	first := a.opening && s.attempt == 1
 	s.mu.Unlock()
 
 	var data []byte
@@ -101,7 +104,8 @@ func (f *forward) try(r Route, old wire.Stream, l *line) wire.Stream {
 	if first {
 		data, n = s.firstFrame()
 	}
-	st, err := r.Open(&wire.Connect{Server: f.request.Server, Inner: inner, Hold: opening && f.onlyRoute}, data)
+	var err error
+	a.stream, err = r.Open(&wire.Connect{Server: f.request.Server, Inner: inner, Hold: a.opening && f.onlyRoute}, data)
 	if err != nil {
 		s.attempt-- // nobody has heard of it
 		f.failed(r, err.Error())
@@ -112,45 +116,57 @@ func (f *forward) try(r Route, old wire.Stream, l *line) wire.Stream {
 		f.firstTry = time.Now()
 	}
 	s.mu.Lock()
-	s.pending, s.pendingLink = st, r.Link
-	f.awaitReplyLocked(st, l, timeout, most)
+	s.pending, s.pendingLink = a.stream, r.Link
+	f.awaitReplyLocked(a.stream, l, timeout, most)
 	if first {
 		// P4 reads while it dials, so P1's first bytes go right behind the tip.
-		s.attachLocked(st, r, 0)
+		a.at = s.attachLocked(a.stream, r, 0)
 		s.sentFirstLocked(n)
 	}
-	if s.stopping || opening && s.reset != nil { // meanwhile
-		s.hurryLocked()
+	if s.stopping || a.opening && s.ending.reset() { // meanwhile
+		s.boundReadLocked()
 	}
-	s.sendLocked(false)
-	reply, granted, err := readReply(st)
+	s.sendUnlock(false)
+	reply, granted, err := readReply(a.stream)
 	s.mu.Lock()
 	s.pending, s.pendingLink = nil, nil
 	f.patience.Stop()
 	s.mu.Unlock()
-	if err == nil {
-		l.hear(s.host.clock.Now())
-	}
-	if err == nil && (reply.Status == wire.StatusOpen || reply.Status == wire.StatusComplete) && granted == nil {
-		err = errors.New("the reply grants nothing")
-	}
 	if err != nil {
-		st.Reset(wire.CodeLost)
-		f.dropAttempt(st, old)
-		var reset *wire.ResetError
-		if errors.As(err, &reset) && reset.Remote && (reset.Code == wire.CodeRevoked || reset.Code == wire.CodeProtocol) {
-			s.mu.Lock()
-			f.endedLocked(reset.Code)
-			s.mu.Unlock()
-			return nil
-		}
-		f.failed(r, err.Error())
-		if old != nil {
-			f.loseOld(old)
-		}
+		f.unanswered(a, err)
 		return nil
 	}
-	return f.answer(st, r, old, opening, reply, granted)
+	l.hear(s.host.clock.Now())
+	return f.answer(a, reply, granted)
+}
+
+// replyTimes returns how long an attempt may wait for its reply: timeout while nothing comes over its
+// line, most in any case.
+func (f *forward) replyTimes(a *attempt) (timeout, most time.Duration) {
+	if a.opening {
+		// Longer than P4 dials, and short enough for another attempt.
+		whole := f.client.limits().OpenTimeout
+		most = max(whole-f.age(), time.Second)
+		return max(min(whole/2, most), time.Second), most
+	}
+	timeout = max(2*time.Second, 4*a.route.RTT)
+	return timeout, 10 * timeout
+}
+
+// unanswered acts upon an attempt whose stream ended without a reply.
+func (f *forward) unanswered(a *attempt, err error) {
+	a.stream.Reset(wire.CodeLost)
+	f.dropAttempt(a)
+	if v, _ := judgeStream(err); v == peerAccuses || v == streamRevoked {
+		f.session.mu.Lock()
+		defer f.session.mu.Unlock()
+		f.forbiddenLocked(v)
+		return
+	}
+	f.failed(a.route, err.Error())
+	if a.old != nil {
+		f.loseOld(a.old)
+	}
 }
 
 // tipLocked makes the inner tip of an attempt.
@@ -172,7 +188,7 @@ func (f *forward) tipLocked(opening bool) []byte {
 		Version: wire.Version, Token: s.token, Attempt: s.attempt,
 		Source: f.request.Source, Target: f.request.Target,
 		Received: s.in.received, Acked: s.in.acked, Limit: s.in.limit,
-		Unconfirmed: s.reset != nil,
+		Unconfirmed: s.ending.reset(),
 	})
 }
 
@@ -186,7 +202,11 @@ func readReply(st wire.Stream) (*wire.Reply, *wire.Granted, error) {
 	if !ok {
 		return nil, nil, errors.New("the answer is not a reply")
 	}
+	grants := reply.Status == wire.StatusOpen || reply.Status == wire.StatusComplete
 	if len(reply.Inner) == 0 {
+		if grants {
+			return nil, nil, errors.New("the reply grants nothing")
+		}
 		return reply, nil, nil
 	}
 	inner, n, err := wire.Parse(reply.Inner)
@@ -200,25 +220,24 @@ func readReply(st wire.Stream) (*wire.Reply, *wire.Granted, error) {
 	return reply, granted, nil
 }
 
-// dropAttempt takes the first attempt's stream away from the session again.
-func (f *forward) dropAttempt(st, old wire.Stream) {
+// dropAttempt detaches the session again from the stream of the first attempt.
+func (f *forward) dropAttempt(a *attempt) {
 	s := f.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stream == st && old == nil {
-		s.frozen = true
-		_ = st.SetWriteDeadline(longAgo)
-		s.waitIdleLocked()
+	if a.at != nil && s.at == a.at {
+		a.at.frozen = true
+		_ = a.stream.SetWriteDeadline(longAgo)
+		s.awaitWriterLocked()
 		s.detachLocked()
 	}
 }
 
-// loseOld gives the old stream up: it is not known what P4 has made of the
-// attempt to replace it.
-func (f *forward) loseOld(old wire.Stream) {
-	old.Reset(wire.CodeLost)
-	f.mu.Lock()
-	defer f.mu.Unlock()
+// loseOld gives the old stream up: what P4 has made of the attempt to replace it is not known.
+func (f *forward) loseOld(old *attachment) {
+	old.stream.Reset(wire.CodeLost)
+	f.session.mu.Lock()
+	defer f.session.mu.Unlock()
 	f.lostLocked("an attempt to move had no answer")
 }
 
@@ -232,85 +251,78 @@ func (f *forward) failed(r Route, why string) {
 	f.session.logger().Debug("attempt failed", "server", f.request.Server, "relay", r.Relay, "reason", why)
 }
 
-// answer acts upon a reply. It returns the stream if that carries the session
-// now.
-func (f *forward) answer(st wire.Stream, r Route, old wire.Stream, opening bool, reply *wire.Reply, granted *wire.Granted) wire.Stream {
-	s := f.session
+// answer acts upon a reply. It returns the attachment if the session has one now.
+func (f *forward) answer(a *attempt, reply *wire.Reply, granted *wire.Granted) *attachment {
 	if reply.Status == wire.StatusOpen {
-		return f.accepted(st, r, old, granted)
+		return f.accepted(a, granted)
 	}
 	// The reply is all that comes on this stream.
-	f.dropAttempt(st, old)
-	finish(st)
-	// A server may call itself otherwise than it was asked for: its own config names it, or it is being renamed.
-	byRelay := reply.Node != f.request.Server && (reply.Node == "" || reply.Node == wire.NodeRelay)
-	reply.Node = cmp.Or(reply.Node, f.relayOrServer())
+	f.dropAttempt(a)
+	finish(a.stream)
+	s := f.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if reply.Status == wire.StatusComplete {
-		switch {
-		case s.reset != nil:
-			f.closeLocked(*s.reset)
-		case granted.Reset:
-			f.closeLocked(EndResetByP5)
-		case s.in.done():
-			f.closeLocked(EndClosed)
-		default:
-			s.brokenLocked(violated("the session is complete, it says, and has not sent all"))
-			f.closeLocked(EndProtocol)
-		}
-		return nil
+		f.completeLocked(granted)
+	} else {
+		f.refuseLocked(a, reply)
 	}
+	return nil
+}
+
+// completeLocked ends a session that has ended at the server.
+func (f *forward) completeLocked(granted *wire.Granted) {
+	s := f.session
+	switch {
+	case s.ending.reset():
+		f.closeLocked(s.ending.how)
+	case granted.Reset:
+		f.closeLocked(EndResetByP5)
+	case s.in.done():
+		f.closeLocked(EndClosed)
+	default:
+		s.brokenLocked(violated("the session is complete, it says, and has not sent all"))
+		f.closeLocked(EndProtocol)
+	}
+}
+
+// refuseLocked acts upon a refusal: another attempt may follow, or it is the end.
+func (f *forward) refuseLocked(a *attempt, reply *wire.Reply) {
+	s := f.session
+	// A server may call itself otherwise than it was asked for: its own config names it, or it is being renamed.
+	byRelay := reply.Node != f.request.Server && (reply.Node == "" || reply.Node == wire.NodeRelay)
+	reply.Node = cmp.Or(reply.Node, f.relayOrServer())
 	if f.unknown {
 		f.firstTry = time.Time{} // it is known now
 	}
-	if s.reset == nil {
+	if !s.ending.reset() {
 		f.refusal = reply
 	}
-	again := false
-	f.stopping = reply.Status == wire.StatusNotConnected && !byRelay && opening
-	switch reply.Status {
-	case wire.StatusNotConnected:
-		again = true
-	case wire.StatusNotAllowed:
-		again = byRelay
-		if again {
-			if f.excluded == nil {
-				f.excluded = make(map[string]bool)
-			}
-			f.excluded[r.Relay] = true
-		}
-	case wire.StatusTooMany:
-		again = byRelay || !opening
-	case wire.StatusNotNewest, wire.StatusRefused, wire.StatusTimeout:
-		again = !opening
-	case wire.StatusNoSession:
-		if s.out.done() && s.in.done() {
-			f.closeLocked(EndClosed)
-			return nil
-		}
-	default: // no other attempt would have another answer
+	f.stopping = reply.Status == wire.StatusNotConnected && !byRelay && a.opening
+	if reply.Status == wire.StatusNoSession && s.out.done() && s.in.done() {
+		f.closeLocked(EndClosed)
+		return
 	}
-	if again {
-		f.failed(r, reply.Status.String())
-		if f.opened && s.reset == nil && reply.Status != wire.StatusNotAllowed {
-			f.refusal = nil // it may yet be otherwise
+	v := judgeRefusal(reply.Status, a.opening, byRelay)
+	if v.exclude {
+		if f.excluded == nil {
+			f.excluded = make(map[string]bool)
 		}
-		return nil
+		f.excluded[a.route.Relay] = true
 	}
 	switch {
-	case s.reset != nil:
-		f.closeLocked(*s.reset)
-	case opening:
+	case v.retry:
+		f.failed(a.route, reply.Status.String())
+		if f.opened && !s.ending.reset() && reply.Status != wire.StatusNotAllowed {
+			f.refusal = nil // it may yet be otherwise
+		}
+	case s.ending.reset():
+		f.closeLocked(s.ending.how)
+	case a.opening:
 		f.closeLocked(EndRefused)
-	case reply.Status == wire.StatusNoSession:
-		f.refusedLocked(EndRestarted, reply)
-	case reply.Status == wire.StatusNotAllowed:
-		f.refusedLocked(EndRevoked, reply)
 	default:
-		f.refusedLocked(EndProtocol, reply)
+		f.refusedLocked(v.outcome, reply)
 	}
-	return nil
 }
 
 // finish ends both halves of a stream on which nothing more is to be said.
@@ -319,68 +331,70 @@ func finish(st wire.Stream) {
 	st.CancelRead(wire.CodeLost)
 }
 
-// accepted takes the session over to st.
-func (f *forward) accepted(st wire.Stream, r Route, old wire.Stream, g *wire.Granted) wire.Stream {
+// accepted takes the session over to the attempt's stream.
+func (f *forward) accepted(a *attempt, g *wire.Granted) *attachment {
 	s := f.session
-	if old != nil {
-		old.Reset(wire.CodeLost)
+	if a.old != nil {
+		a.old.stream.Reset(wire.CodeLost)
 	}
 	s.mu.Lock()
-	first := s.stream == st
-	err := s.checkOffsetsLocked(g.Received, g.Acked, g.Limit)
-	if err == nil && first && g.Limit < s.out.sent {
-		err = violated("a limit of %d, after %d were sent", g.Limit, s.out.sent)
-	}
-	if err != nil {
+	if err := f.takeGrantLocked(a, g); err != nil {
 		s.brokenLocked(err)
 		f.closeLocked(EndProtocol)
 		s.mu.Unlock()
-		st.Reset(wire.CodeProtocol)
+		a.stream.Reset(wire.CodeProtocol)
 		return nil
 	}
+	at := s.at
+	s.granted = min(f.request.ResumeTimeout, g.ResumeTimeout)
+	switch {
+	case s.ending.reset(): // it is to be confirmed
+		_ = at.stream.SetReadDeadline(time.Now().Add(stopTimeout))
+	case at.moving != "":
+		_ = at.stream.SetReadDeadline(longAgo)
+	default:
+		_ = at.stream.SetReadDeadline(time.Time{})
+	}
+	if !f.opened && f.request.Opened != nil {
+		f.request.Opened()
+	}
+	resumed := f.opened && !s.ending.reset()
+	f.opened, f.refusal, f.firstTry = true, nil, time.Time{}
+	f.attachedAt = time.Now()
+	f.tried, f.rounds = nil, 0
+	if !s.ending.reset() && !s.ended {
+		s.transitionLocked(Attached)
+	}
+	if resumed {
+		s.tellResumedLocked(a.route.Relay, s.attempt, time.Since(f.detachedAt))
+	}
+	s.sendUnlock(false)
+	return at
+}
+
+// takeGrantLocked goes on from where the server says that it stands, on the attempt's stream.
+func (f *forward) takeGrantLocked(a *attempt, g *wire.Granted) error {
+	s := f.session
+	first := a.at != nil && s.at == a.at
+	if err := s.checkOffsetsLocked(g.Received, g.Acked, g.Limit); err != nil {
+		return err
+	}
+	if first && g.Limit < s.out.sent {
+		return violated("a limit of %d, after %d were sent", g.Limit, s.out.sent)
+	}
 	if !first {
-		s.waitIdleLocked()
-		s.attachLocked(st, r, g.Received)
+		s.awaitWriterLocked()
+		at := s.attachLocked(a.stream, a.route, g.Received)
 		// P1 has been served on while the reply was on its way.
-		s.in.ackedSaid, s.in.limitSaid = f.saidAcked, f.saidLimit
-		s.ackDue = s.in.acked != f.saidAcked
+		at.ackedSaid, at.limitSaid = f.saidAcked, f.saidLimit
+		at.ackDue = s.in.acked != f.saidAcked
 		if s.attempt > 1 && f.opened {
 			s.info.Resumes++
 		}
 	}
 	s.arrivedLocked(g.Received)
 	s.out.limit = g.Limit // which may be lower than before
-	if err := s.ackLocked(g.Acked - s.out.acked); err != nil {
-		s.brokenLocked(err)
-		f.closeLocked(EndProtocol)
-		s.mu.Unlock()
-		st.Reset(wire.CodeProtocol)
-		return nil
-	}
-	s.granted = min(f.request.ResumeTimeout, g.ResumeTimeout)
-	switch {
-	case s.reset != nil: // it is to be confirmed
-		_ = st.SetReadDeadline(time.Now().Add(stopTimeout))
-	case s.moving != "":
-		_ = st.SetReadDeadline(longAgo)
-	default:
-		_ = st.SetReadDeadline(time.Time{})
-	}
-	if !f.opened && f.request.Opened != nil {
-		f.request.Opened()
-	}
-	resumed := f.opened && s.reset == nil
-	f.opened, f.refusal, f.firstTry = true, nil, time.Time{}
-	f.carriedAt = time.Now()
-	f.tried, f.rounds = nil, 0
-	if s.reset == nil && !s.ended {
-		s.setState(Attached)
-	}
-	if resumed {
-		s.tellResumedLocked(r.Relay, s.attempt, time.Since(f.detachedAt))
-	}
-	s.sendLocked(false)
-	return st
+	return s.ackLocked(g.Acked - s.out.acked)
 }
 
 // checkOffsetsLocked checks what the peer says of where it stands.

@@ -109,64 +109,39 @@ func NewToken() (token wire.Token) {
 	return token
 }
 
-// Forward carries conn, an accepted connection of P1, to its end. It owns conn
-// from the call on, and blocks until the session is over. When ctx is done the
-// session is reset.
+// Forward carries conn, an accepted connection of P1, to its end. It owns conn from the call on, and
+// blocks until the session is over. When ctx is done the session is reset.
 func (c *Client) Forward(ctx context.Context, conn Conn, r Request) Summary {
-	f := c.Begin(conn, r)
-	f.Carry(ctx)
-	return f.Summary()
-}
-
-// A Forwarding is what Forward does, in two steps, for whoever has many at
-// once: the stack on which Carry waits is most of what an idle connection
-// costs, and what Begin and Summary need of it is given back by then.
-type Forwarding struct{ forward forward }
-
-// Begin makes the session of conn, which it owns from the call on. Carry must
-// follow.
-func (c *Client) Begin(conn Conn, r Request) *Forwarding {
 	s := newSession(c.host, false, NewToken(), Info{
 		Mapping: r.Mapping, Server: r.Server, Source: r.Source, Target: r.Target,
 	})
-	s.end = newEnd(conn)
+	s.local = newTCPSide(conn)
 	s.changed = make(chan struct{}, 1)
 	s.granted = r.ResumeTimeout
 	if text := c.add(s); text != "" {
 		s.mu.Lock()
 		s.closeLocked(Summary{Status: wire.StatusTooMany, Text: text, End: EndRefused})
 		s.mu.Unlock()
-	} else {
-		s.prime()
-	}
-	return &Forwarding{forward{session: s, client: c, request: r}}
-}
-
-// Carry blocks until the session is over. When ctx is done the session is
-// reset.
-func (f *Forwarding) Carry(ctx context.Context) {
-	s := f.forward.session
-	if s.final == nil { // it is admitted
-		if ctx.Done() != nil {
-			defer context.AfterFunc(ctx, s.stop)()
-		}
-		s.work.Go(s.readTCP)
-		f.forward.run()
 		s.work.Wait()
-		f.forward.client.remove(s)
-		return
+		return *s.final
 	}
+	defer c.remove(s)
+	if ctx.Done() != nil {
+		defer context.AfterFunc(ctx, s.stop)()
+	}
+	s.prime()
+	s.work.Go(s.pump)
+	f := &forward{session: s, client: c, request: r}
+	f.run()
 	s.work.Wait()
+	return *s.final
 }
-
-// Summary tells how the session ended. It is there when Carry has returned.
-func (f *Forwarding) Summary() Summary { return *f.forward.final }
 
 // stop resets the session because this process stops.
 func (s *session) stop() {
 	s.mu.Lock()
 	s.stopLocked()
-	s.sendLocked(false)
+	s.sendUnlock(false)
 }
 
 func (c *Client) add(s *session) (refusal string) {
@@ -252,10 +227,10 @@ func infos(all []*session) []Info {
 func (c *Client) Move(link any, why string) {
 	for _, s := range c.list() {
 		s.mu.Lock()
-		if s.stream != nil && s.route.Link == link {
+		if s.at != nil && s.at.route.Link == link {
 			s.moveLocked(why)
 		}
-		if s.pending != nil && s.pendingLink == link && s.reset == nil {
+		if s.pending != nil && s.pendingLink == link && !s.ending.reset() {
 			_ = s.pending.SetReadDeadline(longAgo)
 		}
 		s.mu.Unlock()
@@ -271,6 +246,6 @@ func (c *Client) End(match func(Info) bool, why End) {
 			continue
 		}
 		s.resetLocked(why, resetByRemoval)
-		s.sendLocked(false)
+		s.sendUnlock(false)
 	}
 }

@@ -19,11 +19,6 @@ type lingerer interface {
 	SetLinger(seconds int) error
 }
 
-// deadliner is a Conn whose reader can be woken.
-type deadliner interface {
-	SetReadDeadline(t time.Time) error
-}
-
 // tryWriter is a Conn that can write what fits without waiting.
 type tryWriter interface {
 	TryWrite(p []byte) (int, error)
@@ -38,7 +33,7 @@ type watched interface {
 }
 
 // closeConn closes e in good order.
-func closeConn(e *end) {
+func closeConn(e *tcpSide) {
 	if e.raw != nil {
 		e.raw.letGo()
 	}
@@ -47,7 +42,7 @@ func closeConn(e *end) {
 }
 
 // abort closes e so that its peer sees a reset, where it can do that.
-func abort(e *end) {
+func abort(e *tcpSide) {
 	setLinger(e.Conn, 0)
 	_ = e.Close()
 }
@@ -58,25 +53,25 @@ func setLinger(c Conn, seconds int) {
 	}
 }
 
-// An end is a Conn with what the session needs beyond io: to wait for data
+// A tcpSide is a Conn with what the session needs beyond io: to wait for data
 // without holding a buffer, and to write without waiting.
-type end struct {
+type tcpSide struct {
 	Conn
 	raw *rawEnd // nil where the Conn has no file descriptor that can be used
 }
 
-// newEnd makes an end of c. From now on c is reset if this process dies: the
+// newTCPSide makes a tcpSide of c. From now on c is reset if this process dies: the
 // kernel would close it in good order, and what has been cut off would look
 // complete.
-func newEnd(c Conn) *end {
+func newTCPSide(c Conn) *tcpSide {
 	setLinger(c, 0)
-	return &end{Conn: c, raw: newRawEnd(c)}
+	return &tcpSide{Conn: c, raw: newRawEnd(c)}
 }
 
 // read waits for data, calls reserve for the memory to put it in, and reads.
 // Where the Conn allows it, nothing is reserved while it waits: a reservation
 // that turns out to be early is taken back with cancel.
-func (e *end) read(reserve func() []byte, cancel func()) (int, error) {
+func (e *tcpSide) read(reserve func() []byte, cancel func()) (int, error) {
 	if e.raw != nil {
 		return e.raw.read(reserve, cancel)
 	}
@@ -87,15 +82,9 @@ func (e *end) read(reserve func() []byte, cancel func()) (int, error) {
 	return n, err
 }
 
-// wakeBy wakes the one who reads at that time, with a timeout; the zero time is none. It tells whether the Conn can do that.
-func (e *end) wakeBy(t time.Time) bool {
-	d, ok := e.Conn.(deadliner)
-	return ok && d.SetReadDeadline(t) == nil
-}
-
 // tryRead reads what is there, without waiting, which may be nothing. An end or
 // an error is for the next read to find.
-func (e *end) tryRead(reserve func() []byte, cancel func()) int {
+func (e *tcpSide) tryRead(reserve func() []byte, cancel func()) int {
 	if e.raw != nil {
 		return e.raw.tryRead(reserve, cancel)
 	}
@@ -103,7 +92,7 @@ func (e *end) tryRead(reserve func() []byte, cancel func()) int {
 }
 
 // tryWrite writes what fits without waiting, which may be nothing.
-func (e *end) tryWrite(p []byte) (int, error) {
+func (e *tcpSide) tryWrite(p []byte) (int, error) {
 	if e.raw != nil {
 		return e.raw.tryWrite(p)
 	}
@@ -115,7 +104,7 @@ func (e *end) tryWrite(p []byte) (int, error) {
 
 // resetError tells, without reading, whether the peer has reset the connection;
 // nil where that can't be told.
-func (e *end) resetError() error {
+func (e *tcpSide) resetError() error {
 	if e.raw == nil {
 		return nil
 	}
@@ -124,7 +113,7 @@ func (e *end) resetError() error {
 
 // gone tells why the peer, which has ended its half, neither reads nor writes any more;
 // nil if it may, or where that can't be told.
-func (e *end) gone() error {
+func (e *tcpSide) gone() error {
 	if e.raw != nil {
 		return e.raw.gone()
 	}
@@ -136,7 +125,7 @@ func (e *end) gone() error {
 
 // awaitGone waits until gone has something to tell, and returns that, or until the Conn is
 // closed. Nobody may read meanwhile. Where it can't wait for that, ok is false.
-func (e *end) awaitGone() (why error, ok bool) {
+func (e *tcpSide) awaitGone() (why error, ok bool) {
 	if e.raw != nil {
 		return e.raw.awaitGone(), true
 	}
@@ -148,7 +137,7 @@ func (e *end) awaitGone() (why error, ok bool) {
 
 // unacknowledged tells what the kernel knows of the data that it holds for the peer: the
 // zero value where it holds none, or where that can't be told.
-func (e *end) unacknowledged() unacknowledged {
+func (e *tcpSide) unacknowledged() unacknowledged {
 	if e.raw == nil {
 		return unacknowledged{}
 	}

@@ -18,7 +18,7 @@ type Info struct {
 	Source  string // P1's address
 	Target  string
 	Peer    string // P5's address, at P4 once it is dialled
-	State   string
+	State   State
 	Since   time.Time // when it entered the state
 	Opened  time.Time
 	Up      int64     // bytes from P1 towards P5
@@ -57,6 +57,18 @@ const (
 	EndUnattached End = "no link to a relay" // P1 came while no relay was connected
 )
 
+// An ending says how and by whom a session is ended before both sides have closed. An ending without
+// how is of a session that goes on: what is known of an end that is about to come.
+type ending struct {
+	how    End    // why the session is reset
+	by     string // empty: this process
+	reason string // in words; may be empty
+	code   uint64 // of the reset frame
+}
+
+// reset reports whether the session is reset.
+func (e *ending) reset() bool { return e.how != "" }
+
 // The codes that a reset frame carries.
 const (
 	resetByTCP      = 0
@@ -70,26 +82,31 @@ const (
 // resetLocked begins to end the session for the given reason: what was not
 // sent is discarded, the TCP side is reset, and the peer is told.
 func (s *session) resetLocked(why End, code uint64) {
-	if s.reset != nil || s.closed {
+	if s.ending.reset() || s.closed {
 		return
 	}
-	s.reset, s.resetCode, s.resetDue = &why, code, true
-	s.setState(Closing)
+	s.ending.how, s.ending.code = why, code
+	if s.at != nil {
+		s.at.resetDue = true
+	}
+	s.transitionLocked(Closing)
 	s.dropDataLocked()
 	s.hangUpLocked(abort)
-	s.hurryLocked()
+	s.boundReadLocked()
 	s.wakeLocked()
-	if s.stream == nil && s.settle != nil {
+	if s.at == nil && s.settle != nil {
 		s.settle()
 	}
 }
 
-// hurryLocked bounds how long the peer is listened to.
-func (s *session) hurryLocked() {
-	for _, st := range []wire.Stream{s.stream, s.pending} {
-		if st != nil {
-			_ = st.SetReadDeadline(time.Now().Add(stopTimeout))
-		}
+// boundReadLocked gives the peer stopTimeout to say its last word.
+func (s *session) boundReadLocked() {
+	by := time.Now().Add(stopTimeout)
+	if s.at != nil {
+		_ = s.at.stream.SetReadDeadline(by)
+	}
+	if s.pending != nil {
+		_ = s.pending.SetReadDeadline(by)
 	}
 }
 
@@ -98,15 +115,15 @@ func (s *session) hurryLocked() {
 func (s *session) stopLocked() {
 	s.stopping = true
 	s.resetLocked(EndStopped, resetByStop)
-	s.hurryLocked()
+	s.boundReadLocked()
 	s.wakeLocked()
 }
 
 // dropDataLocked gives back all memory that waits to be sent or delivered.
 func (s *session) dropDataLocked() {
 	s.out.drop()
-	if s.quota != nil {
-		s.quota.forget(s)
+	if s.at != nil {
+		s.at.quota.forget(s.at)
 	}
 	s.retained.give(s.out.budgeted)
 	s.out.budgeted = 0
@@ -129,13 +146,13 @@ func (s *session) closeLocked(sum Summary) {
 		s.expiry.Stop()
 	}
 	sum.Info = s.snapshotLocked()
-	sum.Node, sum.Text = cmp.Or(sum.Node, s.whoLocked(sum.End)), cmp.Or(sum.Text, s.endReason)
+	sum.Node, sum.Text = cmp.Or(sum.Node, s.whoLocked(sum.End)), cmp.Or(sum.Text, s.ending.reason)
 	sum.Duration = time.Since(s.info.Opened)
 	s.final = &sum
 	s.dropDataLocked()
 	s.windows.release()
 	s.retained.release()
-	s.setState(Closed)
+	s.transitionLocked(Closed)
 	s.host.cool(s)
 	if sum.End == EndClosed {
 		s.hangUpLocked(closeConn)
@@ -155,9 +172,9 @@ func (s *session) whoLocked(end End) string {
 	case end == EndResetByP5:
 		return "P5"
 	case end == EndRevoked && !s.server: // a client has its rights from the others
-		return cmp.Or(s.endedBy, "relay")
+		return cmp.Or(s.ending.by, "relay")
 	default:
-		return s.endedBy
+		return s.ending.by
 	}
 }
 
@@ -167,24 +184,24 @@ func (s *session) brokenLocked(how error) {
 	if bad, ok := errors.AsType[*protocolError](how); ok {
 		what = bad.what
 	}
-	s.endReason = s.peerName() + " broke the protocol: " + what
+	s.ending.reason = s.peerName() + " broke the protocol: " + what
 }
 
 // foundBrokenLocked notes that the other end says the same of this one.
 func (s *session) foundBrokenLocked() {
-	s.endedBy = s.peerName()
-	s.endReason = "this node broke the protocol, says " + s.endedBy + "; its log tells how"
+	s.ending.by = s.peerName()
+	s.ending.reason = "this node broke the protocol, says " + s.ending.by + "; its log tells how"
 }
 
 // hangUpLocked closes the TCP side by how. Close waits for whoever is reading
 // or writing the socket at that moment, and the reader needs the session's
 // lock; so this isn't done under it.
-func (s *session) hangUpLocked(how func(*end)) {
-	if s.end == nil || s.hungUp {
+func (s *session) hangUpLocked(how func(*tcpSide)) {
+	if s.local == nil || s.hungUp {
 		return
 	}
 	s.hungUp = true
-	e := s.end
+	e := s.local
 	s.work.Go(func() { how(e) })
 }
 

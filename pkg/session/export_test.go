@@ -14,6 +14,8 @@ func SetUnheardTime(t testing.TB, d time.Duration) {
 
 // AwaitGone is what waits for the end of an idle TCP side that has ended its half.
 func AwaitGone(c Conn) error {
-	why, _ := newEnd(c).awaitGone()
+	why, _ := newTCPSide(c).awaitGone()
 	return why
 }
+
+func init() { strict = true }

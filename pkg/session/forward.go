@@ -1,7 +1,6 @@
 package session
 
 import (
-	"errors"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -10,9 +9,10 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// A forward is the goroutine that keeps one session of the client going.
+// A forward is the goroutine that keeps one session of the client going. The fields are its own, but
+// for patience.
 type forward struct {
-	*session
+	session *session
 	client  *Client
 	request Request
 
@@ -28,7 +28,7 @@ type forward struct {
 	refusal     *wire.Reply     // the last refusal
 	tried       map[any]bool    // links that failed in this round
 	rounds      int             // that have failed since the loss
-	carriedAt   time.Time       // when the current stream, or the last one, took over
+	attachedAt  time.Time       // when the current stream, or the last one, took over
 	shortLived  int             // streams in a row that were lost within shortLife
 	notBefore   time.Time       // the next attempt
 	lastFailure string
@@ -43,79 +43,54 @@ func (f *forward) run() {
 	s := f.session
 	defer func() { // whatever ended the session, no stream stays behind
 		s.mu.Lock()
-		st := s.stream
-		s.stream = nil
-		s.dropQuotaLocked()
-		s.dropRestLocked()
+		at := s.at
+		s.detachLocked()
 		s.mu.Unlock()
-		if st != nil {
-			st.Reset(wire.CodeLost)
+		if at != nil {
+			at.stream.Reset(wire.CodeLost)
 		}
 	}()
 	for {
-		st := f.connect()
-		if st == nil {
-			return
-		}
-		if f.finished(st, s.readFrames(st)) {
+		at := f.connect()
+		if at == nil || f.finished(at, at.readFrames()) {
 			return
 		}
 	}
 }
 
-// readFrames is read, between the marks that others wait for.
-func (s *session) readFrames(st wire.Stream) error {
-	s.mu.Lock()
-	if s.stream != st {
-		s.mu.Unlock()
-		return errMove
-	}
-	s.reading = true
-	s.mu.Unlock()
-	err := s.read(st)
-	s.mu.Lock()
-	s.reading = false
-	s.cond.Broadcast()
-	s.mu.Unlock()
-	return err
-}
-
-// finished decides what the end of a stream means: the end of the session, or
-// another attempt.
-func (f *forward) finished(st wire.Stream, err error) bool {
+// finished acts upon the end of a stream, and reports whether it is the end of the session.
+func (f *forward) finished(at *attachment, err error) bool {
 	s := f.session
-	var bad *protocolError
-	var reset *wire.ResetError
-	switch {
-	case errors.Is(err, errEnded):
-		s.sayGoodbye(st)
+	v, beyond := judgeStream(err)
+	switch v {
+	case streamEnded:
+		at.sayGoodbye()
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.detachLocked()
-		f.closeLocked(f.howLocked())
+		f.closeLocked(f.outcomeLocked())
 		return true
-	case errors.Is(err, errMove):
+	case streamLeft:
 		f.detachedAt = time.Now()
-		return false // the stream is kept until another has taken over
-	case errors.As(err, &bad):
+		return false
+	case peerBroke:
 		s.mu.Lock()
-		s.brokenLocked(bad)
+		s.brokenLocked(err)
 		s.resetLocked(EndProtocol, resetByProtocol)
 		s.detachLocked()
 		f.closeLocked(EndProtocol)
 		s.mu.Unlock()
-		st.Reset(wire.CodeProtocol)
+		at.stream.Reset(wire.CodeProtocol)
 		return true
-	case errors.As(err, &reset) && reset.Remote && (reset.Code == wire.CodeRevoked || reset.Code == wire.CodeProtocol):
+	case peerAccuses, streamRevoked:
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.detachLocked()
-		f.endedLocked(reset.Code)
-		st.Reset(reset.Code)
+		at.stream.Reset(f.forbiddenLocked(v))
 		return true
 	}
-	f.elsewhere = reset != nil && reset.Remote
-	st.Reset(wire.CodeLost)
+	f.elsewhere = beyond
+	at.stream.Reset(wire.CodeLost)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f.lostLocked(err.Error())
@@ -125,19 +100,19 @@ func (f *forward) finished(st wire.Stream, err error) bool {
 // lostLocked notes the loss of the stream.
 func (f *forward) lostLocked(why string) {
 	s := f.session
-	s.waitIdleLocked()
+	s.awaitWriterLocked()
 	s.detachLocked()
 	s.takeBackLocked()
 	f.tried, f.rounds = nil, 0
 	f.detachedAt = time.Now()
-	if f.shortLived++; time.Since(f.carriedAt) > shortLife {
+	if f.shortLived++; time.Since(f.attachedAt) > shortLife {
 		f.shortLived = 0
 	}
 	if f.shortLived > 1 {
 		f.notBefore = f.detachedAt.Add(backoff(f.shortLived - 2))
 	}
-	if f.opened && s.reset == nil && !s.ended {
-		s.setState(Detached)
+	if f.opened && !s.ending.reset() && !s.ended {
+		s.transitionLocked(Detached)
 		s.tellDetachedLocked(why)
 	}
 }
@@ -153,46 +128,41 @@ func backoff(n int) time.Duration {
 	return d/2 + rand.N(d)
 }
 
-// waitIdleLocked waits until nobody writes to the stream, which was reset or
-// frozen.
-func (s *session) waitIdleLocked() {
-	for s.writing {
-		s.cond.Wait()
-	}
-}
-
-// sayGoodbye ends the session's half of st when nobody writes to it any more.
-func (s *session) sayGoodbye(st wire.Stream) {
+// sayGoodbye ends this end's half of the stream when no goroutine writes to it any more.
+func (at *attachment) sayGoodbye() {
+	s := at.session
 	s.mu.Lock()
-	s.frozen = true
-	_ = st.SetWriteDeadline(time.Now().Add(stopTimeout))
-	s.waitIdleLocked()
-	done := s.goodbye
-	s.goodbye = true
+	at.frozen = true
+	_ = at.stream.SetWriteDeadline(time.Now().Add(stopTimeout))
+	s.awaitWriterLocked()
+	done := at.goodbye
+	at.goodbye = true
 	s.mu.Unlock()
 	if !done {
-		_ = st.End(nil)
+		_ = at.stream.End(nil)
 	}
-	drain(st) // the end that the peer has said, or is about to say: who cancels that makes it a loss
+	drain(at.stream) // the end that the peer has said, or is about to say: to cancel it would make it a loss
 }
 
-// howLocked is how the session has ended.
-func (f *forward) howLocked() End {
-	if f.reset != nil {
-		return *f.reset
+// outcomeLocked is how the session has ended.
+func (f *forward) outcomeLocked() End {
+	if f.session.ending.reset() {
+		return f.session.ending.how
 	}
 	return EndClosed
 }
 
-// endedLocked ends the session, since its stream was reset with a code that forbids to resume it.
-func (f *forward) endedLocked(code wire.StreamCode) {
-	if code == wire.CodeProtocol {
-		f.foundBrokenLocked()
+// forbiddenLocked ends the session, since its stream was reset with a code that forbids to resume it. It
+// returns that code.
+func (f *forward) forbiddenLocked(v verdict) wire.StreamCode {
+	if v == peerAccuses {
+		f.session.foundBrokenLocked()
 		f.closeLocked(EndProtocol)
-		return
+		return wire.CodeProtocol
 	}
-	f.endedBy = f.relayOrServer()
+	f.session.ending.by = f.relayOrServer()
 	f.closeLocked(EndRevoked)
+	return wire.CodeRevoked
 }
 
 // relayOrServer is who has said what does not tell: the relay passes on what the server says.
@@ -200,7 +170,7 @@ func (f *forward) relayOrServer() string { return "relay or " + f.request.Server
 
 // refusedLocked ends a session that was open, since a request to resume it was refused.
 func (f *forward) refusedLocked(end End, r *wire.Reply) {
-	f.endedBy, f.endReason = r.Node, r.Text
+	f.session.ending.by, f.session.ending.reason = r.Node, r.Text
 	f.closeLocked(end)
 }
 
@@ -219,7 +189,7 @@ func (f *forward) closeLocked(end End) {
 // connect brings a stream that carries the session: a first one, another, or,
 // when the session was to move and nobody else took it, the one that it has.
 // It returns nil when the session is closed.
-func (f *forward) connect() wire.Stream {
+func (f *forward) connect() *attachment {
 	s := f.session
 	s.host.clock.Hold() // time-outs are in its time
 	defer s.host.clock.Release()
@@ -232,13 +202,17 @@ func (f *forward) connect() wire.Stream {
 			s.mu.Unlock()
 			return nil
 		}
-		old, moving := s.stream, s.moving
+		old := s.at
+		why := ""
+		if old != nil {
+			why = old.moving
+		}
 		s.mu.Unlock()
-		route, wait := f.choose(old != nil, moving)
+		route, wait := f.choose(old != nil, why)
 		switch {
 		case route.Open != nil:
-			if st := f.tryInTurn(route, old); st != nil {
-				return st
+			if at := f.tryInTurn(route, old); at != nil {
+				return at
 			}
 		case old != nil:
 			if f.carryOn(old) {
@@ -268,7 +242,7 @@ func (f *forward) choose(moving bool, why string) (Route, time.Duration) {
 	}
 	routes := f.client.config.Router.Routes()
 	s.mu.Lock()
-	current := s.route.Link
+	current := s.info.Link
 	s.mu.Unlock()
 	for pass := range 2 {
 		for _, r := range routes {
@@ -312,15 +286,15 @@ func (f *forward) timeLeft() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.stopping || s.reset != nil && *s.reset == EndRevoked: // nobody is left to be told
+	case s.stopping || s.ending.how == EndRevoked: // nobody is left to be told
 		return 0
-	case s.stream != nil && f.opened:
+	case s.at != nil && f.opened:
 		return s.granted
-	case s.reset != nil && s.attempt == 0: // nobody has heard of it
+	case s.ending.reset() && s.attempt == 0: // nobody has heard of it
 		return 0
-	case s.reset != nil && !f.opened: // somebody may have
+	case s.ending.reset() && !f.opened: // somebody may have
 		return f.client.limits().OpenTimeout - time.Since(s.info.Since)
-	case s.reset != nil:
+	case s.ending.reset():
 		return s.granted - time.Since(s.info.Since)
 	case !f.opened && s.attempt == 0:
 		return holdTime - f.age()
@@ -331,12 +305,12 @@ func (f *forward) timeLeft() time.Duration {
 }
 
 // age is how long this process has run since the session began.
-func (f *forward) age() time.Duration { return f.host.clock.Now() - f.begun }
+func (f *forward) age() time.Duration { return f.session.host.clock.Now() - f.begun }
 
 func (f *forward) isReset() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.reset != nil
+	f.session.mu.Lock()
+	defer f.session.mu.Unlock()
+	return f.session.ending.reset()
 }
 
 // pause waits for a change of the links or of the session, d at most.
@@ -345,7 +319,7 @@ func (f *forward) pause(d time.Duration) {
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-	case <-f.changed:
+	case <-f.session.changed:
 	case <-f.otherRoutes:
 		f.tried = nil
 	}
@@ -357,8 +331,8 @@ func (f *forward) pause(d time.Duration) {
 func (f *forward) giveUpLocked() {
 	s := f.session
 	switch {
-	case s.reset != nil:
-		f.closeLocked(*s.reset)
+	case s.ending.reset():
+		f.closeLocked(s.ending.how)
 	case s.ended:
 		f.closeLocked(EndClosed)
 	case f.opened && f.refusal == nil:
@@ -380,23 +354,23 @@ func (f *forward) giveUpLocked() {
 
 // carryOn goes on with the stream that the session was to leave, since nobody
 // else would take it. It returns false if that stream is lost.
-func (f *forward) carryOn(st wire.Stream) bool {
+func (f *forward) carryOn(at *attachment) bool {
 	s := f.session
 	s.mu.Lock()
 	f.tried = nil
-	if err := s.lost; err != nil {
-		st.Reset(wire.CodeLost)
+	if err := at.lost; err != nil {
+		at.stream.Reset(wire.CodeLost)
 		f.lostLocked(err.Error())
 		s.mu.Unlock()
 		return false
 	}
-	s.frozen, s.moving = false, ""
-	_ = st.SetWriteDeadline(time.Time{})
-	_ = st.SetReadDeadline(time.Time{})
-	if s.reset != nil {
-		s.hurryLocked()
+	at.frozen, at.moving = false, ""
+	_ = at.stream.SetWriteDeadline(time.Time{})
+	_ = at.stream.SetReadDeadline(time.Time{})
+	if s.ending.reset() {
+		s.boundReadLocked()
 	}
 	s.cond.Broadcast()
-	s.sendLocked(false)
+	s.sendUnlock(false)
 	return true
 }

@@ -498,7 +498,7 @@ func (n *network) stream(l *memLink) (a, b *memStream) {
 }
 
 func (n *network) serve(l *memLink, m wire.Message, b *memStream) {
-	n.serving.Go(func() { n.server.Attach("laptop", m, b, session.Route{Link: l, Relay: l.name}).Carry() })
+	n.serving.Go(func() { n.server.Attach("laptop", m, b, session.Route{Link: l, Relay: l.name}) })
 }
 
 // What the network does is changed under its lock, as sessions are at work.

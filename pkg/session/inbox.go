@@ -11,11 +11,10 @@ import (
 // An inbox takes what the peer sends and delivers it to the TCP side.
 //
 //	acked ≤ received     … delivered to TCP
-//	received ≤ limitSaid … read from streams
+//	received ≤ limitSaid … read from streams; limitSaid is the attachment's
 //	limitSaid ≤ limit    … what the peer was told; what there is room for
 type inbox struct {
 	acked, received, limit uint64
-	ackedSaid, limitSaid   uint64 // what the peer was told, on the current stream
 	asked                  uint64 // the peer's last ping came at this offset: it may wait for the acknowledgement; 0 if none has come
 	fin                    bool   // the peer's direction has ended; its offset is received-1
 	window                 uint64 // limit is acked plus this, or was when it was larger
@@ -54,92 +53,107 @@ func (in *inbox) drop() {
 // done tells whether everything, the end included, is delivered.
 func (in *inbox) done() bool { return in.fin && in.acked == in.received }
 
-// read reads frames from st until it ends. Its caller has set reading. The
-// error is errEnded, errMove, a *protocolError, or how the stream was lost.
-func (s *session) read(st wire.Stream) error {
+// readFrames reads frames until the stream ends. It is the life of the frame reader: at most one for
+// each attachment. The error is errEnded, errMove, a *protocolError, or how the stream was lost.
+func (at *attachment) readFrames() error {
+	s := at.session
+	s.mu.Lock()
+	if s.at != at {
+		s.mu.Unlock()
+		return errMove
+	}
+	at.reading = true
+	s.mu.Unlock()
+	err := at.read()
+	s.mu.Lock()
+	at.reading = false
+	s.cond.Broadcast()
+	s.mu.Unlock()
+	return err
+}
+
+func (at *attachment) read() error {
 	for {
-		if _, err := st.Peek(s.one[:]); err != nil {
+		// idle: an attached session waits here, without a buffer.
+		if _, err := at.stream.Peek(at.first[:]); err != nil {
 			if errors.Is(err, io.EOF) {
-				_, _ = st.Read(s.one[:]) // QUIC forgets a stream when its end is read, not when it is peeked at
+				_, _ = at.stream.Read(at.first[:]) // QUIC forgets a stream when its end is read, not peeked at
 			}
-			return s.readError(err)
+			return at.readError(err)
 		}
-		if err := s.readSome(st); err != nil {
+		if err := at.readSome(); err != nil {
 			return err
 		}
 	}
 }
 
-// readSome is read of what has come, up to a buffer of it: not in read, which is where idle sessions wait, and should need
-// little stack.
-//
-//go:noinline
-func (s *session) readSome(st wire.Stream) error {
+// readSome reads what has come, up to a buffer of it. It is a function of its own so that read,
+// where idle sessions wait, needs little stack.
+func (at *attachment) readSome() error {
+	s := at.session
 	b := takeBuffer(largeBuffer)
-	n, err := st.Read(b.b)
+	n, err := at.stream.Read(b.b)
 	var bad error
 	if n > 0 {
-		bad = s.take(b, b.b[:n])
+		bad = at.take(b, b.b[:n])
 	}
 	s.mu.Lock()
 	b.unref()
-	s.sendLocked(false)
+	s.sendUnlock(false)
 	if bad == nil && err != nil {
-		bad = s.readError(err)
+		bad = at.readError(err)
 	}
 	return bad
 }
 
-// readError says what an error of the stream means for the session.
-func (s *session) readError(err error) error {
+// readError returns what an error of the stream means for the session.
+func (at *attachment) readError(err error) error {
+	s := at.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if errors.Is(err, io.EOF) {
-		if s.ended || s.reset != nil {
-			return errEnded
-		}
+	switch {
+	case errors.Is(err, io.EOF) && (s.ended || s.ending.reset()):
+		return errEnded
+	case errors.Is(err, io.EOF):
 		return io.ErrUnexpectedEOF
-	}
-	if isTimeout(err) && s.moving != "" && s.reset == nil {
+	case isTimeout(err) && at.moving != "" && !s.ending.reset():
 		return errMove
-	}
-	if s.lost != nil {
-		return s.lost
+	case at.lost != nil:
+		return at.lost
 	}
 	return err
 }
 
-// take takes the bytes p of buffer b, which is its caller's.
-func (s *session) take(b *buffer, p []byte) error {
+// take takes the bytes p of buffer b, which stays its caller's.
+func (at *attachment) take(b *buffer, p []byte) error {
+	s := at.session
 	now := time.Now()
 	s.mu.Lock()
-	if gap := now.Sub(s.lastIn); s.minRTT >= minStandRTT && gap >= s.minRTT/4 {
+	if gap := now.Sub(at.lastIn); at.minRTT >= minStandRTT && gap >= at.minRTT/4 {
 		s.in.stood += gap
 	}
-	s.lastIn = now
-	if s.line != nil {
-		mark(&s.line.heard)
-	}
+	at.lastIn = now
+	mark(&at.line.heard)
 	s.mu.Unlock()
 	for len(p) > 0 {
-		if s.left > 0 {
-			n := int(min(s.left, uint64(len(p))))
-			if err := s.takeData(b, p[:n]); err != nil {
+		if at.left > 0 {
+			n := int(min(at.left, uint64(len(p))))
+			if err := at.takeData(b, p[:n]); err != nil {
 				return err
 			}
-			s.left -= uint64(n)
+			at.left -= uint64(n)
 			p = p[n:]
 			continue
 		}
-		f, n, err := s.parse(p)
+		f, n, err := at.parse(p)
 		if err != nil {
 			return violated("%v", err)
 		}
 		p = p[n:]
-		if s.carried > 0 {
+		if at.partialLen > 0 {
 			return nil // the rest of the header has yet to come
 		}
-		if err := s.takeFrame(f, now); err != nil {
+		if err := at.takeFrame(f, now); err != nil {
 			return err
 		}
 	}
@@ -147,31 +161,35 @@ func (s *session) take(b *buffer, p []byte) error {
 }
 
 // parse decodes a frame header, of which a part may have come before.
-func (s *session) parse(p []byte) (f wire.Frame, n int, err error) {
-	if s.carried == 0 {
+func (at *attachment) parse(p []byte) (f wire.Frame, n int, err error) {
+	if at.partialLen == 0 {
 		if f, n, err = wire.ParseFrame(p); !errors.Is(err, io.ErrUnexpectedEOF) {
 			return f, n, err
 		}
 	}
-	had := s.carried
-	s.carried += copy(s.carry[had:], p)
-	f, n, err = wire.ParseFrame(s.carry[:s.carried])
+	had := at.partialLen
+	at.partialLen += copy(at.partial[had:], p)
+	f, n, err = wire.ParseFrame(at.partial[:at.partialLen])
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return f, len(p), nil
 	}
-	s.carried = 0
+	at.partialLen = 0
 	return f, n - had, err
 }
 
-// takeFrame takes a frame's header.
-func (s *session) takeFrame(f wire.Frame, now time.Time) error {
+// takeFrame takes a frame, of which data follows its header.
+func (at *attachment) takeFrame(f wire.Frame, now time.Time) error {
+	s := at.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.at != at {
+		return errMove // the peer sends again what is left
+	}
 	if err := s.ackLocked(f.Acked); err != nil {
 		return err
 	}
 	if f.Limit != 0 {
-		// What the peer can promise is bounded, so that the sum can't run over.
+		// A peer's promise is bounded, so that the sum can't overflow.
 		if s.out.limit += f.Limit; s.out.limit-s.out.acked > 2*wire.MaxWindow {
 			return violated("a window of %d bytes; %d is the most", s.out.limit-s.out.acked, wire.MaxWindow)
 		}
@@ -180,82 +198,111 @@ func (s *session) takeFrame(f wire.Frame, now time.Time) error {
 	switch f.Kind {
 	case wire.FrameNone:
 	case wire.FrameData:
-		if s.in.fin {
-			return violated("data behind the end")
-		}
-		if f.Value > s.in.limitSaid-s.in.received {
-			return violated("%d bytes where %d were allowed", f.Value, s.in.limitSaid-s.in.received)
-		}
-		if s.in.received == 0 {
-			s.learnPathLocked(now)
-		}
-		if s.in.received+f.Value > s.pingLimit {
-			s.pingLimit = 0 // see noteRTTLocked
-		}
-		s.left = f.Value
-		s.touchLocked()
+		return at.takeDataHeaderLocked(f.Value, now)
 	case wire.FrameFin:
-		if s.in.fin {
-			return violated("a second end")
-		}
-		if s.in.received >= s.in.limitSaid {
-			return violated("an end beyond the limit")
-		}
-		s.in.fin = true
-		s.in.received++
-		s.touchLocked()
-		if s.end != nil && !s.in.delivering && s.in.queue.empty() {
-			s.deliverFinLocked()
-		}
+		return at.takeFinLocked()
 	case wire.FrameReset:
-		why := s.resetByPeer(f.Value)
-		if s.reset == nil {
-			s.reset, s.endedBy = &why, s.peerName()
-			if why == EndProtocol {
-				s.foundBrokenLocked()
-			}
-			s.setState(Closing)
-			how := abort
-			if f.Value == resetByGone {
-				s.endReason = s.goneReason(!s.server)
-				if s.in.done() {
-					how = closeConn // it has all, and may not have read it yet: a reset could take that away
-				}
-			}
-			s.dropDataLocked()
-			s.hangUpLocked(how)
-		}
-		s.resetDue, s.resetSaid = false, true // the end of our stream confirms it
-		s.wakeLocked()
-		return errEnded
+		return at.takeResetLocked(f.Value)
 	case wire.FramePing:
-		s.pongDue = true
+		at.pongDue = true
 		s.in.asked = s.in.received
 	case wire.FramePong:
-		if !s.pingSent.IsZero() {
-			s.noteRTTLocked(now)
-			if s.line != nil {
-				s.line.note(max(now.Sub(s.pingSent), time.Microsecond))
-			}
-			s.pingSince, s.pingSent = time.Time{}, time.Time{}
-			s.arrivedLocked(s.pingAt) // the peer reads in order
-			if !s.writing {
-				s.askLocked() // for what was sent since
-			}
-		}
+		at.takePongLocked(now)
 	case wire.FrameYield:
-		in := &s.in
-		if f.Value > in.limitSaid-in.received {
-			return violated("%d bytes given back of %d", f.Value, in.limitSaid-in.received)
+		return at.takeYieldLocked(f.Value)
+	}
+	return nil
+}
+
+func (at *attachment) takeDataHeaderLocked(n uint64, now time.Time) error {
+	s := at.session
+	switch allowed := at.limitSaid - s.in.received; {
+	case s.in.fin:
+		return violated("data behind the end")
+	case n > allowed:
+		return violated("%d bytes where %d were allowed", n, allowed)
+	}
+	if s.in.received == 0 {
+		s.learnPathLocked(now)
+	}
+	if s.in.received+n > at.pingLimit {
+		at.pingLimit = 0 // see noteRTTLocked
+	}
+	at.left = n
+	s.touchLocked()
+	return nil
+}
+
+func (at *attachment) takeFinLocked() error {
+	s := at.session
+	switch {
+	case s.in.fin:
+		return violated("a second end")
+	case s.in.received >= at.limitSaid:
+		return violated("an end beyond the limit")
+	}
+	s.in.fin = true
+	s.in.received++
+	s.touchLocked()
+	if s.local != nil && !s.in.delivering && s.in.queue.empty() {
+		s.deliverFinLocked()
+	}
+	return nil
+}
+
+// takeResetLocked ends the session, as the peer has. It returns errEnded: the end of our half of the
+// stream confirms the reset.
+func (at *attachment) takeResetLocked(code uint64) error {
+	s := at.session
+	if !s.ending.reset() {
+		s.ending.how, s.ending.by = s.resetByPeer(code), s.peerName()
+		if s.ending.how == EndProtocol {
+			s.foundBrokenLocked()
 		}
-		in.limit -= f.Value
-		in.limitSaid -= f.Value
-		window := max(in.limit-in.acked, wire.InitialWindow)
-		if window < in.window {
-			s.windows.give(int64(in.window - window))
-			in.window = window
-			in.settled, in.trim, in.rate, in.epochFrom = false, 0, 0, 0
+		s.transitionLocked(Closing)
+		how := abort
+		if code == resetByGone {
+			s.ending.reason = s.goneReason(!s.server)
+			if s.in.done() {
+				// The program at the TCP side may have yet to read what a reset would take away.
+				how = closeConn
+			}
 		}
+		s.dropDataLocked()
+		s.hangUpLocked(how)
+	}
+	at.resetDue, at.resetSaid = false, true
+	s.wakeLocked()
+	return errEnded
+}
+
+func (at *attachment) takePongLocked(now time.Time) {
+	if at.pingSent.IsZero() {
+		return // no ping waits for it
+	}
+	s := at.session
+	at.noteRTTLocked(now)
+	at.line.note(max(now.Sub(at.pingSent), time.Microsecond))
+	at.forgetPing()
+	s.arrivedLocked(at.pingAt) // the peer reads in order
+	if !at.writing {
+		s.askLocked() // for what was sent since
+	}
+}
+
+// takeYieldLocked takes back what the peer gives up of its window.
+func (at *attachment) takeYieldLocked(n uint64) error {
+	s := at.session
+	in := &s.in
+	if allowed := at.limitSaid - in.received; n > allowed {
+		return violated("%d bytes given back of %d", n, allowed)
+	}
+	in.limit -= n
+	at.limitSaid -= n
+	if window := max(in.limit-in.acked, wire.InitialWindow); window < in.window {
+		s.windows.give(int64(in.window - window))
+		in.window = window
+		in.settled, in.trim, in.rate, in.epochFrom = false, 0, 0, 0
 	}
 	return nil
 }
@@ -278,39 +325,34 @@ func (s *session) resetByPeer(code uint64) End {
 	return EndResetByP5
 }
 
-// takeData takes data that the limit has been checked for.
-func (s *session) takeData(b *buffer, p []byte) error {
+// takeData delivers data, or queues it. The limit has been checked for it.
+func (at *attachment) takeData(b *buffer, p []byte) error {
+	s := at.session
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.at != at {
+		return errMove
+	}
 	in := &s.in
 	in.received += uint64(len(p))
-	if s.reset != nil {
-		s.mu.Unlock()
+	if s.ending.reset() {
 		return nil // discarded
 	}
-	direct := s.end != nil && !in.delivering && in.queue.empty()
-	s.mu.Unlock()
-	if direct {
-		// Only this goroutine adds to the queue, so nobody else delivers now.
-		n, err := s.end.tryWrite(p)
+	if s.local != nil && !in.delivering && in.queue.empty() {
+		// Only this goroutine adds to the queue, so no other one delivers now.
+		s.mu.Unlock()
+		n, err := s.local.tryWrite(p)
 		s.mu.Lock()
 		s.deliveredLocked(n)
 		if err != nil {
 			s.resetLocked(s.resetByTCP(), resetByTCP)
 		}
 		p = p[n:]
-		if err != nil || len(p) == 0 {
-			s.mu.Unlock()
-			return nil
-		}
-		s.mu.Unlock()
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.reset != nil || s.closed {
-		return nil
+	if len(p) > 0 && !s.ending.reset() && !s.closed {
+		s.enqueueLocked(b, p)
+		s.deliverQueueLocked()
 	}
-	s.enqueueLocked(b, p)
-	s.deliverQueueLocked()
 	return nil
 }
 
@@ -342,7 +384,7 @@ func (s *session) enqueueLocked(b *buffer, p []byte) {
 }
 
 func (s *session) deliverQueueLocked() {
-	if s.end == nil || s.in.delivering || s.in.queue.empty() {
+	if s.local == nil || s.in.delivering || s.in.queue.empty() {
 		return
 	}
 	s.in.delivering = true
@@ -361,49 +403,51 @@ func (s *session) deliver() {
 		g.buf.refs++
 		s.mu.Unlock()
 		begun := time.Now()
-		n, err := s.end.Write(g.buf.b[g.from:g.to])
+		n, err := s.local.Write(g.buf.b[g.from:g.to])
 		now := time.Now()
 		s.mu.Lock()
 		if waited := now.Sub(begun); waited >= standstill {
 			in.keepsUp = now.Add(min(waited, maxProbation))
 		}
 		g.buf.unref()
-		if s.reset == nil && !s.closed {
+		if !s.ending.reset() && !s.closed {
 			s.deliveredLocked(n)
 			if err != nil {
 				s.resetLocked(s.resetByTCP(), resetByTCP)
 			}
 		}
-		if err != nil || s.reset != nil || s.closed {
+		if err != nil || s.ending.reset() || s.closed {
 			break
 		}
 		in.queued -= n
 		g.buf.unref()
 		in.queue.drop(1)
-		if s.ackDue {
-			s.sendLocked(false)
+		if s.at != nil && s.at.ackDue {
+			s.sendUnlock(false)
 			s.mu.Lock()
 		}
 	}
 	in.delivering = false
-	if in.fin && s.reset == nil && !s.closed && in.queue.empty() && !in.done() {
+	if in.fin && !s.ending.reset() && !s.closed && in.queue.empty() && !in.done() {
 		s.deliverFinLocked()
 	}
 	s.cond.Broadcast()
-	s.sendLocked(true)
+	s.sendUnlock(true)
 }
 
 // deliverFinLocked passes the peer's end on to the TCP side.
 func (s *session) deliverFinLocked() {
 	if !s.out.fin { // else closing it says so
-		if err := s.end.CloseWrite(); err != nil {
+		if err := s.local.CloseWrite(); err != nil {
 			s.resetLocked(s.resetByTCP(), resetByTCP)
 			return
 		}
 	}
 	s.in.acked++
 	// Our own fin is about to follow, as a rule, and takes the acknowledgement along; if not, the sweep sends it.
-	s.ackDue = s.ackDue || s.out.sent > s.out.read
+	if s.at != nil {
+		s.at.ackDue = s.at.ackDue || s.out.sent > s.out.read
+	}
 	s.closeTCPLocked()
 	s.checkEndLocked()
 }
@@ -419,17 +463,16 @@ func (s *session) deliveredLocked(n int) {
 	} else {
 		in.epoch, in.stood = time.Now(), 0
 	}
-	if !s.startLocked() && in.epochBytes >= in.window {
+	if s.at != nil && !s.startLocked() && in.epochBytes >= in.window {
 		s.growLocked()
 	}
 	if in.trim > 0 {
 		s.trimLocked()
 	}
 	in.limit = max(in.limit, in.acked+in.window)
-	if often := s.ackEveryLocked(); in.acked-in.ackedSaid >= often || in.limit-in.limitSaid >= often {
-		s.ackDue = true
-	}
-	if in.ackedSaid < in.asked && in.asked <= in.acked {
-		s.ackDue = true
+	if at := s.at; at != nil {
+		often := s.ackEveryLocked()
+		at.ackDue = at.ackDue || in.acked-at.ackedSaid >= often || in.limit-at.limitSaid >= often ||
+			at.ackedSaid < in.asked && in.asked <= in.acked
 	}
 }

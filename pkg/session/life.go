@@ -8,49 +8,19 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// live is the life of a session: it dials P5, reads what P5 sends, and when
-// all is over tells of it.
+// live is the life of a session: it dials P5, reads what P5 sends, and when all is over tells of it.
 func (v *Server) live(s *session, dial Dial) {
-	_ = makeRoom(0)
 	if v.connect(s, dial) {
-		v.all.Go(func() { v.readTCP(s) }) // on a stack that dialling hasn't made large
-		return
+		s.pump()
 	}
-	v.outlive(s)
-}
-
-// makeRoom has the goroutine's stack grow at once to what dialling takes of it. By itself it grows in steps, each of which copies all
-// that is on it by then. Of the time of a server which opens sessions all the while, growing took 9 %, and takes 5, most of it for
-// other goroutines; room for 10 KiB is no better.
-//
-//go:noinline
-func makeRoom(i int) byte {
-	var room [5 << 10]byte
-	return room[i]
-}
-
-// readTCP is live from there on.
-func (v *Server) readTCP(s *session) {
-	if s.pump() {
-		v.all.Go(func() { v.readTCP(s) })
-		return
-	}
-	v.outlive(s)
-}
-
-// outlive waits for the end of a session whose P5 isn't read any more, and tells of it.
-func (v *Server) outlive(s *session) {
 	s.mu.Lock()
-	for !s.closed || s.reading || s.writing {
+	for !s.closed || s.busyLocked() {
 		s.cond.Wait()
 	}
 	s.mu.Unlock()
 	s.work.Wait()
-	v.tell(s)
+	v.report(*s.final)
 }
-
-//go:noinline
-func (v *Server) tell(s *session) { v.report(*s.final) } // on a stack that pump does not need while it waits
 
 // connect dials P5 and replies. It goes on when the stream is lost meanwhile:
 // the client will come back with another.
@@ -67,24 +37,24 @@ func (v *Server) connect(s *session, dial Dial) bool {
 	conn, err := v.dialInTime(ctx, dial)
 	if err == nil {
 		if refusal := v.lookAgain(s); refusal != nil {
-			abort(&end{Conn: conn})
+			abort(&tcpSide{Conn: conn})
 			err = refusal
 		}
 	}
 	s.mu.Lock()
 	s.cancelDial = nil
-	if s.closed || s.reset != nil {
+	if s.closed || s.ending.reset() {
 		s.mu.Unlock()
 		if err == nil {
-			abort(&end{Conn: conn})
+			abort(&tcpSide{Conn: conn})
 		}
 		return false
 	}
 	if err != nil {
-		v.declineLocked(s, refusalOf(err), farewellTime)
+		v.declineUnlock(s, refusalOf(err), farewellTime)
 		return false
 	}
-	s.end = newEnd(conn)
+	s.local = newTCPSide(conn)
 	if a, ok := conn.(interface{ RemoteAddr() net.Addr }); ok && a.RemoteAddr() != nil {
 		s.info.Peer = a.RemoteAddr().String()
 	}
@@ -93,12 +63,14 @@ func (v *Server) connect(s *session, dial Dial) bool {
 	if s.in.fin && !s.in.delivering && !s.in.done() {
 		s.deliverFinLocked()
 	}
-	if s.stream == nil {
-		s.setState(Detached)
+	if s.at == nil {
+		if !s.ending.reset() { // by a P5 that doesn't take the end
+			s.transitionLocked(Detached)
+		}
 		s.mu.Unlock()
 		return true
 	}
-	v.grantLocked(s)
+	v.grantUnlock(s)
 	return true
 }
 
@@ -123,32 +95,32 @@ func (v *Server) dialInTime(ctx context.Context, dial Dial) (Conn, error) {
 // declineLocked ends a session that isn't open yet with a refusal, and unlocks
 // it. Whoever reads its stream goes on until the client has ended it, but not
 // for longer than patience.
-func (v *Server) declineLocked(s *session, r *Refusal, patience time.Duration) {
-	st := s.stream
+func (v *Server) declineUnlock(s *session, r *Refusal, patience time.Duration) {
+	at := s.at
 	s.detachLocked()
 	s.closeLocked(Summary{Status: r.Status, Text: r.Text, End: EndRefused})
 	v.removed(s)
 	s.mu.Unlock()
-	if st != nil {
-		v.say(st, r)
-		_ = st.SetReadDeadline(time.Now().Add(patience))
+	if at != nil {
+		v.say(at.stream, r)
+		_ = at.stream.SetReadDeadline(time.Now().Add(patience))
 	}
 }
 
 // grantLocked replies 200 on the session's stream, and lets it write. It
 // unlocks the session.
-func (v *Server) grantLocked(s *session) {
-	st := s.stream
-	for s.writing && s.stream == st {
+func (v *Server) grantUnlock(s *session) {
+	at := s.at
+	for at.writing && s.at == at {
 		s.cond.Wait()
 	}
-	if s.stream != st || s.closed {
+	if s.at != at || s.closed {
 		s.mu.Unlock()
 		return
 	}
-	s.in.ackedSaid, s.in.limitSaid = s.in.acked, s.in.limit
-	if s.reset == nil && !s.ended {
-		s.setState(Attached)
+	at.ackedSaid, at.limitSaid = s.in.acked, s.in.limit
+	if !s.ending.reset() && !s.ended {
+		s.transitionLocked(Attached)
 	}
 	reply := wire.Append(nil, &wire.Reply{
 		Status: wire.StatusOpen, Node: v.config.Node,
@@ -157,14 +129,14 @@ func (v *Server) grantLocked(s *session) {
 			ResumeTimeout: s.granted,
 		}),
 	})
-	s.writing, s.frozen = true, false
+	at.writing, at.frozen = true, false
 	asked := s.in.received > 0
 	s.mu.Unlock()
 	if asked { // P5's answer may come at once, and take this along
-		st.WriteLater(reply)
-		s.wrote(st, nil, 0, nil)
+		at.stream.WriteLater(reply)
+		at.wrote(nil, 0, nil)
 		return
 	}
-	n, err := st.Write(reply)
-	s.wrote(st, reply, n, err)
+	n, err := at.stream.Write(reply)
+	at.wrote(reply, n, err)
 }

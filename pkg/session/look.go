@@ -40,12 +40,12 @@ type look struct {
 // lookLocked ends a session whose TCP side is gone. It returns false if that is all that
 // is to be done for the session now.
 func (s *session) lookLocked(now time.Time) bool {
-	if s.end == nil || s.hungUp || s.reset != nil {
+	if s.local == nil || s.hungUp || s.ending.reset() {
 		return true
 	}
 	s.askKernelLocked(now)
 	idle := now.Sub(s.lastData)
-	if s.out.listening || s.reset != nil || idle < lookInterval {
+	if s.out.listening || s.ending.reset() || idle < lookInterval {
 		return true
 	}
 	if now.Before(s.look.next) {
@@ -53,16 +53,16 @@ func (s *session) lookLocked(now time.Time) bool {
 	}
 	s.look.next = now.Add(lookInterval)
 	if !s.out.fin {
-		if err := s.end.resetError(); err != nil {
+		if err := s.local.resetError(); err != nil {
 			s.endOfTCPLocked(err)
 		}
 		return true
 	}
 	// All that it has sent has to be delivered, its end too. Over a stream the other end
 	// is told that this was no reset by the program.
-	if s.out.done() && s.stream != nil {
-		if err := cmp.Or(s.look.gone, s.end.gone()); err != nil {
-			s.endReason = s.goneReason(s.server) + ": " + err.Error()
+	if s.out.done() && s.at != nil {
+		if err := cmp.Or(s.look.gone, s.local.gone()); err != nil {
+			s.ending.reason = s.goneReason(s.server) + ": " + err.Error()
 			s.resetLocked(s.resetByTCP(), resetByGone)
 		}
 	}
@@ -79,7 +79,7 @@ func (s *session) askKernelLocked(now time.Time) {
 	if first {
 		return
 	}
-	u := s.end.unacknowledged()
+	u := s.local.unacknowledged()
 	s.look.pending = u.some
 	heard := now.Add(-u.silent)
 	switch {
@@ -90,7 +90,7 @@ func (s *session) askKernelLocked(now time.Time) {
 	case heard.After(s.look.unheard):
 		s.look.unheard = heard
 	case now.Sub(s.look.unheard) >= unheardTime && u.tries >= unheardTries:
-		s.endReason = fmt.Sprintf("the host of %s has acknowledged nothing for %v",
+		s.ending.reason = fmt.Sprintf("the host of %s has acknowledged nothing for %v",
 			tcpName(s.server), now.Sub(s.look.unheard).Round(time.Second))
 		s.resetLocked(s.resetByTCP(), resetByTCP)
 	}
@@ -104,17 +104,16 @@ func (s *session) mayCoolLocked() bool {
 
 // watchLocked begins to wait for the end of a TCP side that has ended its half.
 func (s *session) watchLocked() {
-	if s.look.watching || !s.out.done() || s.end == nil || s.hungUp || s.reset != nil || s.closed {
+	if s.look.watching || !s.out.done() || s.local == nil || s.hungUp || s.ending.reset() || s.closed {
 		return
 	}
 	s.look.watching = true
-	s.end.wakeBy(time.Time{}) // restLocked may have met the end
 	s.work.Go(s.watch)
 }
 
 // watch waits until the TCP side is gone, and has the sweep act on that.
 func (s *session) watch() {
-	why, ok := s.end.awaitGone()
+	why, ok := s.local.awaitGone()
 	if !ok {
 		return // looking is all that can be done
 	}

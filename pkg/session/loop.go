@@ -20,7 +20,7 @@ func (v *Server) lineage(origin []byte, source, target string) (above []string, 
 	same := slices.Clone(v.dialled[source])
 	v.mu.Unlock()
 	for _, s := range same { // what is read of them doesn't change any more
-		if v.config.Origin(origin, s.local, s.info.Peer) {
+		if v.config.Origin(origin, s.dialledFrom, s.info.Peer) {
 			above = append(slices.Clone(s.above), s.info.Target)
 			break
 		}
@@ -57,24 +57,24 @@ func (v *Server) dialledLocked(s *session, conn Conn) {
 	if !ok || !too || !local.IP.Equal(remote.IP) && (!local.IP.IsLoopback() || !remote.IP.IsLoopback()) {
 		return
 	}
-	s.local = local.String()
+	s.dialledFrom = local.String()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.dialled == nil {
 		v.dialled = make(map[string][]*session)
 	}
-	v.dialled[s.local] = append(v.dialled[s.local], s)
+	v.dialled[s.dialledFrom] = append(v.dialled[s.dialledFrom], s)
 }
 
 // undialLocked forgets it.
 func (v *Server) undialLocked(s *session) {
-	if s.local == "" {
+	if s.dialledFrom == "" {
 		return
 	}
-	left := slices.DeleteFunc(v.dialled[s.local], func(other *session) bool { return other == s })
+	left := slices.DeleteFunc(v.dialled[s.dialledFrom], func(other *session) bool { return other == s })
 	if len(left) == 0 {
-		delete(v.dialled, s.local)
+		delete(v.dialled, s.dialledFrom)
 	} else {
-		v.dialled[s.local] = left
+		v.dialled[s.dialledFrom] = left
 	}
 }

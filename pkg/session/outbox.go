@@ -23,21 +23,11 @@ type outbox struct {
 	limit  uint64
 	fin    bool // the TCP side has ended; the fin's offset is read
 
-	retained int64  // bytes in pieces, each with its cost
-	budgeted int64  // of these taken from the process's budget
-	paid     uint64 // up to here sending is covered by the link's quota
+	retained int64 // bytes in pieces, each with its cost
+	budgeted int64 // of these taken from the process's budget
 
 	short     bool // pump waits for acknowledgements, though the peer would take more
 	listening bool // pump waits in a read, and hears of a reset
-}
-
-// onLink is how much of the link's quota the outbox holds: what may be sent, or
-// was, and isn't known to have arrived.
-func (o *outbox) onLink() uint64 {
-	if o.paid <= o.known {
-		return 0
-	}
-	return o.paid - o.known
 }
 
 // A piece is data that was read in one go, with headroom in front of it.
@@ -112,18 +102,18 @@ func (s *session) ackLocked(n uint64) error {
 // arrivedLocked notes that the peer has received everything before an offset,
 // and gives back the quota that was taken for it.
 func (s *session) arrivedLocked(before uint64) {
-	held := s.out.onLink()
+	held := s.inFlightLocked()
 	s.out.known = max(s.out.known, before)
-	if s.quota != nil {
-		s.quota.give(int64(held - s.out.onLink()))
+	if s.at != nil {
+		s.at.quota.give(int64(held - s.inFlightLocked()))
 	}
 }
 
 // checkEndLocked notes when both directions have ended and been acknowledged.
 func (s *session) checkEndLocked() {
-	if !s.ended && s.reset == nil && s.out.done() && s.in.done() {
+	if !s.ended && !s.ending.reset() && s.out.done() && s.in.done() {
 		s.ended = true
-		s.setState(Closing)
+		s.transitionLocked(Closing)
 		s.awaitEndLocked()
 	}
 }
@@ -131,7 +121,7 @@ func (s *session) checkEndLocked() {
 // awaitEndLocked bounds, at P4, how long a stream lasts when the session has
 // ended: the client has nothing more to do than to end its half.
 func (s *session) awaitEndLocked() {
-	if s.server && s.ended && s.stream != nil {
-		_ = s.stream.SetReadDeadline(time.Now().Add(farewellTime))
+	if s.server && s.ended && s.at != nil {
+		_ = s.at.stream.SetReadDeadline(time.Now().Add(farewellTime))
 	}
 }

@@ -121,8 +121,8 @@ const (
 // growthRTTLocked is the round trip that the window is made for, 0 if none is
 // known.
 func (s *session) growthRTTLocked(now time.Time) time.Duration {
-	rtt := s.minRTT
-	if shortest := s.host.paths.shortest(s.pathLocked(), s.route.Link, now); shortest > 0 && (rtt == 0 || shortest < rtt) {
+	rtt := s.at.minRTT
+	if shortest := s.host.paths.shortest(s.pathLocked(), s.at.route.Link, now); shortest > 0 && (rtt == 0 || shortest < rtt) {
 		rtt = shortest
 	}
 	if rtt == 0 {
@@ -133,21 +133,22 @@ func (s *session) growthRTTLocked(now time.Time) time.Duration {
 
 // noteRTTLocked takes the pong for a measurement of the path. It is none if data has come before it which the peer could not send
 // before it had read the ping: pongs go ahead of data, so this one was kept back.
-func (s *session) noteRTTLocked(now time.Time) {
-	if s.pingLimit == 0 {
+func (at *attachment) noteRTTLocked(now time.Time) {
+	if at.pingLimit == 0 {
 		return
 	}
-	rtt := max(now.Sub(s.pingSent), time.Microsecond)
-	if s.minRTT == 0 || rtt < s.minRTT {
-		s.minRTT = rtt
+	rtt := max(now.Sub(at.pingSent), time.Microsecond)
+	if at.minRTT == 0 || rtt < at.minRTT {
+		at.minRTT = rtt
 	}
-	s.host.paths.note(s.pathLocked(), s.route.Link, rtt, now)
+	s := at.session
+	s.host.paths.note(s.pathLocked(), at.route.Link, rtt, now)
 }
 
 // learnPathLocked asks for a ping if nobody knows the path yet: before there is
 // much on it.
 func (s *session) learnPathLocked(now time.Time) {
-	if s.host.paths.shortest(s.pathLocked(), s.route.Link, now) == 0 {
+	if s.host.paths.shortest(s.pathLocked(), s.at.route.Link, now) == 0 {
 		s.probeLocked(now)
 	}
 }

@@ -3,59 +3,35 @@ package session
 import (
 	"errors"
 	"io"
-	"time"
 
 	"ptthqd/pkg/wire"
 )
 
-// readTCP is the life of pump, among the session's work.
-func (s *session) readTCP() {
-	if s.pump() {
-		s.work.Go(s.readTCP)
-	}
-}
-
-// pump reads the TCP side until it ends, and sends what it reads. It is the
-// session's second goroutine, and ends when the TCP side is closed; or, with true,
-// when it is to go on in a fresh goroutine.
-func (s *session) pump() (again bool) {
+// pump reads the TCP side until it ends, and sends what it reads. It is the session's second
+// goroutine.
+func (s *session) pump() {
 	for s.mayRead() {
-		n, err := s.end.read(s.onRead, s.onCancel)
+		// idle: a session whose program is silent waits here, without a buffer.
+		n, err := s.local.read(s.onRead, s.onCancel)
 		s.mu.Lock()
 		s.out.listening = false
-		if err != nil && isTimeout(err) && s.resting {
-			s.resting = false
-			s.mu.Unlock()
-			s.end.wakeBy(time.Time{})
-			return true
-		}
 		if n > 0 {
 			s.appendLocked(n)
 		}
 		if err != nil {
 			s.endOfTCPLocked(err)
 		}
-		s.sendLocked(true)
+		s.sendUnlock(true)
 		if err != nil {
-			return false
+			return
 		}
-	}
-	return false
-}
-
-// restLocked has pump, which waits and is likely to wait for long, go on in a fresh goroutine: sending has made its stack
-// twice as large as waiting needs, and no stack shrinks that far (the runtime takes off half of one if less than a quarter is
-// used, with 800 bytes of its own). That is 2 KiB of about 16.
-func (s *session) restLocked() {
-	if s.out.listening && !s.resting {
-		s.resting = s.end.wakeBy(longAgo)
 	}
 }
 
 // prime reads what the TCP side has sent already, without waiting for more, so
 // that the first bytes go in the packet that opens the session.
 func (s *session) prime() {
-	if n := s.end.tryRead(s.onRead, s.onCancel); n > 0 {
+	if n := s.local.tryRead(s.onRead, s.onCancel); n > 0 {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.appendLocked(n)
@@ -81,10 +57,8 @@ func (s *session) firstFrame() (frame []byte, n int) {
 // sentFirstLocked notes that the first n bytes went with the opening.
 func (s *session) sentFirstLocked(n int) {
 	s.out.advance(n)
-	s.out.paid = s.out.sent
-	if s.quota != nil {
-		s.quota.overdraw(int64(n))
-	}
+	s.at.paid = s.out.sent
+	s.at.quota.overdraw(int64(n))
 }
 
 // mayRead waits until more may be read from TCP: there is room in the window
@@ -95,7 +69,7 @@ func (s *session) mayRead() bool {
 	defer s.mu.Unlock()
 	for {
 		switch {
-		case s.closed || s.reset != nil:
+		case s.closed || s.ending.reset():
 			return false
 		case s.roomLocked() && s.budgetLocked():
 			s.out.short, s.out.listening = false, true
@@ -103,7 +77,7 @@ func (s *session) mayRead() bool {
 		}
 		s.out.short = s.out.sent == s.out.read && s.out.read < s.out.limit
 		if s.askLocked() {
-			s.sendLocked(true)
+			s.sendUnlock(true)
 			s.mu.Lock()
 			continue
 		}
@@ -113,7 +87,7 @@ func (s *session) mayRead() bool {
 
 // roomLocked tells whether more may be read from TCP but for the budget.
 func (s *session) roomLocked() bool {
-	return s.out.read < s.boundLocked() && (s.stream == nil || s.frozen || s.out.sent == s.out.read)
+	return s.out.read < s.boundLocked() && (s.at == nil || s.at.frozen || s.out.sent == s.out.read)
 }
 
 // boundLocked is up to where TCP may be read: what the peer allows, and no more than the largest window of this process.
@@ -147,7 +121,7 @@ func (s *session) budgetLocked() bool {
 	if want <= 0 {
 		return true
 	}
-	if s.stream != nil {
+	if s.at != nil {
 		if s.retained.take(want) {
 			s.out.budgeted += want
 			return true
@@ -208,7 +182,7 @@ func (s *session) appendLocked(n int) {
 	if s.hint = smallBuffer - headroom; n >= min(s.hint, s.room) {
 		s.hint = largeBuffer - headroom
 	}
-	if s.closed || s.reset != nil {
+	if s.closed || s.ending.reset() {
 		b.unref()
 		return
 	}
@@ -221,7 +195,7 @@ func (s *session) appendLocked(n int) {
 }
 
 func (s *session) endOfTCPLocked(err error) {
-	if s.closed || s.reset != nil {
+	if s.closed || s.ending.reset() {
 		return
 	}
 	if errors.Is(err, io.EOF) {
@@ -244,8 +218,8 @@ func (s *session) resetByTCP() End {
 // closeTCPLocked closes the TCP side once both of its directions are done. Nobody reads or writes it any more by then, so
 // unlike another close it waits for nobody.
 func (s *session) closeTCPLocked() {
-	if s.out.fin && s.in.done() && s.end != nil && !s.hungUp {
+	if s.out.fin && s.in.done() && s.local != nil && !s.hungUp {
 		s.hungUp = true
-		closeConn(s.end)
+		closeConn(s.local)
 	}
 }

@@ -26,7 +26,7 @@ type quota struct {
 	used    int64
 	since   time.Time // when it was last measured how fast things arrive
 	arrived int64     // bytes since then
-	waiting list.List // of *session, in order; if there are any, nothing is left
+	waiting list.List // of *attachment, in order; if there are any, nothing is left
 	rested  list.List // the same, of those that have had little of it since they rested: they and the others take turns
 	others  bool      // it is the others' turn
 	askedAt time.Time // the last sweep in which sessions were to ask
@@ -69,52 +69,52 @@ const (
 // most. If nothing is, s waits for its turn, and is kicked when it has come. Who
 // has little on its way, this included, does not wait behind the others' bulk: all of them
 // together may overdraw the quota by a quarter.
-func (q *quota) take(n int64, s *session) bool {
+func (q *quota) take(n int64, at *attachment) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if s.claim.granted > 0 {
-		q.used += n - s.claim.granted
-		s.claim.granted = 0
+	if at.claim.granted > 0 {
+		q.used += n - at.claim.granted
+		at.claim.granted = 0
 		return true
 	}
 	now := time.Now()
-	if s.claim.place == nil && now.Sub(s.claim.served) >= quotaRest {
-		s.claim.burst = 0
+	if at.claim.place == nil && now.Sub(at.claim.served) >= quotaRest {
+		at.claim.burst = 0
 	}
-	s.claim.epoch = max(quotaEpoch, 2*s.minRTT)
-	if 0 < s.minRTT && s.minRTT < minStandRTT {
-		s.claim.epoch = shortQuotaEpoch
+	at.claim.epoch = max(quotaEpoch, 2*at.minRTT)
+	if 0 < at.minRTT && at.minRTT < minStandRTT {
+		at.claim.epoch = shortQuotaEpoch
 	}
 	if q.used <= 0 {
-		if now.Sub(q.since) > s.claim.epoch {
+		if now.Sub(q.since) > at.claim.epoch {
 			q.since, q.arrived = now, 0 // the first on its way; what was before says nothing of it
 		}
 	}
-	brief := s.claim.place == nil && s.out.onLink()+uint64(n) <= smallBuffer && 4*q.used < 5*q.limit
-	if q.used >= q.limit && !brief && !q.growLocked(s) {
-		s.claim.want = n
-		if s.claim.place == nil {
-			s.claim.queue = &q.waiting
-			if s.claim.burst < wire.InitialWindow {
-				s.claim.queue = &q.rested
+	brief := at.claim.place == nil && at.session.inFlightLocked()+uint64(n) <= smallBuffer && 4*q.used < 5*q.limit
+	if q.used >= q.limit && !brief && !q.growLocked(at) {
+		at.claim.want = n
+		if at.claim.place == nil {
+			at.claim.queue = &q.waiting
+			if at.claim.burst < wire.InitialWindow {
+				at.claim.queue = &q.rested
 			}
-			s.claim.place = s.claim.queue.PushBack(s)
+			at.claim.place = at.claim.queue.PushBack(at)
 		}
 		return false
 	}
-	q.leaveLocked(s)
+	q.leaveLocked(at)
 	q.used += n
-	s.claim.burst += n
-	s.claim.served = now
+	at.claim.burst += n
+	at.claim.served = now
 	q.serveLocked()
 	return true
 }
 
 // growLocked is for when the quota is used up, and s waits: it makes more of it if as much
 // has arrived in no more than an epoch.
-func (q *quota) growLocked(s *session) bool {
+func (q *quota) growLocked(at *attachment) bool {
 	now := time.Now()
-	took, epoch := now.Sub(q.since), s.claim.epoch
+	took, epoch := now.Sub(q.since), at.claim.epoch
 	if took <= epoch && q.arrived < q.limit {
 		return false // it may still
 	}
@@ -160,22 +160,22 @@ func (q *quota) free(n, arrived int64) {
 // something, all but a few would find nothing. They are kicked from a goroutine of their own, since the caller holds the lock
 // of a session.
 func (q *quota) serveLocked() {
-	var served []*session
+	var served []*attachment
 	var now time.Time
 	for {
-		s := q.nextLocked()
-		if s == nil || q.used >= q.limit && !q.growLocked(s) {
+		at := q.nextLocked()
+		if at == nil || q.used >= q.limit && !q.growLocked(at) {
 			break
 		}
 		if served == nil {
 			now = time.Now()
 		}
-		q.others = s.claim.queue == &q.rested
-		q.leaveLocked(s)
-		s.claim.granted, s.claim.served = s.claim.want, now
-		s.claim.burst += s.claim.want
-		q.used += s.claim.want
-		served = append(served, s)
+		q.others = at.claim.queue == &q.rested
+		q.leaveLocked(at)
+		at.claim.granted, at.claim.served = at.claim.want, now
+		at.claim.burst += at.claim.want
+		q.used += at.claim.want
+		served = append(served, at)
 	}
 	if served != nil {
 		go kickAll(served)
@@ -184,23 +184,23 @@ func (q *quota) serveLocked() {
 
 // nextLocked is whose turn it is, or nil. A frame of a screen or an answer of a database does not wait behind all that each of a
 // hundred uploads has to send, nor can many of those keep the uploads waiting.
-func (q *quota) nextLocked() *session {
+func (q *quota) nextLocked() *attachment {
 	first, second := &q.rested, &q.waiting
 	if q.others {
 		first, second = second, first
 	}
 	for _, queue := range []*list.List{first, second} {
 		if e := queue.Front(); e != nil {
-			return e.Value.(*session)
+			return e.Value.(*attachment)
 		}
 	}
 	return nil
 }
 
-func (q *quota) leaveLocked(s *session) {
-	if s.claim.place != nil {
-		s.claim.queue.Remove(s.claim.place)
-		s.claim.place = nil
+func (q *quota) leaveLocked(at *attachment) {
+	if at.claim.place != nil {
+		at.claim.queue.Remove(at.claim.place)
+		at.claim.place = nil
 	}
 }
 
@@ -227,18 +227,18 @@ func (q *quota) asks(now time.Time) bool {
 }
 
 // forget gives up the claim of a session that has nothing more to send, or does so elsewhere.
-func (q *quota) forget(s *session) {
+func (q *quota) forget(at *attachment) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.leaveLocked(s)
-	q.used -= s.claim.granted
-	s.claim.granted = 0
+	q.leaveLocked(at)
+	q.used -= at.claim.granted
+	at.claim.granted = 0
 	q.serveLocked()
 }
 
-func kickAll(served []*session) {
-	for _, s := range served {
-		s.kick()
+func kickAll(served []*attachment) {
+	for _, at := range served {
+		at.session.kick()
 	}
 }
 

@@ -25,14 +25,14 @@ type tombstone struct {
 // admit finds the session of an open, its tombstone, or makes one, within the
 // limits, and begins its life. Whoever finds a new one in the table, to end it
 // or to take it over, finds it with its stream.
-func (v *Server) admit(key sessionKey, m *wire.Open, info Info, above []string, dial Dial, st wire.Stream, via Route) (s *session, made bool, tomb *wire.Granted, r *Refusal) {
+func (v *Server) admit(key sessionKey, m *wire.Open, info Info, above []string, dial Dial, st wire.Stream, via Route) (s *session, made *attachment, tomb *wire.Granted, r *Refusal) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if t := v.tombs[key]; t != nil {
-		return nil, false, &t.granted, nil
+		return nil, nil, &t.granted, nil
 	}
 	if s := v.sessions[key]; s != nil {
-		return s, false, nil, nil
+		return s, nil, nil, nil
 	}
 	of := v.clients[key.client]
 	if of == nil {
@@ -40,15 +40,15 @@ func (v *Server) admit(key sessionKey, m *wire.Open, info Info, above []string, 
 	}
 	switch {
 	case v.stopped:
-		return nil, false, nil, &Refusal{wire.StatusRefused, "the server is stopping"}
+		return nil, nil, nil, &Refusal{wire.StatusRefused, "the server is stopping"}
 	case m.Attempt > 1 && m.Age > time.Since(v.started):
-		return nil, false, nil, v.unknown("the server has restarted since the first attempt")
+		return nil, nil, nil, v.unknown("the server has restarted since the first attempt")
 	case len(v.sessions) >= v.config.Limits.Sessions:
 		v.limitHit(limitSessions)
-		return nil, false, nil, &Refusal{wire.StatusTooMany, "the server has as many sessions as its limit allows"}
+		return nil, nil, nil, &Refusal{wire.StatusTooMany, "the server has as many sessions as its limit allows"}
 	case of.sessions >= v.config.Limits.SessionsPerPeer:
 		v.limitHit(limitPerClient)
-		return nil, false, nil, &Refusal{wire.StatusTooMany, "the client has as many sessions at the server as the limit allows"}
+		return nil, nil, nil, &Refusal{wire.StatusTooMany, "the client has as many sessions at the server as the limit allows"}
 	}
 	of.sessions++
 	v.clients[key.client] = of
@@ -57,13 +57,13 @@ func (v *Server) admit(key sessionKey, m *wire.Open, info Info, above []string, 
 	s.granted = min(m.ResumeTimeout, v.config.ResumeTimeout)
 	s.settle = func() { v.bury(key, s) }
 	s.mu.Lock() // out of order, but nobody else knows the session yet
-	s.attachLocked(st, via, 0)
-	s.frozen = true // nothing goes before the reply
+	made = s.attachLocked(st, via, 0)
+	made.frozen = true // nothing goes before the reply
 	s.out.limit = m.Limit
 	s.mu.Unlock()
 	v.sessions[key] = s
 	v.all.Go(func() { v.live(s, dial) })
-	return s, true, nil, nil
+	return s, made, nil, nil
 }
 
 // removed takes a closed session out of the table. The caller holds its lock.
@@ -94,15 +94,15 @@ func (v *Server) bury(key sessionKey, s *session) {
 		return
 	}
 	end := EndClosed
-	if s.reset != nil {
-		end = *s.reset
+	if s.ending.reset() {
+		end = s.ending.how
 	}
 	granted := wire.Granted{
 		Version: wire.Version, Received: s.in.received, Acked: s.in.acked, Limit: s.in.limit,
-		Reset: s.reset != nil,
+		Reset: s.ending.reset(),
 	}
 	sum := Summary{End: end}
-	if s.end != nil { // it was dialled
+	if s.local != nil { // it was dialled
 		sum.Status = wire.StatusOpen
 	}
 	s.closeLocked(sum)

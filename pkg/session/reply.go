@@ -53,7 +53,7 @@ func (v *Server) complete(st wire.Stream, granted wire.Granted) {
 }
 
 // epitaphLocked answers for a session that is closed. It unlocks it.
-func (v *Server) epitaphLocked(s *session, st wire.Stream) {
+func (v *Server) epitaphUnlock(s *session, st wire.Stream) {
 	sum := s.final
 	s.mu.Unlock()
 	if sum.End == EndRefused {

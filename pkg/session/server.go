@@ -108,12 +108,12 @@ func (v *Server) Run(ctx context.Context) error {
 	v.mu.Unlock()
 	for _, s := range v.list() {
 		s.mu.Lock()
-		if s.end == nil && s.reset == nil && !s.closed {
-			v.declineLocked(s, &Refusal{wire.StatusRefused, "the server is stopping"}, stopTimeout)
+		if s.local == nil && !s.ending.reset() && !s.closed {
+			v.declineUnlock(s, &Refusal{wire.StatusRefused, "the server is stopping"}, stopTimeout)
 			continue
 		}
 		s.resetLocked(EndStopped, resetByStop)
-		s.sendLocked(false)
+		s.sendUnlock(false)
 	}
 	v.all.Wait()
 	stop()
@@ -172,7 +172,7 @@ func (v *Server) End(match func(Info) bool, why End) {
 			s.mu.Unlock()
 			continue
 		}
-		v.endLocked(s, why, wire.CodeRevoked)
+		v.endUnlock(s, why, wire.CodeRevoked)
 	}
 }
 
@@ -184,21 +184,21 @@ func (v *Server) withdraw(key sessionKey) {
 	v.mu.Unlock()
 	if s != nil {
 		s.mu.Lock()
-		v.endLocked(s, EndRevoked, wire.CodeRevoked)
+		v.endUnlock(s, EndRevoked, wire.CodeRevoked)
 	}
 }
 
 // endLocked ends s at once, its stream with a code that forbids to resume it, and unlocks it.
-func (v *Server) endLocked(s *session, why End, code wire.StreamCode) {
-	st := s.stream
-	if s.reset == nil {
-		s.reset = &why
+func (v *Server) endUnlock(s *session, why End, code wire.StreamCode) {
+	at := s.at
+	if !s.ending.reset() {
+		s.ending.how = why
 	}
 	s.detachLocked()
 	s.settle()
 	s.mu.Unlock()
-	if st != nil {
-		st.Reset(code)
+	if at != nil {
+		at.stream.Reset(code)
 	}
 }
 

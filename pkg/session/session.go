@@ -44,128 +44,70 @@ type Route struct {
 	Open func(tip *wire.Connect, data []byte) (wire.Stream, error)
 }
 
-// The states of a session, at both ends. Closed is terminal; tombstones are
-// not sessions.
-//
-//	opening → attached ⇄ detached → closing → closed
-//
-// A session goes from any state to closing when it is reset or when both
-// directions have ended, and from there to closed when the other end has
-// confirmed that, or can't any more.
-const (
-	Opening  = "opening"  // P4 hasn't replied yet
-	Attached = "attached" // a stream carries it
-	Detached = "detached" // its stream is lost and no other has come yet
-	Closing  = "closing"  // both directions have ended, or it was reset; to be confirmed
-	Closed   = "closed"
-)
-
 // errEnded is what the frame reader returns when the session has come to its
 // end on this stream in good order.
 var errEnded = errors.New("the session has ended")
 
-// errMove is what the frame reader returns when the session is to go elsewhere.
+// errMove is what the frame reader returns when the session is to leave the stream, or has left it.
 var errMove = errors.New("the session moves")
 
-// A session is one end of a forwarded connection.
+// A session is one end of a forwarded connection: all that outlives a stream. What lives as long as
+// a stream is in its attachment.
 type session struct {
 	host   *host
 	server bool // this is P4's end
 	token  wire.Token
 
 	mu     sync.Mutex
-	cond   sync.Cond // broadcast when something that a goroutine of the session waits for may have come
+	cond   sync.Cond // broadcast when a goroutine of the session may go on
 	info   Info
-	end    *end // the TCP side; nil at P4 until it is dialled
-	hungUp bool // it is closed, or being closed
+	local  *tcpSide // nil at P4 until P5 is dialled
+	hungUp bool     // local is closed, or being closed
 
 	out outbox
 	in  inbox
 
 	windows, retained holding // of the host's budgets
 
-	// The stream, nil while there is none. Only the holder of writing writes to
-	// it; frozen keeps new writers away.
-	stream  wire.Stream
-	route   Route
-	line    *line
-	quota   *quota
-	claim   claim // in the quota
-	writing bool
-	frozen  bool
-	reading bool
-	moving  string // why the session is to leave its stream; empty if it isn't
-	lost    error  // the first error that told of the stream's loss
-	rest    []byte // what a frozen writer couldn't write: goes first when it carries on
-	restBuf *buffer
-
-	attempt uint64
+	at      *attachment   // to the stream that carries the session; nil while there is none
+	last    *attachment   // at, or the one before: its goroutines may still be leaving
+	attempt uint64        // the newest that was seen
 	granted time.Duration // how long it may be detached
 
-	// What is to be said besides data.
-	ackDue  bool
-	pingDue bool
-	pongDue bool
-	yield   uint64
-
-	ended     bool   // both directions have ended and are acknowledged
-	reset     *End   // the session is reset, for this reason
-	endedBy   string // whose doing that is; empty: this process's
-	endReason string // in words; may be empty
-	resetCode uint64
-	resetDue  bool // a reset frame is to be sent
-	resetSaid bool // it was, or the peer's has come
-	goodbye   bool // the end of the current stream was written
-	closed    bool
-	final     *Summary
+	ended  bool   // both directions have ended and are acknowledged
+	ending ending // of a session that is reset, or is about to be
+	closed bool
+	final  *Summary
 
 	// The sweep's.
-	warm       bool
-	tepid      bool          // it is warm, and visited less often
-	waitsSince time.Duration // since when a sweep has seen neither an answer to the ping nor anything else; process time, 0 if none has looked
-	lastIn     time.Time     // something arrived on the stream
-	lastData   time.Time     // data went either way
-	pingSince  time.Time     // since when an answer to a ping is due; zero if none is
-	pingSent   time.Time     // when that ping was written; zero if it waits for the writer
-	pingAt     uint64        // what had been sent before it
-	pingLimit  uint64        // the limit that was said before it, or with it
-	minRTT     time.Duration // of the pings on the current stream; 0 if unknown
-	nextProbe  time.Time
+	warm     bool
+	tepid    bool      // it is warm, and visited less often
+	lastData time.Time // data went either way
+	look     look      // at the TCP side
 
-	look look // at the TCP side
-
-	// At P4: settle closes the session, which is reset or has ended, and leaves
-	// a tombstone; called with the lock held.
-	settle     func()
-	cancelDial context.CancelFunc
-	local      string      // the dialled connection's own address, if P5 is on this host; empty otherwise
-	origin     []byte      // of its open
-	above      []string    // the targets of the sessions from which this one came, the first one's first
-	waiting    bool        // it is counted among the detached
-	expiry     *time.Timer // runs while it is
+	// At P4: settle closes the session, which is reset or has ended, and leaves a tombstone. Its
+	// caller holds the lock.
+	settle      func()
+	cancelDial  context.CancelFunc
+	dialledFrom string      // the dialled connection's own address, if P5 is on this host
+	origin      []byte      // of its open
+	above       []string    // the targets of the sessions through which it came, the first one first
+	waiting     bool        // it is counted among the detached
+	expiry      *time.Timer // runs while it is
 
 	// At P2.
 	changed     chan struct{} // wakes the goroutine in Forward; capacity 1
 	pending     wire.Stream   // of an attempt whose reply hasn't come
 	pendingLink any
-	stopping    bool // the process is: no more than what is under way is waited for
+	stopping    bool // the process stops: the session waits for nothing that has yet to begin
 
 	work sync.WaitGroup // the session's goroutines; none is added once it is closed
 
-	// The frame reader's own.
-	one     [1]byte
-	carry   [wire.MaxFrameHeader]byte
-	carried int
-	left    uint64
-
-	header  [wire.MaxFrameHeader]byte // the writer's own
-	control [4 * wire.MaxFrameHeader]byte
-
-	resting  bool    // pump was woken to go on in a fresh goroutine
-	reserved *buffer // pump's own: what it reads into
-	hint     int     // pump's own: how much it expects
-	most     int     // pump's own: how much the next read may bring
-	room     int     // pump's own: how much the reservation has room for
+	// pump's own.
+	reserved *buffer // what it reads into
+	hint     int     // how much it expects
+	most     int     // how much the next read may bring
+	room     int     // how much the reservation has room for
 	onRead   func() []byte
 	onCancel func()
 }
@@ -174,28 +116,22 @@ func newSession(h *host, server bool, token wire.Token, info Info) *session {
 	now := time.Now()
 	s := &session{
 		host: h, server: server, token: token, info: info,
-		lastIn: now, lastData: now,
-		hint: smallBuffer - headroom,
+		lastData: now,
+		hint:     smallBuffer - headroom,
 	}
 	s.info.ID = token.ConnectionID()
 	s.info.State, s.info.Since, s.info.Opened = Opening, now, now
 	s.cond.L = &s.mu
 	s.windows.share = h.windows.share(s.peerName())
 	s.retained.share = h.retained.share(s.peerName())
-	s.in.window, s.in.limit, s.in.limitSaid = wire.InitialWindow, wire.InitialWindow, wire.InitialWindow
+	s.in.window, s.in.limit = wire.InitialWindow, wire.InitialWindow
 	s.out.limit = wire.InitialWindow
 	s.onRead, s.onCancel = s.reserve, s.unreserve
 	return s
 }
 
-// logger is for what few sessions have to tell.
+// logger is for events of few sessions; notices are for those of many.
 func (s *session) logger() *slog.Logger { return s.host.log.With("connection", s.info.ID) }
-
-func (s *session) setState(state string) {
-	if s.info.State != state {
-		s.info.State, s.info.Since = state, time.Now()
-	}
-}
 
 func (s *session) snapshot() Info {
 	s.mu.Lock()
@@ -227,57 +163,6 @@ func moving(sessions []*session) bool {
 		defer s.mu.Unlock()
 		return time.Since(s.lastData) < quietTime
 	})
-}
-
-// attachLocked makes st the session's stream, from the offsets that both ends
-// have just exchanged: the peer has received everything before sent.
-func (s *session) attachLocked(st wire.Stream, r Route, sent uint64) {
-	s.dropQuotaLocked()
-	s.stream, s.route = st, r
-	s.info.Relay, s.info.Link = r.Relay, r.Link
-	s.quota = s.host.quotas.acquire(r.Link, s.peerName())
-	s.line = s.host.lines.acquire(r, s.peerName(), s.host.clock.Now())
-	s.frozen, s.moving, s.lost = false, "", nil
-	s.dropRestLocked()
-	s.out.known = max(s.out.known, sent)
-	s.out.sent, s.out.paid = sent, sent
-	s.in.ackedSaid, s.in.limitSaid = s.in.acked, s.in.limit
-	s.ackDue, s.pongDue, s.yield = false, false, 0
-	s.resetSaid, s.resetDue, s.goodbye = false, s.reset != nil, false
-	s.carried, s.left = 0, 0
-	s.pingDue, s.pingSince, s.pingSent, s.pingLimit, s.minRTT = false, time.Time{}, time.Time{}, 0, 0
-	s.lastIn = time.Now()
-	s.awaitEndLocked()
-	s.warmLocked()
-	s.cond.Broadcast()
-}
-
-// detachLocked takes the stream away. It is the caller's to end it.
-func (s *session) detachLocked() {
-	s.dropQuotaLocked()
-	s.stream = nil
-	s.dropRestLocked()
-	s.host.cool(s)
-	s.cond.Broadcast()
-}
-
-func (s *session) dropQuotaLocked() {
-	if s.quota == nil {
-		return
-	}
-	s.quota.forget(s)
-	s.quota.drop(int64(s.out.onLink()))
-	s.out.paid = 0
-	s.host.quotas.release(s.route.Link, s.peerName(), s.quota)
-	s.host.lines.release(s.route.Link, s.peerName())
-	s.quota, s.line = nil, nil
-}
-
-func (s *session) dropRestLocked() {
-	if s.restBuf != nil {
-		s.restBuf.unref()
-	}
-	s.rest, s.restBuf = nil, nil
 }
 
 // peerName is who is at the other end.

@@ -90,8 +90,7 @@ func (h *host) sweepWhileWarm(ctx context.Context) {
 func (h *host) leave(l *line) {
 	for _, s := range h.all() {
 		s.mu.Lock()
-		if s.line == l && s.info.State != Opening {
-			s.pingDue, s.pingSince, s.pingSent = false, time.Time{}, time.Time{}
+		if s.at != nil && s.at.line == l && s.info.State != Opening {
 			s.moveLocked(deadPath)
 		}
 		s.mu.Unlock()
@@ -143,90 +142,89 @@ func (h *host) cool(s *session) {
 // touchLocked notes that data went by.
 func (s *session) touchLocked() {
 	s.lastData = time.Now()
-	if s.line != nil {
-		mark(&s.line.carried)
+	if s.at != nil {
+		mark(&s.at.line.carried)
 	}
 	s.warmLocked()
 }
 
-// sweep does what time alone brings about. at is the process's time.
-func (s *session) sweep(now time.Time, at time.Duration) {
+// sweep does what time alone brings about. ran is the process time.
+func (s *session) sweep(now time.Time, ran time.Duration) {
 	s.mu.Lock()
-	if s.closed {
+	if s.closed || !s.lookLocked(now) {
 		s.mu.Unlock()
 		return
 	}
-	if !s.lookLocked(now) {
-		s.mu.Unlock()
-		return
-	}
-	s.wakeReaderLocked() // whoever was refused a budget asks again
-	if s.stream == nil {
+	s.wakeReaderLocked() // a pump that was refused memory asks again
+	at := s.at
+	if at == nil {
 		s.mu.Unlock()
 		return
 	}
 	idle := now.Sub(s.lastData)
-	if s.in.acked != s.in.ackedSaid && (s.in.fin || idle >= ackPatience && s.line.mayAcknowledge()) {
-		s.ackDue = true
+	if s.in.acked != at.ackedSaid && (s.in.fin || idle >= ackPatience && at.line.mayAcknowledge()) {
+		at.ackDue = true
 	}
-	silent := now.Sub(s.lastIn)
-	onLink := s.out.onLink() > 0
+	silent := now.Sub(at.lastIn)
+	inFlight := s.inFlightLocked() > 0
 	if !s.server && s.info.State != Opening {
-		s.questionLocked(now, at)
+		s.questionLocked(now, ran)
 	}
-	if onLink && s.pingSince.IsZero() && (silent > silenceBeforePing && s.line.mayAsk() || s.quota.asks(now)) {
-		s.pingLocked(now) // has what was sent arrived? It may be far from being acknowledged
+	if inFlight && at.pingSince.IsZero() && (silent > silenceBeforePing && at.line.mayAsk() || at.quota.asks(now)) {
+		s.pingLocked(now) // has what was sent arrived? Its acknowledgement may be far off
 	}
 	if idle > silenceBeforePing && s.restsLocked() {
 		s.tepidLocked()
 	}
-	if idle > idleBeforeYield && s.out.sent == s.out.read && !onLink {
+	if idle > idleBeforeYield && s.out.sent == s.out.read && !inFlight {
 		if credit := s.out.limit - s.out.sent; credit > wire.InitialWindow {
-			s.yield += credit - wire.InitialWindow
+			at.yield += credit - wire.InitialWindow
 			s.out.limit -= credit - wire.InitialWindow
 		}
 		if s.mayCoolLocked() {
 			s.host.cool(s)
 			s.watchLocked()
-			s.restLocked()
 		}
 	}
-	s.sendLocked(false)
+	s.sendUnlock(false)
 }
 
-// questionLocked asks for a sign of life where the path is silent, or this session's stream.
-func (s *session) questionLocked(now time.Time, at time.Duration) {
-	waiting := !s.pingSince.IsZero()
+// questionLocked asks for a sign of life where the path is silent, or where this session's stream is.
+func (s *session) questionLocked(now time.Time, ran time.Duration) {
+	at := s.at
+	waiting := !at.pingSince.IsZero()
 	switch {
-	case s.line.wanted:
-		s.line.asking(at)
+	case at.line.wanted:
+		at.line.asking(ran)
 		if !waiting { // else it has asked already
 			s.pingLocked(now)
 		}
-	case !waiting && now.Sub(s.lastIn) > stuckAfter && now.Sub(s.lastData) < busyFor && s.line.mayAsk():
+	case !waiting && now.Sub(at.lastIn) > stuckAfter && now.Sub(s.lastData) < busyFor && at.line.mayAsk():
 		s.pingLocked(now)
 	}
 	switch {
-	case !waiting || s.waitsSince == 0 || s.lastIn.After(s.pingSince):
-		s.waitsSince = at
-	case at-s.waitsSince > 10*s.line.patience():
+	case !waiting || at.waitsSince == 0 || at.lastIn.After(at.pingSince):
+		at.waitsSince = ran
+	case ran-at.waitsSince > 10*at.line.patience():
 		// The path carries, or it would be dead for all: it is this stream that is stuck.
-		s.pingDue, s.pingSince, s.pingSent = false, time.Time{}, time.Time{}
 		s.moveLocked(deadPath)
 	}
 }
 
 // restsLocked reports whether nothing is under way either way.
 func (s *session) restsLocked() bool {
-	return s.in.acked == s.in.ackedSaid && s.in.queue.empty() && s.out.onLink() == 0 && s.out.sent == s.out.read &&
-		s.pingSince.IsZero() && s.mayCoolLocked()
+	return s.in.acked == s.at.ackedSaid && s.in.queue.empty() && s.inFlightLocked() == 0 && s.out.sent == s.out.read &&
+		s.at.pingSince.IsZero() && s.mayCoolLocked()
 }
 
 // moveLocked makes the frame reader leave its stream, at P2.
 func (s *session) moveLocked(why string) {
-	if s.stream == nil || s.moving != "" || s.closed || s.reset != nil {
+	if s.at == nil || s.at.moving != "" || s.closed || s.ending.reset() {
 		return
 	}
-	s.moving = why
-	_ = s.stream.SetReadDeadline(longAgo)
+	if why == deadPath {
+		s.at.forgetPing()
+	}
+	s.at.moving = why
+	_ = s.at.stream.SetReadDeadline(longAgo)
 }

@@ -16,7 +16,7 @@ import (
 func (s *session) ackEveryLocked() uint64 {
 	window := s.in.window
 	switch {
-	case s.minRTT == 0 || s.minRTT >= minStandRTT:
+	case s.at.minRTT == 0 || s.at.minRTT >= minStandRTT:
 	case s.in.lasts >= slowWindow && window == wire.InitialWindow:
 		return window
 	default:
@@ -35,19 +35,19 @@ func (s *session) ackEveryLocked() uint64 {
 // what the path holds, fourfold, it lost 740 packets on links of 200 Mbit/s with a queue of 50 ms.
 func (s *session) startLocked() bool {
 	in := &s.in
-	if in.settled || in.epochBytes < in.window/4 || 0 < s.minRTT && s.minRTT < minStandRTT {
+	if in.settled || in.epochBytes < in.window/4 || 0 < s.at.minRTT && s.at.minRTT < minStandRTT {
 		return false
 	}
 	now := time.Now()
 	rtt := s.growthRTTLocked(now)
 	known := rtt > 0
 	if !known {
-		rtt = s.route.RTT // a part of it
+		rtt = s.at.route.RTT // a part of it
 	}
 	if rtt < minStandRTT {
 		return false
 	}
-	if s.minRTT == 0 {
+	if s.at.minRTT == 0 {
 		s.probeLocked(now)
 	}
 	if in.epoch.IsZero() {
@@ -58,7 +58,7 @@ func (s *session) startLocked() bool {
 	carries := uint64(float64(in.epochBytes) * float64(rtt) / float64(elapsed)) // a round trip, at this rate
 	if min(carries, in.epochBytes) > in.window/2 && s.mayGrowLocked(now) {
 		most := 2 * in.window
-		if s.host.paths.filled(s.pathLocked(), s.route.Link) {
+		if s.host.paths.filled(s.pathLocked(), s.at.route.Link) {
 			most *= 2
 		}
 		s.widenLocked(min(2*carries, most)-in.window, rtt)
@@ -81,7 +81,7 @@ func (s *session) judgeLocked(now time.Time, rtt time.Duration, known bool) {
 		in.rate = 0 // the peer has little to send, or the TCP side is slow, which says nothing of the path
 	case in.rate < 1.2*last && in.acked-bytes >= in.epochFrom:
 		in.settled = true
-		s.host.paths.fill(s.pathLocked(), s.route.Link)
+		s.host.paths.fill(s.pathLocked(), s.at.route.Link)
 		least := uint64(wire.InitialWindow)
 		if stood >= elapsed/5 {
 			least = lossyWindow
@@ -100,7 +100,7 @@ func (s *session) judgeLocked(now time.Time, rtt time.Duration, known bool) {
 func (s *session) mayGrowLocked(now time.Time) bool {
 	in := &s.in
 	return in.trim == 0 && in.queued <= int(in.window/4) && in.window < s.host.maxWindow.Load() && !now.Before(in.keepsUp) &&
-		s.stream != nil && s.reset == nil && !s.closed
+		s.at != nil && !s.ending.reset() && !s.closed
 }
 
 // growLocked makes the window larger if the path can use it, the TCP side keeps
@@ -123,7 +123,7 @@ func (s *session) growLocked() {
 	if !s.mayGrowLocked(now) {
 		return
 	}
-	if s.minRTT == 0 {
+	if s.at.minRTT == 0 {
 		s.probeLocked(now)
 	}
 	if first {
@@ -158,7 +158,7 @@ func (s *session) widenLocked(by uint64, rtt time.Duration) bool {
 	}
 	in.window += by
 	if rtt >= minStandRTT {
-		in.epochFrom = in.limitSaid
+		in.epochFrom = s.at.limitSaid
 	}
 	return true
 }
@@ -178,12 +178,11 @@ func (s *session) takeWindowLocked(by uint64) uint64 {
 // any more: the next one begins with the limit that is said then.
 func (s *session) takeBackLocked() {
 	in := &s.in
-	if in.window == wire.InitialWindow || s.reset != nil || s.closed {
+	if in.window == wire.InitialWindow || s.ending.reset() || s.closed {
 		return
 	}
 	in.before = max(in.before, in.window)
 	in.limit = max(in.received, in.acked+wire.InitialWindow)
-	in.limitSaid = in.limit
 	in.trim = wire.InitialWindow
 	s.trimLocked()
 }

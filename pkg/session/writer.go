@@ -6,74 +6,87 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// kick lets the session write, if it has something to write.
+// kick has the session write, if it has something to write.
 func (s *session) kick() {
 	s.mu.Lock()
-	s.sendLocked(false)
+	s.sendUnlock(false)
 }
 
-// sendLocked takes the right to write and writes what there is. It unlocks the
-// session. A caller that may wait writes here and now; for one that may not, a
-// goroutine is started if the stream would make it wait.
-func (s *session) sendLocked(mayWait bool) {
-	if s.writing || s.frozen || s.stream == nil || !s.somethingLocked() {
+// sendUnlock takes the right to write, unlocks the session, and writes what there is. Where the stream
+// would block, a caller that may block does; for another one a goroutine is started.
+func (s *session) sendUnlock(mayBlock bool) {
+	at := s.at
+	if at == nil || at.writing || at.frozen || !at.somethingLocked() {
 		s.mu.Unlock()
 		return
 	}
-	s.writing = true
-	st := s.stream
-	if mayWait {
+	at.writing = true
+	if mayBlock {
 		s.mu.Unlock()
-		s.flush(st)
+		at.flush()
 		return
 	}
-	if s.rest == nil && !s.dataLocked() {
-		if !s.controlLocked() { // so only the last word is left, which waits for nobody
-			s.goodbye = true
-			s.mu.Unlock()
-			_ = st.End(nil)
-			s.wrote(st, nil, 0, nil)
-			return
-		}
-		p := s.composeLocked()
-		last := s.lastWordLocked()
-		s.goodbye = s.goodbye || last
-		if last && s.reset == nil { // all is done, and nobody waits for this
-			s.mu.Unlock()
-			s.wrote(st, p, 0, st.End(p))
-			return
-		}
-		s.mu.Unlock()
-		ok, err := st.TryWrite(p)
-		if ok || err != nil {
-			if last && err == nil {
-				_ = st.End(nil) // in the same packet
-			}
-			s.wrote(st, p, 0, err)
+	if at.unsent == nil && !at.dataLocked() {
+		if at.sendControlUnlock() {
 			return
 		}
 		s.mu.Lock()
-		s.goodbye = s.goodbye && !last
-		s.rest = p // s.control is not composed anew before this is written
 	}
 	s.work.Add(1)
 	s.mu.Unlock()
 	go func() {
 		defer s.work.Done()
-		s.flush(st)
+		at.flush()
 	}()
 }
 
-// lastReadTime is how long a stream that can't be written to is still read.
+// sendControlUnlock writes frames without data, or the end of the stream, without blocking. It reports
+// false where the stream would block; then the frames are in unsent, and the caller still has the
+// right to write.
+func (at *attachment) sendControlUnlock() bool {
+	s := at.session
+	if !at.controlLocked() { // so the end of the stream is all that is left
+		at.goodbye = true
+		s.mu.Unlock()
+		_ = at.stream.End(nil)
+		at.wrote(nil, 0, nil)
+		return true
+	}
+	p := at.composeLocked()
+	last := at.lastWordLocked()
+	at.goodbye = at.goodbye || last
+	if last && !s.ending.reset() { // all is done, and nobody waits for this
+		s.mu.Unlock()
+		at.wrote(p, 0, at.stream.End(p))
+		return true
+	}
+	s.mu.Unlock()
+	ok, err := at.stream.TryWrite(p)
+	if ok || err != nil {
+		if last && err == nil {
+			_ = at.stream.End(nil) // in the same packet
+		}
+		at.wrote(p, 0, err)
+		return true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at.goodbye = at.goodbye && !last
+	at.unsent = p // control is not composed anew before this is written
+	return false
+}
+
+// lastReadTime is for how long a stream that can't be written to is still read.
 const lastReadTime = time.Second
 
-// flush writes until there is nothing to write or the stream is taken away.
-// Its caller has taken the right to write.
-func (s *session) flush(st wire.Stream) {
+// flush writes until there is nothing to write or the session has left the stream. Its caller has taken
+// the right to write.
+func (at *attachment) flush() {
+	s := at.session
 	for {
 		s.mu.Lock()
-		if s.stream != st || s.frozen || !s.somethingLocked() && !s.askLocked() {
-			s.writing = false
+		if s.at != at || at.frozen || !at.somethingLocked() && !s.askLocked() {
+			at.writing = false
 			s.cond.Broadcast()
 			s.mu.Unlock()
 			return
@@ -81,110 +94,114 @@ func (s *session) flush(st wire.Stream) {
 		var p []byte
 		var held *buffer
 		switch {
-		case s.rest != nil:
-			p, held = s.rest, s.restBuf
-			s.rest, s.restBuf = nil, nil
-		case s.pingDue || s.pongDue: // not behind data, which may never end
-			p = s.composeLocked()
-		case s.dataLocked():
-			p, held = s.nextDataLocked()
-		case s.controlLocked():
-			p = s.composeLocked()
+		case at.unsent != nil:
+			p, held = at.unsent, at.unsentBuf
+			at.unsent, at.unsentBuf = nil, nil
+		case at.pingDue || at.pongDue: // not behind data, which may never end
+			p = at.composeLocked()
+		case at.dataLocked():
+			p, held = at.nextDataLocked()
+		case at.controlLocked():
+			p = at.composeLocked()
 		default:
-			s.goodbye = true
+			at.goodbye = true
 			s.mu.Unlock()
-			_ = st.End(nil)
+			_ = at.stream.End(nil)
 			continue
 		}
 		s.mu.Unlock()
-		n, err := st.Write(p)
-		if !s.wroteMore(st, held, p, n, err) {
+		n, err := at.stream.Write(p)
+		if !at.wroteMore(held, p, n, err) {
 			return
 		}
 	}
 }
 
 // wrote takes the outcome of a write that was the last one.
-func (s *session) wrote(st wire.Stream, p []byte, n int, err error) {
-	if s.wroteMore(st, nil, p, n, err) {
+func (at *attachment) wrote(p []byte, n int, err error) {
+	if at.wroteMore(nil, p, n, err) {
+		s := at.session
 		s.mu.Lock()
-		s.writing = false
+		at.writing = false
 		s.cond.Broadcast()
-		s.sendLocked(false)
+		s.sendUnlock(false)
 	}
 }
 
-// wroteMore takes the outcome of a write, and tells whether the writer may go
-// on. If not, it has given back the right to write.
-func (s *session) wroteMore(st wire.Stream, held *buffer, p []byte, n int, err error) bool {
+// wroteMore takes the outcome of a write of p, of which n bytes are written. It reports whether the
+// writer may go on; if not, it has given back the right to write.
+func (at *attachment) wroteMore(held *buffer, p []byte, n int, err error) bool {
 	if err == nil && held == nil {
 		return true
 	}
+	s := at.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err != nil && s.stream == st {
-		if s.frozen && isTimeout(err) {
-			s.rest, s.restBuf = p[n:], held
+	if err != nil && s.at == at {
+		if at.frozen && isTimeout(err) {
+			at.unsent, at.unsentBuf = p[n:], held
 			held = nil
 		} else {
-			// The frame reader is to hear of it too, but not before it has
-			// read a reply that may tell why.
-			if s.lost == nil {
-				s.lost = err
+			// The frame reader hears of it too, but first reads a reply that may tell why.
+			if at.lost == nil {
+				at.lost = err
 			}
-			_ = st.SetReadDeadline(time.Now().Add(lastReadTime))
+			_ = at.stream.SetReadDeadline(time.Now().Add(lastReadTime))
 		}
 	}
 	if held != nil {
 		held.unref()
 	}
 	if err != nil {
-		s.writing = false
+		at.writing = false
 		s.cond.Broadcast()
 	}
 	return err == nil
 }
 
-// somethingLocked tells whether there is anything to write.
-func (s *session) somethingLocked() bool {
-	if s.lost != nil || s.closed {
+// somethingLocked reports whether there is anything to write.
+func (at *attachment) somethingLocked() bool {
+	if at.lost != nil || at.session.closed {
 		return false
 	}
-	return s.rest != nil || s.controlLocked() || s.dataLocked() || s.lastWordLocked()
+	return at.unsent != nil || at.controlLocked() || at.dataLocked() || at.lastWordLocked()
 }
 
-// askLocked has a ping follow what was sent, when nothing more can be, if this session stops short of what its peer allows, or
-// the link's quota is scarce: the peer acknowledges a part of a window only after a while, and this session or others wait for
-// what it holds. A whole window it acknowledges by itself.
+// askLocked has a ping follow what was sent, when nothing more can be sent, if the session stops short
+// of what its peer allows, or if the link's quota is scarce: the peer acknowledges a part of a window
+// only after a while, and this session or others wait for what it holds. A whole window is
+// acknowledged without being asked for.
 func (s *session) askLocked() bool {
-	if s.lost != nil || s.closed || s.quota == nil || !s.pingSince.IsZero() || s.out.onLink() == 0 {
+	inFlight := s.inFlightLocked()
+	if inFlight == 0 || s.at.lost != nil || s.closed || !s.at.pingSince.IsZero() {
 		return false
 	}
-	if !s.out.short && (s.out.sent >= s.out.limit || s.out.onLink() < quotaAskedFor || !s.quota.scarce()) {
+	if !s.out.short && (s.out.sent >= s.out.limit || inFlight < quotaAskedFor || !s.at.quota.scarce()) {
 		return false
 	}
 	s.pingLocked(time.Now())
 	return true
 }
 
-// controlLocked tells whether there are frames without data to write.
-func (s *session) controlLocked() bool {
-	return s.pongDue || s.pingDue || s.resetDue || s.ackDue || s.yield > 0 || s.finDueLocked()
+// controlLocked reports whether there are frames without data to write.
+func (at *attachment) controlLocked() bool {
+	return at.pongDue || at.pingDue || at.resetDue || at.ackDue || at.yield > 0 || at.session.finDueLocked()
 }
 
-// lastWordLocked tells whether the stream's own end is to be written: P4's is
-// what confirms the end of the session, and either's confirms a reset. P2's
-// goes with its last acknowledgement.
-func (s *session) lastWordLocked() bool {
-	return !s.goodbye && (s.resetSaid || s.ended && s.in.ackedSaid == s.in.acked)
+// lastWordLocked reports whether the end of the stream is to be written. P4's confirms the end of the
+// session, and either end's confirms a reset. P2's follows its last acknowledgement.
+func (at *attachment) lastWordLocked() bool {
+	s := at.session
+	return !at.goodbye && (at.resetSaid || s.ended && at.ackedSaid == s.in.acked)
 }
 
-// dataLocked tells whether there is data to write.
-func (s *session) dataLocked() bool {
-	if s.resetDue || s.reset != nil || s.out.sent >= s.out.read {
+// dataLocked reports whether there is data to write, for which it takes of the link's quota.
+func (at *attachment) dataLocked() bool {
+	s := at.session
+	if s.ending.reset() || s.out.sent >= s.out.read {
 		return false
 	}
-	if s.out.paid > s.out.sent {
+	if at.paid > s.out.sent {
 		return true
 	}
 	p := s.out.at(s.out.sent)
@@ -192,25 +209,26 @@ func (s *session) dataLocked() bool {
 	if s.out.sent+n > s.out.limit {
 		return false // since a resume; no piece is larger than a window
 	}
-	if s.quota != nil && !s.quota.take(int64(n), s) {
+	if !at.quota.take(int64(n), at) {
 		return false
 	}
-	s.out.paid = s.out.sent + n
+	at.paid = s.out.sent + n
 	return true
 }
 
-// finDueLocked tells whether the fin can be sent now.
+// finDueLocked reports whether the fin can be sent now.
 func (s *session) finDueLocked() bool {
-	return s.out.fin && s.reset == nil && s.out.sent == s.out.read && s.out.limit > s.out.read
+	return s.out.fin && !s.ending.reset() && s.out.sent == s.out.read && s.out.limit > s.out.read
 }
 
 // nextDataLocked makes the next data frame, and holds the buffer that it is in.
-func (s *session) nextDataLocked() ([]byte, *buffer) {
+func (at *attachment) nextDataLocked() ([]byte, *buffer) {
+	s := at.session
 	p := s.out.at(s.out.sent)
 	from := p.start + int(s.out.sent-p.offset)
 	f := wire.Frame{Kind: wire.FrameData, Value: uint64(p.end - from)}
-	f.Acked, f.Limit = s.ackIncreaseLocked()
-	header := f.Append(s.header[:0])
+	f.Acked, f.Limit = at.ackIncreaseLocked()
+	header := f.Append(at.header[:0])
 	// What lies in front of the data is headroom or, right after a resume, data
 	// that the peer is known to have.
 	begin := from - len(header)
@@ -221,43 +239,44 @@ func (s *session) nextDataLocked() ([]byte, *buffer) {
 }
 
 // ackIncreaseLocked takes what there is to acknowledge and to allow.
-func (s *session) ackIncreaseLocked() (acked, limit uint64) {
-	in := &s.in
-	acked, limit = in.acked-in.ackedSaid, in.limit-in.limitSaid
-	in.ackedSaid, in.limitSaid = in.acked, in.limit
-	s.ackDue = false
+func (at *attachment) ackIncreaseLocked() (acked, limit uint64) {
+	in := &at.session.in
+	acked, limit = in.acked-at.ackedSaid, in.limit-at.limitSaid
+	at.ackedSaid, at.limitSaid = in.acked, in.limit
+	at.ackDue = false
 	return acked, limit
 }
 
 // composeLocked makes the frames that carry no data.
-func (s *session) composeLocked() []byte {
-	p := s.control[:0]
+func (at *attachment) composeLocked() []byte {
+	s := at.session
+	p := at.control[:0]
 	add := func(f wire.Frame) {
 		if len(p) == 0 {
-			f.Acked, f.Limit = s.ackIncreaseLocked()
+			f.Acked, f.Limit = at.ackIncreaseLocked()
 		}
 		p = f.Append(p)
 	}
-	if s.pongDue {
-		s.pongDue = false
+	if at.pongDue {
+		at.pongDue = false
 		add(wire.Frame{Kind: wire.FramePong})
 	}
-	if s.pingDue {
-		s.pingDue = false
-		s.pingSent, s.pingAt = time.Now(), s.out.sent
+	if at.pingDue {
+		at.pingDue = false
+		at.pingSent, at.pingAt = time.Now(), s.out.sent
 		add(wire.Frame{Kind: wire.FramePing})
-		s.pingLimit = s.in.limitSaid
+		at.pingLimit = at.limitSaid
 	}
 	switch {
-	case s.resetDue:
-		s.resetDue, s.resetSaid = false, true
-		add(wire.Frame{Kind: wire.FrameReset, Value: s.resetCode})
+	case at.resetDue:
+		at.resetDue, at.resetSaid = false, true
+		add(wire.Frame{Kind: wire.FrameReset, Value: s.ending.code})
 	case s.finDueLocked():
 		s.out.advance(1)
 		add(wire.Frame{Kind: wire.FrameFin})
-	case s.yield > 0:
-		add(wire.Frame{Kind: wire.FrameYield, Value: s.yield})
-		s.yield = 0
+	case at.yield > 0:
+		add(wire.Frame{Kind: wire.FrameYield, Value: at.yield})
+		at.yield = 0
 	}
 	if len(p) == 0 {
 		add(wire.Frame{Kind: wire.FrameNone})

@@ -282,7 +282,7 @@ var otherWays = map[string]way{
 			linked(t, w, "laptop")
 			p1 := w.mustDial()
 			eventually(t, 10*time.Second, "the connection is open", func() error {
-				if now := w.status("laptop").Connections; len(now) != 1 || now[0].State != session.Attached {
+				if now := w.status("laptop").Connections; len(now) != 1 || now[0].State != string(session.Attached) {
 					return fmt.Errorf("%+v", now)
 				}
 				return nil

@@ -1,0 +1,128 @@
+package session
+
+import (
+	"time"
+
+	"ptthqd/pkg/wire"
+)
+
+// An attachment is what a session has for as long as one stream carries it. attachLocked makes one,
+// detachLocked takes it away; it is never used again. A goroutine that works on a stream holds the
+// stream's attachment and leaves when the session has another, or none.
+//
+// The session's lock guards it, but for what belongs to the frame reader or to the writer.
+type attachment struct {
+	session *session
+	stream  wire.Stream
+	route   Route
+	line    *line
+	quota   *quota
+	claim   claim  // in the quota
+	paid    uint64 // up to here the outbox's data is covered by the quota
+
+	reading bool   // the frame reader is at work
+	writing bool   // a goroutine has the right to write; no other one writes to the stream
+	frozen  bool   // no goroutine may take that right
+	moving  string // why the session is to leave the stream; empty if it isn't
+	lost    error  // the first error that told of the stream's loss
+
+	unsent    []byte  // what a frozen writer has left; it goes first when the session carries on
+	unsentBuf *buffer // holds unsent; nil if that is in control
+
+	// What the peer was told by this stream.
+	ackedSaid, limitSaid uint64
+
+	// What is to be written besides data.
+	ackDue   bool
+	pingDue  bool
+	pongDue  bool
+	yield    uint64 // bytes of the peer's window to give back
+	resetDue bool   // a reset frame
+
+	resetSaid bool // the reset frame was written, or the peer's has come
+	goodbye   bool // the end of the stream was written
+
+	// Liveness and round trips.
+	lastIn     time.Time     // something arrived
+	pingSince  time.Time     // since when a pong is due; zero if none is
+	pingSent   time.Time     // when that ping was written; zero while it waits for the writer
+	pingAt     uint64        // what had been sent before it
+	pingLimit  uint64        // the limit that was said before it, or with it
+	minRTT     time.Duration // the shortest of the pings; 0 if unknown
+	nextProbe  time.Time
+	waitsSince time.Duration // process time since when sweeps see nothing; 0 if none has looked
+
+	// The frame reader's own.
+	first      [1]byte                   // what it peeks at while the stream is idle
+	partial    [wire.MaxFrameHeader]byte // a header of which a part has come
+	partialLen int
+	left       uint64 // bytes of the current data frame that have yet to come
+
+	// The writer's own.
+	header  [wire.MaxFrameHeader]byte
+	control [4 * wire.MaxFrameHeader]byte
+}
+
+// attachLocked makes st the session's stream, from the offsets that both ends have just exchanged:
+// the peer has received everything before sent. No goroutine reads or writes the stream before.
+func (s *session) attachLocked(st wire.Stream, r Route, sent uint64) *attachment {
+	if s.at != nil {
+		s.detachLocked()
+	}
+	peer := s.peerName()
+	at := &attachment{
+		session: s, stream: st, route: r,
+		quota: s.host.quotas.acquire(r.Link, peer),
+		line:  s.host.lines.acquire(r, peer, s.host.clock.Now()),
+		paid:  sent, ackedSaid: s.in.acked, limitSaid: s.in.limit,
+		resetDue: s.ending.reset(),
+		lastIn:   time.Now(),
+	}
+	s.at, s.last = at, at
+	s.info.Relay, s.info.Link = r.Relay, r.Link
+	s.out.known = max(s.out.known, sent)
+	s.out.sent = sent
+	s.awaitEndLocked()
+	s.warmLocked()
+	s.cond.Broadcast()
+	return at
+}
+
+// detachLocked takes the stream away, if there is one. The caller ends the stream.
+func (s *session) detachLocked() {
+	at := s.at
+	if at == nil {
+		return
+	}
+	at.quota.forget(at)
+	at.quota.drop(int64(s.inFlightLocked()))
+	s.host.quotas.release(at.route.Link, s.peerName(), at.quota)
+	s.host.lines.release(at.route.Link, s.peerName())
+	if at.unsentBuf != nil {
+		at.unsentBuf.unref()
+	}
+	at.unsent, at.unsentBuf = nil, nil
+	s.at = nil
+	s.host.cool(s)
+	s.cond.Broadcast()
+}
+
+// busyLocked reports whether a goroutine reads or writes the session's stream, or its last one.
+func (s *session) busyLocked() bool { return s.last != nil && (s.last.reading || s.last.writing) }
+
+// awaitWriterLocked waits until no goroutine writes to the session's stream, which was reset or
+// frozen.
+func (s *session) awaitWriterLocked() {
+	for s.last != nil && s.last.writing {
+		s.cond.Wait()
+	}
+}
+
+// inFlightLocked returns how many bytes of the link's quota the session holds: what may be sent, or
+// was, and isn't known to have arrived.
+func (s *session) inFlightLocked() uint64 {
+	if s.at == nil || s.at.paid <= s.out.known {
+		return 0
+	}
+	return s.at.paid - s.out.known
+}

@@ -1,0 +1,91 @@
+package session
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"testing"
+
+	"ptthqd/pkg/wire"
+)
+
+func TestJudgeStream(t *testing.T) {
+	reset := func(code wire.StreamCode, remote bool) error {
+		return fmt.Errorf("read: %w", &wire.ResetError{Code: code, Remote: remote})
+	}
+	for _, c := range []struct {
+		err    error
+		want   verdict
+		beyond bool
+	}{
+		{errEnded, streamEnded, false},
+		{errMove, streamLeft, false},
+		{violated("a second end"), peerBroke, false},
+		{reset(wire.CodeProtocol, true), peerAccuses, true},
+		{reset(wire.CodeProtocol, false), streamLost, false}, // this end has said it
+		{reset(wire.CodeRevoked, true), streamRevoked, true},
+		{reset(wire.CodeRevoked, false), streamLost, false},
+		{reset(wire.CodeLost, true), streamLost, true},
+		{reset(wire.CodeLost, false), streamLost, false}, // the link is gone
+		{io.ErrUnexpectedEOF, streamLost, false},
+		{errors.New("anything else"), streamLost, false},
+	} {
+		if got, beyond := judgeStream(c.err); got != c.want || beyond != c.beyond {
+			t.Errorf("%v: verdict %d, beyond its link: %t; want %d, %t", c.err, got, beyond, c.want, c.beyond)
+		}
+	}
+}
+
+// TestJudgeRefusal asserts the table of PROTOCOL.md, section 4.
+func TestJudgeRefusal(t *testing.T) {
+	const server, relay = false, true
+	retry := func(outcome End) refusalVerdict { return refusalVerdict{retry: true, outcome: outcome} }
+	end := func(outcome End) refusalVerdict { return refusalVerdict{outcome: outcome} }
+	for _, c := range []struct {
+		status          wire.Status
+		byRelay         bool
+		opening, resume refusalVerdict
+	}{
+		{wire.StatusNotConnected, relay, retry(EndRefused), retry(EndProtocol)},
+		{wire.StatusNotConnected, server, retry(EndRefused), retry(EndProtocol)},
+		{wire.StatusNotAllowed, relay, refusalVerdict{true, true, EndRefused}, refusalVerdict{true, true, EndRevoked}},
+		{wire.StatusNotAllowed, server, end(EndRefused), end(EndRevoked)},
+		{wire.StatusTooMany, relay, retry(EndRefused), retry(EndProtocol)},
+		{wire.StatusTooMany, server, end(EndRefused), retry(EndProtocol)},
+		{wire.StatusNotNewest, server, end(EndRefused), retry(EndProtocol)},
+		{wire.StatusRefused, server, end(EndRefused), retry(EndProtocol)},
+		{wire.StatusTimeout, server, end(EndRefused), retry(EndProtocol)},
+		{wire.StatusNoSession, server, end(EndRefused), end(EndRestarted)},
+		{wire.StatusMalformed, server, end(EndRefused), end(EndProtocol)},
+		{wire.StatusVersion, relay, end(EndRefused), end(EndProtocol)},
+		{wire.StatusLoop, server, end(EndRefused), end(EndProtocol)},
+		{999, relay, end(EndRefused), end(EndProtocol)},
+	} {
+		if got := judgeRefusal(c.status, true, c.byRelay); got != c.opening {
+			t.Errorf("%d on an opening, by the relay: %t: %+v, want %+v", c.status, c.byRelay, got, c.opening)
+		}
+		if got := judgeRefusal(c.status, false, c.byRelay); got != c.resume {
+			t.Errorf("%d on a resume, by the relay: %t: %+v, want %+v", c.status, c.byRelay, got, c.resume)
+		}
+	}
+}
+
+// TestTransitions asserts that a closed session stays closed, and that the table knows each state.
+func TestTransitions(t *testing.T) {
+	for _, from := range []State{Opening, Attached, Detached, Closing, Closed} {
+		to, ok := transitions[from]
+		if !ok {
+			t.Errorf("no edges from %s", from)
+		}
+		if from == Closed && len(to) > 0 {
+			t.Errorf("a closed session may become %s", to)
+		}
+	}
+	s := &session{info: Info{State: Closed}}
+	defer func() {
+		if recover() == nil {
+			t.Error("a closed session is attached")
+		}
+	}()
+	s.transitionLocked(Attached)
+}
