@@ -11,12 +11,13 @@ import (
 	"ptthqd/pkg/wire"
 )
 
+// An incoming is a stream of the peer, with its tip if that has arrived.
 type incoming struct {
 	stream *Stream
 	tip    wire.Message
 }
 
-// tipAtOnce is how long Accept itself waits for the tip of a stream that has arrived.
+// tipAtOnce is how long Accept itself waits for a tip. A later tip is read by a goroutine.
 const tipAtOnce = 2 * time.Millisecond
 
 // Accept returns the peer's next stream with its tip. A stream without a tip delays no other stream:
@@ -97,13 +98,13 @@ func (l *Link) awaitTip(s *Stream) {
 	}
 }
 
-// readTip is what reading a tip gave.
+// A readTip is a tip, or why reading it has failed.
 type readTip struct {
 	message wire.Message
 	err     error
 }
 
-// peekTip takes a tip that is there at once and whole. Otherwise it takes nothing.
+// peekTip takes a tip if all of it arrives within tipAtOnce. Otherwise it takes nothing.
 func (s *Stream) peekTip() (tip readTip, there bool) {
 	_ = s.SetReadDeadline(time.Now().Add(tipAtOnce))
 	var head [3]byte // type and length, as anyone but an attacker writes them: one byte, and one or two
@@ -139,7 +140,7 @@ func (s *Stream) peekTip() (tip readTip, there bool) {
 	return tip, true
 }
 
-// readLateTip reads a tip that is late.
+// readLateTip reads a late tip.
 func (l *Link) readLateTip(s *Stream) {
 	var tip readTip
 	_ = s.SetReadDeadline(time.Now().Add(l.limits.TipTimeout))
@@ -159,7 +160,8 @@ func (l *Link) readLateTip(s *Stream) {
 	}
 }
 
-// mayBeLate counts a stream whose tip is late, unless those of all links are too many.
+// mayBeLate counts one more late tip. It reports false if the relay's links have too many of them
+// together.
 func (l *Link) mayBeLate() bool {
 	if l.listener == nil {
 		return true
@@ -172,7 +174,7 @@ func (l *Link) mayBeLate() bool {
 	return false
 }
 
-// takeTip tells whether a tip is one. If not, the stream is done with.
+// takeTip reports whether a tip is valid. It answers and ends the stream if not.
 func (l *Link) takeTip(s *Stream, tip readTip) bool {
 	switch tip.message.(type) {
 	case *wire.Control:
@@ -195,7 +197,7 @@ func (l *Link) takeTip(s *Stream, tip readTip) bool {
 	return true
 }
 
-// refuse answers a stream that has had no tip.
+// refuse answers a stream that has no valid tip, and ends it.
 func (s *Stream) refuse(status wire.Status, text string) {
 	_, _ = s.TryWrite(wire.Append(nil, &wire.Reply{Status: status, Text: text}))
 	_ = s.CloseWrite()

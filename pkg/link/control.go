@@ -27,7 +27,7 @@ func (l *Link) readControl() {
 	}
 }
 
-// takeControl takes one message. It tells whether there can be another.
+// takeControl takes one control message. It reports whether another may follow.
 func (l *Link) takeControl() bool {
 	l.pulse.paceReading()
 	m, err := wire.Read(quicReader{l.control})
@@ -70,7 +70,7 @@ func (l *Link) takeControl() bool {
 	return true
 }
 
-// paceReading waits while the peer's messages come too fast. It is the reader's alone.
+// paceReading waits while the peer's messages arrive too fast. Only the reader may call it.
 func (p *pulse) paceReading() {
 	now := p.now()
 	p.readable = max(p.readable, now).add(messageGap)
@@ -86,12 +86,13 @@ func (p *pulse) paceReading() {
 	}
 }
 
-// quicReader reads the control stream, whose bytes are not a stream's traffic.
+// quicReader reads the control stream. Its bytes do not count as a stream's traffic.
 type quicReader struct{ stream *quic.Stream }
 
 func (r quicReader) Read(p []byte) (int, error) { return r.stream.Read(p) }
 
-// PeerClosing is closed when the relay at the other end has said that it is about to go. It is nil where this end is the relay.
+// PeerClosing returns a channel that is closed when the relay has announced its end. It is nil at
+// the relay.
 func (l *Link) PeerClosing() <-chan struct{} {
 	if l.relay == nil {
 		return nil
@@ -99,19 +100,21 @@ func (l *Link) PeerClosing() <-chan struct{} {
 	return l.relay.closing
 }
 
-// SendClosing tells the peer that this relay is about to go.
+// SendClosing tells the peer that this relay is about to stop.
 func (l *Link) SendClosing() error { return l.sendControl(&wire.Closing{}) }
 
-// SendRevoked tells a server that client's right to reach target was withdrawn (all targets but the kept ones if it is
-// empty), or client itself that it has lost rights (target is empty then).
+// SendRevoked tells a server that client has lost the right to reach target. An empty target means
+// all targets except kept. SendRevoked tells a client that it has lost rights; then target is
+// empty.
 func (l *Link) SendRevoked(client, target string, kept ...string) error {
 	return l.sendControl(&wire.Revoked{Client: client, Target: target, Kept: kept})
 }
 
-// SendWelcome tells the peer by which name this relay knows it.
+// SendWelcome tells the peer the name by which this relay knows it.
 func (l *Link) SendWelcome(name string) error { return l.sendControl(&wire.Welcome{Name: name}) }
 
-// sendControl sends a message that must not be lost with a full window.
+// sendControl sends a message that the peer must get. It waits at most controlTimeout for room in
+// the flow-control window, and closes the link after that.
 func (l *Link) sendControl(m wire.Message) error {
 	_ = l.control.SetWriteDeadline(time.Now().Add(controlTimeout))
 	if _, err := l.control.Write(wire.Append(nil, m)); err != nil {

@@ -23,114 +23,123 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// The times of redialling, from protocol.md, section 2.
+// The times of redialling (PROTOCOL.md, section 2).
 const (
-	dialLeast     = time.Second      // the least time that one dial gets
-	dialAnswered  = 10 * time.Second // what it gets once the relay has sent anything
-	eagerFor      = time.Minute      // after a loss, one dial follows another without pause
-	backoffFirst  = time.Second      // then pauses begin here, and double
-	shortLived    = 5 * time.Second  // a link that lives less than this was none, for the pauses
+	dialLeast     = time.Second      // what a dial gets for the first answer, at least
+	dialAnswered  = 10 * time.Second // what a dial gets for the link, once the relay has answered
+	eagerFor      = time.Minute      // after a loss: one dial follows another without a pause
+	backoffFirst  = time.Second      // the first pause after eagerFor; pauses double
+	shortLived    = 5 * time.Second  // a link of a shorter life does not reset the pauses
 	backoffMost   = 30 * time.Second
-	supersededMin = 30 * time.Second // the least pause after another node has come with this one's key
+	supersededMin = 30 * time.Second // the first pause after a rival has taken the place
 	supersededMax = 5 * time.Minute
-	resolveTime   = 3 * time.Second  // what a name server gets before the last known addresses are used
-	resolveMost   = 25 * time.Second // what it gets if none are: the resolver gives each of its servers 5 s, twice
-	maxAddresses  = 8                // of a name that are dialled
-	watchEvery    = 2 * time.Second  // how often the local address and the clocks are looked at
-	sleptAfter    = 5 * time.Second  // how late such a look may be before the host must have slept
+	resolveTime   = 3 * time.Second  // what the name server gets while addresses are known
+	resolveMost   = 25 * time.Second // what it gets otherwise: the resolver tries each of its servers for 5 s, twice
+	maxAddresses  = 8                // addresses of a name that a dial tries
+	watchEvery    = 2 * time.Second  // between two looks at the local address and the clocks
+	sleptAfter    = 5 * time.Second  // a look that is later than this shows that the host has slept
 )
 
-// Dialer keeps a link to a relay: it dials, for ever. Set the fields, then call Run once; State may be called at any time.
+// A Dialer keeps a link to a relay: it dials until Run ends. Set the fields, then call Run once.
+// State and Totals may be called at any time.
 type Dialer struct {
-	// Address is the relay's name or IP address and UDP port; the port may be missing.
+	// Address is the relay's name or IP address and UDP port. The default port is wire.DefaultPort.
 	Address string
-	// Keys are the relay's, which the config pins: one, or more while its key is being changed. SetKeys changes them later.
+	// Keys are the relay's keys that the config pins: one, or more while the relay's key is being
+	// changed. SetKeys changes them later.
 	Keys []ident.PublicKey
 	// Identity is the key of this node.
 	Identity ident.PrivateKey
-	// Serve is called for each live link, in a goroutine of its own, and returns soon after the link is over; then ctx is
-	// done too. While a new link replaces an old one that still lives (after a change of address, say), both are served.
+	// Serve is called for each live link, in a goroutine of its own. It returns soon after the link
+	// is over; ctx is done then. While a new link replaces an old one that still lives, both are
+	// served.
 	Serve func(ctx context.Context, l *Link)
-	// OnRevoked is called when the relay says that a client's right to reach a target was withdrawn: at a server all targets but
-	// the kept ones if it is empty; a client hears that of itself, without a target, when it has lost some right. It must
-	// not wait for anything that the link does. Nil: ignored.
+	// OnRevoked is called when the relay withdraws rights. At a server the message names a client
+	// and the target that it has lost; an empty target means all targets except the kept ones. At a
+	// client the target is empty. OnRevoked must not wait for the link. Nil ignores the message.
 	OnRevoked func(l *Link, r *wire.Revoked)
-	// OnWelcome is told by which name the relay knows this node, on each link and when it changes. It must not block. Nil: ignored.
+	// OnWelcome is called with the name by which the relay knows this node: on each link, and when
+	// the name changes. It must not block. Nil ignores the message.
 	OnWelcome func(name string)
-	// LimitHit is told of each time that a limit makes something wait, with the limit's name in the config. It must not
-	// block. Nil: nobody.
+	// LimitHit is called each time that a limit makes something wait, with the limit's name in the
+	// config. It must not block. It may be nil.
 	LimitHit func(limit string)
-	// Instance is that of this process: a relay gives its place to no other process with its key while this one answers.
-	// Zero: the newest link wins.
+	// Instance names this process. While this process answers, a relay gives its place to no other
+	// process with the same key. Zero: the newest link wins.
 	Instance wire.Instance
-	// OnContested is called each time that the relay says that another process with this node's key has come to it, or has
-	// its place. It must not block. Nil: ignored.
+	// OnContested is called each time that the relay reports another process with this node's key.
+	// It must not block. It may be nil.
 	OnContested func()
-	// OnRefused is called each time that the relay says that it does not know this node's key. It must not block. Nil: ignored.
+	// OnRefused is called each time that the relay reports that it does not know this node's key.
+	// It must not block. It may be nil.
 	OnRefused func()
 	// Limits bound what the relay can make grow.
 	Limits Limits
-	// Logger gets a line for each link that comes or goes, and a few for each outage. Nil: none.
+	// Logger gets a line for each link that comes or goes, and a few for each outage. It may be
+	// nil.
 	Logger *slog.Logger
 
-	// ListenPacket makes the UDP socket of a dial, Resolve finds a name's addresses, Route tells from which local address
-	// packets to an address leave. Nil: the system's. Tests set them.
+	// ListenPacket opens the UDP socket of a dial, Resolve finds the addresses of a name, and Route
+	// returns the local address from which packets to an address leave. Nil means the system's.
+	// Tests set them.
 	ListenPacket func(ctx context.Context) (net.PacketConn, error)
 	Resolve      func(ctx context.Context, host string) ([]netip.Addr, error)
 	Route        func(to netip.AddrPort) (netip.Addr, error)
 
-	// SinceBoot is the time since the host was started, suspension included. Nil: the system's. Tests set it.
+	// SinceBoot returns the time since the host has started, suspension included. Nil means the
+	// system's. Tests set it.
 	SinceBoot func() time.Duration
 
-	clock awake.Clock // whose time a dial's patience and a link's silence are in
+	clock awake.Clock // measures the patience of dials and the silence of links
 
-	// These are Run's alone.
+	// Only Run uses these.
 	log          *slog.Logger
 	limits       atomic.Pointer[Limits]
 	hits         hits
-	unknown      bool // the relay's last word was that it does not know the key
+	unknown      bool // the relay's last answer was that it does not know the key
 	tls          atomic.Pointer[tls.Config]
 	host         string
 	port         uint16
-	known        []netip.AddrPort // what the name lookupResult to last
+	known        []netip.AddrPort // the addresses of the name, as last resolved
 	lookup       lookup
 	roundTrip    time.Duration // of the last link
 	dialAt       time.Time     // when the last dial began
-	rivalPause   time.Duration // the pause after the last time that another node came with this one's key
+	rivalPause   time.Duration // the last pause after a rival has taken this node's place
 	notBefore    time.Time     // the end of that pause
-	shortLinks   int           // links in a row that lived a short time; two may be a relay that was restarted twice
+	shortLinks   int           // short-lived links in a row; two may be a relay that has restarted twice
 	outage       outage
-	logRate      *rate.Limiter   // of the log, about links that come and go
-	tokens       quic.TokenStore // spare a Retry, also after the relay's restart
+	logRate      *rate.Limiter   // of the log lines about links
+	tokens       quic.TokenStore // spare a Retry, also after a restart of the relay
 	tally        tally
-	rivalLogRate *rate.Limiter // of the log, about other nodes with this one's key
+	rivalLogRate *rate.Limiter // of the log lines about rivals
 
 	mu        sync.Mutex
 	contested time.Time // see State
 	state     State
-	peer      netip.AddrPort // where the last link or dial went, for watch
-	kicked    func()         // ends a dial that a kick must not wait for; nil if there is none
+	peer      netip.AddrPort // address of the last link or dial, for watch
+	kicked    func()         // ends the dial under way; nil if a kick can wait for that dial
 }
 
-// State is where a Dialer stands.
+// A State is what a Dialer is doing.
 type State struct {
 	Address   string
 	Link      *Link     // the live link, nil while there is none
 	Since     time.Time // when the link came up or went down, or Run began
 	Attempts  int       // failed dials since the last link
-	LastError string    // why the last dial failed or the last link ended, for people; empty if nothing has
-	Reason    Reason    // the same in one word
-	NextDial  time.Time // when the next dial begins, if it waits; otherwise zero
-	Contested time.Time // when another node with this one's key last took its place at the relay; zero if none has
+	LastError string    // why the last dial failed or the last link ended, for people; empty before
+	Reason    Reason    // LastError in one word
+	NextDial  time.Time // when the next dial begins; zero unless the Dialer waits for it
+	Contested time.Time // when a rival last took or tried to take this node's place; zero if none has
 }
 
-// SetLimits changes the limits, for links that are made from then on. Windows stays what it is.
+// SetLimits changes the limits of later links. Windows stays what it is.
 func (d *Dialer) SetLimits(limits Limits) {
 	limits.Windows = d.Limits.Windows
 	d.limits.Store(limits.withDefaults())
 }
 
-// SetKeys changes the relay's keys. A link to a key that is none of them any more is closed, and made anew.
+// SetKeys changes the relay's keys. It closes a live link whose key is not one of them; Run makes a
+// new one.
 func (d *Dialer) SetKeys(keys []ident.PublicKey) error {
 	config, err := ident.DialTLS(d.Identity, keys...)
 	if err != nil {
@@ -143,7 +152,7 @@ func (d *Dialer) SetKeys(keys []ident.PublicKey) error {
 	return nil
 }
 
-// State returns where the Dialer stands.
+// State returns what the Dialer is doing.
 func (d *Dialer) State() State {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -155,8 +164,8 @@ func (d *Dialer) State() State {
 	return state
 }
 
-// Run dials and redials until ctx is done. Then it closes the link, waits until Serve has returned for each, and returns the
-// reason. It fails at once only if the fields make no sense.
+// Run dials and redials until ctx is done. Then it closes the link, waits until all calls of Serve
+// have returned, and returns the reason. It fails at once only if the fields make no sense.
 func (d *Dialer) Run(ctx context.Context) error {
 	if err := d.prepare(); err != nil {
 		return err
@@ -234,13 +243,15 @@ func (d *Dialer) prepare() error {
 	return nil
 }
 
+// A kick is a reason to make a fresh link now: the host has slept, or its address has changed.
 var errKicked = errors.New("a new dial is due")
 
 // redial dials until there is a link, which then replaces old, or ctx is done.
 //
-// For the first minute one dial follows another. Each has its time, so that a path which comes back is found at once, and
-// begins no sooner than the one before it has had that time, so that a relay which refuses is not flooded. Later, and where
-// the relay itself has said no, pauses grow up to half a minute. A kick begins all that anew.
+// For the first minute, dials follow each other without a pause, to find a path that comes back at
+// once. Each begins no sooner than the patience of the one before is over, so a relay that refuses
+// is not flooded. After that minute, and after a refusal by the relay, pauses grow up to
+// backoffMost. A kick begins a new first minute.
 func (d *Dialer) redial(ctx context.Context, old *Link, kicks <-chan string) (*Link, error) {
 	eagerUntil := time.Now().Add(eagerFor)
 	pause := backoffFirst
@@ -291,7 +302,7 @@ func (d *Dialer) redial(ctx context.Context, old *Link, kicks <-chan string) (*L
 	}
 }
 
-// dialFor dials as dial does; a kick ends it early if it is a patient one, which is not to be waited for.
+// dialFor dials as dial does. A kick ends a patient dial early.
 func (d *Dialer) dialFor(ctx context.Context, old *Link, patience time.Duration, patient bool) (*Link, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -309,7 +320,8 @@ func (d *Dialer) dialFor(ctx context.Context, old *Link, patience time.Duration,
 	return link, err
 }
 
-// waitUntil waits for a time, or less if there is a kick, which it returns. No kick shortens a rivalPause.
+// waitUntil waits until next, or until a kick, which it returns. A kick does not shorten
+// rivalPause.
 func (d *Dialer) waitUntil(ctx context.Context, next time.Time, kicks <-chan string) (why string, err error) {
 	if next.Before(d.notBefore) {
 		next = d.notBefore

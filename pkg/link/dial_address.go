@@ -15,8 +15,9 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// addresses resolves the relay's name, again for each dial, and leaves out the addresses that no route leads to, if any other
-// is left. A name server that fails, or takes its time, does not matter while the last addresses are known.
+// addresses resolves the relay's name, for each dial again. It leaves out addresses without a
+// route, unless no other is left. While the last addresses are known, a slow or failing name server
+// does no harm.
 func (d *Dialer) addresses(ctx context.Context) ([]netip.AddrPort, error) {
 	ips := make([]netip.Addr, 1)
 	var err error
@@ -45,11 +46,11 @@ func (d *Dialer) addresses(ctx context.Context) ([]netip.AddrPort, error) {
 	return reachable, nil
 }
 
-// names is the question to the name server that is open, if one is.
+// A lookup is the question to the name server, if one is open. A question may outlive its dial.
 type lookup struct {
-	lifetime context.Context   // of Run or Probe: a question may outlive the dial that has asked it
+	lifetime context.Context   // of Run or Probe
 	work     sync.WaitGroup    // the question's goroutine
-	answer   chan lookupResult // nil: none is open
+	answer   chan lookupResult // nil: no question is open
 }
 
 type lookupResult struct {
@@ -57,8 +58,9 @@ type lookupResult struct {
 	err error
 }
 
-// resolve asks the name server. It waits for the answer as long as the system's resolver may take over several servers of which
-// the first are dead; but not while addresses are known: then an answer that is late is for a later dial.
+// resolve asks the name server. Without known addresses it waits resolveMost: the system's resolver
+// may first try several dead servers. With known addresses it waits resolveTime, and leaves a later
+// answer to a later dial.
 func (d *Dialer) resolve(ctx context.Context) ([]netip.Addr, error) {
 	if d.lookup.answer == nil {
 		answer := make(chan lookupResult, 1)
@@ -92,8 +94,8 @@ type resolveError struct{ err error }
 func (e *resolveError) Error() string { return "no address" }
 func (e *resolveError) Unwrap() error { return e.err }
 
-// alternate orders addresses so that the families take turns, beginning with the first one's (RFC 8305, section 4), and cuts
-// the list at maxAddresses.
+// alternate orders addresses so that the families alternate, beginning with the family of the first
+// address (RFC 8305, section 4). It returns at most maxAddresses.
 func alternate(ips []netip.Addr) []netip.Addr {
 	var first, second, all []netip.Addr
 	for _, ip := range ips {
@@ -115,7 +117,7 @@ func alternate(ips []netip.Addr) []netip.Addr {
 	return all[:min(len(all), maxAddresses)]
 }
 
-// splitAddress takes a relay's address apart; a missing port is the default one.
+// splitAddress splits a relay's address into host and port. A missing port is wire.DefaultPort.
 func splitAddress(address string) (host string, port uint16, err error) {
 	host, text, err := net.SplitHostPort(address)
 	if err != nil {
@@ -131,7 +133,7 @@ func splitAddress(address string) (host string, port uint16, err error) {
 	return host, uint16(n), nil
 }
 
-// listenPacket opens a UDP socket for both families, where the host has both.
+// listenPacket opens a UDP socket for both address families, where the host has both.
 func listenPacket(ctx context.Context) (net.PacketConn, error) {
 	return (&net.ListenConfig{}).ListenPacket(ctx, "udp", ":0")
 }

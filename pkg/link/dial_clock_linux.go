@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sinceBoot goes on while the host is suspended, unlike time.Since.
+// sinceBoot returns a clock that goes on while the host is suspended, unlike time.Since.
 func sinceBoot() time.Duration {
 	var t unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) != nil {

@@ -23,7 +23,7 @@ func (d *Dialer) up(link *Link) {
 	d.logLink("link up", attrs...)
 }
 
-// say logs that a link comes or goes. A link that comes and goes all night is a few lines.
+// logLink logs that a link comes or goes. Beyond a rate such lines have LevelDebug.
 func (d *Dialer) logLink(msg string, attrs ...any) { d.logLinkAt(slog.LevelInfo, msg, attrs...) }
 
 func (d *Dialer) logLinkAt(level slog.Level, msg string, attrs ...any) {
@@ -33,7 +33,7 @@ func (d *Dialer) logLinkAt(level slog.Level, msg string, attrs ...any) {
 	d.log.Log(context.Background(), level, msg, attrs...)
 }
 
-// down notes the end of a link that no other has replaced.
+// down notes the end of a link that no newer link has replaced.
 func (d *Dialer) down(link *Link) {
 	err := link.Err()
 	stats := link.Stats()
@@ -75,7 +75,7 @@ func (d *Dialer) down(link *Link) {
 
 const contestedWords = "another node holds this node's key: the relay gave its link preference over ours. " + contestedHint
 
-// failed notes a dial that failed. The log gets few of them.
+// failed notes a failed dial. Only few of them are logged.
 func (d *Dialer) failed(f failure, next time.Time) {
 	d.tally.failed(f.reason)
 	d.mu.Lock()
@@ -95,19 +95,21 @@ func (d *Dialer) failed(f failure, next time.Time) {
 	}
 }
 
-// outage sums up the failures between two links: the log gets the first, some that are of another kind, and one after 1 and
-// 10 minutes and 1, 2, 4 ... hours.
+// An outage sums up the failed dials between two links. The log gets the first failure, maxOthers
+// failures of another kind, and one after 1 and 10 minutes and 1, 2, 4 ... hours.
 type outage struct {
 	since  time.Time
 	count  int
-	logged time.Duration // since then, at the last line
-	words  string
-	others int
+	logged time.Duration // time from since to the last line
+	words  string        // of the last line
+	others int           // lines so far because the words have changed
 }
 
-// maxOthers is how many lines an outage gets because the failure is not the one before.
+// maxOthers bounds the lines of an outage that are due to other words.
 const maxOthers = 5
 
+// add counts a failure. It returns the number of failures so far, and whether this one is to be
+// logged.
 func (o *outage) add(f failure) (count int, worth bool) {
 	o.count++
 	if o.count == 1 {
@@ -130,7 +132,7 @@ func (o *outage) add(f failure) (count int, worth bool) {
 	return o.count, worth
 }
 
-// end returns how many failures there were.
+// end returns the number of failures and begins anew.
 func (o *outage) end() int {
 	n := o.count
 	*o = outage{}

@@ -16,29 +16,32 @@ import (
 )
 
 const (
-	// probePatience is what a probe waits for any answer: it has one chance, so more than a dial.
+	// probePatience is how long a probe waits for the first answer. It is longer than a dial's
+	// patience, because a probe has one attempt.
 	probePatience = 3 * time.Second
-	// probeMTU is what path MTU discovery may take after the handshake. The relay waits for a control stream as long.
+	// probeMTU is how long path MTU discovery may take after the handshake. The relay waits as long
+	// for a control stream.
 	probeMTU = 4 * time.Second
 )
 
-// Probed is what a probe has found out.
+// Probed is the result of a probe.
 type Probed struct {
-	Addresses []netip.AddrPort // what the relay's name resolves to, in the order in which they are dialled
-	Resolve   time.Duration    // how long that took; 0 for an address
-	Remote    netip.AddrPort   // the one that has answered
-	Handshake time.Duration    // until the relay has said that the handshake is done
-	RTT       time.Duration    // the smallest seen
-	MTU       int              // of the path, as far as QUIC uses it: headers included, 1,500 at most; 0 if not found out
+	Addresses []netip.AddrPort // of the relay's name, in the order in which they are dialled
+	Resolve   time.Duration    // how long the name took; 0 for an address
+	Remote    netip.AddrPort   // the address that has answered
+	Handshake time.Duration    // until the relay has confirmed the handshake
+	RTT       time.Duration    // shortest round trip
+	MTU       int              // of the path in bytes, with headers, 1,500 at most; 0 if unknown
 	GSO       bool             // packets leave in segments
 	Socket    carrier.Stats
 
-	Reason Reason // why it failed; empty if it didn't
-	Error  string // the same in words for people
+	Reason Reason // why the probe has failed; empty if it has not
+	Error  string // Reason in words for people
 }
 
-// Probe finds out whether a link to the relay would come about, with a real handshake that stops before it is one: the link
-// of a running process with the same key is not touched. It is for a Dialer of its own, which is not Run.
+// Probe finds out whether a link to the relay would come about. It makes a real handshake, and
+// stops before the connection is a link, so the link of a running process with the same key stays.
+// Use a Dialer of its own, and do not Run it.
 func (d *Dialer) Probe(ctx context.Context) (p Probed) {
 	if err := d.prepare(); err != nil {
 		return Probed{Reason: DialFailed, Error: err.Error()}
@@ -110,8 +113,9 @@ func (d *Dialer) probe(ctx context.Context, p *Probed) error {
 	return nil
 }
 
-// admitted finds out whether the relay has let the key in: then it waits for a control stream, and ends the connection as
-// it gets another one. An unknown key has another end.
+// awaitVerdict returns nil if the relay has admitted the key. Then the relay waits for a control
+// stream, and closes the connection as broken when it gets another stream. An unknown key gets
+// another code.
 func awaitVerdict(ctx context.Context, conn *quic.Conn) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, dialAnswered, errTooSlow)
 	defer cancel()
@@ -130,7 +134,7 @@ func awaitVerdict(ctx context.Context, conn *quic.Conn) error {
 	return err
 }
 
-// headers is what IP and UDP add to a packet.
+// headers returns the size in bytes of the headers of IP and UDP.
 func headers(to netip.AddrPort) int {
 	if to.Addr().Is4() {
 		return 20 + 8
@@ -138,25 +142,25 @@ func headers(to netip.AddrPort) int {
 	return 40 + 8
 }
 
-// A probeTrace is a qlog that sees two things: that the relay has said that the handshake is done (RFC 9001, section 4.1.2),
-// and the path's MTU.
+// A probeTrace is a qlog that notes two events: the relay has confirmed the handshake (RFC 9001,
+// section 4.1.2), and path MTU discovery has moved on.
 type probeTrace struct {
 	mu       sync.Mutex
 	done     bool
-	payload  int  // the largest packet that got through
-	measured bool // no larger one will be tried
+	payload  int  // size in bytes of the largest packet that has arrived
+	measured bool // path MTU discovery is over
 	changed  chan struct{}
 }
 
 func (w *probeTrace) trace(context.Context, bool, quic.ConnectionID) qlogwriter.Trace { return w }
 
-// AddProducer is a qlogwriter.Trace's.
+// AddProducer implements qlogwriter.Trace.
 func (w *probeTrace) AddProducer() qlogwriter.Recorder { return w }
 
-// Close is a qlogwriter.Recorder's.
+// Close implements qlogwriter.Recorder.
 func (w *probeTrace) Close() error { return nil }
 
-// RecordEvent is a qlogwriter.Recorder's.
+// RecordEvent implements qlogwriter.Recorder.
 func (w *probeTrace) RecordEvent(e qlogwriter.Event) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -187,7 +191,7 @@ func (w *probeTrace) mtu() int {
 	return max(w.payload, leastPacket)
 }
 
-// await waits for a sight, or for the end of the connection or ctx.
+// await waits until seen returns true, or until the connection or ctx is over.
 func (w *probeTrace) await(ctx context.Context, conn *quic.Conn, is func() bool) error {
 	for {
 		w.mu.Lock()

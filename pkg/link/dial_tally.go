@@ -7,28 +7,29 @@ import (
 	"ptthqd/pkg/carrier"
 )
 
-// Totals is what a Dialer has counted since it was made, over all its dials and links. No figure ever falls.
+// Totals are the figures of a Dialer since it was made, over all its dials and links. No figure
+// falls.
 type Totals struct {
-	Failed map[Reason]uint64 // dials, by why they failed
-	Ended  map[Reason]uint64 // links, by why they ended
+	Failed map[Reason]uint64 // dials, by reason
+	Ended  map[Reason]uint64 // links, by reason
 
 	PacketsSent, PacketsLost uint64 // of links
 	BytesSent, BytesReceived uint64 // of links, with all of QUIC's overhead
 	ParitySent, Restored     uint64 // of links; see Stats
-	Dropped, SendFailures    uint64 // packets, by the sockets of dials and links; see carrier.Stats
+	Dropped, SendFailures    uint64 // packets, of the sockets of dials and links; see carrier.Stats
 }
 
-// Totals may be called at any time, from any goroutine.
+// Totals returns the figures so far. It may be called from any goroutine.
 func (d *Dialer) Totals() Totals { return d.tally.sum() }
 
-// A tally adds up what sockets and links have counted that are gone, and those that are there.
+// A tally sums up the figures of past and present sockets and links.
 type tally struct {
 	mu   sync.Mutex
 	past Totals
-	open map[*carrier.Socket]*Link // what is there; no link before it is confirmed
+	open map[*carrier.Socket]*Link // present sockets; the link is nil until the relay has confirmed it
 }
 
-// opened notes a socket, before anything goes over it.
+// opened notes a new socket.
 func (t *tally) opened(s *carrier.Socket) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -38,14 +39,14 @@ func (t *tally) opened(s *carrier.Socket) {
 	t.open[s] = nil
 }
 
-// linked notes the link that a socket carries.
+// linked notes the link over a socket.
 func (t *tally) linked(l *Link) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.open[l.socket] = l
 }
 
-// closed notes that a socket is gone, and its link with it.
+// closed notes that a socket is closed, and the link over it is over.
 func (t *tally) closed(s *carrier.Socket) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -10,8 +10,8 @@ import (
 	"ptthqd/pkg/carrier"
 )
 
-// watch kicks when the host has slept or this process stood still, and when packets to the relay leave from another address
-// than before or a route appears. It asks the routing table, without sending anything.
+// watch kicks when the host has slept, when packets to the relay leave from a new address, or when
+// a route to the relay appears. It asks the routing table and sends nothing.
 func (d *Dialer) watch(ctx context.Context, kicks chan<- string) {
 	kick := func(why string) {
 		select {
@@ -60,7 +60,8 @@ func (d *Dialer) watch(ctx context.Context, kicks chan<- string) {
 	}
 }
 
-// route is the local address from which packets to an address leave. Connecting a UDP socket sends nothing.
+// route returns the local address from which packets to an address leave. It connects a UDP socket,
+// which sends nothing.
 func route(to netip.AddrPort) (netip.Addr, error) {
 	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
 	if err != nil {

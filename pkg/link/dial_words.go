@@ -13,14 +13,15 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// failure is why a dial failed, in words for people.
+// A failure is why a dial has failed.
 type failure struct {
 	reason Reason
-	final  bool // the relay has answered and said no: it won't change its mind within a second
-	words  string
+	final  bool   // the relay has refused, and will not change its mind within a second
+	words  string // for people
 }
 
-// explain makes words of an error. Whoever answers at the address, unauthenticated too, may have put a text into it.
+// explain returns an error in words for people. The words may contain text of anyone who has
+// answered at the address, so they are cleaned.
 func (d *Dialer) explain(err error) failure {
 	f := d.classify(err)
 	f.words = wire.Clean(f.words)
@@ -69,14 +70,16 @@ func (d *Dialer) classify(err error) failure {
 	return failure{DialFailed, false, fmt.Sprintf("dial the relay at %s: %v", d.Address, err)}
 }
 
-// What QUIC asks of a path (RFC 9000, section 14): packets of 1,200 bytes, and 48 bytes more for the headers of UDP and IPv6.
+// What QUIC needs of a path (RFC 9000, section 14), in bytes: packets of 1,200, and 48 more for the
+// headers of UDP and IPv6.
 const (
 	leastPacket = 1200
 	leastMTU    = leastPacket + 48
 )
 
-// explainSocket makes words of what this host's kernel refuses, or a sandbox in its place. Linux itself lets each process
-// open a UDP socket and receive from it; only a firewall's refusal to send looks like a sandbox's.
+// explainSocket explains what this host's kernel refuses, or a sandbox around the process. Linux
+// lets each process open a UDP socket and receive from it, so a refusal of those is a sandbox's. A
+// refusal to send may be a firewall's.
 func (d *Dialer) explainSocket(e *net.OpError) failure {
 	sandbox := errors.Is(e.Err, syscall.ENOSYS)
 	if e.Op != "write" {
@@ -98,7 +101,7 @@ func (d *Dialer) explainSocket(e *net.OpError) failure {
 	return failure{DialUnsent, false, fmt.Sprintf("cannot send to %s: %v%s", d.target(), e.Err, sendHint(e.Err))}
 }
 
-// sendHint says what to do where this host itself does not send.
+// sendHint says what to do when this host refuses to send.
 func sendHint(err error) string {
 	switch {
 	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES):
@@ -131,7 +134,7 @@ func (d *Dialer) unknownKey() failure {
 		d.Address, d.Identity.Public())}
 }
 
-// target is the relay's address with the IP address that was dialled first.
+// target returns the relay's address, with the IP address that is dialled first.
 func (d *Dialer) target() string {
 	if len(d.known) == 0 || d.known[0].Addr().String() == d.host {
 		return d.Address

@@ -8,16 +8,16 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// limitEvery is the least time between two lines about one limit.
+// limitEvery is the least time between two log lines about one limit.
 const limitEvery = 10 * time.Minute
 
-// hits tells of limits that are reached.
+// hits report limits that are reached, to the log and to tell.
 type hits struct {
 	log  *slog.Logger
-	tell func(limit string) // nil: nobody
+	tell func(limit string) // may be nil
 
 	mu   sync.Mutex
-	told map[string]*rate.Sometimes
+	told map[string]*rate.Sometimes // by limit
 }
 
 func (h *hits) hit(limit string, attrs ...any) {
@@ -37,7 +37,8 @@ func (h *hits) hit(limit string, attrs ...any) {
 	})
 }
 
-// The limits that a Listener or Dialer tells of, as the config names them; those of a door are others.
+// The limits that a Listener or Dialer reports itself, by their names in the config. The door has
+// others.
 const (
 	limitRetry   = "retry_rate"
 	limitLinks   = "links"

@@ -11,53 +11,61 @@ import (
 	"ptthqd/pkg/door"
 )
 
-// Limits bound what a neighbour, or a stranger, can make grow. The zero value of each field stands for its default, if
-// it has one.
+// Limits bound what a peer or a stranger can make grow. Zero means the default of a field, if it
+// has one.
 type Limits struct {
 	// Streams is how many streams a peer may have open at once on one link. Default 16,384.
 	Streams int64
-	// StreamWindow and ConnectionWindow are how far QUIC's flow-control windows may grow, in bytes, for a stream and for a
-	// link. Default 16 and 32 MiB: what 200 ms at 80 and 160 MiB/s need.
+	// StreamWindow and ConnectionWindow are how far QUIC's flow-control windows of a stream and of
+	// a link may grow, in bytes. Default 16 and 32 MiB: 200 ms × 80 and 160 MiB/s.
 	StreamWindow, ConnectionWindow uint64
-	// Windows is what the windows of all links of a process may grow by together. Nil: without bound.
+	// Windows is what the flow-control windows of all links may grow by together. Nil: no bound.
 	Windows *Budget
-	// PendingTips is how many streams of one link may be waiting for their tip, or to be accepted. Default 256.
+	// PendingTips is how many streams of one link may wait for their tip or for Accept. Default
+	// 256.
 	PendingTips int
-	// TipTimeout is how long a stream's tip may take to arrive whole. Default 5 s.
+	// TipTimeout is how long a stream's whole tip may take. Default 5 s.
 	TipTimeout time.Duration
-	// IdleTimeout is the silence after which QUIC ends a link that nothing was expected on. Default 30 s.
+	// IdleTimeout is the silence after which QUIC ends a link on which nothing is expected. Default
+	// 30 s.
 	IdleTimeout time.Duration
-	// HandshakesPerSecond is the rate of handshakes above which a listener has those who begin one prove their address
-	// first (Retry), which costs them a round trip. Twice as many may come at once. Default 200. So do those that come while a
-	// quarter of Handshakes, or of HandshakesPerSource, is under way with addresses that are not proved.
+	// HandshakesPerSecond is the rate of handshakes above which a listener asks for proof of the
+	// address (Retry), which costs one round trip. A burst may be twice as many. Default 200. Proof
+	// is also needed while a quarter of Handshakes, or of HandshakesPerSource, is under way with
+	// unproved addresses.
 	HandshakesPerSecond int
 	// LinksPerPeer is how many connections with one key may wait to become its link. Default 8.
 	LinksPerPeer int
 
 	// These are a listener's, and hold for all that share its Links.
 
+	// The following are a listener's. They hold for all listeners that share its Links.
+	//
 	// Links is how many peers may be connected. Default 16,384.
 	Links int
-	// PendingTipsTotal is how many streams of all links may be waiting for their tip. Default 8,192.
+	// PendingTipsTotal is how many streams of all links may wait for their tip. Default 8,192.
 	PendingTipsTotal int
-	// Handshakes and HandshakesPerSource are how many handshakes may be under way, in all and from one IPv4 address or IPv6
-	// /64; from that no more than an eighth of those in all that are left, either. One that fails counts for a second at least.
-	// Default 512 and 32. A source where a peer was within a day has one more for each peer, as many again for those that have
-	// failed, and up to a half of those that are left.
+	// Handshakes and HandshakesPerSource are how many handshakes may be under way: in all, and from
+	// one source (an IPv4 address or IPv6 /64). Default 512 and 32. A source takes no more than an
+	// eighth of the free places. A failed handshake counts for at least one second. A source where
+	// a peer was within a day has one more place for each peer, as many again for failed
+	// handshakes, and takes up to half of the free places.
 	Handshakes, HandshakesPerSource int
 	// HandshakeTimeout is how long a handshake may take. Default 10 s.
 	HandshakeTimeout time.Duration
-	// AuthPenalty is what a handshake with a key that is not admitted adds to its source's penalty, up to AuthPenaltyMax, whose
-	// default is 10 minutes. While a penalty lasts that has exceeded 15 s, the source has an eighth of HandshakesPerSource, unless a
-	// peer was there within a day. Zero disables penalties.
+	// AuthPenalty is what a handshake with an unknown key adds to its source's penalty.
+	// AuthPenaltyMax is the longest penalty, by default 10 minutes. A penalty that has exceeded 15
+	// s leaves the source an eighth of HandshakesPerSource until it ends, unless a peer was there
+	// within a day. Zero disables penalties.
 	AuthPenalty, AuthPenaltyMax time.Duration
 	// PenaltySources is how many sources with a penalty are remembered. Default 65,536.
 	PenaltySources int
-	// PenaltyExempt lists the networks that get no penalty.
+	// PenaltyExempt lists the networks without a penalty.
 	PenaltyExempt []netip.Prefix
 }
 
-// The windows begin small: they take memory where a peer sends and is not read, and grow with what the path carries.
+// Flow-control windows begin small, because a window takes memory where a peer sends and nobody
+// reads. They grow with what the path carries.
 const (
 	initialStreamWindow     = 512 << 10
 	initialConnectionWindow = 1 << 20
@@ -82,7 +90,7 @@ func (l Limits) withDefaults() *Limits {
 	return &l
 }
 
-// door returns those limits that are a door's.
+// door returns the limits of the door.
 func (l *Limits) door() *door.Limits {
 	return &door.Limits{
 		Handshakes: l.Handshakes, HandshakesPerSource: l.HandshakesPerSource,
@@ -98,7 +106,7 @@ func orDefault[T comparable](field *T, value T) {
 	}
 }
 
-// quicConfig is the QUIC config of links; their windows grow by what g gives.
+// quicConfig returns the QUIC config of links whose windows grow by what g allows.
 func (l *Limits) quicConfig(g *grants) *quic.Config {
 	return &quic.Config{
 		Versions:                       []quic.Version{quic.Version1},
@@ -119,19 +127,20 @@ func (l *Limits) quicConfig(g *grants) *quic.Config {
 	}
 }
 
-// listenConfig is the same for a listener.
+// listenConfig returns the QUIC config of a listener.
 func (l *Limits) listenConfig(g *grants) *quic.Config {
 	config := l.quicConfig(g)
 	config.HandshakeIdleTimeout = l.HandshakeTimeout / 2 // a handshake may take twice as long in all
 	return config
 }
 
-// Budget is what flow-control windows may grow by, of all links that share it.
+// A Budget is what the flow-control windows of all links that share it may grow by. Its methods may
+// be called from any goroutine.
 type Budget struct {
 	limit, used atomic.Int64
 }
 
-// NewBudget makes a budget of so many bytes.
+// NewBudget returns a budget of so many bytes.
 func NewBudget(bytes int64) *Budget {
 	b := &Budget{}
 	b.limit.Store(bytes)
@@ -141,10 +150,10 @@ func NewBudget(bytes int64) *Budget {
 // SetLimit changes the budget. Windows that have grown stay.
 func (b *Budget) SetLimit(bytes int64) { b.limit.Store(bytes) }
 
-// Limit is how many bytes it has.
+// Limit returns the size of the budget in bytes.
 func (b *Budget) Limit() int64 { return b.limit.Load() }
 
-// Used is how many bytes of the budget are promised at the moment.
+// Used returns how many bytes of the budget are taken.
 func (b *Budget) Used() int64 { return b.used.Load() }
 
 func (b *Budget) take(n int64) bool {
@@ -155,7 +164,7 @@ func (b *Budget) take(n int64) bool {
 	return false
 }
 
-// grants are the shares that links have of a budget.
+// grants are the bytes that connections have taken from a budget.
 type grants struct {
 	budget *Budget
 	mu     sync.Mutex
@@ -164,7 +173,7 @@ type grants struct {
 
 func newGrants(b *Budget) *grants { return &grants{budget: b, taken: map[*quic.Conn]int64{}} }
 
-// allow is quic.Config.AllowConnectionWindowIncrease.
+// allow implements quic.Config.AllowConnectionWindowIncrease.
 func (g *grants) allow(conn *quic.Conn, delta uint64) bool {
 	if g.budget == nil {
 		return true
@@ -178,7 +187,7 @@ func (g *grants) allow(conn *quic.Conn, delta uint64) bool {
 	return true
 }
 
-// release gives a connection's share back.
+// release gives a connection's bytes back.
 func (g *grants) release(conn *quic.Conn) {
 	if g.budget == nil {
 		return
@@ -189,7 +198,7 @@ func (g *grants) release(conn *quic.Conn) {
 	delete(g.taken, conn)
 }
 
-// releaseAll gives all shares back.
+// releaseAll gives all bytes back.
 func (g *grants) releaseAll() {
 	g.mu.Lock()
 	defer g.mu.Unlock()

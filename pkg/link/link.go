@@ -1,13 +1,16 @@
-// Package link keeps authenticated QUIC connections to neighbours: a client's or server's to its relays (Dialer), a
-// relay's to its clients and servers (Listener). It is the only package that knows quic-go.
+// Package link keeps authenticated QUIC connections between a relay and its clients and servers. It
+// is the only package that knows quic-go.
 //
-// The one idea: a Link is short-lived and honest. It has been up since both ends have heard each other on its control
-// stream, and it is over as soon as one end has reason to think so, long before QUIC's own timeout: heartbeats run each
-// way, and a link on which something was expected and nothing at all arrived is given up. Whatever must outlive a link, a
-// session does above it, over the next link; so there is one way to go on after a restart, a dead path, a new address and
-// a wake-up: dial again.
+// The one idea: a link ends early, and dialling again is the one way to go on. Both ends send
+// heartbeats. An end that expects something and receives nothing closes the link within seconds,
+// long before QUIC's own timeout. Sessions outlive links: they go on over the next one. So a
+// restart, a dead path, a new address and a wake-up from sleep are all mended by a new link.
 //
-//	dialer := &link.Dialer{Address: "relay.example.com:30380", Key: relayKey, Identity: key, Serve: serve}
+// A client or server uses a [Dialer], which dials one relay for ever:
+//
+//	dialer := &link.Dialer{
+//		Address: "relay.example.com:30380", Keys: relayKeys, Identity: key, Serve: serve,
+//	}
 //	err := dialer.Run(ctx) // calls serve for each link, until ctx is done
 //
 //	func serve(ctx context.Context, l *link.Link) {
@@ -15,8 +18,16 @@
 //			stream, tip, err := l.Accept(ctx)
 //			...
 //
-// The first stream of each link is the control stream: its tip makes the link count for the listener, and the listener's
-// first heartbeat makes it count for the dialler. Every other stream begins with a tip of its own.
+// A relay uses a [Listener] for each of its sockets, with one [Links] for all: the table of live
+// links by peer. On a [Link] both ends open and accept a [Stream] for each session.
+//
+// The first stream of a link is its control stream. Its tip makes the connection a link for the
+// listener. The listener's first heartbeat makes it a link for the dialler. Every other stream
+// begins with a tip of its own.
+//
+// A Dialer or Listener owns its links, and closes them when its Run returns. The caller owns the
+// streams that Open and Accept return, and ends both halves of each. Limits bound everything that a
+// peer or a stranger can make grow.
 package link
 
 import (
@@ -45,15 +56,16 @@ const (
 	roleRelay             // answers heartbeats, and tells nodes of rights, names and its end
 )
 
-// Link is one live, authenticated connection to a neighbour. Its methods may be called from any goroutine.
+// A Link is one live, authenticated connection to a peer. Its methods may be called from any
+// goroutine, but Accept only from one.
 type Link struct {
 	conn     *quic.Conn
 	control  *quic.Stream
 	peer     atomic.Pointer[string]
 	key      ident.PublicKey
 	clock    *awake.Clock
-	instance wire.Instance // of the process that dialled, at the listener; zero if it has not said one
-	listener *Listener     // if the other end has dialled
+	instance wire.Instance // of the peer's process, at the relay; zero if the peer has not sent one
+	listener *Listener     // nil at the end that has dialled
 	since    time.Time
 	log      *slog.Logger
 	limits   *Limits
@@ -62,48 +74,50 @@ type Link struct {
 
 	pulse pulse
 
-	relay *relayEvents // nil: this end is the relay
+	relay *relayEvents // nil at the relay
 
-	suspect atomic.Bool // it is over, as nothing arrived of what was expected, or nothing large
-	// replaced is set before the peer can hear of a newer link of this process; then `superseded` says nothing new.
+	suspect atomic.Bool // the link was given up: an expected packet has not arrived
+	// replaced is set before the peer can hear of a newer link of this process. Then the close code
+	// `superseded` does not mean that another process has this key.
 	replaced atomic.Bool
-	// toldAt is when the peer was last told that another process with its key was turned away, in seconds of the link's life.
+	// toldAt is when the peer was last told of a rival, in seconds since the link began, plus
+	// tellGap.
 	toldAt atomic.Uint32
 	role   role
 
 	accept struct {
 		mu    sync.Mutex
-		late  int32      // streams whose tip is being waited for
-		over  bool       // no goroutine begins any more
-		ready []incoming // those of them whose tip has come
-		wake  func()     // makes Accept look again; nil if it would anyway
+		late  int32      // streams whose late tip a goroutine reads
+		over  bool       // no such goroutine may begin any more
+		ready []incoming // streams whose late tip has arrived
+		wake  func()     // ends the wait of Accept; nil before the first late tip
 	}
-	badTips rate.Sometimes // logs them, one a minute at most: a peer can send any number
+	badTips rate.Sometimes // logs a malformed tip, at most once a minute: a peer can send any number
 
 	later later
 	turns turns
-	work  sync.WaitGroup // the goroutines of this link; see wait
+	work  sync.WaitGroup // the link's goroutines; see wait
 }
 
-// Stats are a link's figures, since its beginning.
+// Stats are a link's figures since its beginning.
 type Stats struct {
 	RTT           time.Duration // smoothed round trip of QUIC's packets
-	MinRTT        time.Duration // the smallest seen
-	AppRTT        time.Duration // smoothed round trip of heartbeats, through both processes; 0 at the end that was dialled
+	MinRTT        time.Duration // shortest round trip of QUIC's packets
+	AppRTT        time.Duration // smoothed round trip of heartbeats through both processes; 0 at the relay
 	PacketsSent   uint64
 	PacketsLost   uint64 // of those sent
 	BytesSent     uint64 // with all of QUIC's overhead
 	BytesReceived uint64
-	GSO           bool // packets leave in segments
-	ParitySent    uint64
-	Restored      uint64 // packets that were lost on the way here and made again from their parity
+	GSO           bool   // packets leave in segments
+	ParitySent    uint64 // parity datagrams
+	Restored      uint64 // packets that were lost on the way here and rebuilt from parity
 }
 
-// A ClosedError says that one end closed a link on purpose.
+// A ClosedError reports that one end has closed the link on purpose.
 type ClosedError struct {
 	Code   wire.CloseCode
 	Remote bool
-	Reason string // for people; whoever closed it says it
+	Reason string // for people, from the end that has closed
 }
 
 func (e *ClosedError) Error() string {
@@ -117,7 +131,7 @@ func (e *ClosedError) Error() string {
 	return who + ": " + e.Code.String() + ": " + e.Reason
 }
 
-// ErrStreamLimit says that the peer allows no more streams at the moment.
+// ErrStreamLimit reports that the peer allows no more streams at the moment.
 var ErrStreamLimit = errors.New("open a stream: the other end's limit of streams at once is reached")
 
 func newLink(conn *quic.Conn, role role, clock *awake.Clock, peer string, key ident.PublicKey, limits *Limits, log *slog.Logger) *Link {
@@ -135,7 +149,8 @@ func newLink(conn *quic.Conn, role role, clock *awake.Clock, peer string, key id
 	return l
 }
 
-// start begins with the heartbeats, on the control stream, whose tip is through.
+// start begins the heartbeats on the control stream, whose tip is through. Heartbeats go ahead of
+// all streams: the peer takes a late one for a bad path.
 func (l *Link) start(control *quic.Stream) {
 	l.control = control
 	control.SetPriority(0, true) // before all streams, which may be many: a late heartbeat says that the path is bad
@@ -143,7 +158,7 @@ func (l *Link) start(control *quic.Stream) {
 	l.work.Go(l.readControl)
 }
 
-// run serves a link until it is over and all that belongs to it has ended.
+// run serves a link until the link is over and its goroutines have ended.
 func (l *Link) run(serve func(context.Context, *Link)) {
 	serve(l.conn.Context(), l)
 	l.finish("no more use for the link")
@@ -153,7 +168,7 @@ func (l *Link) run(serve func(context.Context, *Link)) {
 	}
 }
 
-// wait returns when the link is over and all its goroutines have ended.
+// wait returns when the link is over and its goroutines have ended.
 func (l *Link) wait() {
 	<-l.Done()
 	l.pulse.stop()
@@ -164,28 +179,31 @@ func (l *Link) wait() {
 	l.work.Wait()
 }
 
-// Peer is the ID that the listener's config gives to the peer; for a dialler it is the relay's address as configured.
+// Peer returns the ID of the peer in the listener's config. At a dialler it returns the relay's
+// address as configured.
 func (l *Link) Peer() string { return *l.peer.Load() }
 
-// Rename has the listener know the peer by another ID from now on, which is nobody else's: a newer link of that ID takes the
-// place of this one.
+// Rename changes the peer's ID at the listener. No other peer may have the new ID. A newer link
+// with that ID replaces this one.
 func (l *Link) Rename(id string) { l.listener.links().rename(l, id) }
 
-// Key is the peer's key.
+// Key returns the peer's key.
 func (l *Link) Key() ident.PublicKey { return l.key }
 
-// RemoteAddr is where the peer's packets come from at the moment.
+// RemoteAddr returns the address from which the peer's packets arrive at the moment.
 func (l *Link) RemoteAddr() netip.AddrPort { return carrier.AddrPort(l.conn.RemoteAddr()) }
 
-// Since is when the link was made.
+// Since returns when the link was made.
 func (l *Link) Since() time.Time { return l.since }
 
-// Socket is what the link runs over: a listener's links share one, a dialler's has its own.
+// Socket returns the socket under the link. All links of a listener share one. A dialled link has
+// its own.
 func (l *Link) Socket() *carrier.Socket { return l.socket }
 
-// Open opens a stream that begins with head: its tips, and perhaps data, 64 KiB at most, which leave in the first packets.
-// It waits for nobody, unless the connection's flow-control window has no room for head, which it waits for TipTimeout at
-// most. It fails with ErrStreamLimit, or with a *wire.ResetError if the link is down; then the peer has heard nothing of it.
+// Open opens a stream that begins with head: its tips, and perhaps data. head is 64 KiB at most and
+// leaves in the first packets. Open waits only while the connection's flow-control window has no
+// room for head, and at most TipTimeout. Open fails with ErrStreamLimit, or with a *wire.ResetError
+// if the link is down. Then the peer has heard nothing of the stream.
 func (l *Link) Open(head []byte) (*Stream, error) {
 	l.touch()
 	l.flush()
@@ -215,10 +233,11 @@ func (l *Link) Open(head []byte) (*Stream, error) {
 	return s, nil
 }
 
-// Done is closed when the link is over. By then all its streams are dead.
+// Done returns a channel that is closed when the link is over. By then all its streams have failed.
 func (l *Link) Done() <-chan struct{} { return l.conn.Context().Done() }
 
-// Err tells why the link ended: a *ClosedError, or an error in words for people. It is nil before.
+// Err returns why the link has ended: a *ClosedError, or another error in words for people. It
+// returns nil while the link lives.
 func (l *Link) Err() error {
 	if l.conn.Context().Err() == nil {
 		return nil
@@ -240,6 +259,7 @@ var (
 	errRestarted = errors.New("the other end does not know the link any more: it has restarted")
 )
 
+// linkError turns quic-go's reason for the end of a connection into one of this package.
 func linkError(err error) error {
 	if end, ok := errors.AsType[*quic.ApplicationError](err); ok {
 		return &ClosedError{Code: wire.CloseCode(end.ErrorCode), Remote: end.Remote, Reason: wire.Clean(end.ErrorMessage)}
@@ -253,30 +273,31 @@ func linkError(err error) error {
 	return &cleanError{err}
 }
 
-// A cleanError is an error of QUIC, into which the other end may have put a text.
+// A cleanError is an error of QUIC that may contain text of the peer.
 type cleanError struct{ error }
 
 func (e *cleanError) Error() string { return "the link failed: " + wire.Clean(e.error.Error()) }
 func (e *cleanError) Unwrap() error { return e.error }
 
-// Unanswered is for how long a heartbeat of this end has had no answer.
+// Unanswered returns how long ago the oldest heartbeat without an answer left; 0 if there is none.
 func (l *Link) Unanswered() time.Duration { return l.pulse.unanswered() }
 
-// Overdue is for how long a heartbeat of the peer should have been here. On a link that is not suspect, as other packets do
-// arrive, something is in its way: what streams have brought and nobody has read fills the window that they all share. It
-// is 0 at the end that has dialled.
+// Overdue returns how late the peer's heartbeat is. Where other packets do arrive, streams that
+// nobody reads have filled the connection's flow-control window, for which the heartbeat waits.
+// Overdue is always 0 at a client or server.
 func (l *Link) Overdue() time.Duration { return l.pulse.overdue() }
 
-// Close closes the link; the peer gets code and reason, unless they are lost on the way. Streams end at once, whatever they
-// still hold. Closing twice does nothing.
+// Close closes the link. The peer gets code and reason, unless the packet is lost. All streams end
+// at once, with what they have not sent. A second Close does nothing.
 func (l *Link) Close(code wire.CloseCode, reason string) {
 	_ = l.conn.CloseWithError(quic.ApplicationErrorCode(code), reason)
 }
 
-// RTT is the smoothed round trip of QUIC's packets. It costs less than Stats.
+// RTT returns the smoothed round trip of QUIC's packets. It costs less than Stats.
 func (l *Link) RTT() time.Duration { return l.conn.ConnectionStats().SmoothedRTT }
 
-// endLevel is that of the line about the link's end: links come and go, but a broken protocol is for a person.
+// endLevel returns the level of the log line about the link's end. A broken protocol needs a
+// person.
 func (l *Link) endLevel() slog.Level {
 	if l.Reason() == EndProtocol {
 		return slog.LevelWarn
@@ -284,7 +305,7 @@ func (l *Link) endLevel() slog.Level {
 	return slog.LevelInfo
 }
 
-// Stats returns the link's figures.
+// Stats returns the link's figures so far.
 func (l *Link) Stats() Stats {
 	s := l.conn.ConnectionStats()
 	stats := Stats{
@@ -310,7 +331,7 @@ func (l *Link) touch() {
 	}
 }
 
-// giveUp ends a link that has turned suspect. If the peer hears of it, so much the better.
+// giveUp closes a suspect link. The peer may still hear of it.
 func (l *Link) giveUp() {
 	why := "nothing arrived from you any more"
 	if l.pulse.stuck.Load() {

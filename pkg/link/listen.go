@@ -21,41 +21,46 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// connectionIDLength is fixed, so that a restarted relay can answer the packets of before with a stateless reset.
+// connectionIDLength is fixed, so that a restarted relay can answer packets of earlier links with a
+// stateless reset.
 const connectionIDLength = 8
 
-// Listener takes the links of a relay's clients and servers on one socket. Set the fields, then call Run once.
+// A Listener takes the links of a relay's clients and servers on one socket. Set the fields, then
+// call Run once.
 type Listener struct {
-	// Socket is where to listen. Run does not close it.
+	// Socket is where to listen. The caller closes it after Run has returned.
 	Socket *carrier.Socket
-	// Links is shared by the Listeners of a relay that listens on several sockets. Nil: this is the only one.
+	// Links is shared by the Listeners of a relay that listens on several sockets. Nil: this
+	// Listener is the only one.
 	Links *Links
 	// Identity is the relay's key.
 	Identity ident.PrivateKey
-	// Admit returns the ID of the peer that has a key, or an error if it is nobody's. It is called after each handshake, which
-	// has proved the key, and by Recheck, from several goroutines, and must only answer.
+	// Admit returns the ID of the peer with a key, or an error if no peer has it. The Listener
+	// calls it after each handshake, which has proved the key, and in Recheck. Several goroutines
+	// call it. It must not block.
 	Admit func(ident.PublicKey) (peerID string, err error)
-	// Serve is called for each live link, in a goroutine of its own, and returns soon after the link is over; then ctx is
-	// done too. It is called for a peer's newer link while it may still be busy with the older one.
+	// Serve is called for each live link, in a goroutine of its own. It returns soon after the link
+	// is over; ctx is done then. The call for a peer's newer link may begin before the one for the
+	// older link has returned.
 	Serve func(ctx context.Context, l *Link)
-	// Rival is told of each process that was turned away because another one with its key has its peer's link. It must not
-	// block. Nil: nobody.
+	// Rival is called for each process that was turned away because another process with its key
+	// has the peer's place. It must not block. It may be nil.
 	Rival func(peerID string, from netip.Addr)
 	// Limits bound what peers and strangers can make grow. SetLimits changes them later.
 	Limits Limits
-	// LimitHit is told of each time that a limit keeps something out or slows it, with the limit's name in the config. It must
-	// not block. Nil: nobody.
+	// LimitHit is called each time that a limit keeps something out or slows it, with the limit's
+	// name in the config. It must not block. It may be nil.
 	LimitHit func(limit string)
-	// Logger gets a line for each link that comes or goes. Nil: none.
+	// Logger gets a line for each link that comes or goes. It may be nil.
 	Logger *slog.Logger
 
 	log      *slog.Logger
-	clock    awake.Clock // whose time the silence of links is in
+	clock    awake.Clock // measures the silence of links
 	limits   atomic.Pointer[Limits]
 	hits     hits
 	grants   *grants
-	lines    quiet.Pace // about links, by peer
-	own      Links      // if no Links are given
+	lines    quiet.Pace // the rate of log lines about links, by peer
+	own      Links      // used if Links is nil
 	liveness liveness
 }
 
@@ -66,7 +71,7 @@ func (l *Listener) links() *Links {
 	return &l.own
 }
 
-// SetLimits changes the limits, for handshakes and links that are made from then on. Windows stays what it is.
+// SetLimits changes the limits of later handshakes and links. Windows stays what it is.
 func (l *Listener) SetLimits(limits Limits) {
 	limits.Windows = l.Limits.Windows
 	l.limits.Store(limits.withDefaults())
@@ -80,8 +85,8 @@ func (l *Listener) current() *Limits {
 	return l.limits.Load()
 }
 
-// Run listens until ctx is done or the socket fails. Then it closes all links as closing, waits until Serve has returned
-// for each, and returns the reason.
+// Run listens until ctx is done or the socket fails. Then it closes all links as closing, waits
+// until all calls of Serve have returned, and returns the reason.
 func (l *Listener) Run(ctx context.Context) error {
 	l.log = l.Logger
 	if l.log == nil {
@@ -148,7 +153,7 @@ func (l *Listener) Run(ctx context.Context) error {
 	return err
 }
 
-// welcome makes a link of a connection, and starts it. It returns nil if none came of it.
+// makeLink makes a link of a connection and starts it. It returns nil if the connection is refused.
 func (l *Listener) makeLink(ctx context.Context, conn *quic.Conn) *Link {
 	link, control, err := l.establish(ctx, conn)
 	if err != nil {
@@ -165,7 +170,7 @@ func (l *Listener) makeLink(ctx context.Context, conn *quic.Conn) *Link {
 	return link
 }
 
-// gone forgets a link.
+// gone forgets a link that is over.
 func (l *Listener) gone(link *Link) {
 	l.logLink(link.endLevel(), "link down", link, slog.Any("reason", link.Err()))
 	l.links().remove(link)
@@ -176,14 +181,14 @@ func (l *Listener) gone(link *Link) {
 	l.grants.release(link.conn)
 }
 
-// say logs that a link comes or goes. A peer whose links do so all the time is a few lines.
+// logLink logs that a link comes or goes. Beyond a rate a peer's lines have LevelDebug.
 func (l *Listener) logLink(level slog.Level, msg string, link *Link, what slog.Attr) {
 	level, leftOut := l.lines.Level(link.Peer(), level)
 	l.log.LogAttrs(context.Background(), level, msg, slog.String("peer", link.Peer()), what, quiet.LeftOut(leftOut))
 }
 
-// admit waits until a connection has become a link: its dialler has opened the control stream, and no other process has
-// its peer's place.
+// establish waits until a connection is a link: its dialler has opened the control stream, and no
+// other process keeps the peer's place.
 func (l *Listener) establish(ctx context.Context, conn *quic.Conn) (*Link, *quic.Stream, error) {
 	refuse := func(code wire.CloseCode, reason string) (*Link, *quic.Stream, error) {
 		_ = conn.CloseWithError(quic.ApplicationErrorCode(code), reason)
@@ -239,7 +244,7 @@ func (l *Listener) establish(ctx context.Context, conn *quic.Conn) (*Link, *quic
 	}
 }
 
-// supersede closes a link whose place a newer one of its peer has taken.
+// supersede closes a link whose place a newer link of its peer has taken.
 func (l *Link) supersede(newer *Link) {
 	code := wire.CloseSuperseded
 	if l.isRival(newer) {
@@ -248,8 +253,8 @@ func (l *Link) supersede(newer *Link) {
 	l.Close(code, "a newer link with the same key has come from "+newer.RemoteAddr().String())
 }
 
-// Recheck asks Admit again for each live link and closes as revoked those whose key is not admitted any more, or for
-// another ID. Call it after a reload. It returns how many it closed.
+// Recheck calls Admit again for each live link. It closes links as revoked whose key is not
+// admitted any more, or has another ID, and returns their number. Call it after a reload.
 func (l *Listener) Recheck() int {
 	gone := l.links().of(l, func(link *Link) bool {
 		id, err := l.Admit(link.key)

@@ -8,16 +8,16 @@ import (
 	"github.com/quic-go/quic-go"
 )
 
-// liveness are questions to an accept loop whether it is still there.
+// A liveness lets a watchdog ask an accept loop whether it still runs.
 type liveness struct {
 	mu     sync.Mutex
-	asked  []chan struct{} // each is closed when the loop comes by
-	wake   context.CancelFunc
-	closed bool // the loop has ended
+	asked  []chan struct{}    // each is closed when the loop comes by
+	wake   context.CancelFunc // makes the loop come by; nil before it runs
+	closed bool               // the loop has ended
 }
 
-// Alive returns once the accept loop has answered, with an error if ctx is done first. A watchdog asks it now and then.
-// Before Run, and after it, there is no loop, and nothing wrong with that.
+// Alive returns nil once the accept loop has answered, and an error if ctx is done first. Before
+// and after Run it returns nil.
 func (l *Listener) Alive(ctx context.Context) error {
 	answered := l.liveness.ask()
 	select {
@@ -28,6 +28,7 @@ func (l *Listener) Alive(ctx context.Context) error {
 	}
 }
 
+// ask returns a channel that is closed when the loop has answered.
 func (p *liveness) ask() <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -41,7 +42,7 @@ func (p *liveness) ask() <-chan struct{} {
 	return answered
 }
 
-// arm begins a turn of the loop, which wake ends.
+// arm begins a round of the loop, which wake ends.
 func (p *liveness) arm(wake context.CancelFunc) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -51,7 +52,7 @@ func (p *liveness) arm(wake context.CancelFunc) {
 	}
 }
 
-// answer ends a turn; the last one if closed.
+// answer answers all questions at the end of a round. closed marks the last round.
 func (p *liveness) answer(closed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -61,7 +62,7 @@ func (p *liveness) answer(closed bool) {
 	p.asked, p.closed = nil, closed
 }
 
-// accept is one accepted connection, and answers liveness meanwhile.
+// accept returns the next connection, and answers questions meanwhile.
 func (p *liveness) accept(ctx context.Context, listener *quic.Listener) (*quic.Conn, error) {
 	for {
 		turn, wake := context.WithCancel(ctx)

@@ -17,10 +17,10 @@ import (
 	"ptthqd/pkg/ident"
 )
 
-// insideKey is the key of a connection's context under which its visit is.
+// insideKey is the key of a connection's context for its visit.
 type insideKey struct{}
 
-// A visit is a handshake that is let in.
+// A visit is a handshake that the door has let in.
 type visit struct {
 	*door.Visit
 	ended func() bool // keeps the end of the connection from ending the visit
@@ -28,8 +28,8 @@ type visit struct {
 
 var errKeptOut = errors.New("a limit is reached")
 
-// enter is asked about each handshake, once it has proved its address where that is asked for. Who is kept out is told
-// that the connection is refused, and no more.
+// letIn asks the door about a handshake, after Retry where that was needed. A refused sender learns
+// only that the connection is refused.
 func (l *Listener) letIn(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
 	inside, limit := l.links().door.Enter(sourceOf(info.RemoteAddr), info.AddrVerified, l.current().door())
 	if limit != "" {
@@ -43,8 +43,8 @@ func (l *Listener) letIn(ctx context.Context, info *quic.ClientInfo) (context.Co
 	return context.WithValue(ctx, insideKey{}, v), nil
 }
 
-// decide ends the handshake of a connection, which has proved its key: it returns the peer's ID, or an error if the key is
-// nobody's.
+// identify ends the visit of a connection that has proved its key. It returns the peer's ID, or an
+// error if no peer has the key.
 func (l *Listener) identify(conn *quic.Conn) (id string, key ident.PublicKey, err error) {
 	if key, err = ident.PeerKey(conn.ConnectionState().TLS); err == nil {
 		if id, err = l.Admit(key); err == nil {
@@ -65,8 +65,9 @@ func (l *Listener) identify(conn *quic.Conn) (id string, key ident.PublicKey, er
 	return id, key, err
 }
 
-// unauthenticated reports whether a handshake has ended because this end did not accept the other one's certificate, or its
-// signature. Those come in packets that only a receiver of this end's answers can make, so the address is not forged.
+// unauthenticated reports whether this end has refused the other end's certificate or signature.
+// Those arrive in packets that only a receiver of this end's answers can make, so the address is
+// not forged.
 func unauthenticated(cause error) bool {
 	const badCertificate, decryptError, certificateRequired = 42, 51, 116 // TLS alerts, RFC 8446, section 6
 	e, ok := errors.AsType[*quic.TransportError](cause)
@@ -77,8 +78,8 @@ func unauthenticated(cause error) bool {
 	return alert == badCertificate || alert == decryptError || alert == certificateRequired
 }
 
-// sourceOf returns who an address counts as at the door. An address that is not of UDP has its text instead: no two of them
-// are one source.
+// sourceOf returns what an address counts as at the door. An address that is not UDP's counts by
+// its text, so no two of them are one source.
 func sourceOf(a net.Addr) netip.Prefix {
 	if at := carrier.AddrPort(a); at.IsValid() {
 		return door.SourceOf(at.Addr())
@@ -91,8 +92,8 @@ func sourceOf(a net.Addr) netip.Prefix {
 	return door.SourceOf(netip.AddrFrom16([16]byte(sum[:])))
 }
 
-// pressed tells whether who begins a handshake must prove its address: as they begin so often, or as many that have proved
-// nothing are under way.
+// needsRetry reports whether a new handshake needs Retry: the rate is above HandshakesPerSecond, or
+// the share for unproved addresses is full.
 func (l *Listener) needsRetry(calm *rate.Limiter, from net.Addr) bool {
 	limits := l.current()
 	calm.SetLimit(rate.Limit(limits.HandshakesPerSecond))
@@ -104,15 +105,17 @@ func (l *Listener) needsRetry(calm *rate.Limiter, from net.Addr) bool {
 	return true
 }
 
-// see has the door remember where a peer is.
+// noteSource tells the door where a peer is.
 func (l *Listener) noteSource(link *Link) {
 	l.links().door.Seen(link.Peer(), sourceOf(link.conn.RemoteAddr()))
 }
 
-// noteEvery is far below the day for which the door remembers, and above what looking at all links costs.
+// noteEvery is far below the day for which the door remembers a peer's source, and long enough to
+// look at all links.
 const noteEvery = time.Hour
 
-// seeLinks does so for links that live long, and for peers that roam.
+// noteSources calls noteSource for all live links now and then, for long links and for roaming
+// peers.
 func (l *Listener) noteSources(ctx context.Context) {
 	ticker := time.NewTicker(noteEvery)
 	defer ticker.Stop()

@@ -7,21 +7,23 @@ import (
 	"ptthqd/pkg/door"
 )
 
-// Links are the live links of a relay, one for each peer ID: the newest of a process wins, and of two processes the one
-// that was there first while it answers. The zero value is ready.
+// Links are the live links of a relay, one for each peer ID. The newest link of a process wins. Of
+// two processes the earlier one wins while it answers. The zero value is ready.
 type Links struct {
 	mu        sync.Mutex
 	live      map[string]*Link
-	waiting   map[string]int // connections that are not links yet, of each peer ID
+	waiting   map[string]int // connections that are not links yet, by peer ID
 	door      door.Door
 	strangers strangers
 	tips      atomic.Int64 // streams that wait for their tip
 }
 
-// Forgive forgets which sources have failed to authenticate: those of a config before.
+// Forgive forgets all penalties. Call it when the config changes: a key that has failed may be
+// known now.
 func (t *Links) Forgive() { t.door.Forgive() }
 
-// enter counts a connection that is not a link yet; false is one too many.
+// reserve counts a connection that is not a link yet. It reports false if the peer has most of
+// them.
 func (t *Links) reserve(id string, most int) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -35,6 +37,7 @@ func (t *Links) reserve(id string, most int) bool {
 	return true
 }
 
+// release ends what reserve has counted.
 func (t *Links) release(id string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -50,16 +53,16 @@ func (t *Links) get(peer string) *Link {
 	return t.live[peer]
 }
 
-// What became of a link that was to be its peer's one.
+// An addition is the outcome of add.
 type addition int
 
 const (
-	added     addition = iota
-	tooMany            // links of all peers
-	overtaken          // the peer has another link than the one to be replaced
+	added     addition = iota // the link is live
+	tooMany                   // as many peers are connected as may be
+	overtaken                 // the peer's live link is not old
 )
 
-// add makes a link its peer's one in place of old, which is nil if there is none.
+// add makes link its peer's live link in place of old. old is nil if the peer has none.
 func (t *Links) add(link, old *Link, most int) addition {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -97,7 +100,7 @@ func (t *Links) remove(link *Link) {
 	}
 }
 
-// of returns the live links of one Listener of which f says true; nil says so of all.
+// of returns the live links of one Listener for which f returns true, or all of them if f is nil.
 func (t *Links) of(l *Listener, f func(*Link) bool) []*Link {
 	t.mu.Lock()
 	defer t.mu.Unlock()

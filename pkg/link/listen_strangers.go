@@ -15,30 +15,30 @@ import (
 	"ptthqd/pkg/quiet"
 )
 
-// A Stranger is a node that knocks: it has proved a key that the relay's config does not name.
+// A Stranger is a node with a valid key that the relay's config does not name.
 type Stranger struct {
 	Key     ident.PublicKey
-	Address string    // where it came from last
-	Since   time.Time // its first try
-	Last    time.Time // its last try
+	Address string    // of the last try
+	Since   time.Time // the first try
+	Last    time.Time // the last try
 	Tries   uint64
 }
 
 const (
-	maxStrangers       = 256              // that are remembered
-	strangersPerSource = 64               // of those, at one source: it can't push out all others
-	strangerFor        = 15 * time.Minute // after the last try: a dialler tries every 30 s
-	strangerLineEvery  = time.Hour        // the least time between two lines about one key
+	maxStrangers       = 256              // remembered at most
+	strangersPerSource = 64               // of one source, so that it can't push out all others
+	strangerFor        = 15 * time.Minute // remembered after the last try; a dialler tries every 30 s
+	strangerLineEvery  = time.Hour        // least time between two log lines about one key
 )
 
-// strangers are the nodes that knock. They are bounded: a new one takes the place of the one that has been silent for the
-// longest time, of its own source if that has many. The zero value is ready.
+// strangers is a bounded table of strangers. A new one replaces the one with the oldest last try:
+// of the same source if that has strangersPerSource, else of all. The zero value is ready.
 type strangers struct {
 	mu    sync.Mutex
 	known map[ident.PublicKey]*stranger
-	total uint64        // tries of all, ever
-	lines *rate.Limiter // anybody can make keys, and so lines
-	quiet int           // keys without a line since the last one
+	total uint64        // tries of all strangers so far
+	lines *rate.Limiter // bounds the log lines: anyone can make keys
+	quiet int           // lines left out since the last one
 }
 
 type stranger struct {
@@ -47,7 +47,7 @@ type stranger struct {
 	said   time.Time
 }
 
-// knock counts a try of a key that is nobody's, and logs it where that is due.
+// knock counts a try with an unknown key, and logs it if a line is due.
 func (s *strangers) knock(key ident.PublicKey, from net.Addr, reason error, log *slog.Logger) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -78,7 +78,8 @@ func (s *strangers) knock(key ident.PublicKey, from net.Addr, reason error, log 
 	s.quiet = 0
 }
 
-// makeRoomLocked forgets those that have gone, and one more where there is no room for another from a source.
+// makeRoomLocked forgets expired strangers, and one more if there is no room for a new one of
+// source.
 func (s *strangers) makeRoomLocked(source netip.Prefix, now time.Time) {
 	there := 0
 	var first, firstThere *stranger // the one that has been silent for longest
@@ -105,7 +106,7 @@ func (s *strangers) makeRoomLocked(source netip.Prefix, now time.Time) {
 	}
 }
 
-// forget forgets a key that has become a peer's.
+// forget forgets a key that is now a peer's.
 func (s *strangers) forget(key ident.PublicKey) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -12,46 +12,51 @@ import (
 )
 
 const (
-	// heartbeatBusy is the interval of heartbeats while a stream of the link has carried data in the last busyFor, and
-	// heartbeatIdle that of all other times, which also holds a NAT's binding (RFC 4787 asks for 2 minutes, many have 30 s).
+	// heartbeatBusy is the interval of heartbeats while a stream of the link has carried data
+	// within busyFor. heartbeatIdle is the interval at all other times. It also keeps a NAT's
+	// binding: RFC 4787 asks for 2 minutes, many NATs have 30 s.
 	heartbeatBusy = 500 * time.Millisecond
 	heartbeatIdle = 10 * time.Second
 	busyFor       = 10 * time.Second
 	// suspectAfter is the least silence after which a link is given up.
 	suspectAfter = 1500 * time.Millisecond
-	// suspectMost bounds it where round trips vary so much that four probe timeouts would be half a minute. Who is given up
-	// for nothing loses little: sessions go on over the next link.
+	// suspectMost bounds that silence where round trips vary so much that four probe timeouts are
+	// half a minute. A link that is given up for nothing costs little: sessions go on over the next
+	// one.
 	suspectMost = 5 * time.Second
-	// lateFactor is by how much of the time that this process has lost of late a peer may be silent longer: what keeps this one from
-	// its work, a small host or thousands of connections that speak at once, keeps the peer from it too.
+	// lateFactor × the time that this process has lost of late is added to the allowed silence.
+	// What keeps this process from running, such as a small host, keeps its peer from it too.
 	lateFactor = 4
-	// answerGap is the least time between two answers to heartbeats, so that a peer who floods gets no flood.
+	// answerGap is the least time between two answers to heartbeats: a flood gets no flood.
 	answerGap = 100 * time.Millisecond
-	// pausedAfter is how late a tick may be before it must be this process that stood still, not the path.
+	// A tick that is later than pausedAfter shows that this process stood still, not the path.
 	pausedAfter = 250 * time.Millisecond
-	// A path can begin to lose large packets alone, when a route changes to a tunnel, say, and QUIC goes on sending them. So
-	// of a busy link's heartbeats every so many'th fills one: what it is in, and all behind it, is not answered then. A link is
-	// given up after stuckBeats heartbeats, and stuckAfter, without an answer, if also nothing that it sends is acknowledged.
-	// Where some is, stuckLosses packets must be lost, in three times that time: the peer may have too much to do for answers,
-	// or no room in its window. A new link finds out anew how large packets may be.
+	// A path can begin to lose large packets alone, as when its route changes to a tunnel, and QUIC
+	// goes on to send them. So on a busy link every fullEvery-th heartbeat fills a packet: if that
+	// is lost, no later heartbeat is answered. A link is stuck after stuckBeats heartbeats, and
+	// stuckAfter, without an answer or an acknowledgement. If there are acknowledgements, it is
+	// stuck after three times that time and stuckLosses lost packets: the peer may be busy, or its
+	// flow-control window full. The next link discovers the MTU anew.
 	fullEvery   = 4
 	fullPadding = 1500
 	stuckBeats  = 6
 	stuckAfter  = 5 * time.Second
 	stuckLosses = 3
-	// messageGap is the least time between two messages of the peer on the control stream that are read, but for messageBurst of
-	// them. An honest peer's come ten a second at most. What comes faster waits in QUIC, and fills the peer's own window.
+	// messageGap is the least time between two control messages that are read, after a burst of
+	// messageBurst. An honest peer sends ten a second at most. The others wait in the peer's
+	// flow-control window.
 	messageGap   = 50 * time.Millisecond
 	messageBurst = 40
 	// controlTimeout bounds how long a message waits for the peer to read its control stream.
 	controlTimeout = 5 * time.Second
 )
 
-// pulse is the heartbeat of a link, and what follows from its absence.
+// A pulse sends and checks the heartbeats of a link.
 //
-// The dialler sends on its own time, the listener answers at once, and sends by itself only when it has not answered for a
-// fifth longer than the dialler's interval. A heartbeat makes QUIC at the other end acknowledge, so each one sent makes
-// something expected; any packet that arrives later settles it. There is no goroutine: a timer's function does it all.
+// A client or server sends heartbeats on its own time. The relay answers at once. It sends by
+// itself only when it has not answered for 1.2 times the interval. QUIC acknowledges each
+// heartbeat, so after one was sent a packet is expected. Any packet that arrives later meets the
+// expectation. A pulse has no goroutine, only a timer.
 type pulse struct {
 	link *Link
 	busy atomic.Bool  // a stream has carried data since the last tick
@@ -60,43 +65,44 @@ type pulse struct {
 
 	mu            sync.Mutex
 	timer         *time.Timer
-	due           moment // when the timer fires, by the wall's clock
-	busyAt        moment
-	sentAt        moment    // of the last heartbeat
-	seq           uint64    // of the last heartbeat
+	due           moment    // when the timer fires, by wall
+	busyAt        moment    // when a stream last carried data
+	sentAt        moment    // when the last heartbeat left
+	seq           uint64    // of the last heartbeat that was sent
 	times         [8]moment // when heartbeats left, by seq modulo 8
-	echoed        uint64    // the last heartbeat of ours that the peer has answered
-	echo          uint64    // the peer's last heartbeat
-	answered      moment
-	expectedSince moment // since when something is expected; zero if nothing is
-	packets       uint64 // received, when the pulse last looked
+	echoed        uint64    // the last heartbeat that the peer has answered
+	echo          uint64    // seq of the peer's last heartbeat
+	answered      moment    // when this end last answered
+	expectedSince moment    // since when a packet is expected; zero if none is
+	packets       uint64    // received, at the last look
 
-	stuck       atomic.Bool // the link was given up as large packets don't arrive
+	stuck       atomic.Bool // the link was given up because large packets do not arrive
 	stopped     bool
-	held        bool   // the clock is, as silence counts
-	lossy       bool   // the path is one on which losses are looked for
-	news        bool   // the peer is to hear of them at once
-	unechoed    int    // heartbeats of ours since the last that the peer has answered
-	unechoedAt  moment // when the first of them left
+	held        bool   // the clock beats for this pulse, because silence counts
+	lossy       bool   // the path's round trip is long enough for parity
+	news        bool   // the peer is to hear of parity at once
+	unechoed    int    // heartbeats since the last that the peer has answered
+	unechoedAt  moment // when the first of those left
 	lost        uint64 // packets lost by then
 	sample      rttSample
-	sampledAt   moment // when it changed: what this end sends is acknowledged
-	heartbeatAt moment // when the last heartbeat of the peer came
-	readable    moment // of readControl: when the peer's next message would be due if all came messageGap apart
+	sampledAt   moment // when sample changed: the peer has acknowledged a packet
+	heartbeatAt moment // when the peer's last heartbeat arrived
+	readable    moment // only for the reader: when the peer's next message is due, at one for each messageGap
 
-	protection atomic.Pointer[protection] // set under mu; nil as long as the path has not been lossy
+	protection atomic.Pointer[protection] // set under mu; nil until the path was lossy
 }
 
-// A moment is a time of a link, in the time of its clock: what has come while the process did not run could not be read, which
-// must not count as silence. Zero is long ago. A link has many, and a time.Time is three times as large.
+// A moment is a time of a link by its clock. Silence while the process did not run does not count.
+// Zero is long ago. A moment takes a third of a time.Time, and a link has many.
 type moment time.Duration
 
-// longAgo is how long before the clock's beginning the moment zero was: longer than anything is waited for.
+// longAgo is the time between moment zero and the beginning of the clock. It is longer than any
+// wait.
 const longAgo = time.Hour
 
 func (p *pulse) now() moment { return moment(p.link.clock.Now() + longAgo) }
 
-// wall is the same with all time in it that has passed since the link began.
+// wall returns the moment by the wall clock.
 func (p *pulse) wall() moment { return moment(time.Since(p.link.since) + longAgo) }
 
 func (m moment) sub(earlier moment) time.Duration { return time.Duration(m - earlier) }
@@ -169,7 +175,8 @@ func (p *pulse) giveUpLocked(stuck bool) {
 	p.link.work.Go(p.link.giveUp)
 }
 
-// observeLocked takes note of what has happened since the last time, and returns how long silence may last now.
+// observeLocked notes what has happened since the last look. It returns the silence that is allowed
+// now.
 func (p *pulse) observeLocked(now moment) (maxSilence time.Duration) {
 	stats := p.link.conn.ConnectionStats()
 	if stats.PacketsReceived != p.packets {
@@ -204,7 +211,7 @@ func (p *pulse) protectLocked() *protection {
 	return guard
 }
 
-// isStuckLocked tells whether packets arrive, but not those that this end sends.
+// isStuckLocked reports whether packets arrive from the peer, but not at the peer.
 func (p *pulse) isStuckLocked(now moment, maxSilence time.Duration) bool {
 	maxSilence = max(stuckAfter, 2*maxSilence)
 	late := now.sub(p.unechoedAt)
@@ -241,7 +248,7 @@ func (p *pulse) scheduleLocked(now moment, maxSilence time.Duration) {
 	p.timer.Reset(wait)
 }
 
-// holdLocked has the clock beat while silence counts.
+// holdLocked makes the clock beat while silence counts.
 func (p *pulse) holdLocked(hold bool) {
 	if p.held == hold {
 		return
@@ -276,7 +283,7 @@ func (p *pulse) sendLocked(now moment) {
 	}
 }
 
-// heard takes a heartbeat of the peer.
+// onHeartbeat handles a heartbeat of the peer.
 func (p *pulse) onHeartbeat(m *wire.Heartbeat) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -316,7 +323,7 @@ func (p *pulse) onHeartbeat(m *wire.Heartbeat) {
 	}
 }
 
-// overdue is for how long a heartbeat of the dialler has been missing.
+// overdue implements Link.Overdue.
 func (p *pulse) overdue() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -330,7 +337,7 @@ func (p *pulse) overdue() time.Duration {
 	return max(0, p.now().sub(p.heartbeatAt)-interval)
 }
 
-// unanswered is for how long a heartbeat of this end has had no answer.
+// unanswered implements Link.Unanswered.
 func (p *pulse) unanswered() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -340,7 +347,7 @@ func (p *pulse) unanswered() time.Duration {
 	return p.now().sub(p.unechoedAt)
 }
 
-// suspicion is how long a link may be silent while something is expected.
+// silenceLimit returns the silence that is allowed while a packet is expected.
 func silenceLimit(s quic.ConnectionStats) time.Duration {
 	// Before the first measurement, which a handshake over a slow path may not give, quic-go shows 100 ms.
 	if s.MinRTT == 100*time.Millisecond && s.MeanDeviation == 0 {

@@ -11,21 +11,21 @@ import (
 )
 
 // A protection is what a link does against loss: it sends parity, or uses the peer's, or both. The
-// link's pulse owns it and calls its methods under its lock. The socket knows the peer by address.
+// pulse owns it and calls its methods under its lock. The socket knows the peer by address.
 type protection struct {
 	sent     atomic.Uint64 // parity datagrams
 	restored atomic.Uint64 // packets of the peer
 
 	watch        parity.Watch
-	peerRestored uint64 // packets of this end
-	at           netip.AddrPort
+	peerRestored uint64           // packets of this end that the peer has restored
+	at           netip.AddrPort   // the peer's address in the socket's tables
 	maker        *parity.Maker    // nil while the peer gets no parity
 	restorer     *parity.Restorer // nil while the peer sends none
-	useful       bool             // the restorer has restored something
+	useful       bool             // the restorer has restored a packet
 }
 
-// look takes a look at the link's losses, if it is time for one. It reports whether the peer has to
-// hear something at once: parity begins, or the peer's parity has been useful for the first time.
+// review looks at the link's losses if a look is due. It reports whether the peer must hear at once
+// that parity begins, or that its parity has restored a packet for the first time.
 func (p *protection) review(l *Link, stats *quic.ConnectionStats, now time.Time) (news bool) {
 	p.follow(l)
 	if now.Sub(p.watch.Seen().At) < parity.LookEvery {
@@ -59,8 +59,8 @@ func (p *protection) review(l *Link, stats *quic.ConnectionStats, now time.Time)
 	return news
 }
 
-// heard takes what a heartbeat of the peer says: whether the peer sends parity, and how many packets
-// it has restored.
+// onHeartbeat handles what a heartbeat of the peer says: whether the peer sends parity, and how
+// many packets it has restored.
 func (p *protection) onHeartbeat(l *Link, sends bool, restored uint64) {
 	p.follow(l)
 	p.peerRestored = restored
@@ -112,7 +112,7 @@ func (p *protection) stopRestoring(l *Link) {
 	}
 }
 
-// stop leaves nothing behind in the socket's tables.
+// stop removes the parity from the socket's tables.
 func (p *protection) stop(l *Link) {
 	p.stopMaking(l)
 	p.stopRestoring(l)

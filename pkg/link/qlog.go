@@ -12,13 +12,14 @@ import (
 	"github.com/quic-go/quic-go/qlogwriter"
 )
 
-// qlogVariable is where QUIC implementations look for a directory to write qlogs into, one file for each connection: what
-// each packet held and when, for tools such as qvis. They are large; QUIC's keys are not in them.
+// qlogVariable names the environment variable with a directory for qlogs, as QUIC implementations
+// have it. A qlog is a large file for each connection: what each packet held and when, for tools
+// such as qvis. It does not contain QUIC's keys.
 const qlogVariable = "QLOGDIR"
 
 type tracer = func(ctx context.Context, isClient bool, id quic.ConnectionID) qlogwriter.Trace
 
-// qlogs is the tracer of all links, nil where nobody asks for qlogs.
+// qlogs returns the tracer of all links, or nil unless qlogVariable is set.
 func qlogs(log *slog.Logger) tracer {
 	dir := os.Getenv(qlogVariable)
 	if dir == "" {
@@ -43,7 +44,7 @@ var (
 	qlogWorks bool
 )
 
-// writable makes a directory, if it is not there, and finds out whether files can be made in it.
+// writable makes a directory if it is missing, and tries to make a file in it.
 func writable(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

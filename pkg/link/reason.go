@@ -6,23 +6,23 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// A Reason is why a link has ended or a dial has failed, in one word of a fixed set, to be counted by. The words for people
-// are those of errors.
+// A Reason is why a link has ended or a dial has failed, in one word of a fixed set, for metrics.
+// The words for people are those of errors.
 type Reason string
 
 // Why links end.
 const (
-	EndClosing    Reason = "closing"    // the other end goes, and will be back
-	EndStopped    Reason = "stopped"    // this end goes, or has no more use for the link
+	EndClosing    Reason = "closing"    // the other end stops, and will be back
+	EndStopped    Reason = "stopped"    // this end stops, or has no more use for the link
 	EndReplaced   Reason = "replaced"   // by a fresh link of this process, after a change of address or a sleep
-	EndSuperseded Reason = "superseded" // by a link of another process with the same key, or of the same one after a restart
+	EndSuperseded Reason = "superseded" // by a link of another process with the same key, or of this node after a restart
 	EndRevoked    Reason = "revoked"    // the key was taken out of the config
 	EndProtocol   Reason = "protocol"   // one end broke the protocol
-	EndSilent     Reason = "silent"     // nothing arrived any more, though something was expected
+	EndSilent     Reason = "silent"     // an expected packet has not arrived
 	EndStuck      Reason = "stuck"      // small packets arrive, but large ones are lost
-	EndIdle       Reason = "idle"       // nothing arrived for QUIC's idle timeout
+	EndIdle       Reason = "idle"       // nothing has arrived for QUIC's idle timeout
 	EndRestarted  Reason = "restarted"  // the other end does not know the link any more
-	EndFailed     Reason = "failed"     // QUIC has given it up
+	EndFailed     Reason = "failed"     // QUIC has given the link up
 )
 
 // Why dials fail.
@@ -30,7 +30,7 @@ const (
 	DialUnresolved Reason = "unresolved"  // the name has no address, or the name server does not answer
 	DialUnsent     Reason = "unsent"      // this host can't send to the relay: no route, or a firewall of its own
 	DialSandbox    Reason = "sandbox"     // a sandbox around this process refuses a system call that a link needs
-	DialNoAnswer   Reason = "no_answer"   // nothing at all has come back
+	DialNoAnswer   Reason = "no_answer"   // nothing has come back
 	DialUnfinished Reason = "unfinished"  // something has come back, but no link came about
 	DialWrongKey   Reason = "wrong_key"   // the relay has another key than the config pins
 	DialUnknownKey Reason = "unknown_key" // the relay does not know this node's key
@@ -40,7 +40,7 @@ const (
 	DialFailed     Reason = "failed"      // anything else
 )
 
-// EndReasons and DialReasons are all that there are.
+// EndReasons and DialReasons list all reasons.
 var (
 	EndReasons = []Reason{
 		EndClosing, EndStopped, EndReplaced, EndSuperseded, EndRevoked, EndProtocol, EndSilent, EndStuck, EndIdle, EndRestarted, EndFailed,
@@ -50,7 +50,7 @@ var (
 	}
 )
 
-// Reason tells why the link ended; it is empty before.
+// Reason returns why the link has ended. It is empty while the link lives.
 func (l *Link) Reason() Reason {
 	err := l.Err()
 	closed, ok := errors.AsType[*ClosedError](err)

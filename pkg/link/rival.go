@@ -15,22 +15,23 @@ import (
 // process that dials anew, and takes its newest link.
 
 const (
-	// answerLeast is how long the holder of a peer's place has to answer before another process gets it. A process that
-	// was killed and runs again waits that long.
+	// answerLeast is the least time that the holder of a place has to answer. A process that was
+	// killed and runs again waits so long for its place.
 	answerLeast = time.Second
-	// answerMost is below the time that the other process gives its dial.
+	// answerMost bounds that time. It is below the time that the rival gives its dial.
 	answerMost = dialAnswered / 2
-	// answerLook is how often the listener looks whether an answer has come.
+	// answerLook is the interval at which the listener looks for an answer.
 	answerLook = 20 * time.Millisecond
-	// tellGap is the least time between two messages to the holder that another process was turned away.
+	// tellGap is the least time between two messages to the holder about rivals.
 	tellGap = 5 * time.Second
-	// contestedMost bounds the pause between two dials of a process that was turned away: it is back so soon after the
-	// other has gone. It is below a relay's park_timeout, so new connections wait for it.
+	// contestedMost bounds the pause between two dials of a process that was turned away: so soon
+	// it is back after the holder has gone. It is below a relay's park_timeout, so new connections
+	// wait for it.
 	contestedMost = 4 * time.Second
 )
 
-// keepsPlace reports whether another process than that of link has its peer's place, and answers. It returns the link of
-// that process, or else the link that link may replace, nil if there is none.
+// keepsPlace reports whether a rival of link has the peer's place and answers. It returns the link
+// of the rival. If it reports false, it returns the link that link may replace, or nil.
 func (l *Listener) keepsPlace(ctx context.Context, link *Link) (holder *Link, keeps bool) {
 	holder = l.links().get(link.Peer())
 	if holder == nil || !holder.isRival(link) || !holder.answers(ctx, link) {
@@ -43,14 +44,14 @@ func (l *Listener) keepsPlace(ctx context.Context, link *Link) (holder *Link, ke
 	return holder, true
 }
 
-// isRival reports whether the two links are known to be of two processes.
+// isRival reports whether two links are known to be of two processes.
 func (l *Link) isRival(other *Link) bool {
 	none := wire.Instance{}
 	return l.instance != none && other.instance != none && l.instance != other.instance
 }
 
-// answers reports whether the peer answers a heartbeat. It returns early when ctx is done or the other link, for which the
-// caller asks, is over.
+// answers reports whether the peer answers a heartbeat. It returns early when ctx is done, or the
+// other link, for which the caller asks, is over.
 func (l *Link) answers(ctx context.Context, other *Link) bool {
 	stats := l.conn.ConnectionStats()
 	timeout := time.NewTimer(min(max(answerLeast, 4*stats.SmoothedRTT)+lateFactor*l.clock.Late(), answerMost))
@@ -76,8 +77,8 @@ func (l *Link) answers(ctx context.Context, other *Link) bool {
 	}
 }
 
-// ask sends a heartbeat, which QUIC at the other end acknowledges at once. It returns false if the last one is too young, or
-// the link has not started: then the caller asks again.
+// ask sends a heartbeat, which QUIC at the other end acknowledges at once. It reports false if the
+// last one is too recent or the link has not started. Then the caller asks again.
 func (p *pulse) ask() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -94,7 +95,7 @@ func (p *pulse) ask() bool {
 	return true
 }
 
-// tellContested tells the peer that a process with its key was turned away.
+// tellContested tells the peer that a rival was turned away.
 func (l *Link) tellContested(other *Link) {
 	now := uint32((tellGap + time.Since(l.since)) / time.Second)
 	if last := l.toldAt.Load(); now-last < uint32(tellGap/time.Second) || !l.toldAt.CompareAndSwap(last, now) {
@@ -115,10 +116,10 @@ const (
 	contestedAway = "another node holds this node's key, and answers: the relay keeps its link, and turns ours away. " + contestedHint
 )
 
-// contestedLines bound how often a node that keeps its link says that another has come.
+// contestedLines returns the rate of lines about rivals at a node that keeps its link.
 func contestedLines() *rate.Limiter { return rate.NewLimiter(rate.Every(10*time.Minute), 1) }
 
-// onContested is told by the relay that it has turned another process with this node's key away.
+// onContested handles the relay's report that it has turned a rival away.
 func (d *Dialer) onContested(m *wire.Contested) {
 	d.noteRival()
 	if d.rivalLogRate.Allow() {
@@ -126,7 +127,7 @@ func (d *Dialer) onContested(m *wire.Contested) {
 	}
 }
 
-// meet notes that another process with this node's key is at the relay.
+// noteRival notes that a rival is at the relay.
 func (d *Dialer) noteRival() {
 	d.mu.Lock()
 	d.contested = time.Now()

@@ -11,32 +11,34 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// A packet costs more than what is in it: a system call at each end, a wake-up, and the work of QUIC. So what nobody waits
-// for, such as the end of a stream, waits for the next packet that leaves on the link anyway; on a link with much to do that
-// is soon. Where nothing else leaves, it goes by itself after laterDelay.
+// A packet costs more than its content: a system call at each end, a wake-up, and the work of QUIC.
+// So data that nobody waits for, such as the end of a stream, waits for the next packet that leaves
+// on the link. If none leaves, it is sent after laterDelay. TestLaterGoesAlongWithOthers counts the
+// packets that this saves.
 const (
 	laterDelay = time.Millisecond
-	// laterMost is how much of one stream may wait: what fits into a packet with others.
+	// laterMost is how many bytes of one stream may wait: what fits into a packet beside others.
 	laterMost = 512
-	// laterAgain is when what found no room in a flow-control window is tried again, and laterAgainMost how rarely at last.
+	// laterAgain is the first wait of data without room in a flow-control window. The wait doubles
+	// up to laterAgainMost.
 	laterAgain     = 20 * time.Millisecond
 	laterAgainMost = time.Second
-	// lingerTime is how long a link that is to be closed waits for what it has just written to leave.
+	// lingerTime is how long finish waits until what it has just written has left.
 	lingerTime = 5 * time.Millisecond
 )
 
-// later is what waits on a link.
+// A later is the queue of streams with data that waits for the next packet.
 type later struct {
-	any atomic.Bool // there is something for the next packet
+	any atomic.Bool // a stream waits for the next packet
 
 	mu      sync.Mutex
 	streams []*Stream
-	spare   []*Stream // of the last time, for its memory
+	spare   []*Stream // the last queue, for its memory
 	timer   *time.Timer
-	armed   time.Duration // what the timer was set to; 0: it does not run
+	armed   time.Duration // what the timer was set to; 0 if it does not run
 }
 
-// add queues a stream, whose lock its caller holds, and which isn't queued yet.
+// add queues a stream that is not queued. The caller holds the stream's lock.
 func (q *later) add(s *Stream, wait time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -55,7 +57,7 @@ func (q *later) add(s *Stream, wait time.Duration) {
 	q.armed = wait
 }
 
-// stop ends the timer, when the link is over.
+// stop ends the timer when the link is over.
 func (q *later) stop() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -64,7 +66,7 @@ func (q *later) stop() {
 	}
 }
 
-// onLaterTimer is called by the timer.
+// onLaterTimer writes all that waits.
 func (l *Link) onLaterTimer() {
 	l.later.mu.Lock()
 	l.later.armed = 0
@@ -72,10 +74,10 @@ func (l *Link) onLaterTimer() {
 	l.writeWaiting()
 }
 
-// flush writes what waits for the next packet. It tells whether there was anything.
+// flush writes what waits for the next packet, and reports whether there was anything.
 func (l *Link) flush() bool { return l.later.any.Load() && l.writeWaiting() }
 
-// writeLater writes all that waits.
+// writeWaiting writes all that waits, and reports whether there was anything.
 func (l *Link) writeWaiting() bool {
 	q := &l.later
 	q.mu.Lock()
@@ -101,7 +103,7 @@ func (l *Link) writeWaiting() bool {
 	return true
 }
 
-// finish closes a link when what waits on it has left: a close would overtake it.
+// finish closes a link after the data that waits on it has left. A close would overtake that data.
 func (l *Link) finish(reason string) {
 	if l.flush() {
 		timer := time.NewTimer(lingerTime)
@@ -114,7 +116,7 @@ func (l *Link) finish(reason string) {
 	l.Close(wire.CloseClosing, reason)
 }
 
-// settleLocked writes what waits on the stream, or queues it again if there is no room for it.
+// settleLocked writes what waits on the stream, or queues it again if there is no room.
 func (s *Stream) settleLocked() {
 	if len(s.waiting) > 0 {
 		if errors.Is(s.stream.TryWriteAll(s.waiting), quic.ErrWouldBlock) {
@@ -137,8 +139,9 @@ func (s *Stream) queueLocked(wait time.Duration) {
 	}
 }
 
-// WriteLater is a Write of little that need not hurry: it copies p, which leaves with the next packet of the link, or soon.
-// What is written to the stream after it comes after it. It never waits; where it fails, so does what is written next.
+// WriteLater copies p, which leaves with the next packet of the link or after laterDelay. p should
+// be small. Later writes to the stream come after p. WriteLater never waits. If it fails, the next
+// write fails.
 func (s *Stream) WriteLater(p []byte) {
 	s.mu.Lock()
 	s.waiting = append(s.waiting, p...)
@@ -150,8 +153,8 @@ func (s *Stream) WriteLater(p []byte) {
 	}
 }
 
-// End is a WriteLater of the last bytes, if there are any, and a CloseWrite behind them. It must not be called beside Write.
-// On a half that has been reset already it returns how.
+// End writes the last bytes, if any, as WriteLater does, and CloseWrite behind them. It must not be
+// called beside Write. On a half that was reset it returns how.
 func (s *Stream) End(p []byte) error {
 	if s.stream.Context().Err() != nil {
 		return s.CloseWrite()
@@ -168,7 +171,7 @@ func (s *Stream) End(p []byte) error {
 	return nil
 }
 
-// writeWaiting writes what waits on the stream, before something else. It may have to wait.
+// writeWaiting writes what waits on the stream, before other data. It may wait for room.
 func (s *Stream) writeWaiting() error {
 	s.mu.Lock()
 	waiting := s.waiting
@@ -186,7 +189,7 @@ func (s *Stream) writeWaiting() error {
 	return streamError(err)
 }
 
-// tryWrite writes what waits on the stream, and p behind it, or nothing.
+// tryWrite writes what waits on the stream and then p, or nothing.
 func (s *Stream) tryWrite(p []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -200,7 +203,7 @@ func (s *Stream) tryWrite(p []byte) error {
 	return err
 }
 
-// endWaiting has the stream ended behind what waits on it, if anything does.
+// endWaiting ends the stream behind the data that waits on it. It reports false if none waits.
 func (s *Stream) endWaiting() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -213,7 +216,7 @@ func (s *Stream) endWaiting() bool {
 	return true
 }
 
-// dropWaiting forgets what waits on the stream.
+// dropWaiting drops what waits on the stream.
 func (s *Stream) dropWaiting() {
 	s.mu.Lock()
 	s.waiting, s.ending = nil, false

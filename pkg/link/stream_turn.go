@@ -6,42 +6,46 @@ import (
 	"time"
 )
 
-// QUIC takes turns between streams with every packet. Where hundreds have much to send, what arrives of each is one packet at a
-// time, and every node wakes a goroutine for each of them, and makes a system call at the end. So large writes take turns too,
-// and what arrives of a stream comes together: with 1,000 uploads at once, all three processes took 58 to 68 % of the processor
-// time that they take without. Small writes go at once, beside those whose turn it is.
+// QUIC alternates between streams with each packet. With hundreds of large writes, each stream's
+// data arrives one packet at a time. Every node then wakes a goroutine, and makes a system call,
+// for each packet. So large writes take turns, and a stream's data arrives together. With 1,000
+// uploads at once the three processes take 58 to 68 % of the processor time that they take without.
+// Small writes are sent at once, beside the turns.
 const (
-	// turnLeast is the least that waits for a turn, in bytes. A request and most answers are less, and so is what a relay has
-	// read of a stream that came packet by packet. Measured: 8 and 24 KiB do as well, with 4 it saves less.
+	// turnLeast is the size in bytes of the smallest write that takes a turn. Requests, most
+	// answers, and what a relay reads of a stream packet by packet are smaller. 8 and 24 KiB
+	// measure alike, 4 KiB saves less.
 	turnLeast = 16 << 10
-	// turnsMost is how many have theirs at a time. Measured with 1,000 streams: 2, 4, 8 and 16 are alike. It is as many as hardly
-	// ever have to wait.
+	// turnsMost is the number of turns at a time. With 1,000 streams 2, 4, 8 and 16 measure alike.
+	// With 8, few streams ever wait.
 	turnsMost = 8
-	// turnTime is how long a turn lasts, and twice that at most, if others wait: a stream whose peer does not read holds up nobody
-	// for longer, and on a slow link all have a turn at once, as if there were none.
+	// turnTime is how long a turn lasts while others wait, and half of how long it can last. So a
+	// stream whose peer does not read delays the others no longer. On a slow link all streams have
+	// a turn at once.
 	turnTime = 20 * time.Millisecond
 )
 
-// turns are those of one link. The zero value is ready.
+// turns are the turns of one link. The zero value is ready.
 type turns struct {
 	mu      sync.Mutex
-	epoch   uint64    // counts the times that turns have ended by themselves
-	fresh   int       // turns that were taken in this epoch
-	stale   int       // and in the one before; older ones are over
-	waiting list.List // of *Stream; if there are any, all turns are taken
+	epoch   uint64    // counts the expiries of turns
+	fresh   int       // turns taken in this epoch
+	stale   int       // turns taken in the last epoch; older ones have expired
+	waiting list.List // of *Stream; not empty only while all turns are taken
 	timer   *time.Timer
-	runs    bool // the timer; while any wait
+	runs    bool // the timer runs: streams wait
 }
 
-// A turn is a stream's part in it, under the lock of turns.
+// A turn is a stream's part in turns, guarded by the lock of turns.
 type turn struct {
-	epoch   uint64        // in which it was taken
-	place   *list.Element // in the queue; nil: it isn't there
-	granted chan struct{} // told when it may go on; made when it has to wait for the first time
-	exempt  bool          // it waits for nobody: its writes fail, or are to be over at a deadline
+	epoch   uint64        // in which the turn was taken
+	place   *list.Element // in the queue; nil if the stream does not wait
+	granted chan struct{} // receives a value when the wait is over; nil before the first wait
+	exempt  bool          // the stream does not wait: its writes fail or have a deadline
 }
 
-// take waits until it is the stream's turn, or until it is in a exempt, and tells whether it had to wait. Its caller gives it back.
+// take waits for the stream's turn, or until the stream is exempt. It reports whether it has
+// waited. The caller calls give.
 func (q *turns) take(s *Stream) (waited bool) {
 	q.mu.Lock()
 	if s.turn.exempt || q.fresh+q.stale < turnsMost {
@@ -70,7 +74,7 @@ func (q *turns) beginLocked(s *Stream) {
 	q.fresh++
 }
 
-// give ends the stream's turn, if it isn't over by itself.
+// give ends the stream's turn if it has not expired.
 func (q *turns) give(s *Stream) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -83,7 +87,7 @@ func (q *turns) give(s *Stream) {
 	q.nextLocked()
 }
 
-// exempt says whether the stream goes on without waiting for its turn, from now on and if it waits now.
+// exempt sets whether the stream waits for turns. It also ends a wait.
 func (q *turns) exempt(s *Stream, on bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -93,7 +97,7 @@ func (q *turns) exempt(s *Stream, on bool) {
 	}
 }
 
-// wakeLocked has a stream that waits begin its turn.
+// wakeLocked begins the turn of a waiting stream.
 func (q *turns) wakeLocked(s *Stream) {
 	q.waiting.Remove(s.turn.place)
 	s.turn.place = nil
@@ -101,14 +105,14 @@ func (q *turns) wakeLocked(s *Stream) {
 	s.turn.granted <- struct{}{}
 }
 
-// nextLocked gives the turns that are free to those who wait.
+// nextLocked gives free turns to waiting streams.
 func (q *turns) nextLocked() {
 	for q.waiting.Len() > 0 && q.fresh+q.stale < turnsMost {
 		q.wakeLocked(q.waiting.Front().Value.(*Stream))
 	}
 }
 
-// over is called by the timer: turns that began before its last call end.
+// over is the timer's function. It expires the turns that began before its last call.
 func (q *turns) over() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
