@@ -20,12 +20,12 @@ type incoming struct {
 // tipAtOnce is how long Accept itself waits for a tip. A later tip is read by a goroutine.
 const tipAtOnce = 2 * time.Millisecond
 
-// Accept returns the peer's next stream with its tip. A stream without a tip delays no other stream:
-// after TipTimeout it is reset. A malformed tip is answered with 400. Accept fails when the link is
-// over (Err has the reason) or ctx is done. Only one goroutine may call it.
+// Accept returns the peer's next stream with its tip. A stream without a tip delays no other
+// stream: after TipTimeout it is reset. A malformed tip is answered with 400. Accept fails when the
+// link is over (Err has the reason) or ctx is done. Only one goroutine may call it.
 //
-// A tip arrives in its stream's first packet as a rule, so Accept reads it itself. A late tip gets a
-// goroutine of its own.
+// A tip arrives in its stream's first packet as a rule, so Accept reads it itself. A late tip gets
+// a goroutine of its own.
 func (l *Link) Accept(ctx context.Context) (*Stream, wire.Message, error) {
 	for {
 		next := l.nextStream(ctx)
@@ -49,9 +49,9 @@ func (l *Link) Accept(ctx context.Context) (*Stream, wire.Message, error) {
 	}
 }
 
-// nextStream waits for a stream of the peer. A stream whose late tip has arrived comes with its tip, a
-// new stream without. It returns nothing when a late tip has arrived or failed, or the link or ctx is
-// over.
+// nextStream waits for a stream of the peer. A stream whose late tip has arrived comes with its
+// tip, a new stream without. It returns nothing when a late tip has arrived or failed, or the link
+// or ctx is over.
 func (l *Link) nextStream(ctx context.Context) incoming {
 	l.accept.mu.Lock()
 	if len(l.accept.ready) > 0 {
@@ -107,7 +107,8 @@ type readTip struct {
 // peekTip takes a tip if all of it arrives within tipAtOnce. Otherwise it takes nothing.
 func (s *Stream) peekTip() (tip readTip, there bool) {
 	_ = s.SetReadDeadline(time.Now().Add(tipAtOnce))
-	var head [3]byte // type and length, as anyone but an attacker writes them: one byte, and one or two
+	// Type and length: one byte, and one or two. Longer encodings are read as late tips.
+	var head [3]byte
 	n := 2
 	if _, err := s.stream.Peek(head[:n]); err != nil {
 		return readTip{}, false
@@ -131,8 +132,8 @@ func (s *Stream) peekTip() (tip readTip, there bool) {
 	if _, err := s.stream.Peek(b); err != nil {
 		return readTip{}, false
 	}
-	// It is all there: the read waits for nothing, and must not fail because the time for waiting has just run out. What stays
-	// unread would be taken for the first bytes behind the tip.
+	// The tip is there, so the read does not wait. It must not fail because the deadline has just
+	// passed: unread bytes would be taken for data behind the tip.
 	_ = s.SetReadDeadline(time.Time{})
 	if _, tip.err = io.ReadFull(s.stream, b); tip.err == nil {
 		tip.message, _, tip.err = wire.Parse(b)
@@ -183,7 +184,8 @@ func (l *Link) takeTip(s *Stream, tip readTip) bool {
 	case nil:
 		if tip.err == nil || errors.Is(tip.err, wire.ErrMalformed) {
 			l.badTips.Do(func() {
-				l.log.Warn("a stream can't be understood: the peer is of another version, or no ptthqd (of such lines there is one a minute at most)",
+				l.log.Warn("a stream can't be understood: the peer is of another version, or "+
+					"no ptthqd (of such lines there is one a minute at most)",
 					slog.String("peer", l.Peer()), slog.Any("error", tip.err))
 			})
 			s.refuse(wire.StatusMalformed, "the tip can't be understood")

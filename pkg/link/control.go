@@ -10,9 +10,19 @@ import (
 	"ptthqd/pkg/wire"
 )
 
+const (
+	// messageGap is the least time between two control messages that are read, after a burst of
+	// messageBurst. An honest peer sends ten a second at most. The others wait in the peer's
+	// flow-control window.
+	messageGap   = 50 * time.Millisecond
+	messageBurst = 40
+	// controlTimeout bounds how long a message waits for the peer to read its control stream.
+	controlTimeout = 5 * time.Second
+)
+
 // relayEvents is what a link of a client or server reports of its relay.
 type relayEvents struct {
-	release   func() // closes what the link was dialled with; called when the link is over
+	release   func() // called when the link is over; closes its socket
 	revoked   func(l *Link, r *wire.Revoked)
 	welcome   func(name string)
 	contested func(*wire.Contested)
@@ -44,12 +54,12 @@ func (l *Link) takeControl() bool {
 			l.relay.once.confirmed.Do(func() { close(l.relay.confirmed) })
 		}
 	case *wire.Closing:
-		if l.role == roleNode { // only a relay says so
+		if l.role == roleNode {
 			l.relay.once.closing.Do(func() { close(l.relay.closing) })
 		}
 	case *wire.Revoked:
 		if l.role == roleNode {
-			l.pulse.readable = 0 // the relay may withdraw a thousand rights at once
+			l.pulse.readable = 0 // a relay may withdraw a thousand rights at once
 			if l.relay.revoked != nil {
 				l.relay.revoked(l, m)
 			}
@@ -62,7 +72,7 @@ func (l *Link) takeControl() bool {
 		if l.role == roleNode && l.relay.contested != nil {
 			l.relay.contested(m)
 		}
-	case nil: // of a later version
+	case nil: // of a later version of the protocol
 	default:
 		l.Close(wire.CloseProtocol, "a message that is none of the control stream's")
 		return false
@@ -118,8 +128,9 @@ func (l *Link) SendWelcome(name string) error { return l.sendControl(&wire.Welco
 func (l *Link) sendControl(m wire.Message) error {
 	_ = l.control.SetWriteDeadline(time.Now().Add(controlTimeout))
 	if _, err := l.control.Write(wire.Append(nil, m)); err != nil {
-		if l.conn.Context().Err() == nil { // half a message may have left
-			l.log.Warn("the peer does not read its control stream", slog.String("peer", l.Peer()), slog.Any("error", err))
+		if l.conn.Context().Err() == nil { // half of the message may have left
+			l.log.Warn("the peer does not read its control stream", slog.String("peer", l.Peer()),
+				slog.Any("error", err))
 			l.Close(wire.CloseProtocol, "the control stream is not read")
 		}
 		return streamError(err)

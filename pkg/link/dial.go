@@ -30,14 +30,15 @@ const (
 	eagerFor      = time.Minute      // after a loss: one dial follows another without a pause
 	backoffFirst  = time.Second      // the first pause after eagerFor; pauses double
 	shortLived    = 5 * time.Second  // a link of a shorter life does not reset the pauses
-	backoffMost   = 30 * time.Second
+	backoffMost   = 30 * time.Second // the longest pause
 	supersededMin = 30 * time.Second // the first pause after a rival has taken the place
-	supersededMax = 5 * time.Minute
+	supersededMax = 5 * time.Minute  // the longest such pause
 	resolveTime   = 3 * time.Second  // what the name server gets while addresses are known
-	resolveMost   = 25 * time.Second // what it gets otherwise: the resolver tries each of its servers for 5 s, twice
-	maxAddresses  = 8                // addresses of a name that a dial tries
-	watchEvery    = 2 * time.Second  // between two looks at the local address and the clocks
-	sleptAfter    = 5 * time.Second  // a look that is later than this shows that the host has slept
+	// what it gets otherwise: the resolver tries each of its servers for 5 s, twice
+	resolveMost  = 25 * time.Second
+	maxAddresses = 8               // addresses of a name that a dial tries
+	watchEvery   = 2 * time.Second // between two looks at the local address and the clocks
+	sleptAfter   = 5 * time.Second // a look that is later than this shows that the host has slept
 )
 
 // A Dialer keeps a link to a relay: it dials until Run ends. Set the fields, then call Run once.
@@ -93,20 +94,21 @@ type Dialer struct {
 	clock awake.Clock // measures the patience of dials and the silence of links
 
 	// Only Run uses these.
-	log          *slog.Logger
-	limits       atomic.Pointer[Limits]
-	hits         hits
-	unknown      bool // the relay's last answer was that it does not know the key
-	tls          atomic.Pointer[tls.Config]
-	host         string
-	port         uint16
-	known        []netip.AddrPort // the addresses of the name, as last resolved
-	lookup       lookup
-	roundTrip    time.Duration // of the last link
-	dialAt       time.Time     // when the last dial began
-	rivalPause   time.Duration // the last pause after a rival has taken this node's place
-	notBefore    time.Time     // the end of that pause
-	shortLinks   int           // short-lived links in a row; two may be a relay that has restarted twice
+	log        *slog.Logger
+	limits     atomic.Pointer[Limits]
+	hits       hits
+	unknown    bool // the relay's last answer was that it does not know the key
+	tls        atomic.Pointer[tls.Config]
+	host       string
+	port       uint16
+	known      []netip.AddrPort // the addresses of the name, as last resolved
+	lookup     lookup
+	roundTrip  time.Duration // of the last link
+	dialAt     time.Time     // when the last dial began
+	rivalPause time.Duration // the last pause after a rival has taken this node's place
+	notBefore  time.Time     // the end of that pause
+	// short-lived links in a row; two may be a relay that has restarted twice
+	shortLinks   int
 	outage       outage
 	logRate      *rate.Limiter   // of the log lines about links
 	tokens       quic.TokenStore // spare a Retry, also after a restart of the relay
@@ -129,7 +131,8 @@ type State struct {
 	LastError string    // why the last dial failed or the last link ended, for people; empty before
 	Reason    Reason    // LastError in one word
 	NextDial  time.Time // when the next dial begins; zero unless the Dialer waits for it
-	Contested time.Time // when a rival last took or tried to take this node's place; zero if none has
+	// when a rival last took or tried to take this node's place; zero if none has
+	Contested time.Time
 }
 
 // SetLimits changes the limits of later links. Windows stays what it is.
@@ -157,7 +160,7 @@ func (d *Dialer) State() State {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	state := d.state
-	if state.Link != nil && state.Link.Err() != nil { // it died while a newer one was being dialled
+	if state.Link != nil && state.Link.Err() != nil { // a newer one is being dialled
 		state.LastError = cmp.Or(state.LastError, state.Link.Err().Error())
 		state.Link = nil
 	}
@@ -182,7 +185,7 @@ func (d *Dialer) Run(ctx context.Context) error {
 	var current *Link
 	for {
 		link, err := d.redial(ctx, current, kicks)
-		if current != nil { // it may still live, after a kick
+		if current != nil { // after a kick it may still live
 			current.Close(wire.CloseClosing, "replaced by a newer link")
 		}
 		if err != nil {
@@ -255,7 +258,8 @@ var errKicked = errors.New("a new dial is due")
 func (d *Dialer) redial(ctx context.Context, old *Link, kicks <-chan string) (*Link, error) {
 	eagerUntil := time.Now().Add(eagerFor)
 	pause := backoffFirst
-	next := d.dialAt.Add(min(dialLeast<<min(max(d.shortLinks-2, 0), 5), backoffMost)) // in the past, if the last link lived
+	// In the past, unless the last links were short-lived.
+	next := d.dialAt.Add(min(dialLeast<<min(max(d.shortLinks-2, 0), 5), backoffMost))
 	for {
 		why, err := d.waitUntil(ctx, next, kicks)
 		if err != nil {
@@ -269,12 +273,12 @@ func (d *Dialer) redial(ctx context.Context, old *Link, kicks <-chan string) (*L
 		patience := max(dialLeast, 4*d.roundTrip)
 		eager := time.Now().Before(eagerUntil)
 		if !eager {
-			patience = max(patience, dialAnswered) // a path may be slower than anyone thought
+			patience = max(patience, dialAnswered) // the path may be slow
 		}
 		link, err := d.dialFor(ctx, old, patience, !eager)
 		if err == nil {
 			select {
-			case <-kicks: // what it was about is done
+			case <-kicks: // the new link answers it
 			default:
 			}
 			return link, nil
@@ -303,7 +307,9 @@ func (d *Dialer) redial(ctx context.Context, old *Link, kicks <-chan string) (*L
 }
 
 // dialFor dials as dial does. A kick ends a patient dial early.
-func (d *Dialer) dialFor(ctx context.Context, old *Link, patience time.Duration, patient bool) (*Link, error) {
+func (d *Dialer) dialFor(
+	ctx context.Context, old *Link, patience time.Duration, patient bool,
+) (*Link, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	d.dialAt = time.Now()
@@ -322,13 +328,15 @@ func (d *Dialer) dialFor(ctx context.Context, old *Link, patience time.Duration,
 
 // waitUntil waits until next, or until a kick, which it returns. A kick does not shorten
 // rivalPause.
-func (d *Dialer) waitUntil(ctx context.Context, next time.Time, kicks <-chan string) (why string, err error) {
+func (d *Dialer) waitUntil(
+	ctx context.Context, next time.Time, kicks <-chan string,
+) (why string, err error) {
 	if next.Before(d.notBefore) {
 		next = d.notBefore
 		kicks = nil
 	}
 	select {
-	case why = <-kicks: // before a time that is over already
+	case why = <-kicks: // even if next is in the past
 		return why, nil
 	default:
 	}
@@ -344,8 +352,8 @@ func (d *Dialer) waitUntil(ctx context.Context, next time.Time, kicks <-chan str
 	}
 }
 
-// dial makes one attempt. It waits at most patience for any answer, and then at most dialAnswered for
-// the link.
+// dial makes one attempt. It waits at most patience for any answer, and then at most dialAnswered
+// for the link.
 func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (*Link, error) {
 	addresses, err := d.addresses(ctx)
 	if err != nil {
@@ -378,10 +386,12 @@ func (d *Dialer) dial(ctx context.Context, old *Link, patience time.Duration) (*
 	return link, nil
 }
 
-// introduce opens the control stream and waits until the relay has let this node in. For the dialler
-// the handshake is over before the relay has looked at its key: only the relay's first heartbeat says
-// that the key is admitted.
-func (d *Dialer) introduce(ctx context.Context, winner *runner, old *Link, limits *Limits, release func()) (*Link, error) {
+// introduce opens the control stream and waits until the relay has let this node in. For the
+// dialler the handshake is over before the relay has looked at its key: only the relay's first
+// heartbeat says that the key is admitted.
+func (d *Dialer) introduce(
+	ctx context.Context, winner *runner, old *Link, limits *Limits, release func(),
+) (*Link, error) {
 	conn := winner.conn
 	key, err := ident.PeerKey(conn.ConnectionState().TLS)
 	if err != nil {
@@ -392,7 +402,7 @@ func (d *Dialer) introduce(ctx context.Context, winner *runner, old *Link, limit
 		return nil, err
 	}
 	if old != nil {
-		old.replaced.Store(true) // before the relay can hear of the new one
+		old.replaced.Store(true) // before the relay can hear of the new link
 	}
 	if _, err := control.Write(wire.Append(nil, &wire.Control{Instance: d.Instance})); err != nil {
 		return nil, err

@@ -4,6 +4,6 @@ package link
 
 import "time"
 
-// sinceBoot goes on while the host is suspended. Here it is the wall clock: one that is set forward looks like a sleep, and
-// costs a fresh link.
+// sinceBoot returns the wall clock. A clock that is set forward looks like a sleep, and causes a
+// fresh link.
 func sinceBoot() time.Duration { return time.Duration(time.Now().UnixNano()) }

@@ -44,20 +44,24 @@ func (d *Dialer) down(link *Link) {
 		d.shortLinks = 0
 	case closed != nil && closed.Remote:
 		d.shortLinks++
-	default: // the relay has crashed, or the path is bad: who comes back is to be found at once
+	default: // the relay has crashed or the path is bad: dial at once
 		d.shortLinks = 1
 	}
-	now := State{Address: d.Address, Since: time.Now(), LastError: err.Error(), Reason: link.Reason()}
+	now := State{
+		Address: d.Address, Since: time.Now(), LastError: err.Error(), Reason: link.Reason(),
+	}
 	defer func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		now.Contested = d.contested
 		d.state = now
 	}()
-	if closed != nil && closed.Code == wire.CloseContested && closed.Remote && !link.replaced.Load() {
+	if closed != nil && closed.Code == wire.CloseContested && closed.Remote &&
+		!link.replaced.Load() {
 		d.noteRival()
 	}
-	if closed == nil || closed.Code != wire.CloseSuperseded || !closed.Remote || link.replaced.Load() {
+	if closed == nil || closed.Code != wire.CloseSuperseded || !closed.Remote ||
+		link.replaced.Load() {
 		d.logLinkAt(link.endLevel(), "link down", slog.Any("reason", err))
 		if time.Since(link.since) > supersededMax {
 			d.rivalPause = 0
@@ -70,10 +74,12 @@ func (d *Dialer) down(link *Link) {
 	now.NextDial = d.notBefore
 	now.LastError = contestedWords
 	d.log.Error(contestedWords,
-		slog.Any("public_key", d.Identity.Public()), slog.Any("reason", err), slog.Duration("pause", d.rivalPause))
+		slog.Any("public_key", d.Identity.Public()), slog.Any("reason", err),
+		slog.Duration("pause", d.rivalPause))
 }
 
-const contestedWords = "another node holds this node's key: the relay gave its link preference over ours. " + contestedHint
+const contestedWords = "another node holds this node's key: the relay gave its link preference " +
+	"over ours. " + contestedHint
 
 // failed notes a failed dial. Only few of them are logged.
 func (d *Dialer) failed(f failure, next time.Time) {
@@ -84,9 +90,12 @@ func (d *Dialer) failed(f failure, next time.Time) {
 	d.state.NextDial = next
 	d.mu.Unlock()
 	if n, worth := d.outage.add(f); worth {
-		level, msg, attrs := slog.LevelWarn, "no link to the relay", []any{slog.String("error", f.words), slog.Int("failed_dials", n)}
+		level, msg, attrs := slog.LevelWarn, "no link to the relay", []any{
+			slog.String("error", f.words), slog.Int("failed_dials", n),
+		}
 		if f.reason == DialContested {
-			level, msg, attrs[0] = slog.LevelError, f.words, slog.Any("public_key", d.Identity.Public())
+			level, msg = slog.LevelError, f.words
+			attrs[0] = slog.Any("public_key", d.Identity.Public())
 		}
 		d.log.Log(context.Background(), level, msg, attrs...)
 	}

@@ -69,7 +69,8 @@ func (d *Dialer) probe(ctx context.Context, p *Probed) error {
 	}
 	config := d.limits.Load().quicConfig(newGrants(nil))
 	config.HandshakeIdleTimeout = 2 * dialAnswered
-	config.KeepAlivePeriod = time.Millisecond // QUIC looks for a larger MTU only while it sends something: several times a round trip
+	// QUIC looks for a larger MTU only while it sends something.
+	config.KeepAlivePeriod = time.Millisecond
 
 	seen := new(probeTrace)
 	config.Tracer = seen.trace
@@ -93,7 +94,7 @@ func (d *Dialer) probe(ctx context.Context, p *Probed) error {
 		winner.close()
 	}()
 	p.Remote = carrier.AddrPort(conn.RemoteAddr())
-	// For this end the handshake is over before the relay has checked the key's signature.
+	// The handshake is over here before the relay has checked the signature.
 	if err := seen.await(handshake, conn, seen.isDone); err != nil {
 		return err
 	}
@@ -102,7 +103,7 @@ func (d *Dialer) probe(ctx context.Context, p *Probed) error {
 
 	looking, cancel := context.WithTimeout(ctx, probeMTU)
 	defer cancel()
-	_ = seen.await(looking, conn, seen.isMeasured) // what was found until then counts
+	_ = seen.await(looking, conn, seen.isMeasured) // the size found so far counts
 	if err := awaitVerdict(ctx, conn); err != nil {
 		return err
 	}
@@ -128,7 +129,8 @@ func awaitVerdict(ctx context.Context, conn *quic.Conn) error {
 		return context.Cause(ctx)
 	}
 	err := context.Cause(conn.Context())
-	if e, ok := errors.AsType[*quic.ApplicationError](err); ok && e.Remote && wire.CloseCode(e.ErrorCode) == wire.CloseProtocol {
+	if e, ok := errors.AsType[*quic.ApplicationError](err); ok && e.Remote &&
+		wire.CloseCode(e.ErrorCode) == wire.CloseProtocol {
 		return nil
 	}
 	return err
@@ -192,10 +194,10 @@ func (w *probeTrace) mtu() int {
 }
 
 // await waits until seen returns true, or until the connection or ctx is over.
-func (w *probeTrace) await(ctx context.Context, conn *quic.Conn, is func() bool) error {
+func (w *probeTrace) await(ctx context.Context, conn *quic.Conn, seen func() bool) error {
 	for {
 		w.mu.Lock()
-		if is() {
+		if seen() {
 			w.mu.Unlock()
 			return nil
 		}

@@ -31,9 +31,9 @@ var (
 	errOnlySmall = errors.New("answered small packets alone")
 )
 
-// A race is one dial: it tries the ways to a relay, each headStart after the one before or as soon as
-// one has failed. The way on which a handshake ends first wins. Each way has a socket of its own, so a
-// NAT or firewall that is stuck with the port of an earlier dial does no harm.
+// A race is one dial: it tries the ways to a relay, each headStart after the one before or as soon
+// as one has failed. The way on which a handshake ends first wins. Each way has a socket of its
+// own, so a NAT or firewall that is stuck with the port of an earlier dial does no harm.
 type race struct {
 	tls    *tls.Config
 	config *quic.Config
@@ -61,13 +61,14 @@ func (r *race) run(ctx context.Context, ways []way) (*runner, error) {
 	results := make(chan result, len(ways))
 	var dials sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)
-	defer func() { // a loser may have been as fast as the winner
+	defer func() { // a loser may be as fast as the winner
 		cancel()
 		dials.Wait()
 		close(results)
 		for loser := range results {
 			if loser.err == nil {
-				_ = loser.runner.conn.CloseWithError(quic.ApplicationErrorCode(wire.CloseClosing), "another address was faster")
+				_ = loser.runner.conn.CloseWithError(quic.ApplicationErrorCode(wire.CloseClosing),
+					"another address was faster")
 				loser.runner.close()
 			}
 		}
@@ -149,22 +150,25 @@ func (r *race) sendError() (err error) {
 }
 
 // sendSmall sends a packet of an unknown connection on each way. A relay answers with a stateless
-// reset (RFC 9000, section 10.3). QUIC's handshake takes packets of 1,200 bytes. Where the path loses
-// those and carries small ones, only this answer arrives: it tells a path with too small an MTU from a
-// closed one.
+// reset (RFC 9000, section 10.3). QUIC's handshake takes packets of 1,200 bytes. Where the path
+// loses those and carries small ones, only this answer arrives: it tells a path with too small an
+// MTU from a closed one.
 func (r *race) sendSmall() {
 	packet := make([]byte, smallSize)
 	_, _ = rand.Read(packet)          // never fails
 	packet[0] = packet[0]&0x3f | 0x40 // a short header
 	for _, runner := range r.opened() {
-		_, _ = runner.transport.WriteTo(packet, runner.to) // the handshake reports what can't be sent
+		// the handshake reports what can't be sent
+		_, _ = runner.transport.WriteTo(packet, runner.to)
 	}
 }
 
 // withPatience returns a context that ends when the race has had no answer within patience, or when
 // its handshake is not over max(patience, dialAnswered) after the start. The context's cause is the
 // reason. After half of patience without an answer, the race sends small packets too.
-func (r *race) withPatience(ctx context.Context, clock *awake.Clock, patience time.Duration) (_ context.Context, stop func()) {
+func (r *race) withPatience(
+	ctx context.Context, clock *awake.Clock, patience time.Duration,
+) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var small atomic.Bool // small packets were sent
 	timers := []*awake.Timer{

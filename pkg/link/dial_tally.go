@@ -26,7 +26,8 @@ func (d *Dialer) Totals() Totals { return d.tally.sum() }
 type tally struct {
 	mu   sync.Mutex
 	past Totals
-	open map[*carrier.Socket]*Link // present sockets; the link is nil until the relay has confirmed it
+	// present sockets; the link is nil until the relay has confirmed it
+	open map[*carrier.Socket]*Link
 }
 
 // opened notes a new socket.

@@ -16,7 +16,7 @@ func (d *Dialer) watch(ctx context.Context, kicks chan<- string) {
 	kick := func(why string) {
 		select {
 		case kicks <- why:
-		default: // one is waiting
+		default: // a kick is waiting
 		}
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -46,11 +46,11 @@ func (d *Dialer) watch(ctx context.Context, kicks chan<- string) {
 		if !peer.IsValid() {
 			continue
 		}
-		now, _ := d.Route(peer) // without a route: the zero address
+		now, _ := d.Route(peer) // the zero address without a route
 		switch {
 		case peer != to || now == from:
 		case !now.IsValid():
-			continue // what was before counts, for when it comes back
+			continue // keep the last address for when a route is back
 		case from.IsValid():
 			kick(fmt.Sprintf("the local address changed from %v to %v", from, now))
 		case !linked:

@@ -10,8 +10,8 @@ import (
 	"ptthqd/pkg/carrier"
 )
 
-// A way is one way to a relay: a carrier, and the address to which it moves packets. A race opens each
-// way at most once.
+// A way is one way to a relay: a carrier, and the address to which it moves packets. A race opens
+// each way at most once.
 type way interface {
 	// open returns a new socket, which the caller closes, and the relay's address as the socket
 	// knows it.

@@ -33,7 +33,8 @@ func (h *hits) hit(limit string, attrs ...any) {
 		h.told[limit] = &rate.Sometimes{Interval: limitEvery}
 	}
 	h.told[limit].Do(func() {
-		h.log.Warn("a limit is reached (of such lines there is one in ten minutes at most)", append([]any{slog.String("limit", limit)}, attrs...)...)
+		h.log.Warn("a limit is reached (of such lines there is one in ten minutes at most)",
+			append([]any{slog.String("limit", limit)}, attrs...)...)
 	})
 }
 

@@ -94,8 +94,9 @@ func (l Limits) withDefaults() *Limits {
 func (l *Limits) door() *door.Limits {
 	return &door.Limits{
 		Handshakes: l.Handshakes, HandshakesPerSource: l.HandshakesPerSource,
-		AuthPenalty: l.AuthPenalty, AuthPenaltyMax: l.AuthPenaltyMax, PenaltySources: l.PenaltySources,
-		Exempt: l.PenaltyExempt,
+		AuthPenalty: l.AuthPenalty, AuthPenaltyMax: l.AuthPenaltyMax,
+		PenaltySources: l.PenaltySources,
+		Exempt:         l.PenaltyExempt,
 	}
 }
 
@@ -116,13 +117,13 @@ func (l *Limits) quicConfig(g *grants) *quic.Config {
 		InitialConnectionReceiveWindow: min(initialConnectionWindow, l.ConnectionWindow),
 		MaxConnectionReceiveWindow:     l.ConnectionWindow,
 		AllowConnectionWindowIncrease:  g.allow,
-		// What every path that QUIC can go must carry. Path MTU discovery raises it within a few round trips; quic-go's default
-		// of 1,280 finds no way through a tunnel with IPv6's least MTU.
+		// Every path must carry this size, and path MTU discovery raises it within a few round
+		// trips. quic-go's default of 1,280 does not pass a tunnel with IPv6's least MTU.
 		InitialPacketSize:     leastPacket,
 		MaxIncomingStreams:    l.Streams,
 		MaxIncomingUniStreams: -1,
-		// Heartbeats keep a link alive. They wait for the flow-control window, where a link is full of what nobody reads;
-		// QUIC's own pings don't.
+		// Heartbeats keep a link alive, unless they wait for a full flow-control window. QUIC's own
+		// pings do not wait.
 		KeepAlivePeriod: l.IdleTimeout / 2,
 	}
 }
@@ -130,7 +131,7 @@ func (l *Limits) quicConfig(g *grants) *quic.Config {
 // listenConfig returns the QUIC config of a listener.
 func (l *Limits) listenConfig(g *grants) *quic.Config {
 	config := l.quicConfig(g)
-	config.HandshakeIdleTimeout = l.HandshakeTimeout / 2 // a handshake may take twice as long in all
+	config.HandshakeIdleTimeout = l.HandshakeTimeout / 2 // of each half of the handshake
 	return config
 }
 

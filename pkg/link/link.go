@@ -52,7 +52,7 @@ import (
 type role uint8
 
 const (
-	roleNode  role = iota // a client or server: sends heartbeats on its own time, and obeys the relay
+	roleNode  role = iota // a client or server: sends heartbeats by itself, and obeys the relay
 	roleRelay             // answers heartbeats, and tells nodes of rights, names and its end
 )
 
@@ -92,7 +92,7 @@ type Link struct {
 		ready []incoming // streams whose late tip has arrived
 		wake  func()     // ends the wait of Accept; nil before the first late tip
 	}
-	badTips rate.Sometimes // logs a malformed tip, at most once a minute: a peer can send any number
+	badTips rate.Sometimes // logs malformed tips, at most one a minute
 
 	later later
 	turns turns
@@ -103,7 +103,7 @@ type Link struct {
 type Stats struct {
 	RTT           time.Duration // smoothed round trip of QUIC's packets
 	MinRTT        time.Duration // shortest round trip of QUIC's packets
-	AppRTT        time.Duration // smoothed round trip of heartbeats through both processes; 0 at the relay
+	AppRTT        time.Duration // smoothed round trip of heartbeats through both processes; 0 at a relay
 	PacketsSent   uint64
 	PacketsLost   uint64 // of those sent
 	BytesSent     uint64 // with all of QUIC's overhead
@@ -132,9 +132,13 @@ func (e *ClosedError) Error() string {
 }
 
 // ErrStreamLimit reports that the peer allows no more streams at the moment.
-var ErrStreamLimit = errors.New("open a stream: the other end's limit of streams at once is reached")
+var ErrStreamLimit = errors.New(
+	"open a stream: the other end's limit of streams at once is reached")
 
-func newLink(conn *quic.Conn, role role, clock *awake.Clock, peer string, key ident.PublicKey, limits *Limits, log *slog.Logger) *Link {
+func newLink(
+	conn *quic.Conn, role role, clock *awake.Clock, peer string, key ident.PublicKey,
+	limits *Limits, log *slog.Logger,
+) *Link {
 	l := &Link{
 		conn:    conn,
 		role:    role,
@@ -153,7 +157,7 @@ func newLink(conn *quic.Conn, role role, clock *awake.Clock, peer string, key id
 // all streams: the peer takes a late one for a bad path.
 func (l *Link) start(control *quic.Stream) {
 	l.control = control
-	control.SetPriority(0, true) // before all streams, which may be many: a late heartbeat says that the path is bad
+	control.SetPriority(0, true)
 	l.pulse.start(l)
 	l.work.Go(l.readControl)
 }
@@ -221,7 +225,7 @@ func (l *Link) Open(head []byte) (*Stream, error) {
 		var n int
 		n, err = s.Write(head)
 		_ = s.SetWriteDeadline(time.Time{})
-		if err != nil && n > 0 { // the peer may know of it: the stream's reader is to learn that it is lost
+		if err != nil && n > 0 { // the peer may know the stream: the reader reports its loss
 			s.Reset(wire.CodeLost)
 			return s, nil
 		}
@@ -253,8 +257,10 @@ func (l *Link) Err() error {
 }
 
 var (
-	errSilent    = errors.New("nothing arrived from the other end any more, though something was expected")
-	errStuck     = errors.New("small packets arrive, but large ones are lost: the path's MTU has become smaller")
+	errSilent = errors.New(
+		"nothing arrived from the other end any more, though something was expected")
+	errStuck = errors.New(
+		"small packets arrive, but large ones are lost: the path's MTU has become smaller")
 	errIdle      = errors.New("nothing arrived from the other end for too long")
 	errRestarted = errors.New("the other end does not know the link any more: it has restarted")
 )
@@ -262,7 +268,10 @@ var (
 // linkError turns quic-go's reason for the end of a connection into one of this package.
 func linkError(err error) error {
 	if end, ok := errors.AsType[*quic.ApplicationError](err); ok {
-		return &ClosedError{Code: wire.CloseCode(end.ErrorCode), Remote: end.Remote, Reason: wire.Clean(end.ErrorMessage)}
+		return &ClosedError{
+			Code: wire.CloseCode(end.ErrorCode), Remote: end.Remote,
+			Reason: wire.Clean(end.ErrorMessage),
+		}
 	}
 	if _, ok := errors.AsType[*quic.StatelessResetError](err); ok {
 		return errRestarted

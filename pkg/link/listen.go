@@ -100,11 +100,14 @@ func (l *Listener) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	// A key for each address: a socket that does not know a connection ID answers with its reset token. With one key for
-	// all, anybody could learn the token of a link from another socket, and end that link with one forged packet.
-	resetKey := quic.StatelessResetKey(l.Identity.Derive("quic stateless reset at " + l.Socket.LocalAddr().String()))
+	// Each address has a key of its own. A socket answers an unknown connection ID with its reset
+	// token. With one key for all sockets, anyone could learn a link's token from another socket,
+	// and end the link with one forged packet.
+	address := l.Socket.LocalAddr().String()
+	resetKey := quic.StatelessResetKey(l.Identity.Derive("quic stateless reset at " + address))
 	tokenKey := quic.TokenGeneratorKey(l.Identity.Derive("quic token"))
-	calm := rate.NewLimiter(rate.Limit(l.current().HandshakesPerSecond), 2*l.current().HandshakesPerSecond)
+	calm := rate.NewLimiter(rate.Limit(l.current().HandshakesPerSecond),
+		2*l.current().HandshakesPerSecond)
 	transport := &quic.Transport{
 		Conn:                l.Socket.PacketConn(),
 		ConnectionIDLength:  connectionIDLength,
@@ -114,7 +117,7 @@ func (l *Listener) Run(ctx context.Context) error {
 		ConnContext:         l.letIn,
 	}
 	trace := qlogs(l.log)
-	configure := func(*quic.ClientInfo) (*quic.Config, error) { // by the limits of the moment
+	configure := func(*quic.ClientInfo) (*quic.Config, error) { // by the current limits
 		config := l.current().listenConfig(l.grants)
 		config.Tracer = trace
 		return config, nil
@@ -142,7 +145,8 @@ func (l *Listener) Run(ctx context.Context) error {
 			}
 		})
 	}
-	// The order matters: no new connections, then an end for those that are there, then what sends it.
+	// First no new connections, then the end of those that are there, at last the transport that
+	// sends it.
 	_ = listener.Close()
 	cancel()
 	for _, link := range l.links().of(l, nil) {
@@ -157,12 +161,13 @@ func (l *Listener) Run(ctx context.Context) error {
 func (l *Listener) makeLink(ctx context.Context, conn *quic.Conn) *Link {
 	link, control, err := l.establish(ctx, conn)
 	if err != nil {
-		// A loser of the race between two addresses of this relay, at most: its dialler has gone already.
-		l.log.Debug("connection did not become a link", slog.Any("remote", conn.RemoteAddr()), slog.Any("error", err))
+		// As a rule it has lost the race between two addresses of this relay.
+		l.log.Debug("connection did not become a link", slog.Any("remote", conn.RemoteAddr()),
+			slog.Any("error", err))
 		l.grants.release(conn)
 		return nil
 	}
-	if ctx.Err() != nil { // Run may have looked for links to close before
+	if ctx.Err() != nil { // Run may have closed all links before
 		link.Close(wire.CloseClosing, "the relay is stopping")
 	}
 	link.start(control)
@@ -175,7 +180,8 @@ func (l *Listener) gone(link *Link) {
 	l.logLink(link.endLevel(), "link down", link, slog.Any("reason", link.Err()))
 	l.links().remove(link)
 	l.noteSource(link)
-	if closed, ok := errors.AsType[*ClosedError](link.Err()); ok && closed.Code == wire.CloseRevoked && !closed.Remote {
+	if closed, ok := errors.AsType[*ClosedError](link.Err()); ok &&
+		closed.Code == wire.CloseRevoked && !closed.Remote {
 		l.links().door.Expel(link.Peer())
 	}
 	l.grants.release(link.conn)
@@ -184,7 +190,8 @@ func (l *Listener) gone(link *Link) {
 // logLink logs that a link comes or goes. Beyond a rate a peer's lines have LevelDebug.
 func (l *Listener) logLink(level slog.Level, msg string, link *Link, what slog.Attr) {
 	level, leftOut := l.lines.Level(link.Peer(), level)
-	l.log.LogAttrs(context.Background(), level, msg, slog.String("peer", link.Peer()), what, quiet.LeftOut(leftOut))
+	l.log.LogAttrs(context.Background(), level, msg, slog.String("peer", link.Peer()), what,
+		quiet.LeftOut(leftOut))
 }
 
 // establish waits until a connection is a link: its dialler has opened the control stream, and no
@@ -222,9 +229,10 @@ func (l *Listener) establish(ctx context.Context, conn *quic.Conn) (*Link, *quic
 	for {
 		holder, keeps := l.keepsPlace(ctx, link)
 		if keeps {
-			return refuse(wire.CloseContested, "another process with the same key has a link, from "+holder.RemoteAddr().String())
+			return refuse(wire.CloseContested, "another process with the same key has a link, "+
+				"from "+holder.RemoteAddr().String())
 		}
-		switch { // it may have taken a while
+		switch { // keepsPlace may have taken seconds
 		case ctx.Err() != nil:
 			return refuse(wire.CloseClosing, "the relay is stopping")
 		case link.Err() != nil:
@@ -239,7 +247,7 @@ func (l *Listener) establish(ctx context.Context, conn *quic.Conn) (*Link, *quic
 		case tooMany:
 			l.hits.hit(limitLinks, slog.String("peer", link.Peer()))
 			return refuse(wire.CloseProtocol, "the relay has as many links as it may")
-		case overtaken: // by another link of the peer
+		case overtaken: // ask again
 		}
 	}
 }
@@ -248,7 +256,7 @@ func (l *Listener) establish(ctx context.Context, conn *quic.Conn) (*Link, *quic
 func (l *Link) supersede(newer *Link) {
 	code := wire.CloseSuperseded
 	if l.isRival(newer) {
-		code = wire.CloseContested // it has not answered; if it lives, it may ask again at once
+		code = wire.CloseContested // it has not answered, and may ask again at once
 	}
 	l.Close(code, "a newer link with the same key has come from "+newer.RemoteAddr().String())
 }
@@ -261,7 +269,8 @@ func (l *Listener) Recheck() int {
 		return err != nil || id != link.Peer()
 	})
 	for _, link := range gone {
-		link.Close(wire.CloseRevoked, "the key was removed from the relay's config, or given to another peer")
+		link.Close(wire.CloseRevoked, "the key was removed from the relay's config, or given "+
+			"to another peer")
 	}
 	return len(gone)
 }

@@ -24,7 +24,8 @@ func (l *Listener) Alive(ctx context.Context) error {
 	case <-answered:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("the accept loop of %v does not answer: %w", l.Socket.LocalAddr(), context.Cause(ctx))
+		return fmt.Errorf("the accept loop of %v does not answer: %w", l.Socket.LocalAddr(),
+			context.Cause(ctx))
 	}
 }
 
@@ -47,7 +48,7 @@ func (p *liveness) arm(wake context.CancelFunc) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.wake = wake
-	if len(p.asked) > 0 { // between two turns
+	if len(p.asked) > 0 { // since the last round
 		wake()
 	}
 }
@@ -65,10 +66,10 @@ func (p *liveness) answer(closed bool) {
 // accept returns the next connection, and answers questions meanwhile.
 func (p *liveness) accept(ctx context.Context, listener *quic.Listener) (*quic.Conn, error) {
 	for {
-		turn, wake := context.WithCancel(ctx)
+		round, wake := context.WithCancel(ctx)
 		p.arm(wake)
-		conn, err := listener.Accept(turn)
-		woken := turn.Err() != nil && ctx.Err() == nil
+		conn, err := listener.Accept(round)
+		woken := round.Err() != nil && ctx.Err() == nil
 		wake()
 		p.answer(err != nil && !woken)
 		if err == nil || !woken {

@@ -31,7 +31,8 @@ var errKeptOut = errors.New("a limit is reached")
 // letIn asks the door about a handshake, after Retry where that was needed. A refused sender learns
 // only that the connection is refused.
 func (l *Listener) letIn(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
-	inside, limit := l.links().door.Enter(sourceOf(info.RemoteAddr), info.AddrVerified, l.current().door())
+	inside, limit := l.links().door.Enter(sourceOf(info.RemoteAddr), info.AddrVerified,
+		l.current().door())
 	if limit != "" {
 		l.hits.hit(limit, slog.Any("remote", info.RemoteAddr))
 		return nil, errKeptOut
@@ -60,7 +61,8 @@ func (l *Listener) identify(conn *quic.Conn) (id string, key ident.PublicKey, er
 		} else {
 			v.Succeed(id)
 		}
-		v.ended, v.Visit = nil, nil // a link keeps as little of it as it can
+		// for the garbage collector: the context lives as long as the link
+		v.ended, v.Visit = nil, nil
 	}
 	return id, key, err
 }
@@ -69,7 +71,8 @@ func (l *Listener) identify(conn *quic.Conn) (id string, key ident.PublicKey, er
 // Those arrive in packets that only a receiver of this end's answers can make, so the address is
 // not forged.
 func unauthenticated(cause error) bool {
-	const badCertificate, decryptError, certificateRequired = 42, 51, 116 // TLS alerts, RFC 8446, section 6
+	// TLS alerts, RFC 8446, section 6
+	const badCertificate, decryptError, certificateRequired = 42, 51, 116
 	e, ok := errors.AsType[*quic.TransportError](cause)
 	if !ok || e.Remote || !e.ErrorCode.IsCryptoError() {
 		return false
@@ -88,7 +91,7 @@ func sourceOf(a net.Addr) netip.Prefix {
 		return door.SourceOf(at.Addr())
 	}
 	sum := sha256.Sum256([]byte(a.Network() + " " + a.String()))
-	sum[0] = 0xfc // nobody's: only fd00::/8 of the unique local addresses is in use (RFC 4193)
+	sum[0] = 0xfc // unused: only fd00::/8 of the unique local addresses is in use (RFC 4193)
 	return door.SourceOf(netip.AddrFrom16([16]byte(sum[:])))
 }
 

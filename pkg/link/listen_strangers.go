@@ -25,10 +25,11 @@ type Stranger struct {
 }
 
 const (
-	maxStrangers       = 256              // remembered at most
-	strangersPerSource = 64               // of one source, so that it can't push out all others
-	strangerFor        = 15 * time.Minute // remembered after the last try; a dialler tries every 30 s
-	strangerLineEvery  = time.Hour        // least time between two log lines about one key
+	maxStrangers       = 256 // remembered at most
+	strangersPerSource = 64  // of one source, so that it can't push out all others
+	// remembered after the last try; a dialler tries every 30 s
+	strangerFor       = 15 * time.Minute
+	strangerLineEvery = time.Hour // least time between two log lines about one key
 )
 
 // strangers is a bounded table of strangers. A new one replaces the one with the oldest last try:
@@ -74,7 +75,8 @@ func (s *strangers) knock(key ident.PublicKey, from net.Addr, reason error, log 
 		return
 	}
 	log.Info("a node with an unknown key is knocking (ptthqd status shows all of them)",
-		slog.Any("key", key), slog.String("remote", k.Address), slog.Uint64("tries", k.Tries), slog.Any("reason", reason), quiet.LeftOut(s.quiet))
+		slog.Any("key", key), slog.String("remote", k.Address), slog.Uint64("tries",
+			k.Tries), slog.Any("reason", reason), quiet.LeftOut(s.quiet))
 	s.quiet = 0
 }
 

@@ -42,13 +42,6 @@ const (
 	stuckBeats  = 6
 	stuckAfter  = 5 * time.Second
 	stuckLosses = 3
-	// messageGap is the least time between two control messages that are read, after a burst of
-	// messageBurst. An honest peer sends ten a second at most. The others wait in the peer's
-	// flow-control window.
-	messageGap   = 50 * time.Millisecond
-	messageBurst = 40
-	// controlTimeout bounds how long a message waits for the peer to read its control stream.
-	controlTimeout = 5 * time.Second
 )
 
 // A pulse sends and checks the heartbeats of a link.
@@ -87,7 +80,8 @@ type pulse struct {
 	sample      rttSample
 	sampledAt   moment // when sample changed: the peer has acknowledged a packet
 	heartbeatAt moment // when the peer's last heartbeat arrived
-	readable    moment // only for the reader: when the peer's next message is due, at one for each messageGap
+	// only for the reader: when the peer's next message is due, at one for each messageGap
+	readable moment
 
 	protection atomic.Pointer[protection] // set under mu; nil until the path was lossy
 }
@@ -116,7 +110,7 @@ func (p *pulse) start(l *Link) {
 	p.link = l
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.busyAt = p.now() // a new link is about to be used, and was lost most likely if it is silent
+	p.busyAt = p.now() // a new link is about to be used
 	p.due = p.wall()
 	p.holdLocked(true)
 	p.timer = time.AfterFunc(0, p.tick)
@@ -151,7 +145,7 @@ func (p *pulse) tick() {
 	}
 	now := p.now()
 	maxSilence := p.observeLocked(now)
-	if p.wall().sub(p.due) > pausedAfter { // what has arrived meanwhile is still to be read
+	if p.wall().sub(p.due) > pausedAfter { // packets of that time are not read yet
 		if p.expectedSince != 0 {
 			p.expectedSince = now
 		}
@@ -184,7 +178,10 @@ func (p *pulse) observeLocked(now moment) (maxSilence time.Duration) {
 		p.expectedSince = 0
 		p.holdLocked(!p.slow.Load())
 	}
-	if sample := (rttSample{stats.LatestRTT, stats.SmoothedRTT, stats.MeanDeviation}); sample != p.sample {
+	if sample := (rttSample{
+		stats.LatestRTT, stats.SmoothedRTT,
+		stats.MeanDeviation,
+	}); sample != p.sample {
 		p.sample, p.sampledAt = sample, now
 	}
 	if p.unechoed == 0 {
@@ -272,7 +269,7 @@ func (p *pulse) sendLocked(now moment) {
 		m.Padding = fullPadding
 	}
 	if p.link.control.TryWriteAll(wire.Append(nil, m)) != nil {
-		return // no room in the window: nothing leaves, so nothing is expected
+		return // no room in the flow-control window: nothing is expected
 	}
 	p.times[p.seq%uint64(len(p.times))] = now
 	if p.unechoed++; p.unechoed == 1 {
@@ -301,7 +298,7 @@ func (p *pulse) onHeartbeat(m *wire.Heartbeat) {
 		p.echoed = m.Echo
 		p.unechoed = 0
 	}
-	if p.isStuckLocked(now, maxSilence) { // the timer's turn may never come, as each answer puts it off
+	if p.isStuckLocked(now, maxSilence) { // each answer puts the timer off
 		p.giveUpLocked(true)
 		return
 	}
@@ -331,7 +328,7 @@ func (p *pulse) overdue() time.Duration {
 		return 0
 	}
 	interval := heartbeatIdle
-	if p.busyAt.sub(p.heartbeatAt) > heartbeatBusy-busyFor { // the dialler, too, sees the link as busy
+	if p.busyAt.sub(p.heartbeatAt) > heartbeatBusy-busyFor { // busy for the peer too
 		interval = heartbeatBusy
 	}
 	return max(0, p.now().sub(p.heartbeatAt)-interval)
@@ -349,7 +346,7 @@ func (p *pulse) unanswered() time.Duration {
 
 // silenceLimit returns the silence that is allowed while a packet is expected.
 func silenceLimit(s quic.ConnectionStats) time.Duration {
-	// Before the first measurement, which a handshake over a slow path may not give, quic-go shows 100 ms.
+	// quic-go returns 100 ms before the first measurement, which may come after the handshake.
 	if s.MinRTT == 100*time.Millisecond && s.MeanDeviation == 0 {
 		return dialAnswered
 	}

@@ -76,8 +76,8 @@ func (p *protection) onHeartbeat(l *Link, sends bool, restored uint64) {
 	}
 }
 
-// follow moves the parity to the peer's new address. Packets to the old address prove nothing of the
-// new path.
+// follow moves the parity to the peer's new address. Packets to the old address prove nothing of
+// the new path.
 func (p *protection) follow(l *Link) {
 	if p.maker == nil && p.restorer == nil {
 		return

@@ -27,11 +27,13 @@ func qlogs(log *slog.Logger) tracer {
 	}
 	qlogSaid.Do(func() {
 		if err := writable(dir); err != nil {
-			log.Error("no qlogs: nothing can be written to the directory of "+qlogVariable, slog.String("directory", dir), slog.Any("error", err))
+			log.Error("no qlogs: nothing can be written to the directory of "+qlogVariable,
+				slog.String("directory", dir), slog.Any("error", err))
 			return
 		}
 		qlogWorks = true
-		log.Warn("qlogs are written, which takes time and space: unset "+qlogVariable+" when they are not needed any more", slog.String("directory", dir))
+		log.Warn("qlogs are written, which takes time and space: unset "+qlogVariable+" when "+
+			"they are not needed any more", slog.String("directory", dir))
 	})
 	if !qlogWorks { // quic-go would end the process
 		return nil

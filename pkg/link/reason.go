@@ -14,8 +14,8 @@ type Reason string
 const (
 	EndClosing    Reason = "closing"    // the other end stops, and will be back
 	EndStopped    Reason = "stopped"    // this end stops, or has no more use for the link
-	EndReplaced   Reason = "replaced"   // by a fresh link of this process, after a change of address or a sleep
-	EndSuperseded Reason = "superseded" // by a link of another process with the same key, or of this node after a restart
+	EndReplaced   Reason = "replaced"   // by a fresh link, after a change of address or a sleep
+	EndSuperseded Reason = "superseded" // by a link of another process with the same key
 	EndRevoked    Reason = "revoked"    // the key was taken out of the config
 	EndProtocol   Reason = "protocol"   // one end broke the protocol
 	EndSilent     Reason = "silent"     // an expected packet has not arrived
@@ -27,9 +27,10 @@ const (
 
 // Why dials fail.
 const (
-	DialUnresolved Reason = "unresolved"  // the name has no address, or the name server does not answer
-	DialUnsent     Reason = "unsent"      // this host can't send to the relay: no route, or a firewall of its own
-	DialSandbox    Reason = "sandbox"     // a sandbox around this process refuses a system call that a link needs
+	DialUnresolved Reason = "unresolved" // no address of the name, or no answer of the name server
+	DialUnsent     Reason = "unsent"     // this host can't send: no route, or its own firewall
+	// a sandbox around this process refuses a system call that a link needs
+	DialSandbox    Reason = "sandbox"
 	DialNoAnswer   Reason = "no_answer"   // nothing has come back
 	DialUnfinished Reason = "unfinished"  // something has come back, but no link came about
 	DialWrongKey   Reason = "wrong_key"   // the relay has another key than the config pins
@@ -43,10 +44,12 @@ const (
 // EndReasons and DialReasons list all reasons.
 var (
 	EndReasons = []Reason{
-		EndClosing, EndStopped, EndReplaced, EndSuperseded, EndRevoked, EndProtocol, EndSilent, EndStuck, EndIdle, EndRestarted, EndFailed,
+		EndClosing, EndStopped, EndReplaced, EndSuperseded, EndRevoked, EndProtocol,
+		EndSilent, EndStuck, EndIdle, EndRestarted, EndFailed,
 	}
 	DialReasons = []Reason{
-		DialUnresolved, DialUnsent, DialSandbox, DialNoAnswer, DialUnfinished, DialWrongKey, DialUnknownKey, DialVersion, DialContested, DialRefused, DialFailed,
+		DialUnresolved, DialUnsent, DialSandbox, DialNoAnswer, DialUnfinished, DialWrongKey,
+		DialUnknownKey, DialVersion, DialContested, DialRefused, DialFailed,
 	}
 )
 

@@ -10,9 +10,10 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// Rivals are two processes that dial a relay with one key. The one that has the link keeps it while it answers: what runs
-// over the link lives in that process alone. Each tells its instance on the control stream, by which the listener knows a
-// process that dials anew, and takes its newest link.
+// Rivals are two processes that dial a relay with the same key. The holder of the link keeps it
+// while it answers, because the sessions over the link live in that process alone. Each process
+// sends its instance on the control stream. By the instance the listener recognizes a process that
+// dials anew, and takes its newest link.
 
 const (
 	// answerLeast is the least time that the holder of a place has to answer. A process that was
@@ -54,7 +55,8 @@ func (l *Link) isRival(other *Link) bool {
 // other link, for which the caller asks, is over.
 func (l *Link) answers(ctx context.Context, other *Link) bool {
 	stats := l.conn.ConnectionStats()
-	timeout := time.NewTimer(min(max(answerLeast, 4*stats.SmoothedRTT)+lateFactor*l.clock.Late(), answerMost))
+	timeout := time.NewTimer(min(max(answerLeast, 4*stats.SmoothedRTT)+lateFactor*l.clock.Late(),
+		answerMost))
 	defer timeout.Stop()
 	look := time.NewTicker(answerLook)
 	defer look.Stop()
@@ -98,22 +100,26 @@ func (p *pulse) ask() bool {
 // tellContested tells the peer that a rival was turned away.
 func (l *Link) tellContested(other *Link) {
 	now := uint32((tellGap + time.Since(l.since)) / time.Second)
-	if last := l.toldAt.Load(); now-last < uint32(tellGap/time.Second) || !l.toldAt.CompareAndSwap(last, now) {
+	if last := l.toldAt.Load(); now-last < uint32(tellGap/time.Second) ||
+		!l.toldAt.CompareAndSwap(last, now) {
 		return
 	}
-	l.pulse.mu.Lock() // by which control is set
+	l.pulse.mu.Lock() // guards control until start is over
 	defer l.pulse.mu.Unlock()
 	if l.pulse.timer == nil {
 		return
 	}
-	// A peer that does not read its control stream does without: nothing waits for it here.
+	// Never wait for a peer that does not read its control stream.
 	_ = l.control.TryWriteAll(wire.Append(nil, &wire.Contested{From: other.RemoteAddr().String()}))
 }
 
 const (
-	contestedHint = "Each node needs a key of its own: make one with `ptthqd keygen`, and have the relay's config name it"
-	contestedHere = "another node holds this node's key: the relay has turned it away, and keeps our link. " + contestedHint
-	contestedAway = "another node holds this node's key, and answers: the relay keeps its link, and turns ours away. " + contestedHint
+	contestedHint = "Each node needs a key of its own: make one with `ptthqd keygen`, and have " +
+		"the relay's config name it"
+	contestedHere = "another node holds this node's key: the relay has turned it away, and " +
+		"keeps our link. " + contestedHint
+	contestedAway = "another node holds this node's key, and answers: the relay keeps its " +
+		"link, and turns ours away. " + contestedHint
 )
 
 // contestedLines returns the rate of lines about rivals at a node that keeps its link.
@@ -123,7 +129,8 @@ func contestedLines() *rate.Limiter { return rate.NewLimiter(rate.Every(10*time.
 func (d *Dialer) onContested(m *wire.Contested) {
 	d.noteRival()
 	if d.rivalLogRate.Allow() {
-		d.log.Error(contestedHere, slog.Any("public_key", d.Identity.Public()), slog.String("from", m.From))
+		d.log.Error(contestedHere, slog.Any("public_key", d.Identity.Public()),
+			slog.String("from", m.From))
 	}
 }
 

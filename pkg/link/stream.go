@@ -66,7 +66,7 @@ func (s *Stream) Write(p []byte) (int, error) {
 	if err := s.writeWaiting(); err != nil {
 		return 0, err
 	}
-	s.link.flush() // this one leaves now, and takes along what waits
+	s.link.flush() // what waits leaves with this write
 	large := len(p) >= turnLeast
 	s.sendWhole(large && s.link.turns.take(s))
 	n, err := s.stream.Write(p)
@@ -176,7 +176,7 @@ func (c streamContext) Err() error {
 // streamError turns quic-go's errors into those of this package.
 func streamError(err error) error {
 	switch {
-	case err == nil, err == io.EOF: //nolint:errorlint // quic-go returns it bare, and this is the fast path
+	case err == nil, err == io.EOF: //nolint:errorlint // quic-go returns it bare
 		return err
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return err
@@ -186,9 +186,9 @@ func streamError(err error) error {
 	if reset, ok := errors.AsType[*quic.StreamError](err); ok {
 		return &wire.ResetError{Code: wire.StreamCode(reset.ErrorCode), Remote: reset.Remote}
 	}
-	// Whatever else ends a stream has ended its link. A link that was closed because a right was withdrawn takes its
-	// streams with it for good.
-	if end, ok := errors.AsType[*quic.ApplicationError](err); ok && wire.CloseCode(end.ErrorCode) == wire.CloseRevoked {
+	// Any other error has ended the link. If the link was closed as revoked, its sessions end too.
+	if end, ok := errors.AsType[*quic.ApplicationError](err); ok &&
+		wire.CloseCode(end.ErrorCode) == wire.CloseRevoked {
 		return &wire.ResetError{Code: wire.CodeRevoked, Remote: end.Remote}
 	}
 	return &wire.ResetError{Code: wire.CodeLost}

@@ -124,7 +124,7 @@ func (s *Stream) settleLocked() {
 			s.queueLocked(s.retryWait)
 			return
 		}
-		s.waiting, s.retryWait = nil, 0 // another error is for the next write to find
+		s.waiting, s.retryWait = nil, 0 // the next write returns another error
 	}
 	if s.ending {
 		s.ending = false

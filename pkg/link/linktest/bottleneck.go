@@ -8,8 +8,9 @@ import (
 // udpAndIP is the size of the headers around a QUIC packet.
 const udpAndIP = 28
 
-// A Bottleneck is what a link of limited rate does, in each direction between two hosts: packets wait their turn, and those
-// that would wait for too long are dropped. Its methods Drop and Delay are for the Network's, both of them.
+// A Bottleneck is what a link of limited rate does, in each direction between two hosts: packets
+// wait their turn, and those that would wait for too long are dropped. Its methods Drop and Delay
+// are for the Network's, both of them.
 type Bottleneck struct {
 	Rate  float64       // bytes per second
 	Queue time.Duration // how long a packet waits at most

@@ -35,7 +35,8 @@ func Logger(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
-// Peers is a relay's config: the IDs by key. Its method Admit is for link.Listener. It must not change while it is in use.
+// Peers is a relay's config: the IDs by key. Its method Admit is for link.Listener. It must not
+// change while it is in use.
 type Peers map[ident.PublicKey]string
 
 // Admit is the Admit of a link.Listener.
@@ -46,8 +47,11 @@ func (p Peers) Admit(key ident.PublicKey) (string, error) {
 	return "", errors.New("unknown key")
 }
 
-// Listener makes a link.Listener of an address, ready to Run. Its socket is closed with the test, or by you.
-func (n *Network) Listener(address string, key ident.PrivateKey, peers Peers, serve func(context.Context, *link.Link)) *link.Listener {
+// Listener makes a link.Listener of an address, ready to Run. Its socket is closed with the test,
+// or by you.
+func (n *Network) Listener(address string, key ident.PrivateKey, peers Peers,
+	serve func(context.Context, *link.Link),
+) *link.Listener {
 	n.t.Helper()
 	log := Logger(n.t).With(slog.String("at", address))
 	socket, err := carrier.New(n.Listen(address), log)
@@ -55,22 +59,29 @@ func (n *Network) Listener(address string, key ident.PrivateKey, peers Peers, se
 		n.t.Fatal(err)
 	}
 	n.t.Cleanup(func() { _ = socket.Close() })
-	return &link.Listener{Socket: socket, Identity: key, Admit: peers.Admit, Serve: serve, Links: new(link.Links), Limits: n.Limits, Logger: log}
+	return &link.Listener{
+		Socket: socket, Identity: key, Admit: peers.Admit, Serve: serve,
+		Links: new(link.Links), Limits: n.Limits, Logger: log,
+	}
 }
 
 // Dialer makes a link.Dialer of a host, ready to Run.
-func (n *Network) Dialer(host, relay string, relayKey ident.PublicKey, key ident.PrivateKey, serve func(context.Context, *link.Link)) *link.Dialer {
+func (n *Network) Dialer(host, relay string, relayKey ident.PublicKey, key ident.PrivateKey,
+	serve func(context.Context, *link.Link),
+) *link.Dialer {
 	began := time.Now()
 	return &link.Dialer{
 		Address: relay, Keys: []ident.PublicKey{relayKey}, Identity: key, Serve: serve, Limits: n.Limits,
 		Logger:       Logger(n.t).With(slog.String("at", host)),
 		ListenPacket: n.ListenPacket(host),
-		SinceBoot:    func() time.Duration { return time.Since(began) }, // virtual in a bubble, as the host's is not
-		Route:        func(netip.AddrPort) (netip.Addr, error) { return netip.ParseAddr(host) },
+		// virtual in a bubble, as the host's is not
+		SinceBoot: func() time.Duration { return time.Since(began) },
+		Route:     func(netip.AddrPort) (netip.Addr, error) { return netip.ParseAddr(host) },
 	}
 }
 
-// Run runs a Dialer's or Listener's Run until stop is called or the test ends. Stop returns when it has returned.
+// Run runs a Dialer's or Listener's Run until stop is called or the test ends. Stop returns when it
+// has returned.
 func (n *Network) Run(run func(context.Context) error) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -86,7 +97,8 @@ func (n *Network) Run(run func(context.Context) error) (stop func()) {
 	return stop
 }
 
-// Pair returns both ends of one live link, of a client "client" to a relay, for as long as the test runs.
+// Pair returns both ends of one live link, of a client "client" to a relay, for as long as the test
+// runs.
 func (n *Network) Pair() (dialled, accepted *link.Link) {
 	n.t.Helper()
 	relay, client := Key(n.t), Key(n.t)

@@ -1,5 +1,6 @@
-// Package linktest is a simulated network for tests of links and of all that stands on them, inside a testing/synctest
-// bubble: exact virtual latencies under real QUIC connections, and a router that can be told to misbehave.
+// Package linktest is a simulated network for tests of links and of all that stands on them, inside
+// a testing/synctest bubble: exact virtual latencies under real QUIC connections, and a router that
+// can be told to misbehave.
 //
 //	synctest.Test(t, func(t *testing.T) {
 //		network := linktest.New(t, 10*time.Millisecond)
@@ -24,8 +25,8 @@ import (
 	"ptthqd/pkg/link"
 )
 
-// Network is a network with a router in the middle. Its verbs may be called at any time, from any goroutine, and act on the
-// packets that are sent from then on.
+// Network is a network with a router in the middle. Its verbs may be called at any time, from any
+// goroutine, and act on the packets that are sent from then on.
 type Network struct {
 	// Limits are those of the Dialers and Listeners that are made from then on.
 	Limits link.Limits
@@ -53,8 +54,8 @@ type Packet struct {
 	Data     []byte
 }
 
-// New makes a network whose packets take latency from one host to another. It must be called inside the bubble, and ends
-// with the test: close what uses it first.
+// New makes a network whose packets take latency from one host to another. It must be called inside
+// the bubble, and ends with the test: close what uses it first.
 func New(t testing.TB, latency time.Duration) *Network {
 	t.Helper()
 	n := &Network{
@@ -85,15 +86,16 @@ func (n *Network) setCut(cut bool, hosts []string) {
 	}
 }
 
-// Drop has the router drop the packets of which f says so. It replaces the f before; nil drops none.
+// Drop has the router drop the packets of which f says so. It replaces the f before; nil drops
+// none.
 func (n *Network) Drop(f func(Packet) bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.drop = f
 }
 
-// Double has the packets of which f says so arrive twice, each copy with a delay of its own. It replaces the f before; nil
-// doubles none.
+// Double has the packets of which f says so arrive twice, each copy with a delay of its own. It
+// replaces the f before; nil doubles none.
 func (n *Network) Double(f func(Packet) bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -107,7 +109,8 @@ func (n *Network) Delay(f func(Packet) time.Duration) {
 	n.delay = f
 }
 
-// Rebind has a host's packets come from new ports from now on, as when its NAT has forgotten it. Packets to the old ones vanish.
+// Rebind has a host's packets come from new ports from now on, as when its NAT has forgotten it.
+// Packets to the old ones vanish.
 func (n *Network) Rebind(host string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -122,7 +125,8 @@ func (n *Network) Rebind(host string) {
 	}
 }
 
-// Alias gives a socket a second address to be reached at. What it sends comes from the first all the same.
+// Alias gives a socket a second address to be reached at. What it sends comes from the first all
+// the same.
 func (n *Network) Alias(alias, address string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
