@@ -17,7 +17,7 @@ import (
 
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/control"
-	"ptthqd/pkg/daemon"
+	"ptthqd/pkg/host"
 	"ptthqd/pkg/ident"
 )
 
@@ -181,8 +181,8 @@ func (d *doctor) examineKey() {
 }
 
 func (d *doctor) examineClock() {
-	if trouble := daemon.ClockTrouble(time.Now(), append(slices.Clone(d.config.Files), d.config.PrivateKeyFile)...); trouble != "" {
-		d.add(finding{Name: "clock", Result: isFailure, Detail: trouble, Remedy: daemon.ClockRemedy})
+	if trouble := host.ClockTrouble(time.Now(), append(slices.Clone(d.config.Files), d.config.PrivateKeyFile)...); trouble != "" {
+		d.add(finding{Name: "clock", Result: isFailure, Detail: trouble, Remedy: host.ClockRemedy})
 		return
 	}
 	d.add(finding{Name: "clock", Result: isOK, Detail: time.Now().Format(time.RFC3339)})

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"ptthqd/pkg/daemon"
+	"ptthqd/pkg/host"
 )
 
 // runFlags are those of `ptthqd run`, which `ptthqd` alone takes too.
@@ -17,15 +18,15 @@ type runFlags struct {
 
 func (f *runFlags) add(cmd *cobra.Command) {
 	socketFlag(cmd, &f.socket)
-	cmd.Flags().StringVar(&f.format, "log-format", daemon.LogAuto, "how to log, as `FORMAT`: auto (to the journal where stderr is connected to it, else text), text, json")
-	_ = cmd.RegisterFlagCompletionFunc("log-format", cobra.FixedCompletions([]string{daemon.LogAuto, daemon.LogText, daemon.LogJSON}, cobra.ShellCompDirectiveNoFileComp))
+	cmd.Flags().StringVar(&f.format, "log-format", host.LogAuto, "how to log, as `FORMAT`: auto (to the journal where stderr is connected to it, else text), text, json")
+	_ = cmd.RegisterFlagCompletionFunc("log-format", cobra.FixedCompletions([]string{host.LogAuto, host.LogText, host.LogJSON}, cobra.ShellCompDirectiveNoFileComp))
 }
 
 func (f *runFlags) run(cmd *cobra.Command, _ []string) error {
 	switch f.format {
-	case daemon.LogAuto, daemon.LogText, daemon.LogJSON:
+	case host.LogAuto, host.LogText, host.LogJSON:
 	default:
-		return usageError("there is no log format %q: use %s, %s or %s", f.format, daemon.LogAuto, daemon.LogText, daemon.LogJSON)
+		return usageError("there is no log format %q: use %s, %s or %s", f.format, host.LogAuto, host.LogText, host.LogJSON)
 	}
 	version, commit := buildOf()
 	err := daemon.Run(cmd.Context(), daemon.Options{

@@ -28,6 +28,7 @@ import (
 	"ptthqd/pkg/bind"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/control"
+	"ptthqd/pkg/host"
 	"ptthqd/pkg/ident"
 )
 
@@ -35,7 +36,7 @@ import (
 type Options struct {
 	Config    string    // the config file; there is no default
 	Socket    string    // the control socket; by default it follows from Config, see control.SocketPath
-	LogFormat string    // LogAuto, LogText or LogJSON; default LogAuto
+	LogFormat string    // host.LogAuto, LogText or LogJSON; default LogAuto
 	Version   string    // for status and log
 	Stderr    io.Writer // where the log goes, unless it goes to the journal; default os.Stderr
 
@@ -61,17 +62,17 @@ func Run(ctx context.Context, o Options) error {
 	d := &daemon{
 		options: o,
 		started: time.Now(),
-		service: newService(),
+		service: host.NewService(),
 		level:   new(slog.LevelVar),
 
 		reloaded: make(chan struct{}, 1),
 	}
-	logger, err := openLog(o.LogFormat, o.Stderr, d.level)
+	logs, err := host.OpenLog(o.LogFormat, o.Stderr, d.level, messageIDs)
 	if err != nil {
 		return err
 	}
-	defer logger.queue.close(lastLines)
-	d.log, d.logQueue = logger.Logger, logger.queue
+	defer logs.Close()
+	d.log, d.logs = logs.Logger, logs
 	if o.OwnProcess { // libraries write to the standard logger
 		log.SetFlags(0)
 		log.SetOutput(slog.NewLogLogger(d.log.Handler(), slog.LevelWarn).Writer())
@@ -80,8 +81,8 @@ func Run(ctx context.Context, o Options) error {
 	if err == nil {
 		return nil
 	}
-	d.service.failed(err)
-	if !logger.journal && o.LogFormat != LogJSON {
+	d.service.Failed(err)
+	if !logs.Journal() && o.LogFormat != host.LogJSON {
 		return err
 	}
 	if faults, ok := errors.AsType[config.Errors](err); ok {
@@ -91,8 +92,8 @@ func Run(ctx context.Context, o Options) error {
 	} else {
 		d.log.Error(msgFailed, "error", err)
 	}
-	if logger.journal {
-		logger.queue.close(lastLines)
+	if logs.Journal() {
+		logs.Close()
 		<-time.After(lastWords)
 	}
 	return &LoggedError{err}
@@ -113,9 +114,9 @@ const (
 type daemon struct {
 	options  Options
 	started  time.Time
-	service  *service
+	service  *host.Service
 	log      *slog.Logger
-	logQueue *logQueue // of log
+	logs     *host.Log // where log goes
 	level    *slog.LevelVar
 	identity ident.PrivateKey
 	role     role
@@ -201,11 +202,15 @@ func (d *daemon) prepare() error {
 	for _, w := range c.Warnings() {
 		d.log.Warn("config: "+w.Key+": "+w.Message, "file", w.File, "line", w.Line, "key", w.Key, "hint", w.Hint)
 	}
-	if trouble := ClockTrouble(time.Now(), append(slices.Clone(c.Files), c.PrivateKeyFile)...); trouble != "" {
-		d.log.Warn(trouble, "hint", ClockRemedy)
+	if trouble := host.ClockTrouble(time.Now(), append(slices.Clone(c.Files), c.PrivateKeyFile)...); trouble != "" {
+		d.log.Warn(trouble, "hint", host.ClockRemedy)
 	}
-	d.memory = fitMemory(os.DirFS("/"), d.log, d.options.OwnProcess)
-	d.files = raiseFileLimit()
+	if d.options.OwnProcess {
+		d.memory = host.LimitMemory(os.DirFS("/"), d.log)
+	} else {
+		d.memory, _ = host.GroupMemory(os.DirFS("/"))
+	}
+	d.files = host.RaiseFileLimit()
 	if d.files > 0 && d.files < fewFiles {
 		d.log.Warn("few files may be open at once: each connection takes one", "limit", d.files, "hint", "raise LimitNOFILE= of the service, or ulimit -n")
 	}
@@ -271,14 +276,14 @@ func (d *daemon) supervise(ctx context.Context, stop context.CancelFunc, ended <
 func (d *daemon) begun(helpers *sync.WaitGroup) {
 	d.state.Store(stateRunning)
 	d.keepSockets()
-	d.service.ready(d.summary())
+	d.service.Ready(d.summary())
 	d.log.Info(msgStarted, "uptime", time.Since(d.started).Round(time.Millisecond), "files", d.files)
 	helpers.Go(func() { d.reportStatus(d.background) })
 	helpers.Go(func() { d.feedWatchdog(d.background) })
 	helpers.Go(func() { d.watch(d.background) })
-	helpers.Go(func() { tidy(d.background) })
+	helpers.Go(func() { host.ReleaseMemory(d.background) })
 	if d.options.OwnProcess {
-		helpers.Go(func() { fitProcessors(d.background, d.log) })
+		helpers.Go(func() { host.AdaptProcessors(d.background, d.log) })
 	}
 }
 
@@ -287,7 +292,7 @@ const statusInterval = 3 * time.Second
 
 // reportStatus keeps STATUS= up to date, where there is somebody to tell.
 func (d *daemon) reportStatus(ctx context.Context) {
-	if !d.service.listens() {
+	if !d.service.Listens() {
 		return
 	}
 	tick := time.NewTicker(statusInterval)
@@ -303,7 +308,7 @@ func (d *daemon) reportStatus(ctx context.Context) {
 			return // reportDrain takes over
 		}
 		if now := d.summary(); now != last {
-			d.service.status(now)
+			d.service.Status(now)
 			last = now
 		}
 	}
@@ -318,9 +323,9 @@ func (d *daemon) reportDrain(ctx context.Context) {
 	defer tick.Stop()
 	until := time.Now().Add(d.loaded.Load().config.DrainTimeout + drainMargin)
 	n := len(d.describe().Connections)
-	d.service.stopping(fmt.Sprintf("stopping: waiting for %s to end or move", plural(n, "connection")))
+	d.service.Stopping(fmt.Sprintf("stopping: waiting for %s to end or move", plural(n, "connection")))
 	for left := time.Until(until); left > 0; left = time.Until(until) {
-		d.service.extend(min(left, 5*time.Second))
+		d.service.Extend(min(left, 5*time.Second))
 		select {
 		case <-ctx.Done():
 			return
@@ -328,7 +333,7 @@ func (d *daemon) reportDrain(ctx context.Context) {
 		}
 		if now := len(d.describe().Connections); now != n {
 			n = now
-			d.service.status(fmt.Sprintf("stopping: waiting for %s to end or move", plural(n, "connection")))
+			d.service.Status(fmt.Sprintf("stopping: waiting for %s to end or move", plural(n, "connection")))
 		}
 	}
 }

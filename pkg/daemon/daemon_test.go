@@ -21,6 +21,7 @@ import (
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/control"
 	"ptthqd/pkg/daemon"
+	"ptthqd/pkg/host"
 	"ptthqd/pkg/ident"
 	"ptthqd/test/testutil"
 )
@@ -42,7 +43,7 @@ func TestMain(m *testing.M) {
 }
 
 func child(path string) int {
-	format := cmp.Or(os.Getenv(formatVariable), daemon.LogText)
+	format := cmp.Or(os.Getenv(formatVariable), host.LogText)
 	if childHook != nil {
 		childHook()
 	}
@@ -123,7 +124,7 @@ func (s *site) begin(name string) *process {
 	p := &process{t: s.t, stop: stop, done: make(chan struct{}), Client: &control.Client{Socket: s.path(name + ".sock")}}
 	go func() {
 		defer close(p.done)
-		p.err = daemon.Run(ctx, daemon.Options{Config: s.path(name + ".toml"), Socket: p.Socket, LogFormat: daemon.LogText, Version: "test", Stderr: &p.log})
+		p.err = daemon.Run(ctx, daemon.Options{Config: s.path(name + ".toml"), Socket: p.Socket, LogFormat: host.LogText, Version: "test", Stderr: &p.log})
 	}()
 	s.t.Cleanup(func() {
 		_ = p.end()

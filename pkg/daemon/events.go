@@ -1,5 +1,7 @@
 package daemon
 
+import "ptthqd/pkg/host"
+
 // The messages of this package that have a MESSAGE_ID.
 const (
 	msgStarted      = "ptthqd is ready"
@@ -21,7 +23,7 @@ var messageIDs = map[string]string{
 	msgReloaded:          "0286a7cf115e855d5bd2a550694f2426",
 	msgReloadFailed:      "e5bb45082e734852827d8ceff4b9ad74",
 	msgWatchdog:          "411193e9bb57fa26427d73c3d77667ce",
-	msgMissing:           "c4707e5f7a6945cfb449c1ec8f73b481",
+	host.LinesMissing:    "c4707e5f7a6945cfb449c1ec8f73b481",
 	"link up":            "8be7cdd7cd1e02d2109341aa7dff84f1",
 	"link down":          "9842b763f5e84df63697f8b1c2051cab",
 	"connection ended":   "b1222b89133afac84429fd16d7b95172",

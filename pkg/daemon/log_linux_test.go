@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ptthqd/pkg/control"
-	"ptthqd/pkg/daemon"
+	"ptthqd/pkg/host"
 	"ptthqd/test/testutil"
 )
 
@@ -24,8 +24,8 @@ const journalVariable = "PTTHQD_TEST_JOURNAL"
 
 func init() {
 	childHook = func() {
-		daemon.SetQueueBytes(4 << 10)
-		daemon.SetJournalSocket(os.Getenv(journalVariable))
+		host.QueueBytes = 4 << 10
+		host.JournalSocket = os.Getenv(journalVariable)
 	}
 }
 
@@ -137,7 +137,7 @@ func (j *journalReader) environment(stderr *os.File) []string {
 	if err := unix.Fstat(int(stderr.Fd()), &is); err != nil {
 		j.t.Fatal(err)
 	}
-	return []string{formatVariable + "=" + daemon.LogAuto, journalVariable + "=" + j.conn.LocalAddr().String(), fmt.Sprintf("JOURNAL_STREAM=%d:%d", is.Dev, is.Ino)}
+	return []string{formatVariable + "=" + host.LogAuto, journalVariable + "=" + j.conn.LocalAddr().String(), fmt.Sprintf("JOURNAL_STREAM=%d:%d", is.Dev, is.Ino)}
 }
 
 func (j *journalReader) stop() {
@@ -182,10 +182,10 @@ const missing = "lines of the log are missing"
 
 // While nobody reads its log, a daemon does all of its work; once somebody does, the log says how many lines are missing.
 func TestWorkGoesOnWhileNobodyReadsTheLog(t *testing.T) {
-	t.Run("text", func(t *testing.T) { workGoesOn(t, newPipeReader(t, daemon.LogText), nil) })
-	t.Run("json", func(t *testing.T) { workGoesOn(t, newPipeReader(t, daemon.LogJSON), nil) })
+	t.Run("text", func(t *testing.T) { workGoesOn(t, newPipeReader(t, host.LogText), nil) })
+	t.Run("json", func(t *testing.T) { workGoesOn(t, newPipeReader(t, host.LogJSON), nil) })
 	t.Run("journal", func(t *testing.T) {
-		stderr := newPipeReader(t, daemon.LogText)
+		stderr := newPipeReader(t, host.LogText)
 		stderr.stop()
 		workGoesOn(t, newJournalReader(t), stderr.w)
 	})

@@ -194,7 +194,7 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	s.is(configDuration, took.Seconds())
 	s.counts(configReloads, d.reloads.Load(), "success")
 	s.counts(configReloads, d.badReloads.Load(), "failure")
-	s.counts(logDropped, d.logQueue.dropped.Load())
+	s.counts(logDropped, d.logs.Dropped())
 	d.role.Measure(s)
 }
 

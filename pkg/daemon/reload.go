@@ -11,6 +11,7 @@ import (
 
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/control"
+	"ptthqd/pkg/host"
 )
 
 // reload reads the config now and brings it into force, or changes nothing.
@@ -29,7 +30,7 @@ func (d *daemon) applyLocked(ctx context.Context, trigger string, begun time.Tim
 	}
 	d.attempts.Add(1)
 	if trigger != triggerRetry {
-		d.service.reloading()
+		d.service.Reloading()
 	}
 	read := reading{snapshot: snapshot, err: err}
 	d.considered.Store(read.key())
@@ -56,7 +57,7 @@ func (d *daemon) applyLocked(ctx context.Context, trigger string, begun time.Tim
 	}
 	d.lastReload.Store(result)
 	d.tell(result)
-	d.service.ready(d.summary())
+	d.service.Ready(d.summary())
 	select {
 	case d.reloaded <- struct{}{}: // the watcher looks elsewhere, perhaps
 	default:
@@ -101,7 +102,7 @@ func (d *daemon) keepSockets() {
 }
 
 func (d *daemon) keepLocked(ctx context.Context) {
-	if err := d.service.keep(ctx, d.role.Sockets()); err != nil {
+	if err := d.service.Keep(ctx, d.role.Sockets()); err != nil {
 		d.log.Warn("sockets will not survive a restart", "error", err)
 	}
 }
@@ -172,10 +173,10 @@ func (d *daemon) makeRoom(ctx context.Context, diff config.Diff) error {
 			continue
 		}
 		for _, addr := range m.Old.Listen.Addrs() {
-			names = append(names, fdName("stream", addr.String()))
+			names = append(names, host.FDName("stream", addr.String()))
 		}
 	}
-	return d.service.drop(ctx, names)
+	return d.service.Drop(ctx, names)
 }
 
 // A restartError says that the config changes what can't be changed in a running process.

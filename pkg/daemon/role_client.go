@@ -11,6 +11,7 @@ import (
 	"ptthqd/pkg/client"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/control"
+	"ptthqd/pkg/host"
 	"ptthqd/pkg/ledger"
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/session"
@@ -26,7 +27,7 @@ func newClientRole(d *daemon, c *config.Config) (role, error) {
 		Logger:           d.log,
 		RuntimeDirectory: control.RuntimeDir(c.Path),
 		Inherit:          d.inheritStreams,
-		KeepSockets:      d.service.keeps(),
+		KeepSockets:      d.service.Listens(),
 		Rebound:          d.keepSockets,
 		Opened:           d.metrics.opened,
 	})
@@ -39,8 +40,8 @@ func newClientRole(d *daemon, c *config.Config) (role, error) {
 func (r clientRole) Sockets() map[string][]syscall.Conn {
 	kept := make(map[string][]syscall.Conn)
 	for place, sockets := range r.Client.Sockets() {
-		if _, ofUnit := unitName(place); !ofUnit { // those of socket units systemd has already
-			kept[fdName("stream", place)] = sockets
+		if !host.OfUnit(place) { // those of socket units systemd has already
+			kept[host.FDName("stream", place)] = sockets
 		}
 	}
 	return kept

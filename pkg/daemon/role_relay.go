@@ -17,6 +17,7 @@ import (
 	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/control"
+	"ptthqd/pkg/host"
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/policy"
 	"ptthqd/pkg/relay"
@@ -303,7 +304,7 @@ func (r *relayRole) Sockets() map[string][]syscall.Conn {
 	kept := make(map[string][]syscall.Conn)
 	for _, s := range r.sockets {
 		if conn, ok := s.conn.(syscall.Conn); ok && !s.ofUnit {
-			kept[fdName("udp", s.place)] = []syscall.Conn{conn}
+			kept[host.FDName("udp", s.place)] = []syscall.Conn{conn}
 		}
 	}
 	return kept

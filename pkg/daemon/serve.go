@@ -22,6 +22,7 @@ import (
 	"ptthqd/pkg/bind"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/control"
+	"ptthqd/pkg/host"
 	"ptthqd/pkg/server"
 )
 
@@ -40,7 +41,7 @@ func (d *daemon) serveControl(ctx context.Context) {
 		ErrorLog:       slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
 		BaseContext:    func(net.Listener) context.Context { return ctx },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, callerKey{}, caller(c.(*controlConn).Conn))
+			return context.WithValue(ctx, callerKey{}, host.PeerOf(c.(*controlConn).Conn))
 		},
 	}
 	server.SetKeepAlivesEnabled(false) // the deadlines are those of a connection's one request
@@ -62,17 +63,6 @@ func (d *daemon) serveControl(ctx context.Context) {
 
 type callerKey struct{}
 
-// A person is who asks at the control socket, as far as the system tells.
-type person struct {
-	known  bool // else whoever may connect may do all
-	uid    int
-	groups []int
-	text   string // for the log
-}
-
-// unmapped is what the kernel says for users and groups that the daemon's user namespace doesn't have.
-const unmapped = 65534
-
 // openToAll are the requests that whoever may connect to the control socket may make: they change and cost nothing.
 var openToAll = map[string]bool{
 	"GET " + control.PathStatus:   true,
@@ -83,7 +73,7 @@ var openToAll = map[string]bool{
 // authorize leaves all but a look at things to root, the daemon's user, and the config's admin_group.
 func (d *daemon) authorize(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		who, _ := r.Context().Value(callerKey{}).(person)
+		who, _ := r.Context().Value(callerKey{}).(host.User)
 		group := d.loaded.Load().config.AdminGroup
 		if !openToAll[r.Method+" "+r.URL.Path] && !administers(who, os.Geteuid(), group) {
 			control.Refuse(w, http.StatusForbidden, &control.Error{
@@ -97,9 +87,9 @@ func (d *daemon) authorize(next http.Handler) http.Handler {
 }
 
 // administers tells whether a person may do all that the control socket has.
-func administers(who person, daemon int, group string) bool {
+func administers(who host.User, daemon int, group string) bool {
 	switch {
-	case !who.known, who.uid == 0, who.uid == daemon && daemon != unmapped:
+	case !who.Known, who.UID == 0, who.UID == daemon && daemon != host.Unmapped:
 		return true
 	case group == "":
 		return false
@@ -109,7 +99,7 @@ func administers(who person, daemon int, group string) bool {
 		return false
 	}
 	id, err := strconv.Atoi(g.Gid)
-	return err == nil && id != unmapped && slices.Contains(who.groups, id)
+	return err == nil && id != host.Unmapped && slices.Contains(who.Groups, id)
 }
 
 // logRequests tells who changes something.
@@ -119,8 +109,8 @@ func (d *daemon) logRequests(next http.Handler) http.Handler {
 		if r.Method != http.MethodGet {
 			level = slog.LevelInfo
 		}
-		who, _ := r.Context().Value(callerKey{}).(person)
-		d.log.Log(r.Context(), level, "control request", "method", r.Method, "path", r.URL.Path, "caller", cmp.Or(who.text, "unknown"))
+		who, _ := r.Context().Value(callerKey{}).(host.User)
+		d.log.Log(r.Context(), level, "control request", "method", r.Method, "path", r.URL.Path, "caller", cmp.Or(who.Text, "unknown"))
 		next.ServeHTTP(w, r)
 	})
 }
@@ -262,9 +252,9 @@ func (d *daemon) Status() *control.Status {
 	runtime.ReadMemStats(&memory)
 	s.Process.Goroutines = runtime.NumGoroutine()
 	s.Process.HeapBytes = memory.HeapAlloc
-	s.Process.Files, s.Process.FilesLimit = openFiles(), d.files
-	s.Process.GroupMemory, s.Process.GoMemoryLimit = d.memory, goMemoryLimit()
-	s.Process.LogDropped = d.logQueue.dropped.Load()
+	s.Process.Files, s.Process.FilesLimit = host.OpenFiles(), d.files
+	s.Process.GroupMemory, s.Process.GoMemoryLimit = d.memory, host.GoMemoryLimit()
+	s.Process.LogDropped = d.logs.Dropped()
 	s.Warnings = d.warnings(s)
 	return s
 }
@@ -367,7 +357,7 @@ func (d *daemon) warnings(s *control.Status) []control.Warning {
 	if s.Process.FilesLimit > 0 && uint64(s.Process.Files) > s.Process.FilesLimit/10*9 {
 		warn("raise LimitNOFILE= of the service", "%d of %d files are open", s.Process.Files, s.Process.FilesLimit)
 	}
-	if trouble := d.logQueue.trouble(); trouble != "" {
+	if trouble := d.logs.Trouble(); trouble != "" {
 		warn("lines wait and are then dropped; look after what stderr is connected to, or systemd-journald", "%s: %d lines are missing", trouble, s.Process.LogDropped)
 	}
 	for _, w := range d.loaded.Load().config.Warnings() {

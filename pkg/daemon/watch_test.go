@@ -17,6 +17,7 @@ import (
 
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/control"
+	"ptthqd/pkg/host"
 	"ptthqd/pkg/ident"
 )
 
@@ -178,7 +179,7 @@ func TestWatcherAppliesNothingOlderThanACommand(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := &daemon{
-		options: Options{Config: file}, service: &service{}, log: slog.New(slog.DiscardHandler), level: new(slog.LevelVar), role: role, identity: identity,
+		options: Options{Config: file}, service: &host.Service{}, log: slog.New(slog.DiscardHandler), level: new(slog.LevelVar), role: role, identity: identity,
 		background: t.Context(), reloaded: make(chan struct{}, 1),
 	}
 	d.scraped, d.control = &metricsServer{daemon: d}, newControlListener(nil, c.Limits)

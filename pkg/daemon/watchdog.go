@@ -16,7 +16,7 @@ func (d *daemon) feedWatchdog(ctx context.Context) {
 	if after, err := time.ParseDuration(os.Getenv(hangVariable)); err == nil {
 		defer time.AfterFunc(after, d.reloading.Lock).Stop()
 	}
-	within := d.service.watchdog()
+	within := d.service.Watchdog()
 	if within <= 0 {
 		return
 	}
@@ -27,7 +27,7 @@ func (d *daemon) feedWatchdog(ctx context.Context) {
 			d.log.Error(msgWatchdog, "error", err) // and let it bite
 			return
 		}
-		d.service.feed()
+		d.service.Feed()
 		select {
 		case <-ctx.Done():
 			return

@@ -1,4 +1,4 @@
-package daemon
+package host
 
 import (
 	"bytes"
@@ -15,16 +15,17 @@ import (
 	"github.com/coreos/go-systemd/v22/journal"
 )
 
-// journalSocket is where the journal takes lines with fields. Tests have another.
-var journalSocket = "/run/systemd/journal/socket"
+// JournalSocket is the socket of the journal's native protocol. It is a variable for tests alone.
+var JournalSocket = "/run/systemd/journal/socket"
 
-// toJournal tells whether stderr is connected to the journal: then its native protocol takes the fields too.
+// toJournal reports whether stderr is connected to the journal, and the journal's native protocol,
+// which takes fields, can be used.
 func toJournal() bool {
 	connected, err := journal.StderrIsJournalStream()
 	if err != nil || !connected {
 		return false
 	}
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: journalSocket, Net: "unixgram"})
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: JournalSocket, Net: "unixgram"})
 	if err != nil {
 		return false
 	}
@@ -32,8 +33,9 @@ func toJournal() bool {
 	return true
 }
 
-// newJournalHandler makes of each record a datagram of the journal's native protocol: https://systemd.io/JOURNAL_NATIVE_PROTOCOL.
-func newJournalHandler(put func(line) error, level slog.Leveler) slog.Handler {
+// newJournalHandler turns each record into a datagram of the journal's native protocol, which
+// https://systemd.io/JOURNAL_NATIVE_PROTOCOL describes. ids are the MESSAGE_IDs by message.
+func newJournalHandler(put func(line) error, level slog.Leveler, ids map[string]string) slog.Handler {
 	return &lines{level: level, emit: func(r slog.Record, fields []field) error {
 		l := line{text: newText(), at: r.Time, priority: '0' + byte(priority(r.Level))}
 		l.text.WriteString("MESSAGE=")
@@ -46,7 +48,7 @@ func newJournalHandler(put func(line) error, level slog.Leveler) slog.Handler {
 		for _, f := range fields {
 			appendJournalField(l.text, f)
 		}
-		if id := messageIDs[r.Message]; id != "" {
+		if id := ids[r.Message]; id != "" {
 			l.text.WriteString("MESSAGE_ID=" + id + "\n")
 		}
 		return put(l)
@@ -66,18 +68,18 @@ func appendJournalField(b *bytes.Buffer, f field) {
 	b.WriteByte('\n')
 }
 
-// A journalSink sends datagrams to the journal. What the journal can't take goes to stderr with its priority in front, as systemd
-// reads it from there.
+// journalSink sends datagrams to the journal. A line that the journal can't take goes to stderr, with
+// its priority in front, as systemd reads it from there.
 type journalSink struct {
 	stderr io.Writer
-	conn   *net.UnixConn // nil if there is none
+	conn   *net.UnixConn // nil if it is not connected
 }
 
 func newJournalSink(stderr io.Writer) lineSink { return &journalSink{stderr: stderr} }
 
 func (s *journalSink) write(lines []line) (lost int, err error) {
 	for _, l := range lines {
-		if time.Since(l.at) > lateLine { // the journal's own time is that at which it takes the line
+		if time.Since(l.at) > lateLine { // the journal's own time is when it takes the line
 			l.text.WriteString("PTTHQ_SAID_AT=" + l.at.Format(time.RFC3339Nano) + "\n")
 		}
 		if s.send(l.text.Bytes()) == nil {
@@ -90,14 +92,15 @@ func (s *journalSink) write(lines []line) (lost int, err error) {
 	return lost, err
 }
 
-// lateLine is how long a line may wait before it says itself when it was said.
+// lateLine is how long a line may wait without a field of its own for when it was logged.
 const lateLine = time.Second
 
-// send sends a datagram, and waits while the journal reads none. The socket is connected: poll tells of room in another's queue only then.
+// send sends a datagram and waits while the journal reads none. It needs a connected socket: only then
+// does poll wait for room in the queue of the other end.
 func (s *journalSink) send(datagram []byte) (err error) {
 	for range 2 {
 		if s.conn == nil {
-			if s.conn, err = net.DialUnix("unixgram", nil, &net.UnixAddr{Name: journalSocket, Net: "unixgram"}); err != nil {
+			if s.conn, err = net.DialUnix("unixgram", nil, &net.UnixAddr{Name: JournalSocket, Net: "unixgram"}); err != nil {
 				s.conn = nil
 				return err
 			}
@@ -105,7 +108,7 @@ func (s *journalSink) send(datagram []byte) (err error) {
 		if _, err = s.conn.Write(datagram); err == nil || errors.Is(err, syscall.EMSGSIZE) || errors.Is(err, syscall.ENOBUFS) {
 			return err
 		}
-		_ = s.conn.Close() // the journal's socket is another now
+		_ = s.conn.Close() // the journal was restarted
 		s.conn = nil
 	}
 	return err
@@ -129,7 +132,7 @@ func priority(l slog.Level) journal.Priority {
 	return journal.PriDebug
 }
 
-// fieldName makes what the journal takes as a name: A-Z, 0-9 and the underscore.
+// fieldName turns a key into a name that the journal takes: A-Z, 0-9 and the underscore.
 func fieldName(key string) string {
 	return strings.Map(func(r rune) rune {
 		switch {

@@ -1,4 +1,4 @@
-package daemon
+package host
 
 import (
 	"io"
@@ -9,7 +9,7 @@ import (
 
 // BenchmarkLine is the line that each connection has at its end.
 func BenchmarkLine(b *testing.B) {
-	log, err := openLog(LogText, io.Discard, slog.LevelInfo)
+	log, err := OpenLog(LogText, io.Discard, slog.LevelInfo, nil)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -1,14 +1,11 @@
-package daemon
+package host
 
 import (
 	"bytes"
 	"encoding/json"
 	"errors"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"regexp"
-	"strings"
 	"testing"
 	"time"
 )
@@ -16,7 +13,7 @@ import (
 func TestTextLog(t *testing.T) {
 	var out bytes.Buffer
 	level := new(slog.LevelVar)
-	log, err := openLog(LogText, &out, level)
+	log, err := OpenLog(LogText, &out, level, nil)
 	if err != nil || log.journal {
 		t.Fatal(log, err)
 	}
@@ -42,7 +39,7 @@ $`)
 
 func TestJSONLog(t *testing.T) {
 	var out bytes.Buffer
-	log, err := openLog(LogJSON, &out, slog.LevelInfo)
+	log, err := OpenLog(LogJSON, &out, slog.LevelInfo, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,45 +52,7 @@ func TestJSONLog(t *testing.T) {
 	if line["msg"] != "link up" || line["took"] != "1s" || line["reason"] != "why" {
 		t.Errorf("the line is %v", line)
 	}
-	if _, err := openLog("xml", &out, slog.LevelInfo); err == nil {
+	if _, err := OpenLog("xml", &out, slog.LevelInfo, nil); err == nil {
 		t.Error("xml is a log format")
-	}
-}
-
-// The MESSAGE_IDs are for ever: docs/journal.md has them all, and each message is still said somewhere.
-func TestMessageIDs(t *testing.T) {
-	text, err := os.ReadFile("../../docs/journal.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	rows := regexp.MustCompile("(?m)^\\| `([0-9a-f]{32})` \\| ([^|]+) \\|").FindAllStringSubmatch(string(text), -1)
-	documented := make(map[string]string)
-	for _, row := range rows {
-		documented[strings.TrimSpace(row[2])] = row[1]
-	}
-	for message, id := range messageIDs {
-		if documented[message] != id {
-			t.Errorf("docs/journal.md has %q for %q, the code %q", documented[message], message, id)
-		}
-	}
-	if len(documented) != len(messageIDs) {
-		t.Errorf("docs/journal.md has %d messages, the code %d", len(documented), len(messageIDs))
-	}
-	var source strings.Builder
-	files, _ := filepath.Glob("../*/*.go")
-	for _, file := range files {
-		if strings.HasSuffix(file, "_test.go") {
-			continue
-		}
-		code, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		source.Write(code)
-	}
-	for message := range messageIDs {
-		if strings.Count(source.String(), `"`+message+`"`) < 1 {
-			t.Errorf("nobody says %q any more", message)
-		}
 	}
 }

@@ -1,4 +1,4 @@
-package daemon
+package host
 
 import (
 	"bytes"
@@ -13,57 +13,58 @@ import (
 
 // The bounds of the log's queue.
 const (
-	chunkBytes = 64 << 10        // what one write takes of text or JSON, as much as a pipe holds
-	lastLines  = time.Second     // how long the end of the process waits for the lines that are left
-	logStuck   = 5 * time.Second // a write that takes longer is told in the status
+	chunkBytes = 64 << 10        // bytes of text or JSON in one write: as much as a pipe holds
+	lastLines  = time.Second     // Close waits so long for the lines that are left
+	logStuck   = 5 * time.Second // Trouble reports a write that takes longer
 )
 
-// queueBytes is what may wait for the writer, about 8,000 lines; beyond it lines are dropped. As much may be with the writer.
-// Tests have less.
-var queueBytes = 2 << 20
+// QueueBytes is how many bytes may wait for the writer, about 8,000 lines. Further lines are dropped.
+// The writer may hold as many bytes. It is a variable for tests alone.
+var QueueBytes = 2 << 20
 
-// msgMissing is a message with a MESSAGE_ID. It stands where the lines are missing.
-const msgMissing = "lines of the log are missing"
+// LinesMissing is the message that stands where lines are missing.
+const LinesMissing = "lines of the log are missing"
 
-// A line is a line of the log on its way to the writer.
+// line is a line of the log on its way to the sink.
 type line struct {
 	text *bytes.Buffer // of the pool texts
 	at   time.Time
 
 	// For the journal, whose text is a datagram.
 	priority byte
-	message  [2]int // where the message with its fields begins and ends in text, to be written to stderr if the journal fails
+	message  [2]int // where the message and its fields begin and end in text; for stderr
 }
 
-// A lineSink writes lines, one call at a time. It may block for as long as nobody reads, and returns how many lines it could not
-// write, and why. It keeps none of them.
+// lineSink writes lines. Calls don't overlap. write may block while nobody reads; it returns how many
+// lines it could not write, and why. It must not keep the lines.
 type lineSink interface {
 	write(lines []line) (lost int, err error)
 	close() // after the last write
 }
 
-// A logQueue stands between those who log and the sink: put never blocks. What finds no room is dropped and counted, and once
-// the sink takes lines again a line tells how many are missing at that place.
+// logQueue stands between the loggers and the sink, so that put never blocks. A line that finds no room
+// is dropped and counted. Once the sink takes lines again, a line says how many are missing there.
 type logQueue struct {
 	sink    lineSink
-	missing slog.Handler // formats the line about missing ones, and has it written at once
+	missing slog.Handler // writes the line about missing lines, at once
 	dropped atomic.Uint64
-	busy    atomic.Int64 // since when the sink has been writing, in ns since began; 0 while it is not
+	busy    atomic.Int64 // when the present write began, in ns after began; 0 if there is none
 	began   time.Time
-	failure atomic.Pointer[error] // of the last write, nil if that went well
+	failure atomic.Pointer[error] // of the last write; nil if it succeeded
 
 	mu     sync.Mutex
-	change sync.Cond // of what follows
+	change sync.Cond // signalled when lines or closed change
 	lines  []line
-	bytes  int // of lines
-	behind int // lines dropped behind lines
-	since  time.Time
+	bytes  int       // of lines
+	behind int       // how many lines were dropped after lines
+	since  time.Time // when the first of those was dropped
 	closed bool
 
 	ended chan struct{} // closed when run has returned
 }
 
-// newLogQueue makes a queue and its goroutine, which close ends. handler makes a handler of what puts a line.
+// newLogQueue makes a queue and its goroutine, which close ends. handler returns a handler that calls
+// put for each line.
 func newLogQueue(sink lineSink, handler func(put func(line) error) slog.Handler) *logQueue {
 	q := &logQueue{sink: sink, began: time.Now(), ended: make(chan struct{})}
 	q.change.L = &q.mu
@@ -75,11 +76,12 @@ func newLogQueue(sink lineSink, handler func(put func(line) error) slog.Handler)
 	return q
 }
 
-// put has a line written, or drops it. Once one is dropped all are until the sink has taken those before it, so that there is one gap.
+// put adds a line or drops it. After a dropped line all lines are dropped until the sink has taken the
+// lines before it: so there is one gap, not many.
 func (q *logQueue) put(l line) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.closed || q.behind > 0 || len(q.lines) > 0 && q.bytes+l.text.Len() > queueBytes {
+	if q.closed || q.behind > 0 || len(q.lines) > 0 && q.bytes+l.text.Len() > QueueBytes {
 		if q.behind == 0 {
 			q.since = l.at
 		}
@@ -96,7 +98,8 @@ func (q *logQueue) put(l line) error {
 	return nil
 }
 
-// take waits for lines, and returns them with how many were dropped behind them, and since when. It returns false at the end.
+// take waits for lines. It returns them, and how many were dropped after them, and since when; false
+// once the queue is closed and empty. It keeps reuse as the next buffer.
 func (q *logQueue) take(reuse []line) (lines []line, behind int, since time.Time, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -108,12 +111,12 @@ func (q *logQueue) take(reuse []line) (lines []line, behind int, since time.Time
 	return lines, behind, since, len(lines) > 0
 }
 
-// run writes until the queue is closed and empty.
+// run writes lines until the queue is closed and empty.
 func (q *logQueue) run() {
 	defer close(q.ended)
 	defer q.sink.close()
 	var spare []line
-	gap := 0 // lines that are missing and not told of yet
+	gap := 0 // missing lines that no line has reported yet
 	var since time.Time
 	var reason error
 	for {
@@ -137,17 +140,17 @@ func (q *logQueue) run() {
 		clear(lines)
 		spare = lines
 		if cap(spare) > 1024 {
-			spare = nil // a burst is over
+			spare = nil // left by a burst
 		}
 	}
 }
 
-// tell writes that lines are missing. It returns how many are still to be told of.
+// tell writes that lines are missing. It returns how many are still to be reported.
 func (q *logQueue) tell(gap int, since time.Time, reason error) int {
 	if gap == 0 {
 		return 0
 	}
-	r := slog.NewRecord(time.Now(), slog.LevelWarn, msgMissing, 0)
+	r := slog.NewRecord(time.Now(), slog.LevelWarn, LinesMissing, 0)
 	r.Add("lines", gap, "since", since, "reason", "the log was not read for a while")
 	if reason != nil {
 		r.Add("error", reason)
@@ -158,7 +161,7 @@ func (q *logQueue) tell(gap int, since time.Time, reason error) int {
 	return 0
 }
 
-// write has the sink write.
+// write passes lines to the sink and notes how that goes.
 func (q *logQueue) write(lines []line) (lost int, err error) {
 	q.busy.Store(max(1, int64(time.Since(q.began))))
 	defer q.busy.Store(0)
@@ -171,7 +174,7 @@ func (q *logQueue) write(lines []line) (lost int, err error) {
 	return lost, err
 }
 
-// trouble says why no lines are written at the moment; it is empty while all is well.
+// trouble says why no lines are written at the moment; "" if they are.
 func (q *logQueue) trouble() string {
 	if since := q.busy.Load(); since > 0 {
 		if stuck := time.Since(q.began) - time.Duration(since); stuck > logStuck {
@@ -184,7 +187,7 @@ func (q *logQueue) trouble() string {
 	return ""
 }
 
-// close waits until what was put is written, but no longer than patience. A writer that hangs then is left behind.
+// close waits until all lines are written, patience at most. It leaves a hanging sink behind.
 func (q *logQueue) close(patience time.Duration) {
 	q.mu.Lock()
 	q.closed = true
@@ -198,11 +201,11 @@ func (q *logQueue) close(patience time.Duration) {
 	}
 }
 
-// A writerSink writes lines of text, many at once.
+// writerSink writes lines of text, many with one write.
 type writerSink struct {
 	w     io.Writer
 	chunk bytes.Buffer
-	torn  bool // what was written last has ended within a line
+	torn  bool // the last write has ended within a line
 }
 
 func (s *writerSink) write(lines []line) (lost int, err error) {

@@ -1,4 +1,4 @@
-package daemon
+package host
 
 import (
 	"bytes"
@@ -47,7 +47,7 @@ func TestLogThatNobodyReads(t *testing.T) {
 
 func logThatNobodyReads(t *testing.T, format string) {
 	w := newGatedWriter()
-	log, err := openLog(format, w, slog.LevelInfo)
+	log, err := OpenLog(format, w, slog.LevelInfo, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,18 +57,18 @@ func logThatNobodyReads(t *testing.T, format string) {
 		log.Info("a line", "i", i, "padding", strings.Repeat("x", 100))
 	}
 	time.Sleep(logStuck + time.Second)
-	if trouble := log.queue.trouble(); trouble != "nobody has read the log for 6s" {
+	if trouble := log.Trouble(); trouble != "nobody has read the log for 6s" {
 		t.Errorf("trouble: %q", trouble)
 	}
-	dropped := int(log.queue.dropped.Load())
-	if held := all - dropped; dropped == 0 || held*100 > 2*queueBytes+2*chunkBytes {
+	dropped := int(log.Dropped())
+	if held := all - dropped; dropped == 0 || held*100 > 2*QueueBytes+2*chunkBytes {
 		t.Fatalf("%d lines are held, %d dropped", held, dropped)
 	}
 	w.open()
 	synctest.Wait()
 	log.Info("the end")
 	log.queue.close(time.Minute)
-	if trouble := log.queue.trouble(); trouble != "" {
+	if trouble := log.Trouble(); trouble != "" {
 		t.Errorf("trouble: %q", trouble)
 	}
 
@@ -86,7 +86,7 @@ func logThatNobodyReads(t *testing.T, format string) {
 		t.Errorf("%d lines have arrived and %d were dropped, of %d", len(got)-2, dropped, all)
 	}
 	told, end := got[len(got)-2], got[len(got)-1]
-	if !strings.Contains(told, msgMissing) || !strings.Contains(strings.ReplaceAll(told, `"lines":`, "lines="), fmt.Sprintf("lines=%d", dropped)) {
+	if !strings.Contains(told, LinesMissing) || !strings.Contains(strings.ReplaceAll(told, `"lines":`, "lines="), fmt.Sprintf("lines=%d", dropped)) {
 		t.Errorf("%d lines are missing, and it says %q", dropped, told)
 	}
 	if !strings.Contains(end, "the end") {
@@ -99,7 +99,7 @@ func TestLogOnAFullDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newGatedWriter()
 		w.fail, w.part = errors.New("no space left on device"), 20
-		log, err := openLog(LogText, w, slog.LevelInfo)
+		log, err := OpenLog(LogText, w, slog.LevelInfo, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -107,7 +107,7 @@ func TestLogOnAFullDisk(t *testing.T) {
 			log.Info(l)
 			synctest.Wait()
 		}
-		if trouble := log.queue.trouble(); trouble != "the log can't be written: no space left on device" {
+		if trouble := log.Trouble(); trouble != "the log can't be written: no space left on device" {
 			t.Errorf("trouble: %q", trouble)
 		}
 		w.shut()
@@ -117,11 +117,11 @@ func TestLogOnAFullDisk(t *testing.T) {
 		log.queue.close(time.Minute)
 		got := strings.Split(w.text.String(), "\n")
 		last := got[len(got)-3:]
-		if !strings.Contains(last[0], "WARN  "+msgMissing+" lines=2 ") || !strings.Contains(last[0], "no space left") || !strings.HasSuffix(last[1], "INFO  three") {
+		if !strings.Contains(last[0], "WARN  "+LinesMissing+" lines=2 ") || !strings.Contains(last[0], "no space left") || !strings.HasSuffix(last[1], "INFO  three") {
 			t.Errorf("the log is\n%s", w.text.String())
 		}
-		if trouble := log.queue.trouble(); trouble != "" || log.queue.dropped.Load() != 2 {
-			t.Errorf("trouble: %q, %d dropped", trouble, log.queue.dropped.Load())
+		if trouble := log.Trouble(); trouble != "" || log.Dropped() != 2 {
+			t.Errorf("trouble: %q, %d dropped", trouble, log.Dropped())
 		}
 	})
 }
@@ -130,7 +130,7 @@ func TestLogOnAFullDisk(t *testing.T) {
 func TestLogsLastLines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newGatedWriter()
-		log, err := openLog(LogText, w, slog.LevelInfo)
+		log, err := OpenLog(LogText, w, slog.LevelInfo, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -142,7 +142,7 @@ func TestLogsLastLines(t *testing.T) {
 			t.Errorf("the log is %q", w.text.String())
 		}
 
-		if log, err = openLog(LogText, w, slog.LevelInfo); err != nil {
+		if log, err = OpenLog(LogText, w, slog.LevelInfo, nil); err != nil {
 			t.Fatal(err)
 		}
 		w.shut()

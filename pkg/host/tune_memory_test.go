@@ -1,4 +1,4 @@
-package daemon_test
+package host_test
 
 import (
 	"bytes"
@@ -9,7 +9,7 @@ import (
 	"testing"
 	"testing/fstest"
 
-	"ptthqd/pkg/daemon"
+	"ptthqd/pkg/host"
 )
 
 func TestGroupMemory(t *testing.T) {
@@ -66,14 +66,14 @@ func TestGroupMemory(t *testing.T) {
 		for name, text := range test.files {
 			root[path.Clean("sys/fs/cgroup/"+name)] = &fstest.MapFile{Data: []byte(text)}
 		}
-		if limit, file := daemon.GroupMemory(root); limit != test.limit || file != test.file {
+		if limit, file := host.GroupMemory(root); limit != test.limit || file != test.file {
 			t.Errorf("%s: %d of %q, want %d of %q", test.what, limit, file, test.limit, test.file)
 		}
 	}
 }
 
 // Go's runtime stays below two thirds of what the group has, unless somebody has said otherwise.
-func TestFitMemory(t *testing.T) {
+func TestLimitMemory(t *testing.T) {
 	before := debug.SetMemoryLimit(-1)
 	defer debug.SetMemoryLimit(before)
 	root := fstest.MapFS{
@@ -84,18 +84,17 @@ func TestFitMemory(t *testing.T) {
 	}
 	for _, test := range []struct {
 		environment string
-		own         bool
 		want        int64
-	}{{"", true, 512 << 20}, {"off", true, before}, {"3GiB", true, before}, {"", false, before}} {
+	}{{"", 512 << 20}, {"off", before}, {"3GiB", before}} {
 		debug.SetMemoryLimit(before)
 		t.Setenv("GOMEMLIMIT", test.environment)
 		var log bytes.Buffer
-		limit := daemon.FitMemory(root, slog.New(slog.NewTextHandler(&log, nil)), test.own)
+		limit := host.LimitMemory(root, slog.New(slog.NewTextHandler(&log, nil)))
 		if now := debug.SetMemoryLimit(-1); limit != 768<<20 || now != test.want || strings.Contains(log.String(), "/sys/fs/cgroup/a/memory.max") != (now != before) {
 			t.Errorf("%+v: %d of %d; the log:\n%s", test, now, limit, &log)
 		}
 	}
-	if limit := daemon.FitMemory(fstest.MapFS{}, slog.New(slog.DiscardHandler), true); limit != 0 {
+	if limit := host.LimitMemory(fstest.MapFS{}, slog.New(slog.DiscardHandler)); limit != 0 {
 		t.Errorf("%d without control groups", limit)
 	}
 }
@@ -108,7 +107,7 @@ func FuzzGroupMemory(f *testing.F) {
 			"proc/self/cgroup": {Data: []byte(groups)}, "proc/self/mountinfo": {Data: []byte(mounts)},
 			"sys/fs/cgroup/memory.max": {Data: []byte(text)},
 		}
-		if limit, file := daemon.GroupMemory(root); limit < 0 || (limit == 0) != (file == "") {
+		if limit, file := host.GroupMemory(root); limit < 0 || (limit == 0) != (file == "") {
 			t.Errorf("%d of %q", limit, file)
 		}
 	})

@@ -1,4 +1,4 @@
-package daemon_test
+package host_test
 
 import (
 	"context"
@@ -8,11 +8,11 @@ import (
 	"testing/synctest"
 	"time"
 
-	"ptthqd/pkg/daemon"
+	"ptthqd/pkg/host"
 )
 
 // What a burst has left is given back to the system once it is over.
-func TestTidy(t *testing.T) {
+func TestReleaseMemory(t *testing.T) {
 	const burst = 64 << 20
 	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // no collection of others finds it alive, or comes in between
 	kept := make([][]byte, burst>>16)
@@ -27,7 +27,7 @@ func TestTidy(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			daemon.Tidy(ctx)
+			host.ReleaseMemory(ctx)
 		}()
 		time.Sleep(time.Minute)
 		cancel()

@@ -1,6 +1,6 @@
 //go:build !linux
 
-package daemon
+package host
 
 import (
 	"io"
@@ -11,6 +11,6 @@ func toJournal() bool { return false }
 
 func newJournalSink(io.Writer) lineSink { panic("internal error: no journal") }
 
-func newJournalHandler(func(line) error, slog.Leveler) slog.Handler {
+func newJournalHandler(func(line) error, slog.Leveler, map[string]string) slog.Handler {
 	panic("internal error: no journal")
 }

@@ -1,4 +1,4 @@
-package daemon_test
+package host_test
 
 import (
 	"log/slog"
@@ -6,12 +6,12 @@ import (
 	"testing"
 	"time"
 
-	"ptthqd/pkg/daemon"
+	"ptthqd/pkg/host"
 )
 
 func TestProcessors(t *testing.T) {
 	const most, in = 8, 200 * time.Millisecond
-	p := daemon.NewProcessors(most)
+	p := host.NewProcessors(most)
 	// busy looks for a while at a process that uses so many processors, or all that it has if these are fewer.
 	busy := func(processors float64, while time.Duration) {
 		for range while / in {
@@ -47,11 +47,11 @@ func TestProcessors(t *testing.T) {
 	}
 }
 
-// Who has set GOMAXPROCS has his reasons.
+// GOMAXPROCS in the environment stays as it is.
 func TestProcessorsAsSet(t *testing.T) {
 	t.Setenv("GOMAXPROCS", "3")
 	before := runtime.GOMAXPROCS(0)
-	daemon.FitProcessors(t.Context(), slog.New(slog.DiscardHandler)) // returns at once
+	host.AdaptProcessors(t.Context(), slog.New(slog.DiscardHandler)) // returns at once
 	if now := runtime.GOMAXPROCS(0); now != before {
 		t.Errorf("%d processors, %d before", now, before)
 	}

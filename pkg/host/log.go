@@ -1,4 +1,4 @@
-package daemon
+package host
 
 import (
 	"bytes"
@@ -18,21 +18,34 @@ import (
 
 // The formats of the log.
 const (
-	LogAuto = "auto" // the journal with native fields where stderr is connected to it, else text
+	LogAuto = "auto" // the journal with native fields if stderr is connected to it, else text
 	LogText = "text"
 	LogJSON = "json"
 )
 
-// A logger is the log of a daemon. Who logs never waits for who reads: see logQueue.
-type logger struct {
+// Log is the log of this process. Logging never waits for a reader of the log, see logQueue.
+type Log struct {
 	*slog.Logger
 	queue   *logQueue
-	journal bool // it writes to the journal
+	journal bool
 }
 
-// openLog begins the log in a format. Levels are read from level at each record, so that they change while the daemon runs. The
-// caller closes the log's queue.
-func openLog(format string, stderr io.Writer, level slog.Leveler) (*logger, error) {
+// Journal reports whether the log goes to the journal.
+func (l *Log) Journal() bool { return l.journal }
+
+// Dropped returns how many lines are missing in the log.
+func (l *Log) Dropped() uint64 { return l.queue.dropped.Load() }
+
+// Trouble says why no lines are written at the moment; "" if they are.
+func (l *Log) Trouble() string { return l.queue.trouble() }
+
+// Close writes the lines that are left, for a second at most. Lines logged later are dropped. It may be
+// called again.
+func (l *Log) Close() { l.queue.close(lastLines) }
+
+// OpenLog opens the log in a format. The level is read at each record, so it may change. ids are the
+// MESSAGE_IDs in the journal, by message. The caller closes the Log.
+func OpenLog(format string, stderr io.Writer, level slog.Leveler, ids map[string]string) (*Log, error) {
 	var sink lineSink = &writerSink{w: stderr}
 	handler := func(put func(line) error) slog.Handler { return newTextHandler(put, level) }
 	journal := false
@@ -41,7 +54,7 @@ func openLog(format string, stderr io.Writer, level slog.Leveler) (*logger, erro
 		if toJournal() {
 			journal = true
 			sink = newJournalSink(stderr)
-			handler = func(put func(line) error) slog.Handler { return newJournalHandler(put, level) }
+			handler = func(put func(line) error) slog.Handler { return newJournalHandler(put, level, ids) }
 		}
 	case LogText:
 	case LogJSON:
@@ -52,10 +65,10 @@ func openLog(format string, stderr io.Writer, level slog.Leveler) (*logger, erro
 		return nil, fmt.Errorf("there is no log format %q: use %s, %s or %s", format, LogAuto, LogText, LogJSON)
 	}
 	queue := newLogQueue(sink, handler)
-	return &logger{slog.New(handler(queue.put)), queue, journal}, nil
+	return &Log{slog.New(handler(queue.put)), queue, journal}, nil
 }
 
-// A lineWriter takes one line with each Write.
+// lineWriter is an io.Writer that takes one line with each Write.
 type lineWriter func(line) error
 
 func (put lineWriter) Write(p []byte) (int, error) {
@@ -64,7 +77,8 @@ func (put lineWriter) Write(p []byte) (int, error) {
 	return len(p), put(line{text: text, at: time.Now()})
 }
 
-// plainJSON writes durations as text, like the other formats, and errors as what they say. JSON escapes control characters alone.
+// plainJSON writes durations and errors as text, like the other formats. JSON itself escapes nothing
+// but control characters.
 func plainJSON(_ []string, a slog.Attr) slog.Attr {
 	switch v := a.Value.Any().(type) {
 	case time.Duration:
@@ -88,20 +102,20 @@ func newTextHandler(put func(line) error, level slog.Leveler) slog.Handler {
 	}}
 }
 
-// There is a line for each connection, so what it is made in is used again.
+// Buffers are used again: there is a line for each connection.
 var (
 	texts      = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 	fieldLists = sync.Pool{New: func() any { return new([]field) }}
 )
 
-// newText is an empty buffer for a line.
+// newText returns an empty buffer for a line.
 func newText() *bytes.Buffer {
 	text := texts.Get().(*bytes.Buffer)
 	text.Reset()
 	return text
 }
 
-// paddedLevel is a level as wide as the others.
+// paddedLevel returns the name of a level, padded to six characters.
 func paddedLevel(l slog.Level) string {
 	switch l {
 	case slog.LevelDebug:
@@ -116,13 +130,13 @@ func paddedLevel(l slog.Level) string {
 	return fmt.Sprintf("%-5s ", l)
 }
 
-// A field is one attribute, with the names of its groups in its key.
+// field is an attribute. Its key begins with the names of its groups.
 type field struct{ key, value string }
 
-// lines is a slog.Handler that flattens a record's attributes to text and has them written.
+// lines is a slog.Handler that flattens the attributes of a record to text.
 type lines struct {
 	level  slog.Leveler
-	emit   func(slog.Record, []field) error // it keeps none of them
+	emit   func(slog.Record, []field) error // writes a line; must not keep the fields
 	prefix string                           // the open groups, each with its dot
 	fields []field
 }
@@ -163,7 +177,7 @@ func (h *lines) WithGroup(name string) slog.Handler {
 
 func flatten(fields []field, prefix string, a slog.Attr) []field {
 	v := a.Value.Resolve()
-	if v.Kind() == slog.KindString && a.Key != "" && prefix == "" { // as a rule
+	if v.Kind() == slog.KindString && a.Key != "" && prefix == "" { // most are
 		return append(fields, field{a.Key, v.String()})
 	}
 	if v.Kind() == slog.KindGroup {
@@ -185,7 +199,7 @@ func flatten(fields []field, prefix string, a slog.Attr) []field {
 	return append(fields, field{prefix + a.Key, text})
 }
 
-// appendText writes a message and its fields for people: link up peer=nas remote=203.0.113.7:4711.
+// appendText appends a message and its fields: link up peer=nas remote=203.0.113.7:4711.
 func appendText(b *bytes.Buffer, message string, fields []field) {
 	b.WriteString(wire.Clean(message))
 	for _, f := range fields {
@@ -204,7 +218,7 @@ func needsQuotes(s string) bool {
 	for i := 0; ; i++ {
 		switch {
 		case i == len(s) && i > 0:
-			return false // as a rule
+			return false // most texts
 		case i == len(s), s[i] <= ' ', s[i] == '"', s[i] == '=', s[i] >= 0x7f:
 			return mayNeedQuotes(s)
 		}

@@ -1,4 +1,4 @@
-package daemon_test
+package host_test
 
 import (
 	"os"
@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"ptthqd/pkg/daemon"
+	"ptthqd/pkg/host"
 )
 
 func TestClockTrouble(t *testing.T) {
@@ -36,7 +36,7 @@ func TestClockTrouble(t *testing.T) {
 			if c.withoutAnyOne {
 				name += ".gone"
 			}
-			got := daemon.ClockTrouble(c.now, name)
+			got := host.ClockTrouble(c.now, name)
 			if (got == "") != (c.says == "") || !strings.Contains(got, c.says) {
 				t.Errorf("%q, want %q", got, c.says)
 			}

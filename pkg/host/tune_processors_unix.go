@@ -1,6 +1,6 @@
 //go:build unix
 
-package daemon
+package host
 
 import (
 	"time"
@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// processorTime is what this process has used of it, in user mode and in the kernel.
+// processorTime returns the processor time of this process, in user mode and in the kernel.
 func processorTime() (used time.Duration, known bool) {
 	var usage unix.Rusage
 	if unix.Getrusage(unix.RUSAGE_SELF, &usage) != nil {

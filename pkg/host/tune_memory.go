@@ -1,4 +1,4 @@
-package daemon
+package host
 
 import (
 	"io/fs"
@@ -11,14 +11,15 @@ import (
 	"strings"
 )
 
-// fitMemory has Go's runtime collect garbage early enough for the control groups that this process is in, unless an
-// administrator has said otherwise. It returns the groups' limit in bytes, 0 if there is none.
+// LimitMemory sets the memory limit of Go's runtime to two thirds of this process's control group's, and
+// returns the group's limit in bytes; 0 if there is none. It changes nothing if GOMEMLIMIT is set.
 //
-// Go gets two thirds. The group also pays for what Go's runtime does not count: the buffers of sockets in the kernel (up to
-// 8 MiB each way for a link's), page tables and pages of files. test/e2e's TestLittleMemory lives on this share of 96 MiB.
-func fitMemory(root fs.FS, log *slog.Logger, own bool) (limit int64) {
-	limit, file := groupMemory(root)
-	if limit == 0 || !own || os.Getenv("GOMEMLIMIT") != "" {
+// The other third is for what Go's runtime does not count: buffers of sockets in the kernel (up to
+// 8 MiB each way for a link), page tables, pages of files. test/e2e's TestLittleMemory runs on this
+// share of 96 MiB.
+func LimitMemory(root fs.FS, log *slog.Logger) (limit int64) {
+	limit, file := GroupMemory(root)
+	if limit == 0 || os.Getenv("GOMEMLIMIT") != "" {
 		return limit
 	}
 	share := limit / 3 * 2
@@ -28,21 +29,21 @@ func fitMemory(root fs.FS, log *slog.Logger, own bool) (limit int64) {
 	return limit
 }
 
-// goMemoryLimit returns what Go's runtime tries to stay below, in bytes; 0 if there is no limit.
-func goMemoryLimit() int64 {
+// GoMemoryLimit returns the memory limit of Go's runtime in bytes; 0 if there is none.
+func GoMemoryLimit() int64 {
 	if limit := debug.SetMemoryLimit(-1); limit != math.MaxInt64 {
 		return limit
 	}
 	return 0
 }
 
-// noGroupMemory is above what any host has: version 1 of control groups says "no limit" so.
+// noGroupMemory is how version 1 of control groups says "no limit", at least: more than any host has.
 const noGroupMemory = 1 << 60
 
-// groupMemory returns the least memory limit, in bytes, of this process's control groups and those above them, and the file
-// that says it; 0 if there is none. In version 2 a process above memory.high is slowed down until it hardly runs, so that
-// counts like memory.max.
-func groupMemory(root fs.FS) (limit int64, file string) {
+// GroupMemory returns the least memory limit, in bytes, of this process's control groups and those
+// above them, and the file that says it; 0 if there is none. memory.high of version 2 counts like
+// memory.max, because a process above it is slowed down until it hardly runs.
+func GroupMemory(root fs.FS) (limit int64, file string) {
 	groups, _ := fs.ReadFile(root, "proc/self/cgroup")
 	mounts, _ := fs.ReadFile(root, "proc/self/mountinfo")
 	unified, memory := memoryGroups(string(groups))
@@ -70,8 +71,8 @@ func groupMemory(root fs.FS) (limit int64, file string) {
 	return limit, file
 }
 
-// memoryGroups returns the paths of the process's group of version 2, and of its group of version 1 that counts memory, as
-// in cgroups(7).
+// memoryGroups returns the path of the process's group of version 2, and of its group of version 1 that
+// counts memory. text is /proc/self/cgroup, see cgroups(7).
 func memoryGroups(text string) (unified, memory string) {
 	for line := range strings.Lines(text) {
 		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
@@ -86,17 +87,17 @@ func memoryGroups(text string) (unified, memory string) {
 	return unified, memory
 }
 
-// A mount is a line of /proc/self/mountinfo.
+// mount is a line of /proc/self/mountinfo.
 type mount struct {
-	root    string // what of the file system is mounted
-	point   string // where
+	root    string // the directory of the file system that is mounted
+	point   string // where it is mounted
 	kind    string
 	options string // of the file system
 }
 
 var mountEscapes = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
-// parseMount reads a line as in proc_pid_mountinfo(5).
+// parseMount parses a line, see proc_pid_mountinfo(5).
 func parseMount(line string) (m mount, ok bool) {
 	place, system, _ := strings.Cut(line, " - ")
 	left, right := strings.Fields(place), strings.Fields(system)
@@ -106,11 +107,11 @@ func parseMount(line string) (m mount, ok bool) {
 	return mount{mountEscapes.Replace(left[3]), mountEscapes.Replace(left[4]), right[0], right[2]}, true
 }
 
-// upwards returns the directories of a group and of those above it, as far as the mount shows them.
+// upwards returns the directories of a group and of the groups above it that the mount shows.
 func (m mount) upwards(group string) []string {
 	below, ok := strings.CutPrefix(path.Clean("/"+group), strings.TrimSuffix(m.root, "/"))
 	if !ok || below != "" && below[0] != '/' {
-		below = "" // a container that sees its host's name for the group
+		below = "" // a container, which sees the host's name of the group
 	}
 	dirs := []string{path.Join(m.point, below)}
 	for ; below != "" && below != "/"; below = path.Dir(below) {
@@ -128,7 +129,7 @@ func hasOption(list, option string) bool {
 	return false
 }
 
-// readLimit returns the number in a file, or 0 if there is none or it means no limit.
+// readLimit returns the number in a file; 0 if there is none or it means no limit.
 func readLimit(root fs.FS, name string) int64 {
 	text, err := fs.ReadFile(root, strings.TrimPrefix(name, "/"))
 	if err != nil {

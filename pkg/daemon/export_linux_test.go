@@ -1,4 +1,0 @@
-package daemon
-
-// SetJournalSocket changes where the journal is.
-func SetJournalSocket(path string) { journalSocket = path }
