@@ -25,7 +25,6 @@ const (
 var tooLong = []string{
 	"deploy/chain_test.go TestThreeHosts",
 	"deploy/service_test.go TestService",
-	"pkg/daemon/role_relay.go Describe",
 	"pkg/session/model_test.go run",
 	"pkg/session/status_test.go TestLimits",
 	"pkg/session/stop_test.go TestStopClient",

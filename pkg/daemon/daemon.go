@@ -12,7 +12,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log" //nolint:depguard // what libraries print by themselves is to go through the queue, too
 	"log/slog"
@@ -284,56 +283,5 @@ func (d *daemon) begun(helpers *sync.WaitGroup) {
 	helpers.Go(func() { host.ReleaseMemory(d.background) })
 	if d.options.OwnProcess {
 		helpers.Go(func() { host.AdaptProcessors(d.background, d.log) })
-	}
-}
-
-// statusInterval is how often the service manager is told how things stand, if that has changed.
-const statusInterval = 3 * time.Second
-
-// reportStatus keeps STATUS= up to date, where there is somebody to tell.
-func (d *daemon) reportStatus(ctx context.Context) {
-	if !d.service.Listens() {
-		return
-	}
-	tick := time.NewTicker(statusInterval)
-	defer tick.Stop()
-	last := ""
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		if d.state.Load() != stateRunning {
-			return // reportDrain takes over
-		}
-		if now := d.summary(); now != last {
-			d.service.Status(now)
-			last = now
-		}
-	}
-}
-
-// drainMargin is what a stop may take beyond drain_timeout: sessions are reset, the resets confirmed, links closed.
-const drainMargin = 10 * time.Second
-
-// reportDrain keeps the service manager patient and informed while the role drains.
-func (d *daemon) reportDrain(ctx context.Context) {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	until := time.Now().Add(d.loaded.Load().config.DrainTimeout + drainMargin)
-	n := len(d.describe().Connections)
-	d.service.Stopping(fmt.Sprintf("stopping: waiting for %s to end or move", plural(n, "connection")))
-	for left := time.Until(until); left > 0; left = time.Until(until) {
-		d.service.Extend(min(left, 5*time.Second))
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		if now := len(d.describe().Connections); now != n {
-			n = now
-			d.service.Status(fmt.Sprintf("stopping: waiting for %s to end or move", plural(n, "connection")))
-		}
 	}
 }

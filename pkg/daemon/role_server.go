@@ -23,7 +23,7 @@ func newServerRole(d *daemon, c *config.Config) (role, error) {
 		return nil, err
 	}
 	r := serverRole{p4, d, make(chan struct{})}
-	close(r.ready) // it has no sockets of its own
+	close(r.ready) // a server has no sockets of its own
 	return r, nil
 }
 
@@ -31,32 +31,61 @@ func (r serverRole) Ready() <-chan struct{}             { return r.ready }
 func (r serverRole) Sockets() map[string][]syscall.Conn { return nil }
 func (r serverRole) Unbound() []string                  { return nil }
 
-// Alive is nil: the server's accept loops are those of its links, and what hangs in a link ends with it.
+// Alive returns nil: a server has no accept loops but those of its links, and a link that hangs ends.
 func (r serverRole) Alive(context.Context) error { return nil }
 
-func (r serverRole) Describe(s *control.Status) {
+func (r serverRole) Summary() string {
+	now := r.Brief()
+	return fmt.Sprintf("%s; %s, %s", linkSummary(now.Relays), plural(now.Services, "service"),
+		connectionSummary(now.Connections, now.Detached))
+}
+
+// serverView is what a server knows.
+type serverView struct {
+	endView
+	services []policy.Service
+	dials    int
+}
+
+func (r serverRole) View() view {
 	now := r.Snapshot()
-	s.Connections = sessions(now.Sessions)
-	s.Links = links(now.Relays, s.Connections)
-	for _, v := range now.Services {
-		service := control.Service{Name: v.Name, Target: v.Target.String(), Source: v.Source.String(), Clients: []string{}}
-		for _, p := range v.Clients {
+	v := &serverView{
+		endView:  newEndView(now.Relays, now.Sessions, now.Counts, nil),
+		services: now.Services,
+		dials:    now.Dials,
+	}
+	v.tallies[""] = v.all // a server knows no mappings
+	v.memory, v.limitsHit = now.Memory, now.LimitsHit
+	v.linkMemory, v.linkMemoryLimit = now.LinkMemory, now.LinkMemoryLimit
+	return v
+}
+
+func (v *serverView) status(s *control.Status) {
+	v.endView.status(s)
+	for _, offered := range v.services {
+		service := control.Service{
+			Name: offered.Name, Target: offered.Target.String(), Source: offered.Source.String(),
+			Clients: []string{},
+		}
+		for _, p := range offered.Clients {
 			service.Clients = append(service.Clients, p.String())
 		}
-		for _, c := range s.Connections {
-			if serves(v, c.Target) {
+		for _, c := range v.sessions {
+			if serves(offered, c.Target) {
 				service.Connections++
 			}
 		}
 		s.Services = append(s.Services, service)
 	}
-	count(&s.Counters, now.Counts, s.Connections)
-	remember(s, now.Memory)
-	s.Counters.LimitsHit = now.LimitsHit
-	s.Summary = fmt.Sprintf("%s; %s, %s", linkSummary(s.Links), plural(len(s.Services), "service"), connectionSummary(s.Connections))
 }
 
-// serves tells whether a service is what a connection's target means. Two that overlap both count it.
+func (v *serverView) measure(s *sample) {
+	v.endView.measure(s)
+	s.limits(config.RoleServer, v.limitsHit)
+	s.is(connectionsDialling, float64(v.dials))
+}
+
+// serves reports whether a service covers the target of a connection. Services may overlap.
 func serves(v policy.Service, target string) bool {
 	asked, err := policy.ParseTarget(target)
 	switch {

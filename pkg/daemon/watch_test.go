@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"ptthqd/pkg/config"
-	"ptthqd/pkg/control"
 	"ptthqd/pkg/host"
 	"ptthqd/pkg/ident"
 )
@@ -149,7 +148,7 @@ func (a *applier) Apply(_ context.Context, c *config.Config) error {
 	return nil
 }
 
-func (a *applier) Describe(*control.Status)           {}
+func (a *applier) Summary() string                    { return "" }
 func (a *applier) Sockets() map[string][]syscall.Conn { return nil }
 
 // Whatever the watcher has found is not applied where a command has meanwhile read something newer, even if it refused that.

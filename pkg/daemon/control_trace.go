@@ -8,12 +8,12 @@ import (
 	"ptthqd/pkg/policy"
 )
 
-// Trace goes the way of a connection.
+// Trace implements control.Backend.
 func (d *daemon) Trace(ctx context.Context, q control.TraceQuestion) (*control.Trace, error) {
 	return d.role.Trace(ctx, q)
 }
 
-// Trace goes the way of a mapping.
+// Trace tests the way of a mapping.
 func (r clientRole) Trace(ctx context.Context, q control.TraceQuestion) (*control.Trace, error) {
 	for _, m := range r.Snapshot().Mappings {
 		if m.Name != q.Mapping {
@@ -38,7 +38,7 @@ func (r clientRole) Trace(ctx context.Context, q control.TraceQuestion) (*contro
 	return nil, &control.Error{Message: fmt.Sprintf("there is no mapping %q", q.Mapping), Hint: "`ptthqd status` shows their names"}
 }
 
-// Trace dials a target.
+// Trace dials a target of a service.
 func (r serverRole) Trace(ctx context.Context, q control.TraceQuestion) (*control.Trace, error) {
 	target, err := policy.ParseTarget(q.Target)
 	if err != nil || target.IsName() {
@@ -59,7 +59,7 @@ func (r serverRole) Trace(ctx context.Context, q control.TraceQuestion) (*contro
 	return nil, &control.Error{Message: fmt.Sprintf("no service has the target %s", target), Hint: "nothing else is dialled, not even for a trace"}
 }
 
-// Trace has nothing to show: a relay opens no connections.
+// Trace fails: a relay opens no connections.
 func (r *relayRole) Trace(context.Context, control.TraceQuestion) (*control.Trace, error) {
 	return nil, &control.Error{Message: "a relay opens no connections", Hint: "ask a client for a trace of a mapping"}
 }
