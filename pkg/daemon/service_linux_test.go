@@ -2,6 +2,7 @@ package daemon_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -266,19 +267,29 @@ func TestWatchdog(t *testing.T) {
 	s.key("relay")
 	metrics := testutil.FreePort(t)
 	s.write("relay.toml", relayConfig(testutil.FreePort(t), fmt.Sprintf("[metrics]\nlisten = \"127.0.0.1:%d\"\n", metrics)))
-	v := m.start(s, "relay", []string{"WATCHDOG_USEC=150000", "PTTHQD_TEST_HANG=700ms"})
+	v := m.start(s, "relay", []string{"WATCHDOG_USEC=150000"})
 	m.until("READY=1")
-	m.until("WATCHDOG=1")
-	// Once it hangs nothing is heard any more.
+	deadline := time.Now().Add(patience)
+	for len(m.heard("WATCHDOG=1")) < 5 {
+		if time.Now().After(deadline) {
+			t.Fatalf("fed %d times within %v", len(m.heard("WATCHDOG=1")), patience)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	// A pipe in place of the config: the reload that reads it waits for ever, and holds its lock.
+	if err := errors.Join(os.Remove(s.path("relay.toml")), unix.Mkfifo(s.path("relay.toml"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _, _ = v.Reload(context.WithoutCancel(t.Context())) }() // ends when the process is killed
 	for quiet := 0; quiet < 2; {
+		if time.Now().After(deadline) {
+			t.Fatal("it hangs, and its watchdog is still fed")
+		}
 		before := len(m.heard("WATCHDOG=1"))
 		time.Sleep(300 * time.Millisecond)
 		if len(m.heard("WATCHDOG=1")) == before {
 			quiet++
 		}
-	}
-	if fed := len(m.heard("WATCHDOG=1")); fed < 5 {
-		t.Errorf("fed %d times before it hung", fed)
 	}
 	// Those who ask for its health are told.
 	if code, body := get(t, fmt.Sprintf("127.0.0.1:%d", metrics), "/healthz"); code != http.StatusServiceUnavailable || len(body) < 10 {
