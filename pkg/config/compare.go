@@ -63,7 +63,7 @@ type Diff struct {
 	Peers    []Change[policy.Peer]
 	Services []Change[policy.Service]
 	Relays   []Change[Relay]
-	Settings []Setting // log_level, resume_timeout, drain_timeout, include, metrics.*, limits.*
+	Settings []Setting // all other keys: log_level, include, metrics.*, limits.*, ...
 }
 
 // Empty reports whether there is nothing to do.
@@ -123,6 +123,7 @@ func Compare(old, next *Config) Diff {
 			func(c *Config) string { return quoted(formatDuration(c.ResumeTimeout)) },
 		},
 		{"drain_timeout", func(c *Config) string { return quoted(formatDuration(c.DrainTimeout)) }},
+		{"adapt_processors", func(c *Config) string { return strconv.FormatBool(c.AdaptProcessors) }},
 		{"admin_group", func(c *Config) string { return quoted(c.AdminGroup) }},
 		{"metrics.hosts", func(c *Config) string { return quoted(c.Metrics.Hosts...) }},
 		{"metrics.listen", func(c *Config) string { return quoted(c.Metrics.Listen.String()) }},

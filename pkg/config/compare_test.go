@@ -229,6 +229,10 @@ func TestCompareServices(t *testing.T) {
 func TestCompareSettings(t *testing.T) {
 	compareAll(t, []comparison{
 		{
+			"processors", relayHead, "adapt_processors = true\n" + relayHead,
+			[]string{"adapt_processors: true, was false"},
+		},
+		{
 			"settings", relayHead, "log_level = \"debug\"\ndrain_timeout = \"1m30s\"\ninclude = []\n" + relayHead + "[metrics]\nlisten = \"9380\"\n[limits]\nlinks = 5\ntip_timeout = \"1s\"\n",
 			[]string{
 				`log_level: "debug", was "info"`, `include: [], was (default)`, `drain_timeout: "1m30s", was "5s"`, `metrics.listen: "localhost:9380", was ""`,

@@ -61,16 +61,17 @@ type Config struct {
 	Hash    string   // over all of their bytes; see [Snapshot]
 	Include []string // the patterns; nil for the default
 
-	Role           Role
-	ID             string // of a client or server; shown to people, decides nothing
-	PrivateKeyFile string // the key's, else the service's credential, else KeyFileOf(Path)
-	LogLevel       slog.Level
-	AdminGroup     string        // its members may make all requests at the control socket
-	ResumeTimeout  time.Duration // a client asks for it, a server grants it at most
-	DrainTimeout   time.Duration
-	Metrics        Metrics
-	Limits         Limits
-	PenaltyExempt  []netip.Prefix // relay: limits.auth_penalty_exempt
+	Role            Role
+	ID              string // of a client or server; shown to people, decides nothing
+	PrivateKeyFile  string // the key's, else the service's credential, else KeyFileOf(Path)
+	LogLevel        slog.Level
+	AdminGroup      string        // its members may make all requests at the control socket
+	ResumeTimeout   time.Duration // a client asks for it, a server grants it at most
+	DrainTimeout    time.Duration
+	AdaptProcessors bool // use as few processors as the work needs
+	Metrics         Metrics
+	Limits          Limits
+	PenaltyExempt   []netip.Prefix // relay: limits.auth_penalty_exempt
 
 	Listen   []Listen         // relay: UDP or Systemd, at least one
 	Peers    []policy.Peer    // relay

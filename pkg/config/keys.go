@@ -95,6 +95,15 @@ var keys = append([]Key{
 			"or server waits only while data goes by in one of them.",
 	},
 	{
+		Name: "adapt_processors", Type: typeBoolean, Default: "false",
+		Example: "adapt_processors = true",
+		Doc: "Lets the daemon use one processor while that is enough, and more while all that it " +
+			"uses are busy. It saves processor time, and changes throughput and latency: for " +
+			"the better on some machines, for the worse on others, so measure. Without it the " +
+			"daemon uses the processors that the host or its control group gives. The " +
+			"environment variable GOMAXPROCS overrides both.",
+	},
+	{
 		Name: "listen", Type: typeStrings, Roles: relayOnly, Default: `["[::]:30380"]`,
 		Example: `listen = ["[::]:30380"]`,
 		Doc: `The UDP addresses on which the relay is reached: "[::]:30380" for every address of ` +

@@ -136,6 +136,8 @@ type daemon struct {
 	attempts   atomic.Uint64 // reloads, good and bad; changed under reloading
 	considered atomic.Value  // of string: the key of the reading that was last applied or refused
 	reloaded   chan struct{} // of capacity 1: the config has changed
+
+	stopAdapting func() // ends host.AdaptProcessors; nil while it does not run; guarded by reloading
 }
 
 // loaded is the config in force.
@@ -155,6 +157,7 @@ func (d *daemon) run(ctx context.Context) error {
 	background, end := context.WithCancel(context.WithoutCancel(ctx))
 	d.metrics, d.scraped = newMetrics(d), &metricsServer{daemon: d}
 	defer d.scraped.close()
+	defer d.adaptProcessors(false)
 	var helpers sync.WaitGroup
 	defer helpers.Wait()
 	defer end()
@@ -281,7 +284,7 @@ func (d *daemon) begun(helpers *sync.WaitGroup) {
 	helpers.Go(func() { d.feedWatchdog(d.background) })
 	helpers.Go(func() { d.watch(d.background) })
 	helpers.Go(func() { host.ReleaseMemory(d.background) })
-	if d.options.OwnProcess {
-		helpers.Go(func() { host.AdaptProcessors(d.background, d.log) })
-	}
+	d.reloading.Lock()
+	defer d.reloading.Unlock()
+	d.adaptProcessors(d.loaded.Load().config.AdaptProcessors)
 }

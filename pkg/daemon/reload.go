@@ -154,6 +154,9 @@ func (d *daemon) exchange(ctx context.Context, snapshot *config.Snapshot, result
 	if next.LogLevel != now.LogLevel {
 		d.level.Set(next.LogLevel)
 	}
+	if next.AdaptProcessors != now.AdaptProcessors {
+		d.adaptProcessors(next.AdaptProcessors)
+	}
 	d.control.limit(next.Limits)
 	d.loaded.Store(&loaded{next, snapshot, identify(snapshot), time.Now()})
 	return nil
