@@ -15,15 +15,20 @@ import (
 // explainTimeout is how long an explanation may take to look up the name of a host.
 const explainTimeout = 3 * time.Second
 
-// Explain returns the rule of a config that allows or refuses a connection. The targets of a server are
-// judged as on the given host. The error says what is wrong with the question.
-func Explain(c *config.Config, host *server.Host, q control.Question) (*control.Explanation, error) {
+// Explain returns the rule of a config that allows or refuses a connection. The targets of a server
+// are judged as on the given host. The error says what is wrong with the question.
+func Explain(
+	c *config.Config, host *server.Host, q control.Question,
+) (*control.Explanation, error) {
 	target, err := policy.ParseTarget(q.Target)
 	if err != nil {
 		return nil, &control.Error{Message: fmt.Sprintf("target %q: %v", q.Target, err)}
 	}
 	if q.Client == "" || q.Server == "" {
-		return nil, &control.Error{Message: "a client, a server and a target are needed", Hint: "for example: laptop nas 22"}
+		return nil, &control.Error{
+			Message: "a client, a server and a target are needed",
+			Hint:    "for example: laptop nas 22",
+		}
 	}
 	q.Target = target.String()
 	e := &control.Explanation{Question: q, Role: string(c.Role)}
@@ -45,14 +50,18 @@ func explainRelay(e *control.Explanation, c *config.Config) (*control.Explanatio
 	}
 	decided(e, c, rules.Allow(e.Client, e.Server, e.Target))
 	if e.Allowed {
-		e.Next = fmt.Sprintf("%s must be connected, and its own [[services]] must let %s reach %s: ask `ptthqd explain` there too", e.Server, e.Client, e.Target)
+		e.Next = fmt.Sprintf("%s must be connected, and its own [[services]] must let %s reach "+
+			"%s: ask `ptthqd explain` there too", e.Server, e.Client, e.Target)
 	} else {
-		e.Next = fmt.Sprintf("the client is told 403, whether %s exists or not; the server isn't asked", e.Server)
+		e.Next = fmt.Sprintf("the client is told 403, whether %s exists or not; the server isn't "+
+			"asked", e.Server)
 	}
 	return e, nil
 }
 
-func explainServer(e *control.Explanation, c *config.Config, host *server.Host, target policy.Target) (*control.Explanation, error) {
+func explainServer(e *control.Explanation, c *config.Config, host *server.Host,
+	target policy.Target,
+) (*control.Explanation, error) {
 	if e.Server != c.ID {
 		return nil, &control.Error{
 			Message: fmt.Sprintf("this node is the server %s, not %s", c.ID, e.Server),
@@ -69,7 +78,8 @@ func explainServer(e *control.Explanation, c *config.Config, host *server.Host, 
 	decided(e, c, d)
 	if e.Allowed {
 		e.Dial = dial.String()
-		e.Next = fmt.Sprintf("the relay's [[peers]] must let %s reach %s too: ask `ptthqd explain` there", e.Client, e.Server)
+		e.Next = fmt.Sprintf("the relay's [[peers]] must let %s reach %s too: ask `ptthqd "+
+			"explain` there", e.Client, e.Server)
 	} else {
 		e.Next = "the client is told 403"
 	}
@@ -84,7 +94,8 @@ func explainClient(e *control.Explanation, c *config.Config) (*control.Explanati
 			Hint:    fmt.Sprintf("ask here for %s, or the relay for %s", c.ID, e.Client),
 		}
 	}
-	e.Next = "the relay's [[peers]] and the server's [[services]] decide: ask `ptthqd explain` there"
+	e.Next = "the relay's [[peers]] and the server's [[services]] decide: ask `ptthqd explain` " +
+		"there"
 	e.Reason = fmt.Sprintf("no mapping leads to %s of %s", e.Target, e.Server)
 	e.Source = policy.Source{File: c.Path, Line: 1}.String()
 	for _, m := range c.Mappings {

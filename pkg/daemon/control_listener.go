@@ -37,7 +37,8 @@ func (l *controlListener) Accept() (net.Conn, error) {
 	timeout := time.Duration(l.timeout.Load())
 	c := &controlConn{boundedConn: conn, read: time.Now().Add(timeout)}
 	// An answer has as much time again: a profile takes 30 s.
-	if err := errors.Join(c.SetReadDeadline(c.read), c.SetWriteDeadline(c.read.Add(timeout))); err != nil {
+	if err := errors.Join(c.SetReadDeadline(c.read),
+		c.SetWriteDeadline(c.read.Add(timeout))); err != nil {
 		_ = c.Close()
 		return nil, err
 	}
@@ -50,7 +51,8 @@ type controlConn struct {
 	read time.Time // when the request must have been read
 }
 
-// SetReadDeadline sets a deadline, the connection's own at the latest. The HTTP server sets none (zero).
+// SetReadDeadline sets a deadline, the connection's own at the latest. The HTTP server sets none
+// (zero).
 func (c *controlConn) SetReadDeadline(t time.Time) error {
 	if t.IsZero() || t.After(c.read) {
 		t = c.read

@@ -53,7 +53,8 @@ func (d *daemon) serveControl(ctx context.Context) {
 	})
 	defer closing.Wait()
 	if err := server.Serve(d.control); !errors.Is(err, http.ErrServerClosed) {
-		d.log.Error("the control socket has failed: status and reload can't be asked any more", "error", err)
+		d.log.Error("the control socket has failed: status and reload can't be asked any more",
+			"error", err)
 	}
 }
 
@@ -66,16 +67,17 @@ var openToAll = map[string]bool{
 	"GET " + control.PathLogLevel: true,
 }
 
-// authorize refuses all requests but those openToAll, unless they come from root, the daemon's user or
-// a member of the config's admin_group.
+// authorize refuses all requests but those openToAll, unless they come from root, the daemon's user
+// or a member of the config's admin_group.
 func (d *daemon) authorize(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who, _ := r.Context().Value(callerKey{}).(host.User)
 		group := d.loaded.Load().config.AdminGroup
 		if !openToAll[r.Method+" "+r.URL.Path] && !administers(who, os.Geteuid(), group) {
 			control.Refuse(w, http.StatusForbidden, &control.Error{
-				Message: fmt.Sprintf("%s %s is for root and the user of the daemon", r.Method, r.URL.Path),
-				Hint:    "use sudo, or name a group of yours as admin_group in the config",
+				Message: fmt.Sprintf("%s %s is for root and the user of the daemon", r.Method,
+					r.URL.Path),
+				Hint: "use sudo, or name a group of yours as admin_group in the config",
 			})
 			return
 		}
@@ -107,7 +109,8 @@ func (d *daemon) logRequests(next http.Handler) http.Handler {
 			level = slog.LevelInfo
 		}
 		who, _ := r.Context().Value(callerKey{}).(host.User)
-		d.log.Log(r.Context(), level, "control request", "method", r.Method, "path", r.URL.Path, "caller", cmp.Or(who.Text, "unknown"))
+		d.log.Log(r.Context(), level, "control request", "method", r.Method, "path", r.URL.Path,
+			"caller", cmp.Or(who.Text, "unknown"))
 		next.ServeHTTP(w, r)
 	})
 }
@@ -129,7 +132,10 @@ func (d *daemon) SetLogLevel(to control.LogLevel) error {
 	case "debug", "info", "warn", "error":
 		_ = level.UnmarshalText([]byte(to.Level)) // slog knows these
 	default:
-		return &control.Error{Message: fmt.Sprintf("there is no log level %q", to.Level), Hint: "use debug, info, warn or error"}
+		return &control.Error{
+			Message: fmt.Sprintf("there is no log level %q", to.Level),
+			Hint:    "use debug, info, warn or error",
+		}
 	}
 	d.level.Set(level)
 	d.log.Info("log level changed", "level", to.Level)

@@ -65,7 +65,8 @@ func (d *daemon) warnings(s *control.Status) []control.Warning {
 		case r.Cause == control.CauseRestart:
 			hint = "restart the daemon, or undo the change"
 		case r.Cause == control.CauseHost && !r.Retrying:
-			hint = "mend it, then `ptthqd reload`: it is not tried again by itself, as that would interrupt listeners that are in use"
+			hint = "mend it, then `ptthqd reload`: it is not tried again by itself, as that " +
+				"would interrupt listeners that are in use"
 		}
 		warn(hint, "the config in the file is not in force: %s", r.Error)
 	}
@@ -87,7 +88,8 @@ func (d *daemon) warnings(s *control.Status) []control.Warning {
 	}
 	for _, p := range s.Peers {
 		if p.Problem != "" {
-			warn(OwnKeyHint+"; one node that is restarted again and again without a word looks the same", "peer %s: %s", p.ID, p.Problem)
+			warn(OwnKeyHint+"; one node that is restarted again and again without a word looks the same",
+				"peer %s: %s", p.ID, p.Problem)
 		}
 	}
 	for _, m := range s.Mappings {
@@ -104,19 +106,23 @@ func (d *daemon) warnings(s *control.Status) []control.Warning {
 			warn(l.Hint, "listener %s: %s", l.Listen, l.Problem)
 		}
 		if l.Dropped > 0 {
-			warn("raise net.core.rmem_max, or use the socket unit", "the kernel has dropped %d packets as the receive buffer of %s was full", l.Dropped, l.Address)
+			warn("raise net.core.rmem_max, or use the socket unit",
+				"the kernel has dropped %d packets as the receive buffer of %s was full", l.Dropped, l.Address)
 		}
 	}
 	for _, short := range s.Shortages {
 		warn(fmt.Sprintf("see what it leaves unread; or raise limits.%s", short.Limit),
-			"limits.%s: each connection with %s goes on with 64 KiB a round trip, as together they hold %d MiB, of which %d are left for all others",
+			"limits.%s: each connection with %s goes on with 64 KiB a round trip, as together "+
+				"they hold %d MiB, of which %d are left for all others",
 			short.Limit, short.Peer, short.Held>>20, short.Free>>20)
 	}
 	if s.Process.FilesLimit > 0 && uint64(s.Process.Files) > s.Process.FilesLimit/10*9 {
-		warn("raise LimitNOFILE= of the service", "%d of %d files are open", s.Process.Files, s.Process.FilesLimit)
+		warn("raise LimitNOFILE= of the service", "%d of %d files are open", s.Process.Files,
+			s.Process.FilesLimit)
 	}
 	if trouble := d.logs.Trouble(); trouble != "" {
-		warn("lines wait and are then dropped; look after what stderr is connected to, or systemd-journald", "%s: %d lines are missing", trouble, s.Process.LogDropped)
+		warn("lines wait and are then dropped; look after what stderr is connected to, or "+
+			"systemd-journald", "%s: %d lines are missing", trouble, s.Process.LogDropped)
 	}
 	for _, w := range d.loaded.Load().config.Warnings() {
 		warn(w.Hint, "%s:%d: %s: %s", w.File, w.Line, w.Key, w.Message)
@@ -131,7 +137,9 @@ func OtherName(name, id string) string {
 
 // OwnNameHint says what to do about OtherName.
 func OwnNameHint(name string) string {
-	return fmt.Sprintf("write id = %q here when it is restarted next, as a reload can't take that over, or have the relay's administrator change the id in its [[peers]]: all goes on meanwhile", name)
+	return fmt.Sprintf("write id = %q here when it is restarted next, as a reload can't take "+
+		"that over, or have the relay's administrator change the id in its [[peers]]: all goes "+
+		"on meanwhile", name)
 }
 
 // lostLinks says why links are down: each reason once, with all its relays.
@@ -149,9 +157,12 @@ func lostLinks(links []control.Link) (reasons []string) {
 	}
 	for _, reason := range order {
 		if these := relays[reason]; len(these) == 1 {
-			reasons = append(reasons, fmt.Sprintf("relay %s is not connected: %s", these[0], reason))
+			reasons = append(reasons,
+				fmt.Sprintf("relay %s is not connected: %s", these[0], reason))
 		} else {
-			reasons = append(reasons, fmt.Sprintf("the relays %s are not connected: %s", strings.Join(these, ", "), reason))
+			reasons = append(reasons,
+				fmt.Sprintf("the relays %s are not connected: %s", strings.Join(these, ", "),
+					reason))
 		}
 	}
 	return reasons

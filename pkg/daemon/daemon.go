@@ -1,12 +1,24 @@
-// Package daemon is one process: it turns a config into the role that it asks for, and keeps it in step with its host.
+// Package daemon is the process around a role: it reads a config, runs the client, server or relay
+// that the config describes, and keeps it in step with files, signals and requests.
 //
-// The one idea: the roles work and know nothing of the world around them; here, and nowhere else, are systemd, signals, files that
-// change, the control socket and the log. There is one road for every reload (reload.go), whoever asks for it.
+// Its one idea: the roles work and know nothing of the world around them. Signals, files that
+// change, the control socket and Prometheus are known here alone; the host itself is pkg/host.
 //
 //	err := daemon.Run(ctx, daemon.Options{Config: "/etc/ptthq.toml", Stderr: os.Stderr})
 //
-// What Run starts it ends, in the other order: control socket and watcher outlive the role's drain, so that status can be
-// asked while it drains.
+// The rooms of this package, by the prefix of their files:
+//
+//   - daemon.go: from the start to the end. role_*.go: the three roles behind one interface.
+//   - reload.go: the one way of every reload, whoever asks for it. watch_*.go: notices that files
+//     have changed, and waits until they are whole.
+//   - view.go, view_relay.go: what a role knows at one moment, with the sums over it; status_*.go
+//     and metrics_*.go print it. summary.go: the same in one line, made of counters.
+//   - control_*.go: answers on the control socket. metrics_*.go: Prometheus.
+//   - service_*.go: what systemd is told. tune_*.go: how the process fits its host.
+//
+// Run ends what it started, in reverse order. The control socket and the watcher outlive the drain
+// of the role, so that the status can be asked meanwhile. All state hangs on one daemon value; the
+// lock named reloading makes reloads follow one another.
 package daemon
 
 import (
@@ -31,29 +43,30 @@ import (
 	"ptthqd/pkg/ident"
 )
 
-// Options are what the command line says. The zero value of a field means its default.
+// Options are what the command line says. The zero value of each field means its default.
 type Options struct {
-	Config    string    // the config file; there is no default
-	Socket    string    // the control socket; by default it follows from Config, see control.SocketPath
+	Config    string    // the config file; required
+	Socket    string    // the control socket; default control.SocketPath of Config
 	LogFormat string    // host.LogAuto, LogText or LogJSON; default LogAuto
 	Version   string    // for status and log
-	Stderr    io.Writer // where the log goes, unless it goes to the journal; default os.Stderr
+	Stderr    io.Writer // takes the log unless the journal does; default os.Stderr
 
-	// OwnProcess says that nothing else is in this process, so that the daemon may decide how many of Go's processors
-	// and how much memory it has.
+	// OwnProcess says that nothing else runs in this process, so that the daemon may set the limits
+	// of Go's runtime and the output of the standard logger.
 	OwnProcess bool
 }
 
-// A LoggedError is an error that is in the log already, in its form: a caller need not print it.
+// LoggedError is an error that is in the log already. The caller need not print it.
 type LoggedError struct{ Err error }
 
 func (e *LoggedError) Error() string { return e.Err.Error() }
 
-// Unwrap gives the error.
+// Unwrap returns the error itself.
 func (e *LoggedError) Unwrap() error { return e.Err }
 
-// Run is the daemon: it returns when ctx is done or a signal has ended it, and everything that it started has ended. An
-// error is config.Errors where the config's text is at fault, a *LoggedError that wraps one where the log is for programs.
+// Run runs the daemon until ctx is done or a signal ends it, and returns when all that it started
+// has ended. The error is config.Errors if the text of the config is wrong. It is a *LoggedError
+// around another one if the log is JSON or goes to the journal.
 func Run(ctx context.Context, o Options) error {
 	if o.Stderr == nil {
 		o.Stderr = os.Stderr
@@ -86,7 +99,8 @@ func Run(ctx context.Context, o Options) error {
 	}
 	if faults, ok := errors.AsType[config.Errors](err); ok {
 		for _, f := range faults {
-			d.log.Error(msgFailed, "error", f.Error(), "file", f.File, "line", f.Line, "column", f.Column, "key", f.Key)
+			d.log.Error(msgFailed, "error", f.Error(), "file", f.File, "line", f.Line, "column",
+				f.Column, "key", f.Key)
 		}
 	} else {
 		d.log.Error(msgFailed, "error", err)
@@ -98,8 +112,8 @@ func Run(ctx context.Context, o Options) error {
 	return &LoggedError{err}
 }
 
-// lastWords is how long a process that has failed lives on. The journal looks up whose a line is when it takes it, and a
-// line of somebody who is gone is in no unit's journal: `journalctl -u ptthqd` would not tell why it doesn't start.
+// lastWords is how long a failed process lives on. The journal looks up the unit of a line when it
+// takes the line. If the process were gone, `journalctl -u ptthqd` would not show why it failed.
 const lastWords = 300 * time.Millisecond
 
 // The states of a daemon.
@@ -109,7 +123,7 @@ const (
 	stateDraining = "draining"
 )
 
-// A daemon is what Run works on.
+// daemon is the state of Run.
 type daemon struct {
 	options  Options
 	started  time.Time
@@ -120,31 +134,31 @@ type daemon struct {
 	identity ident.PrivateKey
 	role     role
 	files    uint64 // the limit of open files
-	memory   int64  // the control groups' limit, in bytes; 0 if there is none
+	memory   int64  // the control group's limit in bytes; 0 if there is none
 	metrics  *metrics
 	scraped  *metricsServer
 	control  *controlListener
 
-	background context.Context // done when everything is to end, after the drain
+	background context.Context // done after the drain: everything ends
 	state      atomic.Value    // of string
 	loaded     atomic.Pointer[loaded]
 	lastReload atomic.Pointer[control.Reload]
-	reloads    atomic.Uint64 // that came into force
+	reloads    atomic.Uint64 // that succeeded
 	badReloads atomic.Uint64
 
 	reloading  sync.Mutex    // one reload at a time
-	attempts   atomic.Uint64 // reloads, good and bad; changed under reloading
-	considered atomic.Value  // of string: the key of the reading that was last applied or refused
+	attempts   atomic.Uint64 // reloads, good and bad; written under reloading
+	considered atomic.Value  // of string: key of the last reading that was applied or refused
 	reloaded   chan struct{} // of capacity 1: the config has changed
 
-	stopAdapting func() // ends host.AdaptProcessors; nil while it does not run; guarded by reloading
+	stopAdapting func() // ends host.AdaptProcessors; nil if it does not run; under reloading
 }
 
 // loaded is the config in force.
 type loaded struct {
 	config   *config.Config
 	snapshot *config.Snapshot
-	files    map[string]os.FileInfo // which files they were
+	files    map[string]os.FileInfo // by path, when they were read
 	at       time.Time
 }
 
@@ -152,7 +166,7 @@ func (d *daemon) run(ctx context.Context) error {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
-	signal.Ignore(syscall.SIGPIPE) // who reads the log may go away; that is no reason to end every connection
+	signal.Ignore(syscall.SIGPIPE) // the reader of the log may go away
 
 	background, end := context.WithCancel(context.WithoutCancel(ctx))
 	d.metrics, d.scraped = newMetrics(d), &metricsServer{daemon: d}
@@ -167,7 +181,8 @@ func (d *daemon) run(ctx context.Context) error {
 	if err := d.prepare(); err != nil {
 		return err
 	}
-	listener, err := control.Listen(background, control.SocketPath(d.options.Socket, d.options.Config))
+	listener, err := control.Listen(background,
+		control.SocketPath(d.options.Socket, d.options.Config))
 	if err != nil {
 		return err
 	}
@@ -179,11 +194,11 @@ func (d *daemon) run(ctx context.Context) error {
 	working, stop := context.WithCancel(background)
 	defer stop()
 	ended := make(chan error, 1)
-	go func() { ended <- d.role.Run(working) }() // received in supervise, whatever happens
+	go func() { ended <- d.role.Run(working) }() // supervise receives it in any case
 	return d.supervise(ctx, stop, ended, signals, &helpers)
 }
 
-// prepare does all that must be well before a socket is bound.
+// prepare does all that must succeed before a socket is bound.
 func (d *daemon) prepare() error {
 	snapshot, err := config.ReadFiles(d.options.Config)
 	if err != nil {
@@ -200,11 +215,14 @@ func (d *daemon) prepare() error {
 	if c.ID != "" {
 		begins = append(begins, "id", c.ID)
 	}
-	d.log.Info("ptthqd begins", append(begins, "config", c.Path, "hash", shortHash(c.Hash), "pid", os.Getpid())...)
+	d.log.Info("ptthqd begins",
+		append(begins, "config", c.Path, "hash", shortHash(c.Hash), "pid", os.Getpid())...)
 	for _, w := range c.Warnings() {
-		d.log.Warn("config: "+w.Key+": "+w.Message, "file", w.File, "line", w.Line, "key", w.Key, "hint", w.Hint)
+		d.log.Warn("config: "+w.Key+": "+w.Message,
+			"file", w.File, "line", w.Line, "key", w.Key, "hint", w.Hint)
 	}
-	if trouble := host.ClockTrouble(time.Now(), append(slices.Clone(c.Files), c.PrivateKeyFile)...); trouble != "" {
+	if trouble := host.ClockTrouble(time.Now(),
+		append(slices.Clone(c.Files), c.PrivateKeyFile)...); trouble != "" {
 		d.log.Warn(trouble, "hint", host.ClockRemedy)
 	}
 	if d.options.OwnProcess {
@@ -214,7 +232,8 @@ func (d *daemon) prepare() error {
 	}
 	d.files = host.RaiseFileLimit()
 	if d.files > 0 && d.files < fewFiles {
-		d.log.Warn("few files may be open at once: each connection takes one", "limit", d.files, "hint", "raise LimitNOFILE= of the service, or ulimit -n")
+		d.log.Warn("few files may be open at once: each connection takes one",
+			"limit", d.files, "hint", "raise LimitNOFILE= of the service, or ulimit -n")
 	}
 	if d.identity, err = loadKey(c, snapshot); err != nil {
 		return err
@@ -226,13 +245,15 @@ func (d *daemon) prepare() error {
 	return err
 }
 
-// fewFiles is below what a node with some thousand connections needs.
+// fewFiles is less than a node with some thousand connections needs.
 const fewFiles = 4096
 
 func shortHash(h string) string { return h[:min(12, len(h))] }
 
-// supervise goes with the role from its start to its end.
-func (d *daemon) supervise(ctx context.Context, stop context.CancelFunc, ended <-chan error, signals <-chan os.Signal, helpers *sync.WaitGroup) error {
+// supervise accompanies the role from its start to its end. ended gets the result of the role.
+func (d *daemon) supervise(ctx context.Context, stop context.CancelFunc, ended <-chan error,
+	signals <-chan os.Signal, helpers *sync.WaitGroup,
+) error {
 	ready := d.role.Ready()
 	stopped := ctx.Done()
 	stopping := false
@@ -274,12 +295,13 @@ func (d *daemon) supervise(ctx context.Context, stop context.CancelFunc, ended <
 	}
 }
 
-// begun is called once the role's sockets are bound.
+// begun is called once the role's sockets are bound. It starts what a running daemon needs.
 func (d *daemon) begun(helpers *sync.WaitGroup) {
 	d.state.Store(stateRunning)
 	d.keepSockets()
 	d.service.Ready(d.summary())
-	d.log.Info(msgStarted, "uptime", time.Since(d.started).Round(time.Millisecond), "files", d.files)
+	d.log.Info(msgStarted, "uptime", time.Since(d.started).Round(time.Millisecond), "files",
+		d.files)
 	helpers.Go(func() { d.reportStatus(d.background) })
 	helpers.Go(func() { d.feedWatchdog(d.background) })
 	helpers.Go(func() { d.watch(d.background) })

@@ -13,8 +13,8 @@ const (
 	msgWatchdog     = "the watchdog isn't fed any more"
 )
 
-// messageIDs are the MESSAGE_ID of the events that an administrator may want to find or act on by program, whatever
-// the wording becomes: `journalctl MESSAGE_ID=...`. They are listed in docs/journal.md.
+// messageIDs are the MESSAGE_IDs of events that an administrator's program may look for, whatever
+// the wording becomes: `journalctl MESSAGE_ID=...`. docs/journal.md lists them.
 var messageIDs = map[string]string{
 	msgStarted:           "436558d710fe958c747994902c433393",
 	msgStopping:          "0dd4e4873d13b056e058695fb78bb22a",

@@ -16,8 +16,8 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// Labels that are shown from the beginning, with 0: Prometheus sees no increase in a series that begins
-// with 1.
+// Labels that are shown from the beginning, with 0: Prometheus sees no increase in a series that
+// begins with 1.
 var (
 	refusals = []wire.Status{
 		wire.StatusMalformed, wire.StatusNotAllowed, wire.StatusNotNewest, wire.StatusNoSession,
@@ -42,8 +42,8 @@ var (
 	}
 )
 
-// metrics collects the metrics of the process. A scrape reads the view of the role, and costs nothing
-// else; only durations are observed as they pass.
+// metrics collects the metrics of the process. A scrape reads the view of the role, and costs
+// nothing else; only durations are observed as they pass.
 type metrics struct {
 	daemon   *daemon
 	registry *prometheus.Registry
@@ -126,9 +126,9 @@ func (s *sample) is(f *family, value float64, labels ...string) {
 	s.to <- prometheus.MustNewConstMetric(f.desc, prometheus.GaugeValue, value, labels...)
 }
 
-// counts prints a counter, which never falls. Some are sums over connections that have ended and that
-// run; one that ends in between is in neither sum for a moment. Prometheus would take a lower value for
-// a restart.
+// counts prints a counter, which never falls. Some are sums over connections that have ended and
+// that run; one that ends in between is in neither sum for a moment. Prometheus would take a lower
+// value for a restart.
 func (s *sample) counts(f *family, n uint64, labels ...string) {
 	key := f.name + "\x00" + strings.Join(labels, "\x00")
 	value := max(float64(n), s.highest[key])

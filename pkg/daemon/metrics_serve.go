@@ -21,23 +21,23 @@ import (
 	"ptthqd/pkg/config"
 )
 
-// A metricsServer serves metrics and the state of the daemon over HTTP, where the config says so, and moves when that
-// changes. Its methods are called by one goroutine at a time, but for problem.
+// metricsServer serves metrics, /healthz and /readyz over HTTP at the place in the config. Its
+// methods must not be called concurrently, except problem.
 type metricsServer struct {
 	daemon  *daemon
 	at      config.Listen // where it listens; zero for nowhere
 	servers []*http.Server
 	serving sync.WaitGroup
-	failed  atomic.Pointer[error] // why nobody listens at the place; nil if that is not so
+	failed  atomic.Pointer[error] // why the place can't be bound; nil if it is bound
 }
 
-// What a scraper may do: whoever can reach the address is let in.
+// The bounds of requests: everyone who can reach the address is served.
 const (
-	metricsTimeout     = 10 * time.Second // for a request to be read, and for its answer to be made
+	metricsTimeout     = 10 * time.Second // to read a request, and to answer it
 	metricsConnections = 16               // at once; others wait
 )
 
-// start has metrics served at a place, or at none; where it can't be bound, as soon as it can.
+// start serves at a place, or at none (zero). If the place can't be bound, retry tries again.
 func (m *metricsServer) start(ctx context.Context, at config.Listen) {
 	err := m.open(ctx, at)
 	if err == nil {
@@ -46,18 +46,20 @@ func (m *metricsServer) start(ctx context.Context, at config.Listen) {
 	m.at = at
 	if last := m.failed.Swap(&err); last == nil || (*last).Error() != err.Error() {
 		problem, hint := bind.Problem(err)
-		m.daemon.log.Warn("metrics are not served", slog.String("error", problem), slog.String("hint", hint))
+		m.daemon.log.Warn("metrics are not served", slog.String("error", problem),
+			slog.String("hint", hint))
 	}
 }
 
-// retry binds what could not be bound before.
+// retry binds the place if it could not be bound before.
 func (m *metricsServer) retry(ctx context.Context) {
 	if m.failed.Load() != nil {
 		m.start(ctx, m.at)
 	}
 }
 
-// problem is why metrics are not served though the config says so; the error is nil if they are. Any goroutine may ask.
+// problem returns why metrics are not served though the config says so; nil if they are. It may be
+// called from any goroutine.
 func (m *metricsServer) problem() error {
 	if err := m.failed.Load(); err != nil {
 		return *err
@@ -65,8 +67,8 @@ func (m *metricsServer) problem() error {
 	return nil
 }
 
-// move has metrics served at another place, or at none. It binds the new one before it leaves the old one, unless they
-// overlap. If it fails, nothing has changed. undo goes back.
+// move serves at another place, or at none (zero). It binds the new place before it leaves the old
+// one, unless they overlap. If it fails, nothing has changed. undo moves back.
 func (m *metricsServer) move(ctx context.Context, to config.Listen) (undo func(), err error) {
 	from := m.at
 	if to == from {
@@ -91,7 +93,7 @@ func (m *metricsServer) move(ctx context.Context, to config.Listen) (undo func()
 	}, nil
 }
 
-// open binds and begins to serve, all of an address or nothing.
+// open binds all sockets of a place, or none, and begins to serve.
 func (m *metricsServer) open(ctx context.Context, at config.Listen) error {
 	bound := new(bind.Listener)
 	if !at.IsZero() {
@@ -108,14 +110,16 @@ func (m *metricsServer) open(ctx context.Context, at config.Listen) error {
 			ReadHeaderTimeout: metricsTimeout,
 			ReadTimeout:       metricsTimeout,
 			WriteTimeout:      2 * metricsTimeout,
-			IdleTimeout:       2 * time.Minute, // scrapes are a minute apart, as a rule
+			IdleTimeout:       2 * time.Minute, // most scrapes are a minute apart
 			MaxHeaderBytes:    16 << 10,
 			ErrorLog:          slog.NewLogLogger(m.daemon.log.Handler(), slog.LevelDebug),
 		}
 		m.servers = append(m.servers, server)
 		m.serving.Go(func() {
-			if err := server.Serve(newBoundedListener(l.Socket, metricsConnections)); !errors.Is(err, http.ErrServerClosed) {
-				m.daemon.log.Error("metrics are not served any more", slog.String("listener", at.String()), slog.Any("error", err))
+			if err := server.Serve(newBoundedListener(l.Socket,
+				metricsConnections)); !errors.Is(err, http.ErrServerClosed) {
+				m.daemon.log.Error("metrics are not served any more",
+					slog.String("listener", at.String()), slog.Any("error", err))
 			}
 		})
 		m.daemon.log.Info("serving metrics", slog.String("address", l.Socket.Addr().String()))
@@ -123,7 +127,7 @@ func (m *metricsServer) open(ctx context.Context, at config.Listen) error {
 	return nil
 }
 
-// close ends all service.
+// close stops serving and waits for that.
 func (m *metricsServer) close() {
 	stop(m.servers)
 	m.at, m.servers = config.Listen{}, nil
@@ -133,7 +137,7 @@ func (m *metricsServer) close() {
 
 func stop(servers []*http.Server) {
 	for _, s := range servers {
-		_ = s.Close() // a scrape that is cut off is made again
+		_ = s.Close() // an interrupted scrape is tried again
 	}
 }
 
@@ -168,20 +172,25 @@ func (m *metricsServer) handler() http.Handler {
 	return m.forHost(mux)
 }
 
-// forHost refuses requests that name another host: a web page whose name leads to this address would have a browser read the
-// metrics for it.
+// forHost refuses requests that name another host. Otherwise a web page whose host name leads to
+// this address could have a browser read the metrics.
 func (m *metricsServer) forHost(next http.Handler) http.Handler {
 	own, _ := os.Hostname()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !hostAllowed(r.Host, append([]string{"localhost", strings.ToLower(own)}, m.daemon.loaded.Load().config.Metrics.Hosts...)) {
-			http.Error(w, fmt.Sprintf("%q is not a name of this host: ask by its IP address, or add the name to metrics.hosts in the config", r.Host), http.StatusMisdirectedRequest)
+		names := append([]string{"localhost", strings.ToLower(own)},
+			m.daemon.loaded.Load().config.Metrics.Hosts...)
+		if !hostAllowed(r.Host, names) {
+			text := fmt.Sprintf("%q is not a name of this host: ask by its IP address, "+
+				"or add the name to metrics.hosts in the config", r.Host)
+			http.Error(w, text, http.StatusMisdirectedRequest)
 			return
 		}
 		next.ServeHTTP(w, r)
 	})
 }
 
-// hostAllowed tells whether a Host header has an IP address or one of the names. None at all, as of HTTP/1.0, comes from no browser.
+// hostAllowed reports whether a Host header is an IP address or one of the names. No browser sends
+// an empty one, as HTTP/1.0 allows.
 func hostAllowed(host string, names []string) bool {
 	if host == "" {
 		return true
@@ -197,17 +206,17 @@ func hostAllowed(host string, names []string) bool {
 	return name != "" && slices.Contains(names, name)
 }
 
-// A proof finds out whether the daemon works, for many who ask, one at a time: where something hangs it hangs too, and the
-// others are told.
+// proof checks for many requests whether the daemon works. One check runs at a time: it hangs if
+// the daemon does, and all requests learn that.
 type proof struct {
 	daemon *daemon
 
 	mu      sync.Mutex
-	running chan struct{} // closed when the proof under way has ended
-	result  error         // of it, once it has
+	running chan struct{} // closed when the running check ends; nil if none runs
+	result  error         // of the last check
 }
 
-// proofTime is how long the proof may take before the daemon counts as ill.
+// proofTime is how long a check may take before the daemon counts as hung.
 const proofTime = 5 * time.Second
 
 func (p *proof) ask(ctx context.Context) error {
@@ -216,7 +225,7 @@ func (p *proof) ask(ctx context.Context) error {
 	if done == nil {
 		done = make(chan struct{})
 		p.running = done
-		go p.run(done) // ends with the daemon's background, unless a lock hangs for ever
+		go p.run(done) // ends with the daemon, unless a lock is held for ever
 	}
 	p.mu.Unlock()
 	timeout := time.NewTimer(proofTime)

@@ -14,7 +14,7 @@ import (
 	"ptthqd/pkg/host"
 )
 
-// reload reads the config now and brings it into force, or changes nothing.
+// reload reads the config now and applies it, or changes nothing.
 func (d *daemon) reload(ctx context.Context, trigger string) *control.Reload {
 	d.reloading.Lock()
 	defer d.reloading.Unlock()
@@ -23,10 +23,16 @@ func (d *daemon) reload(ctx context.Context, trigger string) *control.Reload {
 	return d.applyLocked(ctx, trigger, begun, snapshot, err)
 }
 
-// applyLocked is the one road of every reload: validate, compare, apply or change nothing, and tell.
-func (d *daemon) applyLocked(ctx context.Context, trigger string, begun time.Time, snapshot *config.Snapshot, err error) *control.Reload {
+// applyLocked is what every reload does: validate, compare, apply or change nothing, and report.
+// err is why the files could not be read. The caller holds the lock of reloads.
+func (d *daemon) applyLocked(ctx context.Context, trigger string, begun time.Time,
+	snapshot *config.Snapshot, err error,
+) *control.Reload {
 	if d.state.Load() == stateDraining {
-		return &control.Reload{Trigger: trigger, At: time.Now(), Cause: control.CauseHost, Error: "the daemon is stopping"}
+		return &control.Reload{
+			Trigger: trigger, At: time.Now(), Cause: control.CauseHost, Error: "the daemon is " +
+				"stopping",
+		}
 	}
 	d.attempts.Add(1)
 	if trigger != triggerRetry {
@@ -49,31 +55,33 @@ func (d *daemon) applyLocked(ctx context.Context, trigger string, begun time.Tim
 		}
 	}
 	result.Retrying = result.Retrying && result.Cause == control.CauseHost
-	if last := d.lastReload.Load(); err == nil && len(result.Changes) == 0 && last != nil && last.OK && time.Since(last.At) < recently {
+	if last := d.lastReload.Load(); err == nil && len(result.Changes) == 0 && last != nil &&
+		last.OK && time.Since(last.At) < recently {
 		result.Already = append(slices.Clone(last.Already), last.Changes...)
 	}
-	if last := d.lastReload.Load(); trigger == triggerRetry && !result.OK && last.Error == result.Error {
-		return result // all that has been told
+	if last := d.lastReload.Load(); trigger == triggerRetry && !result.OK &&
+		last.Error == result.Error {
+		return result // the same failure was reported before
 	}
 	d.lastReload.Store(result)
 	d.tell(result)
 	d.service.Ready(d.summary())
 	select {
-	case d.reloaded <- struct{}{}: // the watcher looks elsewhere, perhaps
+	case d.reloaded <- struct{}{}: // the watcher may have to look elsewhere
 	default:
 	}
 	return result
 }
 
-// recently is the time for which a reload that finds nothing new tells what the one before has
-// changed: the watch may have taken an edit over just before it was asked.
+// recently is how long a reload that finds nothing new reports what the one before has changed. The
+// watcher may have applied an edit just before `ptthqd reload` was typed.
 const recently = 10 * time.Second
 
-// triggerRetry is the trigger of a reload that was tried again.
+// triggerRetry is the trigger of a reload that is tried again by itself.
 const triggerRetry = "retry"
 
-// again tries once more to bring the config into force that a fault of the host has kept out. What has changed in the files
-// since is for checkFiles, which waits until it is written.
+// again retries a reload that has failed for a fault of the host. If the files have changed since,
+// checkFiles takes care of them: it waits until they are written.
 func (d *daemon) again(ctx context.Context) {
 	if r := d.lastReload.Load(); r == nil || !r.Retrying {
 		return
@@ -87,14 +95,16 @@ func (d *daemon) again(ctx context.Context) {
 	}
 }
 
-// interrupts reports whether a try to go over to a config closes listeners that are in use, which are bound again if it fails.
+// interrupts reports whether applying a config would close listeners that are in use, to bind them
+// again if it fails. Such a reload is not retried by itself.
 func interrupts(now, next *config.Config, diff config.Diff) bool {
 	at, to := now.Metrics.Listen, next.Metrics.Listen
 	return at != to && !at.IsZero() && at.Overlaps(to) ||
-		slices.ContainsFunc(diff.Mappings, func(m config.MappingChange) bool { return len(m.Overlaps) > 0 })
+		slices.ContainsFunc(diff.Mappings,
+			func(m config.MappingChange) bool { return len(m.Overlaps) > 0 })
 }
 
-// keepSockets has the service manager keep the sockets that the role has now.
+// keepSockets has the service manager keep the present sockets of the role.
 func (d *daemon) keepSockets() {
 	d.reloading.Lock()
 	defer d.reloading.Unlock()
@@ -107,7 +117,7 @@ func (d *daemon) keepLocked(ctx context.Context) {
 	}
 }
 
-// retryMetrics binds the metrics' listener if it could not be bound, unless a reload is busy with it.
+// retryMetrics binds the metrics' listener if it could not be bound, unless a reload runs.
 func (d *daemon) retryMetrics() {
 	if d.reloading.TryLock() {
 		defer d.reloading.Unlock()
@@ -115,8 +125,10 @@ func (d *daemon) retryMetrics() {
 	}
 }
 
-// exchange goes over to what was read.
-func (d *daemon) exchange(ctx context.Context, snapshot *config.Snapshot, result *control.Reload) error {
+// exchange applies what was read, or changes nothing.
+func (d *daemon) exchange(
+	ctx context.Context, snapshot *config.Snapshot, result *control.Reload,
+) error {
 	if err := lost(d.loaded.Load().snapshot, snapshot); err != nil {
 		return err
 	}
@@ -144,7 +156,7 @@ func (d *daemon) exchange(ctx context.Context, snapshot *config.Snapshot, result
 	if err != nil {
 		return err
 	}
-	// Also where nothing differs but the places of things: logs and status name them.
+	// Apply also what differs in its place alone: logs and status name the places.
 	err = d.role.Apply(ctx, next)
 	d.keepLocked(ctx)
 	if err != nil {
@@ -162,7 +174,7 @@ func (d *daemon) exchange(ctx context.Context, snapshot *config.Snapshot, result
 	return nil
 }
 
-// makeRoom has the service manager let go of the listeners that are released for others that overlap them.
+// makeRoom has the service manager close its copies of listeners that others will overlap.
 func (d *daemon) makeRoom(ctx context.Context, diff config.Diff) error {
 	released := make(map[string]bool)
 	for _, m := range diff.Mappings {
@@ -182,18 +194,19 @@ func (d *daemon) makeRoom(ctx context.Context, diff config.Diff) error {
 	return d.service.Drop(ctx, names)
 }
 
-// A restartError says that the config changes what can't be changed in a running process.
+// restartError says that the config changes what only a restart can change.
 type restartError struct{ settings []config.Setting }
 
 func (e *restartError) Error() string {
 	changes := make([]string, len(e.settings))
 	for i, s := range e.settings {
-		changes[i] = fmt.Sprintf("%s from %s to %s", s.Key, cmp.Or(s.Old, "nothing"), cmp.Or(s.New, "nothing"))
+		changes[i] = fmt.Sprintf("%s from %s to %s", s.Key, cmp.Or(s.Old, "nothing"),
+			cmp.Or(s.New, "nothing"))
 	}
 	return "only a restart can change " + strings.Join(changes, " and ")
 }
 
-// blame says in the answer why a reload has failed.
+// blame writes into the answer why a reload has failed.
 func blame(r *control.Reload, err error) {
 	r.Error = err.Error()
 	r.Cause = control.CauseHost
@@ -210,7 +223,10 @@ func blame(r *control.Reload, err error) {
 	}
 	more := len(faults) - 1
 	for _, f := range faults {
-		fault := control.Fault{File: f.File, Line: f.Line, Column: f.Column, Key: f.Key, Message: f.Message, Hint: f.Hint}
+		fault := control.Fault{
+			File: f.File, Line: f.Line, Column: f.Column, Key: f.Key,
+			Message: f.Message, Hint: f.Hint,
+		}
 		if f.Others > 0 {
 			fault.Hint += fmt.Sprintf(" (and %d more)", f.Others)
 			more += f.Others
@@ -222,18 +238,20 @@ func blame(r *control.Reload, err error) {
 	}
 }
 
-// tell counts a reload and puts it into the log.
+// tell counts and logs a reload.
 func (d *daemon) tell(r *control.Reload) {
 	if !r.OK {
 		d.badReloads.Add(1)
 		d.log.Error(msgReloadFailed, "error", r.Error, "trigger", r.Trigger, "cause", r.Cause)
 		for _, f := range r.Faults[min(1, len(r.Faults)):] {
-			d.log.Error("another fault in the config", "error", fmt.Sprintf("%s:%d:%d: %s", f.File, f.Line, f.Column, f.Message))
+			d.log.Error("another fault in the config", "error",
+				fmt.Sprintf("%s:%d:%d: %s", f.File, f.Line, f.Column, f.Message))
 		}
 		return
 	}
 	d.reloads.Add(1)
-	d.log.Info(msgReloaded, "trigger", r.Trigger, "changes", len(r.Changes), "took", time.Duration(r.Took).Round(time.Microsecond),
+	d.log.Info(msgReloaded, "trigger", r.Trigger, "changes", len(r.Changes), "took",
+		time.Duration(r.Took).Round(time.Microsecond),
 		"hash", shortHash(d.loaded.Load().config.Hash))
 	for _, line := range r.Changes {
 		d.log.Info("config change", "change", line)

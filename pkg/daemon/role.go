@@ -11,8 +11,8 @@ import (
 
 // role is a client, a server or a relay. Its methods may be called from any goroutine.
 type role interface {
-	// Run works until ctx is done, then drains, and returns when all has ended. It fails if it can't
-	// begin or can't go on.
+	// Run works until ctx is done, then drains, and returns when all has ended. It fails if it
+	// can't begin or can't go on.
 	Run(ctx context.Context) error
 	// Ready is closed when the role's own sockets are bound.
 	Ready() <-chan struct{}
@@ -28,8 +28,8 @@ type role interface {
 	Count() int
 	// Trace tests the way of a connection, hop by hop.
 	Trace(ctx context.Context, q control.TraceQuestion) (*control.Trace, error)
-	// Alive returns once every accept loop has answered and every lock was had, with an error if ctx
-	// is done first.
+	// Alive returns once every accept loop has answered and every lock was had, with an error if
+	// ctx is done first.
 	Alive(ctx context.Context) error
 	// Unbound returns the listeners that are not bound yet, each with its problem.
 	Unbound() []string

@@ -114,7 +114,8 @@ func (r *relayRole) Apply(_ context.Context, next *config.Config) error {
 	r.links.Forgive() // the missing key may be in the config now
 	r.mu.Unlock()
 	if applied != (relay.Applied{}) {
-		r.daemon.log.Info("rights were withdrawn", "links_closed", applied.Links, "connections_ended", applied.Connections)
+		r.daemon.log.Info("rights were withdrawn", "links_closed", applied.Links,
+			"connections_ended", applied.Connections)
 	}
 	return nil
 }
@@ -179,7 +180,8 @@ func (r *relayRole) drain() {
 		}
 	})
 	if left := r.Drain(ctx); left > 0 {
-		r.daemon.log.Info("connections were cut off that no other relay has taken", "connections", left)
+		r.daemon.log.Info("connections were cut off that no other relay has taken", "connections",
+			left)
 	}
 	close(stop)
 	watch.Wait()

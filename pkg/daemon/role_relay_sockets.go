@@ -12,9 +12,11 @@ import (
 	"ptthqd/pkg/link"
 )
 
-// bind binds listeners and returns the sockets of those that can be bound. The error says why others
-// can't.
-func (r *relayRole) bind(ctx context.Context, listen []config.Listen) (made []*relaySocket, failed error) {
+// bind binds listeners and returns the sockets of those that can be bound. The error says why
+// others can't.
+func (r *relayRole) bind(
+	ctx context.Context, listen []config.Listen,
+) (made []*relaySocket, failed error) {
 	for _, at := range listen {
 		sockets, err := r.open(ctx, at)
 		r.mu.Lock()
@@ -55,7 +57,11 @@ func (r *relayRole) open(ctx context.Context, at config.Listen) (made []*relaySo
 			_ = b.Socket.Close()
 			continue
 		}
-		made = append(made, &relaySocket{Socket: socket, place: b.Name, ofUnit: at.Kind == config.Systemd, conn: b.Socket})
+		made = append(made,
+			&relaySocket{
+				Socket: socket, place: b.Name, ofUnit: at.Kind == config.Systemd,
+				conn: b.Socket,
+			})
 	}
 	if err != nil {
 		for _, s := range made {

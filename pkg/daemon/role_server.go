@@ -18,7 +18,10 @@ type serverRole struct {
 }
 
 func newServerRole(d *daemon, c *config.Config) (role, error) {
-	p4, err := server.New(server.Config{Settings: c, Identity: d.identity, Logger: d.log, Dialled: d.metrics.dialled})
+	p4, err := server.New(server.Config{
+		Settings: c, Identity: d.identity, Logger: d.log,
+		Dialled: d.metrics.dialled,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -31,7 +34,8 @@ func (r serverRole) Ready() <-chan struct{}             { return r.ready }
 func (r serverRole) Sockets() map[string][]syscall.Conn { return nil }
 func (r serverRole) Unbound() []string                  { return nil }
 
-// Alive returns nil: a server has no accept loops but those of its links, and a link that hangs ends.
+// Alive returns nil: a server has no accept loops but those of its links, and a link that hangs
+// ends.
 func (r serverRole) Alive(context.Context) error { return nil }
 
 func (r serverRole) Summary() string {

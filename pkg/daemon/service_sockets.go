@@ -27,7 +27,8 @@ func (d *daemon) inheritPackets(place string) []net.PacketConn {
 
 func (d *daemon) warnInherited(place string, err error) {
 	if err != nil {
-		d.log.Warn("an inherited socket can't be used", slog.String("listener", place), slog.Any("error", err))
+		d.log.Warn("an inherited socket can't be used", slog.String("listener", place),
+			slog.Any("error", err))
 	}
 }
 
@@ -55,9 +56,9 @@ func wantedSockets(c *config.Config) map[string]string {
 	return wanted
 }
 
-// checkInherited closes kept sockets that the config does not want any more, as they would be in the
-// way. It refuses a socket unit's socket that the config does not name: the administrator who made the
-// unit believes that it is in use.
+// checkInherited closes kept sockets that the config does not want any more, as they would be in
+// the way. It refuses a socket unit's socket that the config does not name: the administrator who
+// made the unit believes that it is in use.
 func (d *daemon) checkInherited(c *config.Config) error {
 	wanted := wantedSockets(c)
 	var strangers, gone []string
@@ -74,7 +75,8 @@ func (d *daemon) checkInherited(c *config.Config) error {
 	}
 	if len(strangers) > 0 {
 		slices.Sort(strangers)
-		return fmt.Errorf("systemd hands over the socket %[1]s, which %[2]s doesn't name: write listen = \"systemd:%[1]s\" there, or stop and disable the socket unit",
+		return fmt.Errorf("systemd hands over the socket %[1]s, which %[2]s doesn't name: write "+
+			`listen = "systemd:%[1]s" there, or stop and disable the socket unit`,
 			strings.Join(strangers, ", "), c.Path)
 	}
 	if err := d.service.Drop(d.background, gone); err != nil {

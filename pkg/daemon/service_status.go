@@ -43,7 +43,8 @@ func (d *daemon) reportDrain(ctx context.Context) {
 	defer tick.Stop()
 	until := time.Now().Add(d.loaded.Load().config.DrainTimeout + drainMargin)
 	n := d.role.Count()
-	d.service.Stopping(fmt.Sprintf("stopping: waiting for %s to end or move", plural(n, "connection")))
+	d.service.Stopping(fmt.Sprintf("stopping: waiting for %s to end or move",
+		plural(n, "connection")))
 	for left := time.Until(until); left > 0; left = time.Until(until) {
 		d.service.Extend(min(left, 5*time.Second))
 		select {
@@ -53,7 +54,8 @@ func (d *daemon) reportDrain(ctx context.Context) {
 		}
 		if now := d.role.Count(); now != n {
 			n = now
-			d.service.Status(fmt.Sprintf("stopping: waiting for %s to end or move", plural(n, "connection")))
+			d.service.Status(fmt.Sprintf("stopping: waiting for %s to end or move",
+				plural(n, "connection")))
 		}
 	}
 }

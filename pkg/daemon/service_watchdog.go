@@ -5,8 +5,9 @@ import (
 	"time"
 )
 
-// feedWatchdog feeds the service manager's watchdog while the daemon works: each time after every lock
-// was had and every accept loop has answered. One goroutine does both, so that a hang stops the feeding.
+// feedWatchdog feeds the service manager's watchdog while the daemon works: each time after every
+// lock was had and every accept loop has answered. One goroutine does both, so that a hang stops
+// the feeding.
 func (d *daemon) feedWatchdog(ctx context.Context) {
 	within := d.service.Watchdog()
 	if within <= 0 {

@@ -19,7 +19,8 @@ func (v *endView) status(s *control.Status) {
 	}
 	v.statusOfCounters(&s.Counters)
 	m := v.memory
-	s.Process.MemoryUsed, s.Process.MemoryLimit = m.Promised+m.Retained, m.PromisedLimit+m.RetainedLimit
+	s.Process.MemoryUsed = m.Promised + m.Retained
+	s.Process.MemoryLimit = m.PromisedLimit + m.RetainedLimit
 	for _, short := range m.Short {
 		s.Shortages = append(s.Shortages, control.Shortage{
 			Limit: short.Budget, Peer: short.Peer, Held: short.Held, Free: short.Free,
@@ -42,7 +43,8 @@ func statusOfLink(u uplink.State, connections int) control.Link {
 		LastError: u.LastError, LastReason: string(u.Reason),
 	}
 	if at := u.Contested; !at.IsZero() && time.Since(at) < contestedTime {
-		l.Problem = "another node holds this node's key: the two met at the relay at " + at.Format(time.TimeOnly)
+		l.Problem = "another node holds this node's key: the two met at the relay at " +
+			at.Format(time.TimeOnly)
 	}
 	switch {
 	case u.Up:

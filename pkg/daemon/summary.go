@@ -10,8 +10,8 @@ import (
 	"ptthqd/pkg/uplink"
 )
 
-// summary says in one line how the process stands: for the status, and for the service manager, which
-// is told every few seconds. It looks at counters, not at each connection.
+// summary says in one line how the process stands: for the status, and for the service manager,
+// which is told every few seconds. It looks at counters, not at each connection.
 func (d *daemon) summary() string {
 	text := d.role.Summary()
 	if err := d.scraped.problem(); err != nil {

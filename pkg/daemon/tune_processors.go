@@ -6,8 +6,8 @@ import (
 	"ptthqd/pkg/host"
 )
 
-// adaptProcessors starts or stops host.AdaptProcessors. The caller holds the lock of reloads, or is the
-// last one.
+// adaptProcessors starts or stops host.AdaptProcessors. The caller holds the lock of reloads, or is
+// the last one.
 func (d *daemon) adaptProcessors(wanted bool) {
 	if d.stopAdapting != nil {
 		d.stopAdapting()

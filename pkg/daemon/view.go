@@ -38,9 +38,11 @@ type tally struct {
 	opened uint64
 }
 
-// newEndView adds the running sessions to the counts of the ended ones. mappings are the names in the
-// config; other names, of mappings that are gone, come from the counts and the sessions.
-func newEndView(links []uplink.State, sessions []session.Info, counts ledger.Counts, mappings []string) endView {
+// newEndView adds the running sessions to the counts of the ended ones. mappings are the names in
+// the config; other names, of mappings that are gone, come from the counts and the sessions.
+func newEndView(links []uplink.State, sessions []session.Info, counts ledger.Counts,
+	mappings []string,
+) endView {
 	v := endView{
 		links:    links,
 		over:     make(map[string]int),

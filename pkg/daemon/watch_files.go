@@ -14,18 +14,19 @@ import (
 
 // The times of watching.
 const (
-	// gatherTime is how long further events are waited for before the files are read: an editor makes several.
+	// gatherTime is the wait for further events before the files are read: an editor causes
+	// several.
 	gatherTime = 30 * time.Millisecond
-	// settleTime is how far apart two equal reads must be: who writes has finished then.
+	// settleTime is the time between two equal reads after which the writer counts as finished.
 	settleTime = 300 * time.Millisecond
-	// rewriteTime is the same for a file that is written in place. One that is put in another's place is whole at once; this
-	// one may be half, and half a file must revoke nobody.
+	// rewriteTime is the same for a file that is written in place. A file that replaces another one
+	// is whole at once; this one may be half written, and half a file must revoke nobody.
 	rewriteTime = time.Second
-	// goneTime is how long a file that has vanished counts as still there, and one that is shorter than before, being
-	// written in place, as not yet written. It costs nothing: `ptthqd reload` acts at once.
+	// goneTime is the wait for a vanished file to come back, and for a file that is written in
+	// place to become as long as it was. `ptthqd reload` does not wait.
 	goneTime = 10 * time.Second
-	// pollTime is how often the files are read where the system can't watch them, and where they can't be used for a
-	// fault of the host: a volume that is mounted again makes no event.
+	// pollTime is the time between two reads if the system can't watch the files, or while a fault
+	// of the host keeps them from being used: a volume that is mounted again causes no event.
 	pollTime = 5 * time.Second
 )
 
@@ -36,8 +37,8 @@ func (d *daemon) watch(ctx context.Context) {
 	watcher, err := fsnotify.NewWatcher()
 	blind := err != nil
 	if blind {
-		d.log.Warn("the config can't be watched: it is read every few seconds instead", "every", pollTime, "error", err,
-			"hint", "raise fs.inotify.max_user_instances")
+		d.log.Warn("the config can't be watched: it is read every few seconds instead",
+			"every", pollTime, "error", err, "hint", "raise fs.inotify.max_user_instances")
 		watcher = &fsnotify.Watcher{}
 	} else {
 		defer func() { _ = watcher.Close() }()
@@ -45,13 +46,16 @@ func (d *daemon) watch(ctx context.Context) {
 	complained := false
 	for {
 		if !blind {
-			if err := lookAt(watcher, config.Watches(d.options.Config, d.loaded.Load().snapshot)); err != nil && !complained {
+			err := lookAt(watcher, config.Watches(d.options.Config, d.loaded.Load().snapshot))
+			if err != nil && !complained {
 				complained = true
-				d.log.Warn("a directory of the config can't be watched: changes there need `ptthqd reload`", "error", err,
-					"hint", "raise fs.inotify.max_user_watches, or let the daemon's user read the directory")
+				d.log.Warn("a directory of the config can't be watched: changes there need "+
+					"`ptthqd reload`",
+					"error", err, "hint", "raise fs.inotify.max_user_watches, "+
+						"or let the daemon's user read the directory")
 			}
 		}
-		// What changed before it was looked at makes no event.
+		// A change before the watch began causes no event.
 		for d.checkFiles(ctx) {
 		}
 		var poll <-chan time.Time
@@ -63,17 +67,17 @@ func (d *daemon) watch(ctx context.Context) {
 			return
 		case <-poll:
 			d.again(ctx)
-		case <-d.reloaded: // it may include other directories now
+		case <-d.reloaded: // the config may include other directories now
 		case <-watcher.Events:
 			d.gather(ctx, watcher)
-		case err := <-watcher.Errors: // an overflow of the queue: something has changed
+		case err := <-watcher.Errors: // the queue overflows: something has changed
 			d.log.Debug("watching the config", "error", err)
 		}
 	}
 }
 
-// lookAt watches all the paths. One that is watched already is watched again: there may be another directory of that name
-// now. Those that are of no interest any more are let go.
+// lookAt watches the paths and no others. It also adds paths that are watched already: there may be
+// another directory of that name now.
 func lookAt(w *fsnotify.Watcher, paths []string) error {
 	wanted := make(map[string]bool, len(paths))
 	var failed error
@@ -85,13 +89,13 @@ func lookAt(w *fsnotify.Watcher, paths []string) error {
 	}
 	for _, p := range w.WatchList() {
 		if !wanted[p] {
-			_ = w.Remove(p) // it has gone by itself, or goes now
+			_ = w.Remove(p) // fails if the path is gone
 		}
 	}
 	return failed
 }
 
-// gather takes the events of gatherTime together.
+// gather takes the events of the next gatherTime.
 func (d *daemon) gather(ctx context.Context, w *fsnotify.Watcher) {
 	timer := time.NewTimer(gatherTime)
 	defer timer.Stop()
@@ -108,8 +112,8 @@ func (d *daemon) gather(ctx context.Context, w *fsnotify.Watcher) {
 	}
 }
 
-// checkFiles reloads the config if its files say something new. It tells whether it was overtaken by a command that has read
-// them meanwhile, and is to look again.
+// checkFiles reloads the config if its files say something new. It returns true if a command has
+// read them meanwhile: then the caller must look again.
 func (d *daemon) checkFiles(ctx context.Context) (overtaken bool) {
 	begun, attempts := time.Now(), d.attempts.Load()
 	now := d.loaded.Load()
@@ -120,7 +124,7 @@ func (d *daemon) checkFiles(ctx context.Context) (overtaken bool) {
 	d.reloading.Lock()
 	defer d.reloading.Unlock()
 	if d.attempts.Load() != attempts {
-		return true // what the command has read is newer, be it good or bad
+		return true // the command has read newer files, good or bad
 	}
 	d.applyLocked(ctx, "watch", begun, found.snapshot, found.err)
 	return false

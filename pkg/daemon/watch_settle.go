@@ -10,19 +10,20 @@ import (
 	"ptthqd/pkg/config"
 )
 
+// readFiles reads the files of the config once.
 func (d *daemon) readFiles() reading {
 	s, err := config.ReadFiles(d.options.Config)
 	return reading{snapshot: s, err: err, files: identify(s)}
 }
 
-// A reading is what was found when the files were read.
+// reading is the result of reading the files once.
 type reading struct {
 	snapshot *config.Snapshot
 	err      error
-	files    map[string]os.FileInfo // which files these are
+	files    map[string]os.FileInfo // by path
 }
 
-// key is the same for readings that say the same.
+// key is equal for readings with equal content, or with equal errors.
 func (r *reading) key() string {
 	if r.err != nil {
 		return "error: " + r.err.Error()
@@ -30,7 +31,7 @@ func (r *reading) key() string {
 	return r.snapshot.Hash
 }
 
-// identify tells which files a snapshot was read from.
+// identify returns the identities of the files of a snapshot, by path.
 func identify(s *config.Snapshot) map[string]os.FileInfo {
 	if s == nil {
 		return nil
@@ -44,9 +45,11 @@ func identify(s *config.Snapshot) map[string]os.FileInfo {
 	return files
 }
 
-// settle reads until whoever writes has finished, and returns what it found then, or nil if that is what was considered
-// last. It gives up when another reload has been done.
-func settle(ctx context.Context, now *loaded, read func() reading, considered string, reloaded <-chan struct{}) (_ *reading, overtaken bool) {
+// settle reads until the writer has finished. It returns what it has read, or nil if that was
+// considered already. It gives up when another reload was done (overtaken) or ctx is done.
+func settle(ctx context.Context, now *loaded, read func() reading, considered string,
+	reloaded <-chan struct{},
+) (_ *reading, overtaken bool) {
 	found := read()
 	since := time.Now()
 	var goneSince time.Time
@@ -84,7 +87,7 @@ func settle(ctx context.Context, now *loaded, read func() reading, considered st
 	}
 }
 
-// isGone tells whether files have vanished, which may be about to come back.
+// isGone reports whether files have vanished. They may be about to come back.
 func isGone(found reading, now *loaded) bool {
 	if found.err != nil {
 		return errors.Is(found.err, fs.ErrNotExist)
@@ -92,8 +95,9 @@ func isGone(found reading, now *loaded) bool {
 	return len(found.snapshot.Gone(now.snapshot)) > 0
 }
 
-// rewritten returns how long the files must have stayed as they are, since one of them has another content and is still
-// the same file: longer where it has shrunk, for that is how one begins that is cut off and written anew.
+// rewritten returns how long the files must stay unchanged because one of them is being written in
+// place: it has another content and is the same file. A file that has shrunk may have been
+// truncated to be written anew, and needs longer.
 func rewritten(found reading, now *loaded) time.Duration {
 	if found.snapshot == nil {
 		return 0

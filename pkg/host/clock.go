@@ -14,8 +14,9 @@ var built = time.Date(2026, time.January, 1, 0, 0, 0, 0, time.UTC) //nolint:forb
 const clockSlack = time.Hour
 
 // ClockTrouble says what is wrong with this host's clock; "" if nothing is. It notices a clock that
-// shows a time before this program was made, or before one of the files was written. Links work with
-// any clock, since dates in certificates mean nothing; but logs of several nodes can't be compared.
+// shows a time before this program was made, or before one of the files was written. Links work
+// with any clock, since dates in certificates mean nothing; but logs of several nodes can't be
+// compared.
 func ClockTrouble(now time.Time, files ...string) string {
 	if now.Before(built) {
 		return fmt.Sprintf("this host's clock is wrong: it shows %s", now.Format(time.DateTime))

@@ -24,7 +24,10 @@ func TestClockTrouble(t *testing.T) {
 	}{
 		{"well", now, now.Add(-time.Hour), "", false},
 		{"another host's clock", now, now.Add(10 * time.Minute), "", false},
-		{"never set", time.Date(1970, 1, 1, 0, 5, 0, 0, time.UTC), now, "it shows 1970-01-01 00:05:00", false},
+		{
+			"never set", time.Date(1970, 1, 1, 0, 5, 0, 0, time.UTC), now,
+			"it shows 1970-01-01 00:05:00", false,
+		},
 		{"behind", now, now.AddDate(0, 0, 3), "is behind", false},
 		{"no file", now, now, "", true},
 	} {

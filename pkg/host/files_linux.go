@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RaiseFileLimit raises the limit of open files to the hard limit and returns it; 0 if it is unknown.
-// Go raises it by itself, but does not say to what.
+// RaiseFileLimit raises the limit of open files to the hard limit and returns it; 0 if it is
+// unknown. Go raises it by itself, but does not say to what.
 func RaiseFileLimit() uint64 {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {

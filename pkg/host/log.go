@@ -39,13 +39,15 @@ func (l *Log) Dropped() uint64 { return l.queue.dropped.Load() }
 // Trouble says why no lines are written at the moment; "" if they are.
 func (l *Log) Trouble() string { return l.queue.trouble() }
 
-// Close writes the lines that are left, for a second at most. Lines logged later are dropped. It may be
-// called again.
+// Close writes the lines that are left, for a second at most. Lines logged later are dropped. It
+// may be called again.
 func (l *Log) Close() { l.queue.close(lastLines) }
 
-// OpenLog opens the log in a format. The level is read at each record, so it may change. ids are the
-// MESSAGE_IDs in the journal, by message. The caller closes the Log.
-func OpenLog(format string, stderr io.Writer, level slog.Leveler, ids map[string]string) (*Log, error) {
+// OpenLog opens the log in a format. The level is read at each record, so it may change. ids are
+// the MESSAGE_IDs in the journal, by message. The caller closes the Log.
+func OpenLog(
+	format string, stderr io.Writer, level slog.Leveler, ids map[string]string,
+) (*Log, error) {
 	var sink lineSink = &writerSink{w: stderr}
 	handler := func(put func(line) error) slog.Handler { return newTextHandler(put, level) }
 	journal := false
@@ -54,15 +56,20 @@ func OpenLog(format string, stderr io.Writer, level slog.Leveler, ids map[string
 		if toJournal() {
 			journal = true
 			sink = newJournalSink(stderr)
-			handler = func(put func(line) error) slog.Handler { return newJournalHandler(put, level, ids) }
+			handler = func(put func(line) error) slog.Handler {
+				return newJournalHandler(put, level,
+					ids)
+			}
 		}
 	case LogText:
 	case LogJSON:
 		handler = func(put func(line) error) slog.Handler {
-			return slog.NewJSONHandler(lineWriter(put), &slog.HandlerOptions{Level: level, ReplaceAttr: plainJSON})
+			return slog.NewJSONHandler(lineWriter(put),
+				&slog.HandlerOptions{Level: level, ReplaceAttr: plainJSON})
 		}
 	default:
-		return nil, fmt.Errorf("there is no log format %q: use %s, %s or %s", format, LogAuto, LogText, LogJSON)
+		return nil, fmt.Errorf("there is no log format %q: use %s, %s or %s", format, LogAuto,
+			LogText, LogJSON)
 	}
 	queue := newLogQueue(sink, handler)
 	return &Log{slog.New(handler(queue.put)), queue, journal}, nil
@@ -77,8 +84,8 @@ func (put lineWriter) Write(p []byte) (int, error) {
 	return len(p), put(line{text: text, at: time.Now()})
 }
 
-// plainJSON writes durations and errors as text, like the other formats. JSON itself escapes nothing
-// but control characters.
+// plainJSON writes durations and errors as text, like the other formats. JSON itself escapes
+// nothing but control characters.
 func plainJSON(_ []string, a slog.Attr) slog.Attr {
 	switch v := a.Value.Any().(type) {
 	case time.Duration:

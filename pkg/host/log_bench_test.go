@@ -17,10 +17,14 @@ func BenchmarkLine(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		log.LogAttrs(b.Context(), slog.LevelInfo, "connection ended",
-			slog.String("role", "client"), slog.String("connection", "k5dvqx2a"), slog.String("mapping", "nas-ssh"),
-			slog.String("client", "laptop"), slog.String("source", "127.0.0.1:50000"), slog.String("server", "nas"),
-			slog.String("target", ":22"), slog.String("relay", "relay.example.com:30380"), slog.String("end", "closed"),
+			slog.String("role", "client"), slog.String("connection",
+				"k5dvqx2a"), slog.String("mapping", "nas-ssh"),
+			slog.String("client", "laptop"), slog.String("source",
+				"127.0.0.1:50000"), slog.String("server", "nas"),
+			slog.String("target", ":22"), slog.String("relay",
+				"relay.example.com:30380"), slog.String("end", "closed"),
 			slog.Uint64("code", 200), slog.Duration("duration", 1234*time.Millisecond),
-			slog.Int64("bytes_up", 123456), slog.Int64("bytes_down", 654321), slog.Int("resumes", 0))
+			slog.Int64("bytes_up", 123456), slog.Int64("bytes_down", 654321), slog.Int("resumes",
+				0))
 	}
 }

@@ -68,8 +68,8 @@ func appendJournalField(b *bytes.Buffer, f field) {
 	b.WriteByte('\n')
 }
 
-// journalSink sends datagrams to the journal. A line that the journal can't take goes to stderr, with
-// its priority in front, as systemd reads it from there.
+// journalSink sends datagrams to the journal. A line that the journal can't take goes to stderr,
+// with its priority in front, as systemd reads it from there.
 type journalSink struct {
 	stderr io.Writer
 	conn   *net.UnixConn // nil if it is not connected
@@ -85,7 +85,8 @@ func (s *journalSink) write(lines []line) (lost int, err error) {
 		if s.send(l.text.Bytes()) == nil {
 			continue
 		}
-		if _, lineErr := fmt.Fprintf(s.stderr, "<%c>%s\n", l.priority, l.text.Bytes()[l.message[0]:l.message[1]]); lineErr != nil {
+		if _, lineErr := fmt.Fprintf(s.stderr, "<%c>%s\n", l.priority,
+			l.text.Bytes()[l.message[0]:l.message[1]]); lineErr != nil {
 			lost, err = lost+1, lineErr
 		}
 	}
@@ -95,17 +96,19 @@ func (s *journalSink) write(lines []line) (lost int, err error) {
 // lateLine is how long a line may wait without a field of its own for when it was logged.
 const lateLine = time.Second
 
-// send sends a datagram and waits while the journal reads none. It needs a connected socket: only then
-// does poll wait for room in the queue of the other end.
+// send sends a datagram and waits while the journal reads none. It needs a connected socket: only
+// then does poll wait for room in the queue of the other end.
 func (s *journalSink) send(datagram []byte) (err error) {
 	for range 2 {
 		if s.conn == nil {
-			if s.conn, err = net.DialUnix("unixgram", nil, &net.UnixAddr{Name: JournalSocket, Net: "unixgram"}); err != nil {
+			if s.conn, err = net.DialUnix("unixgram", nil,
+				&net.UnixAddr{Name: JournalSocket, Net: "unixgram"}); err != nil {
 				s.conn = nil
 				return err
 			}
 		}
-		if _, err = s.conn.Write(datagram); err == nil || errors.Is(err, syscall.EMSGSIZE) || errors.Is(err, syscall.ENOBUFS) {
+		if _, err = s.conn.Write(datagram); err == nil || errors.Is(err, syscall.EMSGSIZE) ||
+			errors.Is(err, syscall.ENOBUFS) {
 			return err
 		}
 		_ = s.conn.Close() // the journal was restarted

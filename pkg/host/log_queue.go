@@ -18,8 +18,8 @@ const (
 	logStuck   = 5 * time.Second // Trouble reports a write that takes longer
 )
 
-// QueueBytes is how many bytes may wait for the writer, about 8,000 lines. Further lines are dropped.
-// The writer may hold as many bytes. It is a variable for tests alone.
+// QueueBytes is how many bytes may wait for the writer, about 8,000 lines. Further lines are
+// dropped. The writer may hold as many bytes. It is a variable for tests alone.
 var QueueBytes = 2 << 20
 
 // LinesMissing is the message that stands where lines are missing.
@@ -35,15 +35,16 @@ type line struct {
 	message  [2]int // where the message and its fields begin and end in text; for stderr
 }
 
-// lineSink writes lines. Calls don't overlap. write may block while nobody reads; it returns how many
-// lines it could not write, and why. It must not keep the lines.
+// lineSink writes lines. Calls don't overlap. write may block while nobody reads; it returns how
+// many lines it could not write, and why. It must not keep the lines.
 type lineSink interface {
 	write(lines []line) (lost int, err error)
 	close() // after the last write
 }
 
-// logQueue stands between the loggers and the sink, so that put never blocks. A line that finds no room
-// is dropped and counted. Once the sink takes lines again, a line says how many are missing there.
+// logQueue stands between the loggers and the sink, so that put never blocks. A line that finds no
+// room is dropped and counted. Once the sink takes lines again, a line says how many are missing
+// there.
 type logQueue struct {
 	sink    lineSink
 	missing slog.Handler // writes the line about missing lines, at once
@@ -63,8 +64,8 @@ type logQueue struct {
 	ended chan struct{} // closed when run has returned
 }
 
-// newLogQueue makes a queue and its goroutine, which close ends. handler returns a handler that calls
-// put for each line.
+// newLogQueue makes a queue and its goroutine, which close ends. handler returns a handler that
+// calls put for each line.
 func newLogQueue(sink lineSink, handler func(put func(line) error) slog.Handler) *logQueue {
 	q := &logQueue{sink: sink, began: time.Now(), ended: make(chan struct{})}
 	q.change.L = &q.mu
@@ -76,8 +77,8 @@ func newLogQueue(sink lineSink, handler func(put func(line) error) slog.Handler)
 	return q
 }
 
-// put adds a line or drops it. After a dropped line all lines are dropped until the sink has taken the
-// lines before it: so there is one gap, not many.
+// put adds a line or drops it. After a dropped line all lines are dropped until the sink has taken
+// the lines before it: so there is one gap, not many.
 func (q *logQueue) put(l line) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -98,8 +99,8 @@ func (q *logQueue) put(l line) error {
 	return nil
 }
 
-// take waits for lines. It returns them, and how many were dropped after them, and since when; false
-// once the queue is closed and empty. It keeps reuse as the next buffer.
+// take waits for lines. It returns them, and how many were dropped after them, and since when;
+// false once the queue is closed and empty. It keeps reuse as the next buffer.
 func (q *logQueue) take(reuse []line) (lines []line, behind int, since time.Time, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -216,7 +217,8 @@ func (s *writerSink) write(lines []line) (lost int, err error) {
 		}
 		begin := s.chunk.Len()
 		first := i
-		for ; i < len(lines) && (i == first || s.chunk.Len()+lines[i].text.Len() <= chunkBytes); i++ {
+		for ; i < len(lines) &&
+			(i == first || s.chunk.Len()+lines[i].text.Len() <= chunkBytes); i++ {
 			s.chunk.Write(lines[i].text.Bytes())
 		}
 		n, writeErr := s.w.Write(s.chunk.Bytes())

@@ -36,7 +36,8 @@ func (w *gatedWriter) Write(p []byte) (int, error) {
 	return w.text.Write(p)
 }
 
-// Who logs doesn't wait for who reads: what finds no room is dropped, and a line in its place says how many are missing.
+// Who logs doesn't wait for who reads: what finds no room is dropped, and a line in its place says
+// how many are missing.
 func TestLogThatNobodyReads(t *testing.T) {
 	for _, format := range []string{LogText, LogJSON} {
 		t.Run(format, func(t *testing.T) {
@@ -86,7 +87,9 @@ func logThatNobodyReads(t *testing.T, format string) {
 		t.Errorf("%d lines have arrived and %d were dropped, of %d", len(got)-2, dropped, all)
 	}
 	told, end := got[len(got)-2], got[len(got)-1]
-	if !strings.Contains(told, LinesMissing) || !strings.Contains(strings.ReplaceAll(told, `"lines":`, "lines="), fmt.Sprintf("lines=%d", dropped)) {
+	if !strings.Contains(told, LinesMissing) ||
+		!strings.Contains(strings.ReplaceAll(told, `"lines":`, "lines="),
+			fmt.Sprintf("lines=%d", dropped)) {
 		t.Errorf("%d lines are missing, and it says %q", dropped, told)
 	}
 	if !strings.Contains(end, "the end") {
@@ -117,7 +120,9 @@ func TestLogOnAFullDisk(t *testing.T) {
 		log.queue.close(time.Minute)
 		got := strings.Split(w.text.String(), "\n")
 		last := got[len(got)-3:]
-		if !strings.Contains(last[0], "WARN  "+LinesMissing+" lines=2 ") || !strings.Contains(last[0], "no space left") || !strings.HasSuffix(last[1], "INFO  three") {
+		if !strings.Contains(last[0], "WARN  "+LinesMissing+" lines=2 ") ||
+			!strings.Contains(last[0], "no space left") ||
+			!strings.HasSuffix(last[1], "INFO  three") {
 			t.Errorf("the log is\n%s", w.text.String())
 		}
 		if trouble := log.Trouble(); trouble != "" || log.Dropped() != 2 {

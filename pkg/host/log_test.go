@@ -20,10 +20,13 @@ func TestTextLog(t *testing.T) {
 	log.Debug("not yet")
 	level.Set(slog.LevelDebug)
 	log.Debug("now")
-	derived := log.With("peer", "nas", "a", slog.GroupValue(slog.Int("b", 1), slog.String("c", "x y"))).WithGroup("g").WithGroup("")
-	derived.Warn("link down", "reason", errors.New("no answer"), "took", 1500*time.Millisecond, "empty", "",
+	derived := log.With("peer", "nas", "a",
+		slog.GroupValue(slog.Int("b", 1), slog.String("c", "x y"))).WithGroup("g").WithGroup("")
+	derived.Warn("link down", "reason", errors.New("no answer"), "took", 1500*time.Millisecond,
+		"empty", "",
 		"when", time.Date(2026, 3, 8, 1, 2, 3, 0, time.UTC))
-	log.LogAttrs(t.Context(), slog.LevelInfo, "attributes", slog.Group("", slog.Bool("inline", true)), slog.Attr{})
+	log.LogAttrs(t.Context(), slog.LevelInfo, "attributes",
+		slog.Group("", slog.Bool("inline", true)), slog.Attr{})
 	// What comes from outside forges no line and colours no terminal.
 	log.Error("first\nERROR second", "source", "a\nb\x1b[2J", "bad", "\xff", "equals", "a=b")
 	log.queue.close(time.Minute)

@@ -8,6 +8,6 @@ type User struct {
 	Text   string // for the log
 }
 
-// Unmapped is the ID that the kernel returns for users and groups that this process's user namespace
-// does not have.
+// Unmapped is the ID that the kernel returns for users and groups that this process's user
+// namespace does not have.
 const Unmapped = 65534

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// PeerOf returns the user at the other end of a Unix connection. With PrivateUsers= the kernel returns
-// [Unmapped] for all users but root and the service's own.
+// PeerOf returns the user at the other end of a Unix connection. With PrivateUsers= the kernel
+// returns [Unmapped] for all users but root and the service's own.
 func PeerOf(conn net.Conn) User {
 	unixConn, ok := conn.(*net.UnixConn)
 	if !ok {
@@ -42,7 +42,8 @@ func peerGroups(fd int) []int {
 	groups := make([]uint32, 64)
 	for {
 		size := uint32(len(groups) * 4)
-		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET,
+			unix.SO_PEERGROUPS,
 			uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
 		if errno == unix.ERANGE && int(size) > len(groups)*4 {
 			groups = make([]uint32, size/4)

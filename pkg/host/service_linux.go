@@ -16,18 +16,18 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// Service is the service manager of this process. Without one every method does nothing. Methods may
-// be called from any goroutine.
+// Service is the service manager of this process. Without one every method does nothing. Methods
+// may be called from any goroutine.
 type Service struct {
 	notifySocket string // empty: there is no service manager
 
 	mu        sync.Mutex
-	inherited map[string][]*os.File // by FDNAME: sockets of socket units; kept ones until they are taken
+	inherited map[string][]*os.File // by FDNAME: of socket units; kept ones until they are taken
 	stored    map[string]bool       // FDNAMEs of the sockets that systemd keeps for this process
 }
 
-// NewService finds the service manager in the environment, and the sockets that it hands over. It may
-// be called once.
+// NewService finds the service manager in the environment, and the sockets that it hands over. It
+// may be called once.
 func NewService() *Service {
 	s := &Service{
 		notifySocket: os.Getenv("NOTIFY_SOCKET"),
@@ -124,7 +124,10 @@ func duplicate(f *os.File) (*os.File, error) {
 	}
 	var fd int
 	var dupErr error
-	err = raw.Control(func(old uintptr) { fd, dupErr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) })
+	err = raw.Control(func(old uintptr) {
+		fd,
+			dupErr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0)
+	})
 	if err = errors.Join(err, dupErr); err != nil {
 		return nil, err
 	}
@@ -146,8 +149,8 @@ func (s *Service) Left() []string {
 // without FileDescriptorStoreMax= keeps none, and does not say so before systemd 254.
 func (s *Service) Listens() bool { return s.notifySocket != "" }
 
-// Keep has the service manager keep exactly these sockets over a restart, by FDNAME. It returns when
-// the service manager has them.
+// Keep has the service manager keep exactly these sockets over a restart, by FDNAME. It returns
+// when the service manager has them.
 func (s *Service) Keep(ctx context.Context, sockets map[string][]syscall.Conn) error {
 	if !s.Listens() {
 		return nil
@@ -174,7 +177,8 @@ func (s *Service) Keep(ctx context.Context, sockets map[string][]syscall.Conn) e
 	return errors.Join(failed, s.barrier(ctx))
 }
 
-// Drop has the service manager close kept sockets. It returns when others can be bound in their place.
+// Drop has the service manager close kept sockets. It returns when others can be bound in their
+// place.
 func (s *Service) Drop(ctx context.Context, names []string) error {
 	if !s.Listens() || len(names) == 0 {
 		return nil
@@ -198,7 +202,10 @@ func (s *Service) store(name string, conns []syscall.Conn) error {
 			return fmt.Errorf("keep socket over a restart: %w", err)
 		}
 		var sendErr error
-		if err := raw.Control(func(fd uintptr) { sendErr = s.send("FDSTORE=1\nFDNAME="+name, int(fd)) }); err != nil {
+		if err := raw.Control(func(fd uintptr) {
+			sendErr = s.send("FDSTORE=1\nFDNAME="+name,
+				int(fd))
+		}); err != nil {
 			return fmt.Errorf("keep socket over a restart: %w", err)
 		}
 		if sendErr != nil {
@@ -231,8 +238,8 @@ func (s *Service) send(state string, fds ...int) error {
 // use libsystemd give it.
 const barrierTime = 5 * time.Second
 
-// barrier returns when the service manager has read all that was sent before. It sends the other end
-// of a pipe, which the service manager then closes.
+// barrier returns when the service manager has read all that was sent before. It sends the other
+// end of a pipe, which the service manager then closes.
 func (s *Service) barrier(ctx context.Context) error {
 	reader, writer, err := os.Pipe()
 	if err != nil {

@@ -21,8 +21,8 @@ func storeName(network, address string) string {
 	return storePrefix + hex.EncodeToString(sum[:8])
 }
 
-// IsStored reports whether an FDNAME is that of a socket that was kept over a restart, and not that of
-// a socket unit.
+// IsStored reports whether an FDNAME is that of a socket that was kept over a restart, and not that
+// of a socket unit.
 func IsStored(name string) bool {
 	return strings.HasPrefix(name, storePrefix) && len(name) == len(storePrefix)+16
 }

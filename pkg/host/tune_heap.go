@@ -17,9 +17,9 @@ const (
 
 // ReleaseMemory gives memory that a burst has left back to the system, until ctx is done.
 //
-// Go collects garbage when enough is allocated. A process that becomes calm would keep what the last
-// burst has left: the garbage of a thousand handshakes, large stacks and pools, pages in reserve.
-// ReleaseMemory looks every 5 s whether nothing was collected since and much could be.
+// Go collects garbage when enough is allocated. A process that becomes calm would keep what the
+// last burst has left: the garbage of a thousand handshakes, large stacks and pools, pages in
+// reserve. ReleaseMemory looks every 5 s whether nothing was collected since and much could be.
 func ReleaseMemory(ctx context.Context) {
 	tick := time.NewTicker(releaseEvery)
 	defer tick.Stop()

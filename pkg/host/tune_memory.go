@@ -11,8 +11,9 @@ import (
 	"strings"
 )
 
-// LimitMemory sets the memory limit of Go's runtime to two thirds of this process's control group's, and
-// returns the group's limit in bytes; 0 if there is none. It changes nothing if GOMEMLIMIT is set.
+// LimitMemory sets the memory limit of Go's runtime to two thirds of this process's control
+// group's, and returns the group's limit in bytes; 0 if there is none. It changes nothing if
+// GOMEMLIMIT is set.
 //
 // The other third is for what Go's runtime does not count: buffers of sockets in the kernel (up to
 // 8 MiB each way for a link), page tables, pages of files. test/e2e's TestLittleMemory runs on this
@@ -24,7 +25,8 @@ func LimitMemory(root fs.FS, log *slog.Logger) (limit int64) {
 	}
 	share := limit / 3 * 2
 	debug.SetMemoryLimit(share)
-	log.Info("the control group limits this process's memory, and Go's runtime stays below two thirds of that",
+	log.Info("the control group limits this process's memory, and Go's runtime stays below two "+
+		"thirds of that",
 		"limit", limit, "file", file, "go_memory_limit", share)
 	return limit
 }
@@ -37,7 +39,8 @@ func GoMemoryLimit() int64 {
 	return 0
 }
 
-// noGroupMemory is how version 1 of control groups says "no limit", at least: more than any host has.
+// noGroupMemory is how version 1 of control groups says "no limit", at least: more than any host
+// has.
 const noGroupMemory = 1 << 60
 
 // GroupMemory returns the least memory limit, in bytes, of this process's control groups and those
@@ -71,8 +74,8 @@ func GroupMemory(root fs.FS) (limit int64, file string) {
 	return limit, file
 }
 
-// memoryGroups returns the path of the process's group of version 2, and of its group of version 1 that
-// counts memory. text is /proc/self/cgroup, see cgroups(7).
+// memoryGroups returns the path of the process's group of version 2, and of its group of version 1
+// that counts memory. text is /proc/self/cgroup, see cgroups(7).
 func memoryGroups(text string) (unified, memory string) {
 	for line := range strings.Lines(text) {
 		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
@@ -104,7 +107,10 @@ func parseMount(line string) (m mount, ok bool) {
 	if len(left) < 6 || len(right) < 3 {
 		return m, false
 	}
-	return mount{mountEscapes.Replace(left[3]), mountEscapes.Replace(left[4]), right[0], right[2]}, true
+	return mount{
+		mountEscapes.Replace(left[3]), mountEscapes.Replace(left[4]), right[0],
+		right[2],
+	}, true
 }
 
 // upwards returns the directories of a group and of the groups above it that the mount shows.

@@ -12,11 +12,12 @@ import (
 // The rules of AdaptProcessors.
 const (
 	// processorsFull is the share of its processors that a busy process uses when it gets more. A
-	// process that has the machine to itself comes close to 1. Beside other busy processes it does not,
-	// and more processors would not help.
+	// process that has the machine to itself comes close to 1. Beside other busy processes it does
+	// not, and more processors would not help.
 	processorsFull = 0.9
-	// processorsFit is the share that is used at most of fewer processors. Work costs about a quarter
-	// more on more processors; the gap between the two shares keeps it from going back and forth.
+	// processorsFit is the share that is used at most of fewer processors. Work costs about a
+	// quarter more on more processors; the gap between the two shares keeps it from going back and
+	// forth.
 	processorsFit = 0.6
 	// processorsCalm is how long fewer processors must have been enough before they are taken away.
 	processorsCalm = 2 * time.Second
@@ -32,8 +33,8 @@ type processors struct {
 	calm time.Duration // for which fewer were enough
 }
 
-// use takes the processor time that was used in a while, and returns the number of processors from now
-// on.
+// use takes the processor time that was used in a while, and returns the number of processors from
+// now on.
 func (p *processors) use(used, in time.Duration) int {
 	busy := used.Seconds() / in.Seconds()
 	enough := max(1, int(math.Ceil(busy/processorsFit)))
@@ -58,13 +59,13 @@ func (p *processors) next(used, in time.Duration) time.Duration {
 	return processorsEvery
 }
 
-// AdaptProcessors sets GOMAXPROCS to what the work needs until ctx is done: 1 while that is enough, more
-// while all are busy, Go's default at most. Then it returns to Go's default. It does nothing if the
-// environment sets GOMAXPROCS.
+// AdaptProcessors sets GOMAXPROCS to what the work needs until ctx is done: 1 while that is enough,
+// more while all are busy, Go's default at most. Then it returns to Go's default. It does nothing
+// if the environment sets GOMAXPROCS.
 //
 // Go wakes another thread for each small step while a processor is idle, and forwarding is made of
-// small steps. On a machine with two processors a chain takes 15 to 35 % less processor time with one;
-// what that does to throughput and latency depends on the machine, see docs/performance.md.
+// small steps. On a machine with two processors a chain takes 15 to 35 % less processor time with
+// one; what that does to throughput and latency depends on the machine, see docs/performance.md.
 func AdaptProcessors(ctx context.Context, log *slog.Logger) {
 	used, known := processorTime()
 	if os.Getenv("GOMAXPROCS") != "" || !known {

@@ -12,7 +12,8 @@ import (
 func TestProcessors(t *testing.T) {
 	const most, in = 8, 200 * time.Millisecond
 	p := host.NewProcessors(most)
-	// busy looks for a while at a process that uses so many processors, or all that it has if these are fewer.
+	// busy looks for a while at a process that uses so many processors, or all that it has if these
+	// are fewer.
 	busy := func(processors float64, while time.Duration) {
 		for range while / in {
 			p.Use(time.Duration(min(processors, float64(p.Now()))*float64(in)), in)
