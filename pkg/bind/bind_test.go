@@ -121,7 +121,8 @@ func TestInherited(t *testing.T) {
 	_ = first.Close()
 }
 
-// A file that is in the way of a Unix socket is removed if nobody listens on it, and the file goes with the listener.
+// The file of a Unix socket on which no process listens is removed before a bind, and the file of a
+// listener when it closes.
 func TestUnix(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "db.sock")

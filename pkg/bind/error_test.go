@@ -11,7 +11,7 @@ import (
 	"ptthqd/pkg/config"
 )
 
-// What only a sandbox refuses is not told as a privileged port.
+// An error that only a sandbox causes has no hint about privileged ports.
 func TestSandboxIsNamed(t *testing.T) {
 	for _, test := range []struct {
 		kind  config.Kind

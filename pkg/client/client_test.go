@@ -26,7 +26,7 @@ import (
 	"ptthqd/test/testutil"
 )
 
-// A node is a client that runs. No relay can be reached, so that what it accepts is held.
+// A node is a running client. It can reach no relay, so the connections that it accepts wait.
 type node struct {
 	*client.Client
 	log  *testutil.Log
@@ -220,7 +220,7 @@ func TestStartsWithoutAListener(t *testing.T) {
 	}
 }
 
-// What is in the way goes, and the mapping listens without a word from anybody.
+// When the port becomes free, the mapping listens by itself.
 func TestListensOnceItCan(t *testing.T) {
 	port := freePort(t)
 	squatter, err := new(net.ListenConfig).Listen(t.Context(), "tcp4", "127.0.0.1:"+port)
@@ -250,7 +250,7 @@ func TestListensOnceItCan(t *testing.T) {
 	}
 }
 
-// The process that has a Unix socket of that name sees no connection each time that it is tried.
+// The process that listens on a Unix socket of that name sees no connection when the client tries to bind.
 func TestUnixSocketInTheWayIsNotConnectedTo(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("there is no other way to ask on Windows")
@@ -267,7 +267,8 @@ func TestUnixSocketInTheWayIsNotConnectedTo(t *testing.T) {
 	}
 }
 
-// A reload does not fail for a listener that was failing before, tries it at once, and forgets one that goes.
+// A reload does not fail because of a listener that failed before. It tries that listener at once, and
+// forgets a listener that is gone.
 func TestReloadBesideAListenerThatFails(t *testing.T) {
 	port, good := freePort(t), freePort(t)
 	squatter, err := new(net.ListenConfig).Listen(t.Context(), "tcp4", "127.0.0.1:"+port)
@@ -443,7 +444,7 @@ func TestSocketsSurviveARestart(t *testing.T) {
 		t.Error(err)
 	}
 
-	// While nobody runs, P1's connections wait.
+	// Between the two processes, P1's connections wait.
 	if !listens(t, "tcp", "127.0.0.1:"+port) || !listens(t, "unix", filepath.Join(dir, "db.sock")) {
 		t.Fatal("the sockets are gone between the two processes")
 	}

@@ -8,7 +8,7 @@ type gate struct {
 	mu     sync.Mutex
 	limit  int
 	inside int
-	room   chan struct{} // closed when there may be room again; nil if nobody waits
+	room   chan struct{} // closed when there may be room again; nil if no caller waits
 }
 
 // tryEnter enters if there is room. Otherwise it returns a channel that is closed when there may be

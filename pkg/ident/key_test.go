@@ -102,8 +102,8 @@ func TestBadKeysAreRefusedWithoutQuotingThem(t *testing.T) {
 	}
 }
 
-// A key of small order in a config would admit everybody: under each of them one signature, made by nobody, verifies
-// for some messages. The test shows that danger, and that the parser refuses them.
+// A key of small order in a config would admit everybody: a signature that needs no private key verifies
+// for some messages. The test shows that danger, and that the parser refuses such keys.
 func TestPublicKeysThatProveNothingAreRefused(t *testing.T) {
 	forged := make([]byte, ed25519.SignatureSize) // S = 0, and R, the identity
 	forged[0] = 1

@@ -20,8 +20,8 @@ import (
 	"ptthqd/pkg/ident"
 )
 
-// handshake connects the two configs over a pipe, and passes a byte each way, so that the dialler reads its session
-// ticket and the listener's refusal.
+// handshake connects the two configs over a pipe. It passes a byte each way, so that the dialling side
+// reads its session ticket, or the listener's refusal.
 func handshake(t *testing.T, dial, listen *tls.Config) (dialled, accepted tls.ConnectionState, dialErr, listenErr error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -144,8 +144,8 @@ func TestPeerWithoutAKeyOfOursIsRefused(t *testing.T) {
 	})
 }
 
-// A signature is checked before anybody looks whose key it is: so a certificate without its private key gets one alert,
-// whoever's it is.
+// The signature is checked before the key is looked up: a certificate without its private key gets the
+// same alert, whether the key is known or not.
 func TestTheSignatureIsCheckedFirst(t *testing.T) {
 	dial, listen, _, relay := pair(t)
 	alert := func(certificate [][]byte) error {
@@ -205,7 +205,7 @@ func TestResumedHandshakesTellTheKeyToo(t *testing.T) {
 	}
 }
 
-// A node whose clock is wrong, without a battery for it or after a repair, works: dates decide nothing.
+// A node with a wrong clock works, since dates decide nothing.
 func TestClocksDoNotMatter(t *testing.T) {
 	for _, year := range []int{1970, 2000, 2106, 9999} {
 		for _, skewed := range []string{"dialler", "relay"} {

@@ -128,7 +128,7 @@ func TestUnlikeRefusalsAreToldApart(t *testing.T) {
 	})
 }
 
-// A client that opens and closes as fast as it can doesn't fill the log, nor does it push out the lines of another.
+// A client that opens and closes as fast as it can does not fill the log, and takes no lines from others.
 func TestConnectionsInALoop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, b := newLedger()

@@ -8,7 +8,7 @@ import (
 	"ptthqd/pkg/origin"
 )
 
-// pair is a TCP connection: who dialled, and who accepted.
+// pair returns the two ends of a TCP connection.
 func pair(t *testing.T, address string) (dialled, accepted net.Conn) {
 	t.Helper()
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", address)

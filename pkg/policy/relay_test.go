@@ -226,7 +226,7 @@ func TestTargets(t *testing.T) {
 	}
 }
 
-// Each of a peer's names means the peer, whichever of them a rule has.
+// Each name of a peer means the peer, also in rules.
 func TestNames(t *testing.T) {
 	r, err := policy.NewRelay([]policy.Peer{
 		{ID: "notebook", Others: []string{"laptop"}, Role: policy.RoleClient, Keys: keys(1), Allowed: rules(t, 1, "nas:22", "stor*:80")},

@@ -46,7 +46,7 @@ func TestServiceTargets(t *testing.T) {
 		{"127.0.0.1/32:22", ":22", true, []string{"22"}, []string{"127.0.0.2:22"}},
 		{"[::1/128]:22", ":22", true, []string{"22"}, nil},
 
-		// What listens on loopback is offered only by who names it.
+		// A target on the loopback is offered only by its name.
 		{"0.0.0.0/0:1-65535", "0.0.0.0/0:1-65535", false, []string{"8.8.8.8:53"}, []string{"22", "0.0.0.0:22", "127.0.0.2:22", "[::1]:22", "[fd00::1]:22"}},
 		{"126.0.0.0/7:22", "126.0.0.0/7:22", false, []string{"126.0.0.1:22"}, []string{"22", "127.0.0.2:22"}},
 		{"[::/0]:22", "[::/0]:22", false, []string{"[fd00::1]:22"}, []string{"22", "[::1]:22", "[::]:22", "10.0.0.1:22"}},
@@ -252,7 +252,7 @@ func TestServicesThatCannotBe(t *testing.T) {
 	}
 }
 
-// Whatever an address is written like, it is as special as it is.
+// All spellings of an address are equally special.
 func TestSpecialAddresses(t *testing.T) {
 	own := func(addr netip.Addr) bool { return addr == netip.MustParseAddr("10.0.0.7") }
 	for text, want := range map[string]string{

@@ -44,7 +44,7 @@ func TestPace(t *testing.T) {
 	})
 }
 
-// What somebody makes up, names among it, must not grow for ever.
+// Made-up names take a bounded amount of memory.
 func TestManyCausers(t *testing.T) {
 	var p quiet.Pace
 	through := 0

@@ -12,8 +12,8 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// A client that is refused as fast as it can ask is answered some times a second, and its other requests wait: at first it
-// has what its burst pays for.
+// A client that is refused as fast as it can ask gets few answers a second, after a burst. Its further
+// requests wait.
 func TestRefusedRequestsCost(t *testing.T) {
 	for name, ask := range map[string]struct {
 		server string
@@ -57,7 +57,8 @@ func TestRefusedRequestsCost(t *testing.T) {
 	}
 }
 
-// What a client has used and may use no more is told to the server, however many ways it has gone since.
+// A server is told of a withdrawn right that a client has used, however many other rights the client
+// has used since.
 func TestRightsAreNotFlushed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, relay.Limits{}, "laptop may nas", "nas")
@@ -70,7 +71,7 @@ func TestRightsAreNotFlushed(t *testing.T) {
 		}
 		w.relay.Apply(w.policy("laptop may nas:80", "nas"), relay.Limits{})
 		time.Sleep(time.Second)
-		// It was told in one message, and may keep what is still allowed. Servers of before end all.
+		// One message, with what is still allowed. Older servers do not know Kept and end all.
 		if told, want := nas.told(), []wire.Revoked{{Client: "laptop", Kept: []string{":80"}}}; !reflect.DeepEqual(told, want) {
 			t.Errorf("nas was told %d things, and not that laptop may only reach :80", len(told))
 		}

@@ -11,7 +11,7 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// hold asks for a new connection as a client does that has no other relay.
+// hold asks for a new connection, as a client that has no other relay.
 func (n *node) hold(server string, inner []byte) *link.Stream {
 	n.w.t.Helper()
 	s, err := n.live().Open(wire.Append(nil, &wire.Connect{Server: server, Inner: inner, Hold: true}))
@@ -21,7 +21,7 @@ func (n *node) hold(server string, inner []byte) *link.Stream {
 	return s
 }
 
-// answered tells what a held request has come to, and how long that took.
+// answered returns the answer to a held request, and how long it took.
 func (w *world) answered(s *link.Stream) (wire.Status, time.Duration) {
 	w.t.Helper()
 	begun := time.Now()
@@ -30,8 +30,8 @@ func (w *world) answered(s *link.Stream) (wire.Status, time.Duration) {
 	return status, (time.Since(begun) - 2*hop).Round(10 * time.Millisecond)
 }
 
-// A new connection waits for a server that is expected back: one that was here within the last minute, and any while the
-// relay is young.
+// A new connection waits for a server that is expected back: one that was here within the last minute,
+// and any server in the relay's first minute.
 func TestHoldsAnOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, relay.Limits{}, "laptop may nas", "nas", "db")
@@ -74,7 +74,7 @@ func TestHoldsAnOpen(t *testing.T) {
 	})
 }
 
-// What clients can make wait is bounded for each and for all; resumes have places of their own.
+// The new connections that wait are bounded per client and in all. Resumes have slots of their own.
 func TestHoldsAFew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, relay.Limits{Parked: 32}, "laptop may nas", "greedy may nas", "nas")
@@ -106,7 +106,7 @@ func TestHoldsAFew(t *testing.T) {
 	})
 }
 
-// A relay that is about to go sends what it holds elsewhere: no answer of it is final.
+// A relay that is about to stop sends waiting requests to other relays, and gives no final answer.
 func TestDrainSendsElsewhere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, relay.Limits{}, inTwoWays...)

@@ -167,8 +167,8 @@ var refusedRequests = map[string]refusedRequest{
 	},
 }
 
-// Every refusal of the relay: its status, who says it, that the reply and then an
-// orderly end arrive, and that no server is asked.
+// Each refusal has its status and names the relay. The reply arrives, and then an orderly end. No server
+// is asked.
 func TestRefuses(t *testing.T) {
 	for name, c := range refusedRequests {
 		t.Run(name, func(t *testing.T) { synctest.Test(t, c.test) })
@@ -462,8 +462,8 @@ func TestManyAttemptsAreBounded(t *testing.T) {
 	})
 }
 
-// A link that dies takes what is joined over it with it, on its other side: the
-// server's, the client's, and one that a newer link supersedes.
+// The death of a link ends the joins over it, also their streams of the other link. The link is the
+// server's, the client's, or one that a newer link supersedes.
 func TestLinkLoss(t *testing.T) {
 	setup := func(t *testing.T) (w *world, laptop, nas *node, s *link.Stream, serverEnd chan error) {
 		t.Helper()
@@ -591,8 +591,8 @@ func TestRevokes(t *testing.T) {
 	})
 }
 
-// What is withdrawn reaches detached sessions, which no table knows, at the server;
-// and a server that isn't connected hears of it when it is.
+// A withdrawn right ends detached sessions, which only the server knows. A server that is not connected
+// hears of it when it comes back.
 func TestRevokesDetachedSessions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, relay.Limits{}, "laptop may nas db", "nas", "db")
@@ -762,8 +762,8 @@ func TestDrain(t *testing.T) {
 	})
 }
 
-// A server that reads nothing stalls what is sent to it. One such stream, while others wait,
-// is reset; what it does while others move, or alone, is its own business.
+// A server that reads nothing stalls its stream. The relay resets a stalled stream while others wait, and
+// leaves it alone while others move, or if there are none.
 func TestStalledStream(t *testing.T) {
 	t.Run("others wait", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
@@ -883,7 +883,7 @@ func stall(t *testing.T, streams int) (w *world, laptop *node, stalled *link.Str
 	return w, laptop, stalled, sending
 }
 
-// Somebody's script tries all night: the log tells it in a few lines, and completely.
+// A script that tries all night makes a few lines of the log, and each try is in one of them.
 func TestRefusalsAreSummedUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, relay.Limits{}, inTwoWays...)
@@ -942,7 +942,7 @@ func TestUnknownKeyIsTold(t *testing.T) {
 	})
 }
 
-// Two nodes with one key are told from one that is restarted now and then.
+// The relay tells two nodes with one key from one node that is restarted now and then.
 func TestTwoNodesWithOneKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, relay.Limits{}, "nas")

@@ -28,8 +28,8 @@ func (p *pieces) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// However a server's bytes arrive, all of them pass unchanged, and the reply is seen
-// exactly if they begin with one.
+// The bytes of a server pass unchanged, in whatever pieces they arrive. The reply is seen if they begin
+// with one, and only then.
 func FuzzReply(f *testing.F) {
 	reply := wire.Append(nil, &wire.Reply{Status: wire.StatusOpen, Node: "nas", Inner: wire.Append(nil, &wire.Granted{Version: 1, Limit: 5})})
 	f.Add(reply, []byte{})
@@ -62,8 +62,7 @@ func FuzzReply(f *testing.F) {
 	})
 }
 
-// Whatever a client sends as inner tip is understood or refused, and forwarded unchanged
-// in a message that fits.
+// Any inner tip is parsed or refused. A parsed one is forwarded unchanged, in a message that fits.
 func FuzzRequest(f *testing.F) {
 	f.Add("nas", wire.Append(nil, &wire.Open{Version: 1, Token: wire.Token{1}, Attempt: 1, Source: "127.0.0.1:1", Target: ":22"}))
 	f.Add("nas", wire.Append(nil, &wire.Resume{Version: 1, Token: wire.Token{1}, Attempt: 2, Target: ":22", Unconfirmed: true}))

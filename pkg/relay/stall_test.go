@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Two peers between whom connections hold up others wait longer each time; others don't wait for them.
+// A pair of peers whose connections hold up others must wait, for longer each time. Other pairs need not.
 func TestStallersWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s stallers
@@ -35,7 +35,7 @@ func TestStallersWait(t *testing.T) {
 	})
 }
 
-// A peer that holds up a link is made to wait only where a third has connections over that link.
+// A peer that holds up a link must wait only if a third peer has connections over that link.
 func TestBystanders(t *testing.T) {
 	laptop, phone, nas := new(neighbour), new(neighbour), new(neighbour)
 	r := &Relay{table: newTable()}

@@ -208,7 +208,7 @@ func TestRates(t *testing.T) {
 		if n := count("desktop"); n != 20 {
 			t.Errorf("%d of another client, want 20", n)
 		}
-		r.limit(10) // a reload that changes nothing gives nobody a new burst
+		r.limit(10) // a reload that changes nothing gives no client a new burst
 		if n := count("laptop"); n != 0 {
 			t.Errorf("%d after a reload, want 0", n)
 		}

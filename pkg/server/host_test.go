@@ -166,8 +166,8 @@ func open(t *testing.T, s *Server, asked string) *session.Refusal {
 	return refusal
 }
 
-// A name that means this host is refused unless that is said, and so is its own address within a network; and that is what
-// is explained.
+// A host name that means this host is refused unless allow_local is set, and so is its own address
+// within a network. Resolve explains both.
 func TestServersDoNotReachThemselves(t *testing.T) {
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -213,7 +213,7 @@ func TestServersDoNotReachThemselves(t *testing.T) {
 	}
 }
 
-// Where the system doesn't tell its addresses, a connection of the host to itself gives itself away.
+// If the system does not tell its addresses, a connection of the host to itself is still recognised.
 func TestConnectionToOneself(t *testing.T) {
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {

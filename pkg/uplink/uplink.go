@@ -63,7 +63,7 @@ type Set struct {
 	members map[string]*member // by address
 	order   []string           // addresses, as in the config
 	live    []liveLink
-	changed chan struct{}  // closed at the next change; nil if nobody waits
+	changed chan struct{}  // closed at the next change; nil if no caller waits
 	work    sync.WaitGroup // dialers and retirements
 }
 
@@ -274,7 +274,7 @@ func (s *Set) changedLocked() {
 }
 
 // askAgain closes Changed although the links are the same: a relay has withdrawn a right or is
-// closing, so whoever waits before another try may get an answer now.
+// closing, so a session that waits before another try may get an answer now.
 func (s *Set) askAgain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
