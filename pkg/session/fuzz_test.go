@@ -140,6 +140,6 @@ func FuzzClientStream(f *testing.F) {
 func FuzzStorm(f *testing.F) {
 	f.Add(uint64(1 << 40))
 	f.Fuzz(func(t *testing.T, seed uint64) {
-		synctest.Test(t, func(t *testing.T) { storm(t, seed) })
+		synctest.Test(t, func(t *testing.T) { runStorm(t, seed) })
 	})
 }

@@ -121,111 +121,147 @@ func TestModel(t *testing.T) {
 	})
 }
 
-func (w world) run(t *testing.T, steps []step) error {
-	n := start(t, w.limits)
-	n.capacity = w.capacity
-	link := func(name string) *memLink { return &memLink{name: name, latency: w.latency} }
-	n.replaceLinks(link("a"))
+// A model is one run: a session between P1 and P5, and two plain buffers.
+type model struct {
+	*network
+	latency          time.Duration // of each link
+	p1, p5           *side
+	refusals, losses int // of resumes by the relay, and of its replies; guarded by network.mu
+	ended            chan session.Summary
+}
 
-	p1, p5 := &side{seed: 1}, &side{seed: 1 << 32}
+func (w world) start(t *testing.T) *model {
+	m := &model{
+		network: start(t, w.limits), latency: w.latency,
+		p1: &side{seed: 1}, p5: &side{seed: 1 << 32}, ended: make(chan session.Summary, 1),
+	}
+	m.capacity = w.capacity
+	m.replaceLinks(m.link("a"))
 	var client, server *memConn
-	p1.conn, client = connPairOf(w.conns)
-	p5.conn, server = connPairOf(w.conns)
-	n.dialBy(func(context.Context) (session.Conn, error) {
+	m.p1.conn, client = connPairOf(w.conns)
+	m.p5.conn, server = connPairOf(w.conns)
+	m.dialBy(func(context.Context) (session.Conn, error) {
 		time.Sleep(w.dial)
 		return server, nil
 	})
-	refusals, losses := 0, 0 // guarded by n.mu
-	n.playRelay(func(_ *memLink, tip wire.Message) *wire.Reply {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		if _, opening := tip.(*wire.Open); refusals > 0 && !opening {
-			refusals--
-			return &wire.Reply{Status: wire.StatusNotConnected, Node: "relay"}
-		}
-		if losses > 0 {
-			losses--
-			n.cuts = append([]int{1 + losses*7}, n.cuts...)
-		}
-		return nil
-	})
-	ended := make(chan session.Summary, 1)
+	m.playRelay(m.relay)
 	go func() {
-		ended <- n.client.Forward(context.Background(), client, session.Request{
+		m.ended <- m.client.Forward(context.Background(), client, session.Request{
 			Server: "nas", Target: ":22", Source: "x", ResumeTimeout: 10 * time.Minute,
 		})
 	}()
+	return m
+}
+
+func (m *model) link(name string) *memLink { return &memLink{name: name, latency: m.latency} }
+
+// relay refuses resumes, or cuts a stream so early that its reply is lost.
+func (m *model) relay(_ *memLink, tip wire.Message) *wire.Reply {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, opening := tip.(*wire.Open); m.refusals > 0 && !opening {
+		m.refusals--
+		return &wire.Reply{Status: wire.StatusNotConnected, Node: "relay"}
+	}
+	if m.losses > 0 {
+		m.losses--
+		m.cuts = append([]int{1 + m.losses*7}, m.cuts...)
+	}
+	return nil
+}
+
+func (w world) run(t *testing.T, steps []step) error {
+	m := w.start(t)
 	for _, s := range steps {
-		switch s.what {
-		case "P1 writes":
-			p1.write(s.n)
-		case "P5 writes":
-			p5.write(s.n)
-		case "P1 ends":
-			p1.end()
-		case "P5 ends":
-			p5.end()
-		case "cut":
-			n.cut()
-		case "cut after":
-			n.set(func() { n.cuts = append(n.cuts, s.n/10) })
-		case "reset by relay":
-			n.resetByRelay(wire.CodeLost)
-		case "closing":
-			n.resetByRelay(wire.CodeClosing)
-		case "silence":
-			for _, r := range n.Routes() {
-				n.silenceStreams(r.Link.(*memLink))
-			}
-		case "no link":
-			n.replaceLinks()
-		case "one link":
-			n.replaceLinks(link("a"))
-		case "two links":
-			n.replaceLinks(link("b"), link("a"))
-		case "move":
-			for _, r := range n.Routes() {
-				n.client.Move(r.Link, "moved by the test")
-			}
-		case "refuse":
-			n.set(func() { refusals = s.n % 3 })
-		case "lose replies":
-			n.set(func() { losses = s.n % 3 })
-		case "sleep":
-			time.Sleep(time.Duration(s.n) * 20 * time.Microsecond)
-		case "sleep long":
-			if !n.opening() { // which has its own, shorter patience
-				time.Sleep(time.Duration(s.n) * time.Millisecond)
-			}
-		}
+		m.do(s)
 		synctest.Wait()
-		reader, writer := p1, p5
-		if s.what == "P5 reads" {
-			reader, writer = p5, p1
+		if err := m.read(s); err != nil {
+			return fmt.Errorf("%s: %w", s.what, err)
 		}
-		if s.what == "P1 reads" || s.what == "P5 reads" {
-			if err := reader.read(s.n); err != nil {
-				return fmt.Errorf("%s: %w", s.what, err)
-			}
-			if err := reader.check(writer, false); err != nil {
-				return fmt.Errorf("%s: %w", s.what, err)
-			}
-		}
-		if s.what == "no link" && n.opening() {
-			n.replaceLinks(link("a"))
+		if s.what == "no link" && m.opening() {
+			m.replaceLinks(m.link("a"))
 		}
 	}
-	// Now all is well again, and both sides read to the end.
-	n.cutAfter()
-	n.replaceLinks(link("z"))
-	n.cut()
-	for _, s := range []*side{p1, p5} {
+	if err := m.readAll(); err != nil {
+		return err
+	}
+	return m.end()
+}
+
+// do takes a step, but for reads.
+func (m *model) do(s step) {
+	switch s.what {
+	case "P1 writes":
+		m.p1.write(s.n)
+	case "P5 writes":
+		m.p5.write(s.n)
+	case "P1 ends":
+		m.p1.end()
+	case "P5 ends":
+		m.p5.end()
+	case "cut":
+		m.cut()
+	case "cut after":
+		m.set(func() { m.cuts = append(m.cuts, s.n/10) })
+	case "reset by relay":
+		m.resetByRelay(wire.CodeLost)
+	case "closing":
+		m.resetByRelay(wire.CodeClosing)
+	case "silence":
+		for _, r := range m.Routes() {
+			m.silenceStreams(r.Link.(*memLink))
+		}
+	case "no link":
+		m.replaceLinks()
+	case "one link":
+		m.replaceLinks(m.link("a"))
+	case "two links":
+		m.replaceLinks(m.link("b"), m.link("a"))
+	case "move":
+		for _, r := range m.Routes() {
+			m.client.Move(r.Link, "moved by the test")
+		}
+	case "refuse":
+		m.set(func() { m.refusals = s.n % 3 })
+	case "lose replies":
+		m.set(func() { m.losses = s.n % 3 })
+	case "sleep":
+		time.Sleep(time.Duration(s.n) * 20 * time.Microsecond)
+	case "sleep long":
+		if !m.opening() { // an opening has a shorter patience of its own
+			time.Sleep(time.Duration(s.n) * time.Millisecond)
+		}
+	}
+}
+
+// read reads, where the step is to read, and compares.
+func (m *model) read(s step) error {
+	reader, writer := m.p1, m.p5
+	switch s.what {
+	case "P1 reads":
+	case "P5 reads":
+		reader, writer = m.p5, m.p1
+	default:
+		return nil
+	}
+	if err := reader.read(s.n); err != nil {
+		return err
+	}
+	return reader.check(writer, false)
+}
+
+// readAll makes all well again, and has both sides read to the end.
+func (m *model) readAll() error {
+	m.cutAfter()
+	m.replaceLinks(m.link("z"))
+	m.cut()
+	read := make(chan error, 2)
+	for _, s := range []*side{m.p1, m.p5} {
 		if !s.ended {
 			s.end()
 		}
 	}
-	read := make(chan error, 2)
-	for _, s := range []*side{p1, p5} {
+	for _, s := range []*side{m.p1, m.p5} {
 		go func() {
 			rest, err := io.ReadAll(s.conn)
 			s.got = append(s.got, rest...)
@@ -240,30 +276,32 @@ func (w world) run(t *testing.T, steps []step) error {
 				return err
 			}
 		case <-time.After(time.Hour):
-			p1.conn.reset()
-			p5.conn.reset()
-			return fmt.Errorf("hung: %+v %+v", n.client.Sessions(), n.server.Sessions())
+			m.p1.conn.reset()
+			m.p5.conn.reset()
+			return fmt.Errorf("hung: %+v %+v", m.client.Sessions(), m.server.Sessions())
 		}
 	}
-	if err := errors.Join(p1.check(p5, true), p5.check(p1, true)); err != nil {
-		return err
-	}
+	return errors.Join(m.p1.check(m.p5, true), m.p5.check(m.p1, true))
+}
+
+// end wants the session to end, and nothing to be left of it.
+func (m *model) end() error {
 	select {
-	case sum := <-ended:
-		if sum.End != session.EndClosed || sum.Up != int64(len(p1.sent)) || sum.Down != int64(len(p5.sent)) {
+	case sum := <-m.ended:
+		if sum.End != session.EndClosed || sum.Up != int64(len(m.p1.sent)) || sum.Down != int64(len(m.p5.sent)) {
 			return fmt.Errorf("summary %+v", sum)
 		}
 	case <-time.After(time.Minute):
-		return fmt.Errorf("the session didn't end: %+v", n.client.Sessions())
+		return fmt.Errorf("the session didn't end: %+v", m.client.Sessions())
 	}
 	time.Sleep(10 * time.Second)
-	if left := n.server.Sessions(); len(left) > 0 {
+	if left := m.server.Sessions(); len(left) > 0 {
 		return fmt.Errorf("left at the server: %+v", left)
 	}
 	return nil
 }
 
-// opening tells whether the only session isn't open yet.
+// opening reports whether the only session isn't open yet.
 func (n *network) opening() bool {
 	all := n.client.Sessions()
 	return len(all) == 0 || all[0].State == session.Opening

@@ -297,117 +297,123 @@ func TestRemoved(t *testing.T) {
 	})
 }
 
-// TestLimits reaches each limit on the number of sessions.
-func TestLimits(t *testing.T) {
-	t.Run("of a client's process", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			n := start(t, session.Limits{Sessions: 1})
-			p1, _, _ := n.established()
-			other, _, done := n.forward()
-			if sum := soon(t, time.Second, done); sum.Status != wire.StatusTooMany || sum.End != session.EndRefused {
-				t.Errorf("summary %+v", sum)
-			}
-			if err := howEnded(other); !errors.Is(err, errReset) {
-				t.Errorf("P1 saw %v", err)
-			}
-			p1.reset()
-		})
+// TestSessionsLimit reaches the limit on the sessions of a client's process.
+func TestSessionsLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := start(t, session.Limits{Sessions: 1})
+		p1, _, _ := n.established()
+		other, _, done := n.forward()
+		if sum := soon(t, time.Second, done); sum.Status != wire.StatusTooMany || sum.End != session.EndRefused {
+			t.Errorf("summary %+v", sum)
+		}
+		if err := howEnded(other); !errors.Is(err, errReset) {
+			t.Errorf("P1 saw %v", err)
+		}
+		p1.reset()
 	})
-	t.Run("of a server's client", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			n := hostile(t, session.Limits{SessionsPerPeer: 3, Sessions: 5})
-			var all []*peer
-			for i, c := range []struct {
-				client string
-				want   wire.Status
-			}{
-				{"mallory", wire.StatusOpen},
-				{"mallory", wire.StatusOpen},
-				{"mallory", wire.StatusOpen},
-				{"mallory", wire.StatusTooMany},
-				{"alice", wire.StatusOpen},
-				{"bob", wire.StatusOpen},
-				{"bob", wire.StatusTooMany},
-			} {
-				p := n.play(c.client, hello(byte(i)))
-				if status := p.status(); status != c.want {
+}
+
+// TestSessionsPerPeerLimit reaches the limits on the sessions of one client at a server, and on all of
+// the server's sessions.
+func TestSessionsPerPeerLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := hostile(t, session.Limits{SessionsPerPeer: 3, Sessions: 5})
+		var all []*peer
+		for i, c := range []struct {
+			client string
+			want   wire.Status
+		}{
+			{"mallory", wire.StatusOpen},
+			{"mallory", wire.StatusOpen},
+			{"mallory", wire.StatusOpen},
+			{"mallory", wire.StatusTooMany},
+			{"alice", wire.StatusOpen},
+			{"bob", wire.StatusOpen},
+			{"bob", wire.StatusTooMany},
+		} {
+			p := n.play(c.client, hello(byte(i)))
+			if status := p.status(); status != c.want {
+				t.Errorf("session %d: %v", i, status)
+			}
+			all = append(all, p)
+		}
+		for _, p := range all {
+			p.st.Reset(wire.CodeRevoked)
+		}
+		synctest.Wait()
+		p := n.play("mallory", hello(100))
+		if status := p.status(); status != wire.StatusOpen {
+			t.Errorf("when all have ended: %v", status)
+		}
+		p.st.Reset(wire.CodeRevoked)
+	})
+}
+
+// TestDetachedLimit reaches the limit on the detached sessions of a client. Each session is detached
+// and resumed, which must be counted right.
+func TestDetachedLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := hostile(t, session.Limits{DetachedPerPeer: 3})
+		for i := range 10 {
+			for attempt := range uint64(3) {
+				var tip wire.Message = hello(byte(i))
+				if attempt > 0 {
+					tip = again(byte(i), attempt+1)
+				}
+				p := n.play("mallory", tip)
+				if status := p.status(); status != wire.StatusOpen && i < 3 {
 					t.Errorf("session %d: %v", i, status)
 				}
-				all = append(all, p)
-			}
-			for _, p := range all {
-				p.st.Reset(wire.CodeRevoked)
-			}
-			synctest.Wait()
-			p := n.play("mallory", hello(100))
-			if status := p.status(); status != wire.StatusOpen {
-				t.Errorf("when all have ended: %v", status)
-			}
-			p.st.Reset(wire.CodeRevoked)
-		})
-	})
-	t.Run("of detached ones", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			n := hostile(t, session.Limits{DetachedPerPeer: 3})
-			for i := range 10 {
-				for attempt := range uint64(3) { // each is detached and resumed, which must be counted right
-					var tip wire.Message = hello(byte(i))
-					if attempt > 0 {
-						tip = again(byte(i), attempt+1)
-					}
-					p := n.play("mallory", tip)
-					if status := p.status(); status != wire.StatusOpen && i < 3 {
-						t.Errorf("session %d: %v", i, status)
-					}
-					p.st.Reset(wire.CodeLost)
-					synctest.Wait()
-				}
-			}
-			if left := len(n.server.Sessions()); left != 3 {
-				t.Errorf("%d sessions are left", left)
-			}
-			time.Sleep(2 * time.Minute)
-			if left := len(n.server.Sessions()); left != 0 {
-				t.Errorf("%d sessions are left after the resume timeout", left)
-			}
-		})
-	})
-	t.Run("of tombstones", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			n := hostile(t, session.Limits{Tombstones: 3})
-			for i := range 10 {
-				p := n.play("mallory", hello(byte(i)))
-				_ = p.status()
-				p.frame(wire.Frame{Kind: wire.FrameReset})
-				_ = p.end()
 				p.st.Reset(wire.CodeLost)
 				synctest.Wait()
-				time.Sleep(time.Second)
 			}
-			for i := range 10 {
-				want := wire.StatusNoSession
-				if i >= 7 {
-					want = wire.StatusComplete
-				}
-				p := n.play("mallory", again(byte(i), 2))
-				if status := p.status(); status != want {
-					t.Errorf("session %d: %v", i, status)
-				}
-				p.st.Reset(wire.CodeLost)
+		}
+		if left := len(n.server.Sessions()); left != 3 {
+			t.Errorf("%d sessions are left", left)
+		}
+		time.Sleep(2 * time.Minute)
+		if left := len(n.server.Sessions()); left != 0 {
+			t.Errorf("%d sessions are left after the resume timeout", left)
+		}
+	})
+}
+
+// TestTombstonesLimit reaches the limit on the tombstones of a client.
+func TestTombstonesLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := hostile(t, session.Limits{Tombstones: 3})
+		for i := range 10 {
+			p := n.play("mallory", hello(byte(i)))
+			_ = p.status()
+			p.frame(wire.Frame{Kind: wire.FrameReset})
+			_ = p.end()
+			p.st.Reset(wire.CodeLost)
+			synctest.Wait()
+			time.Sleep(time.Second)
+		}
+		for i := range 10 {
+			want := wire.StatusNoSession
+			if i >= 7 {
+				want = wire.StatusComplete
 			}
-			time.Sleep(2*time.Minute - 1500*time.Millisecond)
-			for i := range 10 {
-				want := wire.StatusNoSession
-				if i == 9 { // ended last
-					want = wire.StatusComplete
-				}
-				p := n.play("mallory", again(byte(i), 3))
-				if status := p.status(); status != want {
-					t.Errorf("session %d, later: %v", i, status)
-				}
-				p.st.Reset(wire.CodeLost)
+			p := n.play("mallory", again(byte(i), 2))
+			if status := p.status(); status != want {
+				t.Errorf("session %d: %v", i, status)
 			}
-		})
+			p.st.Reset(wire.CodeLost)
+		}
+		time.Sleep(2*time.Minute - 1500*time.Millisecond)
+		for i := range 10 {
+			want := wire.StatusNoSession
+			if i == 9 { // ended last
+				want = wire.StatusComplete
+			}
+			p := n.play("mallory", again(byte(i), 3))
+			if status := p.status(); status != want {
+				t.Errorf("session %d, later: %v", i, status)
+			}
+			p.st.Reset(wire.CodeLost)
+		}
 	})
 }
 

@@ -18,84 +18,88 @@ import (
 // stopped is how long a client or server may take to end its last sessions.
 const stopped = 3 * time.Second
 
+// clientStops are the states of a session whose client stops: how to get there, how the session ends,
+// and what P1 sees.
+var clientStops = []struct {
+	name string
+	make func(n *network) (p1 *memConn, done <-chan session.Summary)
+	end  session.End
+	seen error // by P1
+}{
+	{"attached", func(n *network) (*memConn, <-chan session.Summary) {
+		p1, _, done := n.established()
+		return p1, done
+	}, session.EndStopped, errReset},
+	{"detached", func(n *network) (*memConn, <-chan session.Summary) {
+		p1, _, done := n.established()
+		n.setLinks()
+		n.cut()
+		return p1, done
+	}, session.EndStopped, errReset},
+	{"attached over a dead path", func(n *network) (*memConn, <-chan session.Summary) {
+		p1, _, done := n.established()
+		n.silence(n.links[0])
+		return p1, done
+	}, session.EndStopped, errReset},
+	{"resuming over a dead path", func(n *network) (*memConn, <-chan session.Summary) {
+		p1, _, done := n.established()
+		n.silence(n.links[0])
+		n.cut()
+		return p1, done
+	}, session.EndStopped, errReset},
+	{"moving", func(n *network) (*memConn, <-chan session.Summary) {
+		p1, _, done := n.established()
+		a := n.links[0]
+		n.replaceLinks(a, &memLink{name: "b", hole: true})
+		n.client.Move(a, "closing")
+		return p1, done
+	}, session.EndStopped, errReset},
+	{"held", func(n *network) (*memConn, <-chan session.Summary) {
+		n.setLinks()
+		p1, _, done := n.forward()
+		return p1, done
+	}, session.EndStopped, errReset},
+	{"opening", func(n *network) (*memConn, <-chan session.Summary) {
+		n.silence(n.links[0])
+		p1, _, done := n.forward()
+		return p1, done
+	}, session.EndStopped, errReset},
+	{"opening again", func(n *network) (*memConn, <-chan session.Summary) {
+		n.silence(n.links[0])
+		p1, _, done := n.forward()
+		time.Sleep(time.Millisecond)
+		n.cut()
+		time.Sleep(time.Second)
+		return p1, done
+	}, session.EndStopped, errReset},
+	{"reset while detached", func(n *network) (*memConn, <-chan session.Summary) {
+		p1, _, done := n.established()
+		n.setLinks()
+		n.cut()
+		time.Sleep(time.Second)
+		p1.reset()
+		return p1, done
+	}, session.EndResetByP1, errReset},
+	{"reset over a dead path", func(n *network) (*memConn, <-chan session.Summary) {
+		p1, _, done := n.established()
+		n.silence(n.links[0])
+		p1.reset()
+		time.Sleep(10 * time.Second)
+		return p1, done
+	}, session.EndResetByP1, errReset},
+	{"closed over a dead path", func(n *network) (*memConn, <-chan session.Summary) {
+		p1, p5, done := n.established()
+		_ = p5.CloseWrite()
+		time.Sleep(time.Second)
+		n.silence(n.links[0])
+		_ = p1.CloseWrite()
+		return p1, done
+	}, session.EndStopped, io.EOF},
+}
+
 // TestStopClient stops a client whose sessions are in all kinds of states.
 func TestStopClient(t *testing.T) {
-	for _, c := range []struct {
-		name string
-		make func(n *network) (p1 *memConn, done <-chan session.Summary)
-		end  session.End
-		seen error // by P1
-	}{
-		{"attached", func(n *network) (*memConn, <-chan session.Summary) {
-			p1, _, done := n.established()
-			return p1, done
-		}, session.EndStopped, errReset},
-		{"detached", func(n *network) (*memConn, <-chan session.Summary) {
-			p1, _, done := n.established()
-			n.setLinks()
-			n.cut()
-			return p1, done
-		}, session.EndStopped, errReset},
-		{"attached over a dead path", func(n *network) (*memConn, <-chan session.Summary) {
-			p1, _, done := n.established()
-			n.silence(n.links[0])
-			return p1, done
-		}, session.EndStopped, errReset},
-		{"resuming over a dead path", func(n *network) (*memConn, <-chan session.Summary) {
-			p1, _, done := n.established()
-			n.silence(n.links[0])
-			n.cut()
-			return p1, done
-		}, session.EndStopped, errReset},
-		{"moving", func(n *network) (*memConn, <-chan session.Summary) {
-			p1, _, done := n.established()
-			a := n.links[0]
-			n.replaceLinks(a, &memLink{name: "b", hole: true})
-			n.client.Move(a, "closing")
-			return p1, done
-		}, session.EndStopped, errReset},
-		{"held", func(n *network) (*memConn, <-chan session.Summary) {
-			n.setLinks()
-			p1, _, done := n.forward()
-			return p1, done
-		}, session.EndStopped, errReset},
-		{"opening", func(n *network) (*memConn, <-chan session.Summary) {
-			n.silence(n.links[0])
-			p1, _, done := n.forward()
-			return p1, done
-		}, session.EndStopped, errReset},
-		{"opening again", func(n *network) (*memConn, <-chan session.Summary) {
-			n.silence(n.links[0])
-			p1, _, done := n.forward()
-			time.Sleep(time.Millisecond)
-			n.cut()
-			time.Sleep(time.Second)
-			return p1, done
-		}, session.EndStopped, errReset},
-		{"reset while detached", func(n *network) (*memConn, <-chan session.Summary) {
-			p1, _, done := n.established()
-			n.setLinks()
-			n.cut()
-			time.Sleep(time.Second)
-			p1.reset()
-			return p1, done
-		}, session.EndResetByP1, errReset},
-		{"reset over a dead path", func(n *network) (*memConn, <-chan session.Summary) {
-			p1, _, done := n.established()
-			n.silence(n.links[0])
-			p1.reset()
-			time.Sleep(10 * time.Second)
-			return p1, done
-		}, session.EndResetByP1, errReset},
-		{"closed over a dead path", func(n *network) (*memConn, <-chan session.Summary) {
-			p1, p5, done := n.established()
-			_ = p5.CloseWrite()
-			time.Sleep(time.Second)
-			n.silence(n.links[0])
-			_ = p1.CloseWrite()
-			return p1, done
-		}, session.EndStopped, io.EOF},
-	} {
+	for _, c := range clientStops {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				n := start(t, session.Limits{})
@@ -112,8 +116,7 @@ func TestStopClient(t *testing.T) {
 				if _, err := p1.Read(make([]byte, 1)); !errors.Is(err, c.seen) {
 					t.Errorf("P1 saw %v", err)
 				}
-				// What the server has not heard of it learns from the end of
-				// the links.
+				// The server learns the rest from the end of the links.
 				n.cut()
 				time.Sleep(2 * time.Minute)
 				if left := n.server.Sessions(); len(left) > 0 {

@@ -23,7 +23,7 @@ var storms = flag.Int("storms", 40, "how many seeds TestStorm goes through")
 func TestStorm(t *testing.T) {
 	for seed := range *storms {
 		ok := t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { storm(t, uint64(seed)) })
+			synctest.Test(t, func(t *testing.T) { runStorm(t, uint64(seed)) })
 		})
 		if !ok {
 			return
@@ -31,49 +31,85 @@ func TestStorm(t *testing.T) {
 	}
 }
 
-func storm(t *testing.T, seed uint64) {
+// A storm is a network with bad weather, from random numbers of a seed.
+type storm struct {
+	*network
+	t        *testing.T
+	seed     uint64
+	latency  time.Duration // of the first link; the second has twice that
+	refusing int           // of ten resumes; guarded by network.mu
+}
+
+func runStorm(t *testing.T, seed uint64) {
 	r := rand.New(rand.NewPCG(seed, 7))
 	oneOf := func(values ...int64) int64 { return values[r.IntN(len(values))] }
-	n := start(t, session.Limits{
+	s := &storm{t: t, seed: seed, network: start(t, session.Limits{
 		MaxWindow:      64<<10 + r.IntN(1<<20),
 		WindowBudget:   oneOf(1, 100<<10, 1<<20, 0),
 		RetainedBudget: oneOf(1, 100<<10, 1<<20, 0),
 		LinkQuota:      oneOf(1, 30<<10, 200<<10, 0),
-	})
-	n.capacity = 1 << (7 + r.IntN(12))
-	latency := time.Duration(r.IntN(3)*r.IntN(20)) * time.Millisecond
-	links := func(names ...string) {
-		var all []*memLink
-		for i, name := range names {
-			all = append(all, &memLink{name: name, latency: latency * time.Duration(i+1)})
-		}
-		n.replaceLinks(all...)
-	}
-	links("a")
+	})}
+	s.capacity = 1 << (7 + r.IntN(12))
+	s.latency = time.Duration(r.IntN(3)*r.IntN(20)) * time.Millisecond
+	s.have("a")
 	d := rand.New(rand.NewPCG(seed, 9))
-	n.delay = func() time.Duration { return time.Duration(d.IntN(3000)) * time.Microsecond }
-	refusing := 0 // of ten resumes; guarded by n.mu
-	n.playRelay(func(_ *memLink, tip wire.Message) *wire.Reply {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		if _, opening := tip.(*wire.Open); opening || d.IntN(10) >= refusing {
+	s.delay = func() time.Duration { return time.Duration(d.IntN(3000)) * time.Microsecond }
+	s.playRelay(func(_ *memLink, tip wire.Message) *wire.Reply {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if _, opening := tip.(*wire.Open); opening || d.IntN(10) >= s.refusing {
 			return nil
 		}
 		return &wire.Reply{Status: wire.StatusNotConnected, Node: "relay"}
 	})
 
-	// P5 is found by the connection's first byte, which P1 sends. Dials take
-	// their time.
+	var work, clients, weather sync.WaitGroup
+	defer work.Wait()
+	over, stop := make(chan struct{}), make(chan struct{})
+	s.targets(&work, over)
+	const connections = 20
+	for i := range connections {
+		kind := byte(i % len(kinds))
+		wait, size := time.Duration(r.IntN(3000))*time.Millisecond, r.IntN(300<<10)
+		clients.Go(func() {
+			time.Sleep(wait)
+			s.connect(i, kind, size)
+		})
+	}
+	weather.Go(func() { s.weather(stop) })
+	clients.Wait()
+	close(stop)
+	weather.Wait()
+	s.have("a")
+	if len(s.client.Sessions()) != 0 {
+		t.Errorf("left at the client: %+v", s.client.Sessions())
+	}
+	time.Sleep(10 * time.Minute)
+	if len(s.server.Sessions()) != 0 {
+		t.Errorf("left at the server: %+v", s.server.Sessions())
+	}
+	close(over)
+}
+
+// have makes the links with these names the only ones.
+func (s *storm) have(names ...string) {
+	var all []*memLink
+	for i, name := range names {
+		all = append(all, &memLink{name: name, latency: s.latency * time.Duration(i+1)})
+	}
+	s.replaceLinks(all...)
+}
+
+// targets serves P5s until over is closed. The connection's first byte, which P1 sends, says what a P5
+// does. Dials take their time.
+func (s *storm) targets(work *sync.WaitGroup, over <-chan struct{}) {
 	accepted := make(chan *memConn)
-	n.dialBy(func(context.Context) (session.Conn, error) {
+	s.dialBy(func(context.Context) (session.Conn, error) {
 		time.Sleep(time.Millisecond)
 		ours, theirs := connPair(8 << 10)
 		go func() { accepted <- theirs }()
 		return ours, nil
 	})
-	var work sync.WaitGroup
-	defer work.Wait()
-	over := make(chan struct{})
 	go func() {
 		for {
 			select {
@@ -84,82 +120,62 @@ func storm(t *testing.T, seed uint64) {
 			}
 		}
 	}()
+}
 
-	const connections = 20
-	var clients sync.WaitGroup
-	for i := range connections {
-		kind := byte(i % len(kinds))
-		wait, size := time.Duration(r.IntN(3000))*time.Millisecond, r.IntN(300<<10)
-		clients.Go(func() {
-			time.Sleep(wait)
-			p1, p2 := connPair(8 << 10)
-			ended := make(chan session.Summary, 1)
-			go func() {
-				ended <- n.client.Forward(context.Background(), p2, session.Request{
-					Server: "nas", Target: ":22", Source: "x", ResumeTimeout: 10 * time.Minute,
-				})
-			}()
-			_, _ = p1.Write([]byte{kind, byte(i)})
-			if err := kinds[kind](p1, uint64(i), size); err != nil {
-				t.Errorf("connection %d of kind %d: %v", i, kind, err)
-			}
-			if sum := <-ended; sum.End != session.EndClosed && (kind != kindReset || sum.End != session.EndResetByP1) {
-				t.Errorf("connection %d of kind %d: %+v", i, kind, sum)
-			}
+// connect carries a connection, from its opening to its end.
+func (s *storm) connect(i int, kind byte, size int) {
+	p1, p2 := connPair(8 << 10)
+	ended := make(chan session.Summary, 1)
+	go func() {
+		ended <- s.client.Forward(context.Background(), p2, session.Request{
+			Server: "nas", Target: ":22", Source: "x", ResumeTimeout: 10 * time.Minute,
 		})
+	}()
+	_, _ = p1.Write([]byte{kind, byte(i)})
+	if err := kinds[kind](p1, uint64(i), size); err != nil {
+		s.t.Errorf("connection %d of kind %d: %v", i, kind, err)
 	}
-	stop := make(chan struct{})
-	var weather sync.WaitGroup
-	weather.Go(func() {
-		w := rand.New(rand.NewPCG(seed, 8))
-		for {
-			select {
-			case <-stop:
-				return
-			case <-time.After(time.Duration(w.IntN(400)) * time.Millisecond):
-			}
-			switch w.IntN(9) {
-			case 0, 1:
-				n.cut()
-			case 2:
-				n.cutAfter(w.IntN(20000))
-			case 3:
-				links()
-				n.cut()
-			case 4:
-				links("a", "b")
-			case 5:
-				for _, r := range n.Routes() {
-					n.client.Move(r.Link, "closing")
-				}
-			case 6:
-				n.resetByRelay([]wire.StreamCode{wire.CodeLost, wire.CodeClosing}[w.IntN(2)])
-			case 7:
-				for _, r := range n.Routes() {
-					n.silenceStreams(r.Link.(*memLink))
-				}
-			case 8:
-				n.mu.Lock()
-				refusing = w.IntN(8)
-				n.mu.Unlock()
-			}
-			if w.IntN(2) == 0 {
-				links("a")
-			}
+	if sum := <-ended; sum.End != session.EndClosed && (kind != kindReset || sum.End != session.EndResetByP1) {
+		s.t.Errorf("connection %d of kind %d: %+v", i, kind, sum)
+	}
+}
+
+// weather makes things happen to the links until stop is closed.
+func (s *storm) weather(stop <-chan struct{}) {
+	w := rand.New(rand.NewPCG(s.seed, 8))
+	for {
+		select {
+		case <-stop:
+			return
+		case <-time.After(time.Duration(w.IntN(400)) * time.Millisecond):
 		}
-	})
-	clients.Wait()
-	close(stop)
-	weather.Wait()
-	links("a")
-	if len(n.client.Sessions()) != 0 {
-		t.Errorf("left at the client: %+v", n.client.Sessions())
+		switch w.IntN(9) {
+		case 0, 1:
+			s.cut()
+		case 2:
+			s.cutAfter(w.IntN(20000))
+		case 3:
+			s.have()
+			s.cut()
+		case 4:
+			s.have("a", "b")
+		case 5:
+			for _, r := range s.Routes() {
+				s.client.Move(r.Link, "closing")
+			}
+		case 6:
+			s.resetByRelay([]wire.StreamCode{wire.CodeLost, wire.CodeClosing}[w.IntN(2)])
+		case 7:
+			for _, r := range s.Routes() {
+				s.silenceStreams(r.Link.(*memLink))
+			}
+		case 8:
+			s.set(func() { s.refusing = w.IntN(8) })
+		}
+		if w.IntN(2) == 0 {
+			s.have("a")
+		}
 	}
-	time.Sleep(10 * time.Minute)
-	if len(n.server.Sessions()) != 0 {
-		t.Errorf("left at the server: %+v", n.server.Sessions())
-	}
-	close(over)
 }
 
 const kindStore, kindReset = 4, 5
