@@ -56,8 +56,8 @@ ifeq ($(RACE),)
 	@echo 'make test: no C compiler, so the race detector is off; to have it: apt-get install gcc libc6-dev' >&2
 endif
 	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -shuffle=on -timeout=20m $(TESTFLAGS) $$($(GO) list ./... | grep -v -e '/test/e2e$$' -e '/deploy$$')
-	@# What memory a session holds, and how a busy link or path behaves, can be measured without the race detector alone.
-	$(GO) test -shuffle=on -timeout=10m $(TESTFLAGS) ./pkg/link ./pkg/session ./test/sim
+	@# Memory, rates and limits are measured without the race detector alone; see testutil.SkipRaced.
+	$(GO) test -shuffle=on -timeout=10m $(TESTFLAGS) ./pkg/carrier ./pkg/link ./pkg/session ./test/sim
 	@# These run whole processes and measure pauses: nothing else runs beside them.
 ifeq ($(AGAIN),)
 	$(TEST_PROCESSES)

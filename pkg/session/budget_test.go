@@ -12,6 +12,7 @@ import (
 
 	"ptthqd/pkg/session"
 	"ptthqd/pkg/wire"
+	"ptthqd/test/testutil"
 )
 
 // farRTT is that of farPath.
@@ -226,6 +227,7 @@ func TestLatePong(t *testing.T) {
 // TestGreedyUploads has a client with 16 sessions have all the windows it can get, by uploads over a path of a second, and not
 // yield them. Another client's upload keeps half of its rate at least.
 func TestGreedyUploads(t *testing.T) {
+	testutil.SkipRaced(t)
 	synctest.Test(t, func(t *testing.T) {
 		const size = 16 << 20
 		n := farPath(t, session.Limits{MaxWindow: 2 << 20, WindowBudget: 16 << 20})
@@ -378,6 +380,7 @@ func TestLowerLimitAtResume(t *testing.T) {
 // TestFloorOfRetained has 20 connections that nobody reads use up what may be retained. One more, whose window has grown
 // before, has at least 64 KiB a round trip, in both directions.
 func TestFloorOfRetained(t *testing.T) {
+	testutil.SkipRaced(t)
 	const size = 2 << 20
 	for _, up := range []bool{false, true} {
 		for _, room := range []int{20 << 10, 1 << 20} { // in the TCP connections of the reader

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/session"
+	"ptthqd/test/testutil"
 )
 
 // many opens so many connections, whose P5s echo, and has each say a byte at once.
@@ -129,6 +130,7 @@ func TestResumesArePaced(t *testing.T) {
 
 // TestPacedResumesGoFaster has answers come quickly: then more and more resume at once.
 func TestPacedResumesGoFaster(t *testing.T) {
+	testutil.SkipRaced(t)
 	synctest.Test(t, func(t *testing.T) {
 		const sessions = 400
 		n := start(t, session.Limits{})

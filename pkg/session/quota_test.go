@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/session"
+	"ptthqd/test/testutil"
 )
 
 // TestStalledSessionsHoldUpNobody stalls more sessions than the link's quota
@@ -144,6 +145,7 @@ func TestSmallMessagesPassTheQuota(t *testing.T) {
 // several KiB, from a session that has been silent, does not wait for all of them; and however many of those there are, the
 // uploads go on.
 func TestRestedSessionsGoFirst(t *testing.T) {
+	testutil.SkipRaced(t)
 	synctest.Test(t, func(t *testing.T) {
 		const uploads, size = 200, 16 << 10
 		n := start(t, session.Limits{LinkQuota: 256 << 10})
@@ -287,6 +289,7 @@ func TestQuotaReturns(t *testing.T) {
 // has arrived gives its quota to the next at once, though it waits for an acknowledgement to ride on, or the session has
 // sent less than a window and has nothing more to say.
 func TestQuotaIsNotHeldByWhatHasArrived(t *testing.T) {
+	testutil.SkipRaced(t)
 	const sessions, quota = 300, 1 << 20
 	begin := func(t *testing.T) *network {
 		t.Helper()

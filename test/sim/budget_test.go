@@ -27,6 +27,7 @@ func mebibytes(conn *testutil.Conn) {
 // Another of the same client's, whose window has grown before, has at least 64 KiB a round trip; the limit is counted and
 // told, once.
 func TestUnreadDownloads(t *testing.T) {
+	testutil.SkipRaced(t)
 	inBubble(t, func(t *testing.T, w *world) {
 		const roundTrip, size = 4 * hop, 4
 		b := &linktest.Bottleneck{Rate: 200e6 / 8, Queue: 50 * time.Millisecond}

@@ -5,7 +5,7 @@
 // half-closed and reset, nothing takes time, and buffers are bounded.
 //
 // Log is a buffer for a logger's lines. FreePort, Listening and Accept are for tests over real
-// sockets. Raced reports whether the race detector is on.
+// sockets. Raced reports whether the race detector is on; SkipRaced skips for it.
 //
 // All of it may be used by several goroutines at once.
 package testutil
