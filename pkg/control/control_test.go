@@ -34,7 +34,13 @@ func (b *backend) Trace(_ context.Context, q control.TraceQuestion) (*control.Tr
 	if q.Mapping == "" {
 		return nil, &control.Error{Message: "no mapping"}
 	}
-	return &control.Trace{OK: true, Hops: []control.Hop{{From: q.Mapping, To: "relay", OK: true, Took: control.Seconds(time.Millisecond)}}}, nil
+	return &control.Trace{
+		OK: true,
+		Hops: []control.Hop{{
+			From: q.Mapping, To: "relay", OK: true,
+			Took: control.Seconds(time.Millisecond),
+		}},
+	}, nil
 }
 
 func (b *backend) Explain(q control.Question) (*control.Explanation, error) {
@@ -79,13 +85,28 @@ func TestStatusGoesOverTheSocket(t *testing.T) {
 	when := time.Date(2026, 3, 8, 10, 20, 30, 0, time.UTC)
 	want := &control.Status{
 		Role: "client", ID: "laptop", State: "running", Started: when, Uptime: control.Seconds(90 * time.Minute),
-		Config: control.Config{File: "a.toml", Files: []string{"a.toml"}, Loaded: when, Reload: &control.Reload{OK: true, At: when, Took: control.Seconds(time.Millisecond)}},
-		Links: []control.Link{
-			{Relay: "r:30380", State: control.LinkConnected, Since: when, Figures: &control.Figures{RTT: control.Seconds(1500 * time.Microsecond), Loss: 0.25}},
-			{Relay: "s:30380", State: control.LinkWaiting, Since: when, NextAttempt: when.Add(time.Second), LastError: "no answer"},
+		Config: control.Config{
+			File: "a.toml", Files: []string{"a.toml"}, Loaded: when,
+			Reload: &control.Reload{OK: true, At: when, Took: control.Seconds(time.Millisecond)},
 		},
-		Connections: []control.Connection{{ID: "abcdefgh", Opened: when, Since: when, BytesUp: 1 << 60}},
-		Counters:    control.Counters{Refused: map[string]uint64{"403": 1}},
+		Links: []control.Link{
+			{
+				Relay: "r:30380", State: control.LinkConnected, Since: when,
+				Figures: &control.Figures{
+					RTT:  control.Seconds(1500 * time.Microsecond),
+					Loss: 0.25,
+				},
+			},
+			{
+				Relay: "s:30380", State: control.LinkWaiting, Since: when,
+				NextAttempt: when.Add(time.Second), LastError: "no answer",
+			},
+		},
+		Connections: []control.Connection{{
+			ID: "abcdefgh", Opened: when, Since: when,
+			BytesUp: 1 << 60,
+		}},
+		Counters: control.Counters{Refused: map[string]uint64{"403": 1}},
 	}
 	got, err := serve(t, &backend{status: want}).Status(t.Context())
 	if err != nil {
@@ -116,7 +137,13 @@ func TestReloadTellsItsOutcome(t *testing.T) {
 	c := serve(t, b)
 	for _, want := range []*control.Reload{
 		{OK: true, At: time.Now().UTC(), Changes: []string{"peer nas: added"}},
-		{At: time.Now().UTC(), Cause: control.CauseConfig, Error: "a.toml:1:2: bad", Faults: []control.Fault{{File: "a.toml", Line: 1, Column: 2, Key: "k", Message: "bad", Hint: "good"}}},
+		{
+			At: time.Now().UTC(), Cause: control.CauseConfig, Error: "a.toml:1:2: bad",
+			Faults: []control.Fault{{
+				File: "a.toml", Line: 1, Column: 2, Key: "k", Message: "bad",
+				Hint: "good",
+			}},
+		},
 		{At: time.Now().UTC(), Cause: control.CauseRestart, Error: "only a restart"},
 		{At: time.Now().UTC(), Cause: control.CauseHost, Error: "no such file"},
 	} {
@@ -126,7 +153,10 @@ func TestReloadTellsItsOutcome(t *testing.T) {
 			t.Errorf("got %+v, %v; want %+v", got, err, want)
 		}
 	}
-	fault := control.Fault{File: "a.toml", Line: 1, Column: 2, Key: "k", Message: "bad", Hint: "good"}
+	fault := control.Fault{
+		File: "a.toml", Line: 1, Column: 2, Key: "k", Message: "bad",
+		Hint: "good",
+	}
 	if got := fault.String(); got != "a.toml:1:2: k: bad; good" {
 		t.Errorf("a fault is printed as %q", got)
 	}
@@ -140,13 +170,15 @@ func TestExplainAndLogLevel(t *testing.T) {
 		t.Errorf("got %+v, %v", got, err)
 	}
 	_, err = c.Explain(t.Context(), control.Question{})
-	if refusal, ok := errors.AsType[*control.Error](err); !ok || refusal.Error() != "no target; name one" {
+	if refusal, ok := errors.AsType[*control.Error](err); !ok ||
+		refusal.Error() != "no target; name one" {
 		t.Errorf("a question without sense: %v", err)
 	}
 	if level, err := c.SetLogLevel(t.Context(), "debug"); err != nil || level.Level != "debug" {
 		t.Errorf("got %+v, %v", level, err)
 	}
-	if _, err := c.SetLogLevel(t.Context(), "loud"); err == nil || !strings.Contains(err.Error(), "no log level loud") {
+	if _, err := c.SetLogLevel(t.Context(), "loud"); err == nil ||
+		!strings.Contains(err.Error(), "no log level loud") {
 		t.Errorf("a level that isn't one: %v", err)
 	}
 }
@@ -154,7 +186,9 @@ func TestExplainAndLogLevel(t *testing.T) {
 // What the socket's users do wrong they are told in JSON, too.
 func TestRequestsThatMakeNoSense(t *testing.T) {
 	c := serve(t, &backend{})
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn,
+		error,
+	) {
 		return new(net.Dialer).DialContext(ctx, "unix", c.Socket)
 	}}
 	defer transport.CloseIdleConnections()
@@ -169,7 +203,8 @@ func TestRequestsThatMakeNoSense(t *testing.T) {
 		{"PUT", control.PathLogLevel, "debug", 400},
 		{"PUT", control.PathLogLevel, `{"level": "` + strings.Repeat("x", 100_000) + `"}`, 400},
 	} {
-		request, err := http.NewRequestWithContext(t.Context(), r.method, "http://ptthqd"+r.path, strings.NewReader(r.body))
+		request, err := http.NewRequestWithContext(t.Context(), r.method, "http://ptthqd"+r.path,
+			strings.NewReader(r.body))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -178,8 +213,10 @@ func TestRequestsThatMakeNoSense(t *testing.T) {
 			t.Fatal(err)
 		}
 		var refusal control.Error
-		if err := json.NewDecoder(response.Body).Decode(&refusal); err != nil || refusal.Message == "" || response.StatusCode != r.want {
-			t.Errorf("%s %s: %d, %+v, %v; want %d", r.method, r.path, response.StatusCode, refusal, err, r.want)
+		if err := json.NewDecoder(response.Body).Decode(&refusal); err != nil ||
+			refusal.Message == "" || response.StatusCode != r.want {
+			t.Errorf("%s %s: %d, %+v, %v; want %d", r.method, r.path, response.StatusCode, refusal,
+				err, r.want)
 		}
 		_ = response.Body.Close()
 	}
@@ -204,7 +241,8 @@ func TestWithoutADaemon(t *testing.T) {
 			continue
 		}
 		_, err := (&control.Client{Socket: c.socket, Config: c.config}).Status(t.Context())
-		if !errors.Is(err, control.ErrNotRunning) || !strings.Contains(err.Error(), c.socket) || !strings.Contains(err.Error(), c.want) {
+		if !errors.Is(err, control.ErrNotRunning) || !strings.Contains(err.Error(), c.socket) ||
+			!strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v; want %s", c.config, err, c.want)
 		}
 	}
@@ -217,7 +255,11 @@ func TestAStrangerAtTheSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }), ReadHeaderTimeout: time.Minute}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter,
+		_ *http.Request,
+	) {
+		w.WriteHeader(http.StatusTeapot)
+	}), ReadHeaderTimeout: time.Minute}
 	go func() { _ = server.Serve(l) }()
 	defer server.Close()
 	c := &control.Client{Socket: path}
@@ -225,7 +267,8 @@ func TestAStrangerAtTheSocket(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "is it of another version") {
 		t.Errorf("status: %v", err)
 	}
-	if _, err = c.Reload(t.Context()); err == nil || !strings.Contains(err.Error(), "is it of another version") {
+	if _, err = c.Reload(t.Context()); err == nil ||
+		!strings.Contains(err.Error(), "is it of another version") {
 		t.Errorf("reload: %v", err)
 	}
 	if _, err = c.RawStatus(t.Context()); err == nil {
@@ -262,7 +305,8 @@ func TestSocketPath(t *testing.T) {
 		}
 	}
 	t.Setenv("RUNTIME_DIRECTORY", "/run/a:/run/b")
-	if got := control.SocketPath("", "/etc/ptthq.toml"); got != filepath.Join("/run/a", "control.sock") {
+	if got := control.SocketPath("", "/etc/ptthq.toml"); got != filepath.Join("/run/a",
+		"control.sock") {
 		t.Errorf("in a service: %s", got)
 	}
 }
@@ -274,10 +318,12 @@ func TestListen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if info, err := os.Stat(path); err != nil || runtime.GOOS != "windows" && info.Mode().Perm() != 0o660 {
+	if info, err := os.Stat(path); err != nil || runtime.GOOS != "windows" &&
+		info.Mode().Perm() != 0o660 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
-	if _, err := control.Listen(t.Context(), path); err == nil || !strings.Contains(err.Error(), "another ptthqd is running with it") {
+	if _, err := control.Listen(t.Context(), path); err == nil ||
+		!strings.Contains(err.Error(), "another ptthqd is running with it") {
 		t.Errorf("one in use: %v", err)
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
@@ -294,10 +340,13 @@ func TestListen(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := control.Listen(t.Context(), file); err == nil || !strings.Contains(err.Error(), "move it away") {
+	if _, err := control.Listen(t.Context(), file); err == nil ||
+		!strings.Contains(err.Error(), "move it away") {
 		t.Errorf("a file: %v", err)
 	}
-	if _, err := control.Listen(t.Context(), filepath.Join(dir, strings.Repeat("x", 200))); err == nil || !strings.Contains(err.Error(), "--socket") {
+	if _, err := control.Listen(t.Context(),
+		filepath.Join(dir, strings.Repeat("x", 200))); err == nil ||
+		!strings.Contains(err.Error(), "--socket") {
 		t.Errorf("a path that is too long: %v", err)
 	}
 }

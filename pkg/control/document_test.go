@@ -13,7 +13,8 @@ import (
 
 const document = "../../docs/control.md"
 
-// The tables of docs/control.md are what the code says. With PTTHQD_UPDATE set they are written anew.
+// The tables of docs/control.md are what the code says. With PTTHQD_UPDATE set they are written
+// anew.
 func TestObjectsAreDocumented(t *testing.T) {
 	text, err := os.ReadFile(document)
 	if err != nil {
@@ -55,7 +56,8 @@ func objects(t *testing.T) []string {
 			if named, ok := spec.(*ast.TypeSpec); ok {
 				if body, ok := named.Type.(*ast.StructType); ok {
 					structs[named.Name.Name] = body
-					comments[named.Name.Name] = strings.Join(strings.Fields(general.Doc.Text()), " ")
+					comments[named.Name.Name] = strings.Join(strings.Fields(general.Doc.Text()),
+						" ")
 					order = append(order, named.Name.Name)
 				}
 			}
@@ -64,7 +66,9 @@ func objects(t *testing.T) []string {
 	var sections []string
 	for _, name := range order {
 		rows := rowsOf(t, structs, structs[name])
-		sections = append(sections, fmt.Sprintf("### %s\n\n%s\n\n| field | type | |\n|---|---|---|\n%s", name, comments[name], strings.Join(rows, "")))
+		sections = append(sections,
+			fmt.Sprintf("### %s\n\n%s\n\n| field | type | |\n|---|---|---|\n%s", name,
+				comments[name], strings.Join(rows, "")))
 	}
 	return sections
 }
@@ -83,7 +87,7 @@ func rowsOf(t *testing.T, structs map[string]*ast.StructType, body *ast.StructTy
 		if options != "" {
 			options = "?"
 		}
-		about := strings.Join(strings.Fields(f.Comment.Text()), " ")
+		about := strings.Join(strings.Fields(f.Doc.Text()+f.Comment.Text()), " ")
 		if about == "" {
 			t.Errorf("field %s has no comment", name)
 		}

@@ -9,7 +9,7 @@ import (
 // maxRequest bounds the body of a request, in bytes.
 const maxRequest = 64 << 10
 
-// Handler serves the API of b.
+// Handler serves the API with the answers of b.
 func Handler(b Backend) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+PathStatus, func(w http.ResponseWriter, _ *http.Request) {
@@ -21,7 +21,10 @@ func Handler(b Backend) http.Handler {
 	})
 	mux.HandleFunc("GET "+PathExplain, func(w http.ResponseWriter, r *http.Request) {
 		ask := r.URL.Query()
-		explanation, err := b.Explain(Question{Client: ask.Get("client"), Server: ask.Get("server"), Target: ask.Get("target")})
+		explanation, err := b.Explain(Question{
+			Client: ask.Get("client"), Server: ask.Get("server"),
+			Target: ask.Get("target"),
+		})
 		if err != nil {
 			Refuse(w, http.StatusBadRequest, err)
 			return
@@ -30,7 +33,8 @@ func Handler(b Backend) http.Handler {
 	})
 	mux.HandleFunc("POST "+PathTrace, func(w http.ResponseWriter, r *http.Request) {
 		ask := r.URL.Query()
-		trace, err := b.Trace(r.Context(), TraceQuestion{Mapping: ask.Get("mapping"), Target: ask.Get("target")})
+		trace, err := b.Trace(r.Context(),
+			TraceQuestion{Mapping: ask.Get("mapping"), Target: ask.Get("target")})
 		if err != nil {
 			Refuse(w, http.StatusBadRequest, err)
 			return
@@ -42,8 +46,13 @@ func Handler(b Backend) http.Handler {
 	})
 	mux.HandleFunc("PUT "+PathLogLevel, func(w http.ResponseWriter, r *http.Request) {
 		var level LogLevel
-		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest)).Decode(&level); err != nil {
-			Refuse(w, http.StatusBadRequest, &Error{Message: "the body is not JSON: " + err.Error(), Hint: `send {"level": "debug"}`})
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body,
+			maxRequest)).Decode(&level); err != nil {
+			Refuse(w, http.StatusBadRequest,
+				&Error{
+					Message: "the body is not JSON: " + err.Error(),
+					Hint:    `send {"level": "debug"}`,
+				})
 			return
 		}
 		if err := b.SetLogLevel(level); err != nil {
@@ -55,13 +64,15 @@ func Handler(b Backend) http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		Refuse(w, http.StatusNotFound, &Error{
 			Message: "there is no " + r.Method + " " + r.URL.Path,
-			Hint:    "this daemon has GET " + PathStatus + ", POST " + PathReload + ", GET " + PathExplain + ", POST " + PathTrace + ", GET and PUT " + PathLogLevel,
+			Hint: "this daemon has GET " + PathStatus + ", POST " + PathReload + ", GET " +
+				PathExplain + ", POST " + PathTrace + ", GET and PUT " + PathLogLevel,
 		})
 	})
 	return mux
 }
 
-// reloadCode is for curl's --fail: a reload that failed is no 200.
+// reloadCode returns the HTTP status of a reload. curl --fail needs another than 200 if it has
+// failed.
 func reloadCode(r *Reload) int {
 	switch {
 	case r.OK:
@@ -82,10 +93,10 @@ func answer(w http.ResponseWriter, code int, body any) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	_, _ = w.Write(append(b, '\n')) // who asked has gone: nobody to tell
+	_, _ = w.Write(append(b, '\n')) // it fails if the client is gone
 }
 
-// Refuse answers with an Error.
+// Refuse answers a request with an Error.
 func Refuse(w http.ResponseWriter, code int, err error) {
 	body, ok := errors.AsType[*Error](err)
 	if !ok {

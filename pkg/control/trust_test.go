@@ -11,7 +11,8 @@ import (
 	"ptthqd/pkg/control"
 )
 
-// Whoever may put another socket in the place of the control socket is the daemon for those who ask, so such a directory is not used.
+// Whoever may put another socket in the place of the control socket is the daemon for those who
+// ask, so such a directory is not used.
 func TestListenTrustsNoDirectoryOfOthers(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -20,9 +21,24 @@ func TestListenTrustsNoDirectoryOfOthers(t *testing.T) {
 		refuse string
 	}{
 		{"own", func(_ *testing.T, dir string) error { return os.Chmod(dir, 0o755) }, false, ""},
-		{"sticky", func(_ *testing.T, dir string) error { return os.Chmod(dir, 0o777|os.ModeSticky) }, false, ""},
-		{"anyone's", func(_ *testing.T, dir string) error { return os.Chmod(dir, 0o777) }, false, "has mode 0777: anyone could put a socket of his own there"},
-		{"another user's", func(_ *testing.T, dir string) error { return os.Chown(dir, 12345, 12345) }, true, "belongs to user 12345"},
+		{"sticky", func(_ *testing.T,
+			dir string,
+		) error {
+			return os.Chmod(dir, 0o777|os.ModeSticky)
+		}, false, ""},
+		{
+			"anyone's", func(_ *testing.T, dir string) error { return os.Chmod(dir, 0o777) }, false,
+			"has mode 0777: anyone could put a socket of his own there",
+		},
+		{
+			"another user's",
+			func(_ *testing.T,
+				dir string,
+			) error {
+				return os.Chown(dir, 12345,
+					12345)
+			}, true, "belongs to user 12345",
+		},
 		{"a link of another user", func(t *testing.T, dir string) error {
 			if err := os.Remove(dir); err != nil {
 				return err
@@ -48,7 +64,8 @@ func TestListenTrustsNoDirectoryOfOthers(t *testing.T) {
 			if err == nil {
 				_ = l.Close()
 			}
-			if c.refuse == "" && err != nil || c.refuse != "" && (err == nil || !strings.Contains(err.Error(), c.refuse)) {
+			if c.refuse == "" && err != nil || c.refuse != "" &&
+				(err == nil || !strings.Contains(err.Error(), c.refuse)) {
 				t.Errorf("%v; want %q", err, c.refuse)
 			}
 		})
