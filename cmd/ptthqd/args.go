@@ -15,12 +15,13 @@ func noArguments(cmd *cobra.Command, args []string) error {
 	return fmt.Errorf("%q takes no arguments, and %q is one", cmd.CommandPath(), args[0])
 }
 
-// noOtherRole refuses what is none of the roles that init knows.
+// noOtherRole refuses a role that init does not know.
 func noOtherRole(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%q knows no role %q: use relay, server or client", cmd.CommandPath(), args[0])
+	return fmt.Errorf("%q knows no role %q: use relay, server or client", cmd.CommandPath(),
+		args[0])
 }
 
 // arguments demands one argument for each name.
@@ -28,9 +29,11 @@ func arguments(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch {
 		case len(args) < len(names):
-			return fmt.Errorf("%q wants %s: %s is missing", cmd.CommandPath(), strings.Join(names, " "), strings.Join(names[len(args):], " "))
+			return fmt.Errorf("%q wants %s: %s is missing", cmd.CommandPath(),
+				strings.Join(names, " "), strings.Join(names[len(args):], " "))
 		case len(args) > len(names):
-			return fmt.Errorf("%q wants %s alone, and %q is one argument more", cmd.CommandPath(), strings.Join(names, " "), args[len(names)])
+			return fmt.Errorf("%q wants %s alone, and %q is one argument more", cmd.CommandPath(),
+				strings.Join(names, " "), args[len(names)])
 		}
 		return nil
 	}

@@ -50,7 +50,9 @@ Exit codes: 0 the daemon would take it, 1 a file can't be read, 78 a fault in th
 			}
 			return worst
 		},
-		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		ValidArgsFunction: func(
+			*cobra.Command, []string, string,
+		) ([]string, cobra.ShellCompDirective) {
 			return []string{"toml"}, cobra.ShellCompDirectiveFilterFileExt
 		},
 	}
@@ -99,7 +101,7 @@ func load(path string, stdin io.Reader) (*config.Config, error) {
 	return config.Parse(snapshot)
 }
 
-// includerOf returns the config of which a file is an included part; empty if it is none.
+// includerOf returns the config that includes a file; "" if none does.
 func includerOf(path string) string {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -124,20 +126,22 @@ func includerOf(path string) string {
 	return ""
 }
 
-// outline says what a config amounts to: client laptop: 1 relay, 2 mappings.
+// outline sums a config up in a line: "client laptop: 1 relay, 2 mappings".
 func outline(c *config.Config) string {
 	switch c.Role {
 	case config.RoleRelay:
 		return fmt.Sprintf("relay: %s", count(len(c.Peers), "peer"))
 	case config.RoleServer:
-		return fmt.Sprintf("server %s: %s, %s", c.ID, count(len(c.Relays), "relay"), count(len(c.Services), "service"))
+		return fmt.Sprintf("server %s: %s, %s", c.ID, count(len(c.Relays), "relay"),
+			count(len(c.Services), "service"))
 	case config.RoleClient:
-		return fmt.Sprintf("client %s: %s, %s", c.ID, count(len(c.Relays), "relay"), count(len(c.Mappings), "mapping"))
+		return fmt.Sprintf("client %s: %s, %s", c.ID, count(len(c.Relays), "relay"),
+			count(len(c.Mappings), "mapping"))
 	}
 	return string(c.Role)
 }
 
-// count is a number with its noun.
+// count returns a number with its noun.
 func count(n int, noun string) string {
 	if n == 1 {
 		return "1 " + noun

@@ -7,7 +7,8 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// A cleanWriter prints what may hold texts of others: lines stay lines, and all else that is no text goes. See [wire.Clean].
+// cleanWriter cleans what it writes, because it may hold texts of other nodes. Lines stay lines.
+// See [wire.Clean].
 type cleanWriter struct{ w io.Writer }
 
 func (c cleanWriter) Write(p []byte) (int, error) {

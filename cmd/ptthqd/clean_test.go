@@ -16,7 +16,10 @@ func TestForeignTextOnATerminal(t *testing.T) {
 	var out bytes.Buffer
 	status := &control.Status{
 		Role: "client", ID: "laptop", Summary: text,
-		Links:       []control.Link{{Relay: "relay:30380", State: control.LinkWaiting, LastError: text}},
+		Links: []control.Link{{
+			Relay: "relay:30380", State: control.LinkWaiting,
+			LastError: text,
+		}},
 		Warnings:    []control.Warning{{Text: text, Hint: text}},
 		Connections: []control.Connection{{ID: "k5dvqx2a", Source: text, Target: text}},
 	}

@@ -8,7 +8,8 @@ func newCompletionCommand() *cobra.Command {
 	return hideConfig(&cobra.Command{
 		Use:   "completion bash|zsh|fish|powershell",
 		Short: "Print the completions for a shell",
-		Long:  "Print what a shell has to read to complete ptthqd's commands and flags. The packages bring it along.",
+		Long: "Print what a shell has to read to complete ptthqd's commands and flags. The " +
+			"packages bring it along.",
 		Example: `  source <(ptthqd completion bash)
   ptthqd completion zsh > "${fpath[1]}/_ptthqd"
   ptthqd completion fish | source`,

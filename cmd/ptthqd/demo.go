@@ -52,14 +52,14 @@ behind.
 	return hideConfig(cmd)
 }
 
-// The ports of the demo; others where they are taken.
+// The ports of the demo. It uses others if they are taken.
 const (
 	demoRelayPort  = 30380 // UDP
 	demoClientPort = 30381 // the mapping, where P1 connects
 	demoServerPort = 30382 // P5
 )
 
-// A demo is three processes and an end server on one machine.
+// demo is three processes and an end server on one machine.
 type demo struct {
 	out   io.Writer
 	dir   string
@@ -69,7 +69,7 @@ type demo struct {
 	relayPort, clientPort, serverPort int
 }
 
-// A node is one of the processes.
+// node is one of the processes.
 type node struct {
 	*exec.Cmd
 	log   string // the file that it logs to
@@ -128,7 +128,7 @@ func demonstrate(ctx context.Context, out io.Writer, stay bool) (err error) {
 
 func (d *demo) say(format string, args ...any) { fmt.Fprintf(d.out, format+"\n", args...) }
 
-// listen takes P5's port, and finds two for the others.
+// listen binds the port of P5, and finds two free ports for the others.
 func (d *demo) listen(ctx context.Context) (net.Listener, error) {
 	var lc net.ListenConfig
 	for _, port := range []string{strconv.Itoa(demoRelayPort), "0"} {
@@ -173,15 +173,18 @@ func (d *demo) writeConfigs() error {
 		}
 		public[role] = key.Public()
 	}
-	toRelay := fmt.Sprintf("\n[[relays]]\naddress    = \"127.0.0.1:%d\"\npublic_key = %q\n", d.relayPort, public["relay"])
+	toRelay := fmt.Sprintf("\n[[relays]]\naddress    = \"127.0.0.1:%d\"\npublic_key = %q\n",
+		d.relayPort, public["relay"])
 	for role, text := range map[string]string{
 		"relay": fmt.Sprintf("role   = \"relay\"\nlisten = [\"127.0.0.1:%d\"]\n", d.relayPort) +
 			fmt.Sprintf("\n[[peers]]\nid              = \"laptop\"\nrole            = \"client\"\npublic_key      = %q\nallowed_servers = [\"nas\"]\n", public["client"]) +
 			fmt.Sprintf("\n[[peers]]\nid         = \"nas\"\nrole       = \"server\"\npublic_key = %q\n", public["server"]),
 		"server": "role = \"server\"\nid   = \"nas\"\n" + toRelay +
-			fmt.Sprintf("\n[[services]]\nname    = \"demo\"\ntarget  = \"%d\"\nclients = [\"laptop\"]\n", d.serverPort),
+			fmt.Sprintf("\n[[services]]\nname    = \"demo\"\ntarget  = \"%d\"\nclients = "+
+				"[\"laptop\"]\n", d.serverPort),
 		"client": "role = \"client\"\nid   = \"laptop\"\n" + toRelay +
-			fmt.Sprintf("\n[[mappings]]\nname   = \"demo\"\nlisten = \"127.0.0.1:%d\"\nserver = \"nas\"\ntarget = \"%d\"\n", d.clientPort, d.serverPort),
+			fmt.Sprintf("\n[[mappings]]\nname   = \"demo\"\nlisten = \"127.0.0.1:%d\"\nserver = "+
+				"\"nas\"\ntarget = \"%d\"\n", d.clientPort, d.serverPort),
 	} {
 		if err := os.WriteFile(d.path(role, ".toml"), []byte(text), 0o600); err != nil {
 			return err
@@ -192,7 +195,7 @@ func (d *demo) writeConfigs() error {
 
 func (d *demo) path(role, suffix string) string { return filepath.Join(d.dir, role+suffix) }
 
-// client asks a node.
+// client returns a client of a node's control socket.
 func (d *demo) client(role string) *control.Client {
 	return &control.Client{Socket: d.path(role, ".sock"), Config: d.path(role, ".toml")}
 }
@@ -200,7 +203,8 @@ func (d *demo) client(role string) *control.Client {
 // start runs a node and returns when it is ready. A node outlives ctx: stop ends it.
 func (d *demo) start(ctx context.Context, role string) error {
 	n := &node{
-		Cmd: exec.CommandContext(context.WithoutCancel(ctx), d.exe, "run", "-c", d.path(role, ".toml"), "--socket", d.path(role, ".sock"), "--log-format=text"),
+		Cmd: exec.CommandContext(context.WithoutCancel(ctx), d.exe, "run", "-c",
+			d.path(role, ".toml"), "--socket", d.path(role, ".sock"), "--log-format=text"),
 		log: d.path(role, ".log"), ended: make(chan struct{}),
 	}
 	log, err := os.OpenFile(n.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -227,7 +231,7 @@ const (
 	demoPoll     = 20 * time.Millisecond
 )
 
-// await asks a node until its status is as wanted.
+// await asks a node for its status until that is as wanted.
 func (d *demo) await(ctx context.Context, role string, wanted func(*control.Status) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, demoPatience)
 	defer cancel()
@@ -251,14 +255,15 @@ func (d *demo) await(ctx context.Context, role string, wanted func(*control.Stat
 
 func (d *demo) awaitLinks(ctx context.Context) error {
 	for _, role := range []string{"server", "client"} {
-		if err := d.await(ctx, role, func(s *control.Status) bool { return s.Links[0].State == control.LinkConnected }); err != nil {
+		if err := d.await(ctx, role,
+			func(s *control.Status) bool { return s.Links[0].State == control.LinkConnected }); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// stop ends the nodes, kindly first.
+// stop ends the nodes: with SIGTERM, and after a while with SIGKILL.
 func (d *demo) stop() {
 	for _, n := range d.nodes {
 		if n.Process.Signal(syscall.SIGTERM) != nil { // Windows has none
@@ -275,7 +280,7 @@ func (d *demo) stop() {
 	}
 }
 
-// How the demo measures.
+// The sizes and counts of the measurements.
 const (
 	demoRoundTrips = 300
 	demoSample     = 32 << 20        // bytes of the transfer that measures throughput
@@ -293,7 +298,8 @@ func (d *demo) show(ctx context.Context) error {
 		return err
 	}
 	slices.Sort(trips)
-	d.say("   %d round trips over one connection: half within %v, 99 of 100 within %v", len(trips), trips[len(trips)/2].Round(10*time.Microsecond), trips[len(trips)*99/100].Round(10*time.Microsecond))
+	d.say("   %d round trips over one connection: half within %v, 99 of 100 within %v", len(trips),
+		trips[len(trips)/2].Round(10*time.Microsecond), trips[len(trips)*99/100].Round(10*time.Microsecond))
 
 	d.say("\n2. %s up and as much down, at once, over two connections", size(demoSample))
 	sample, err := transferBoth(ctx, mapping, demoSample, nil)
@@ -303,13 +309,15 @@ func (d *demo) show(ctx context.Context) error {
 	d.say("   %s", sample)
 
 	amount := min(demoMost, int64(demoSample*(demoLength.Seconds()/sample.took.Seconds())))
-	d.say("\n3. %s up and as much down; and in the middle of it the relay is killed (SIGKILL)", size(uint64(amount)))
+	d.say("\n3. %s up and as much down; and in the middle of it the relay is killed (SIGKILL)",
+		size(uint64(amount)))
 	result, err := transferBoth(ctx, mapping, amount, d.killRelay)
 	if err != nil {
 		return err
 	}
 	d.say("   %s", result)
-	d.say("   Longest gap between two bytes: %v. Nothing was lost: to P1 and P5 it was a pause.", result.gap.Round(time.Millisecond))
+	d.say("   Longest gap between two bytes: %v. Nothing was lost: to P1 and P5 it was a pause.",
+		result.gap.Round(time.Millisecond))
 	return nil
 }
 
@@ -339,7 +347,7 @@ func (d *demo) killRelay(ctx context.Context) error {
 	return nil
 }
 
-// invite leaves it up until ctx is done.
+// invite says what to try, and leaves the demo running until ctx is done.
 func (d *demo) invite(ctx context.Context) {
 	d.say("\nIt stays up until Ctrl-C. In another terminal:")
 	d.say("")
@@ -349,7 +357,9 @@ func (d *demo) invite(ctx context.Context) {
 	d.say("  %s explain laptop nas %d --socket %s", d.exe, d.serverPort, d.path("server", ".sock"))
 	d.say("  tail -f %s      # each connection has one ID in all three", d.path("*", ".log"))
 	d.say("")
-	d.say("The configs are in %s: change one and see it taken over, or add a mapping of your own:", d.dir)
-	d.say("a [[mappings]] in client.toml and a [[services]] with clients = [\"laptop\"] in server.toml, say to port 22 for ssh.")
+	d.say("The configs are in %s: change one and see it taken over, or add a mapping of your own:",
+		d.dir)
+	d.say(`a [[mappings]] in client.toml and a [[services]] with clients = ["laptop"] in ` +
+		"server.toml, say to port 22 for ssh.")
 	<-ctx.Done()
 }

@@ -17,10 +17,10 @@ import (
 	"time"
 )
 
-// P5 of the demo is a small web server, so that curl can use it too: GET / says hello, GET /N gives N bytes, and what is
-// PUT comes back.
+// P5 of the demo is a small web server, so that curl can use it: GET / says hello, GET /N returns N
+// bytes, and PUT returns its body.
 
-// demoHead bounds what a request's head may have, in bytes.
+// demoHead bounds the head of a request, in bytes.
 const demoHead = 16 << 10
 
 // serveDemo serves until l is closed, and returns when all its connections have ended.
@@ -36,7 +36,8 @@ func serveDemo(l net.Listener) {
 				w.Header().Set("Content-Length", strconv.FormatInt(n, 10))
 				_, _ = io.Copy(w, io.LimitReader(newNoise(), n))
 			default:
-				fmt.Fprintf(w, "Hello from P5, the TCP server, to %s.\nThese bytes came through a server, a relay and a client of ptthqd.\n", r.RemoteAddr)
+				fmt.Fprintf(w, "Hello from P5, the TCP server, to %s.\nThese bytes came through "+
+					"a server, a relay and a client of ptthqd.\n", r.RemoteAddr)
 			}
 		}),
 	}
@@ -44,9 +45,9 @@ func serveDemo(l net.Listener) {
 	_ = server.Close()
 }
 
-// echo gives back what comes, while it comes.
+// echo returns the body of a request while it arrives.
 func echo(w http.ResponseWriter, r *http.Request) {
-	// What a client can't do costs it the echo alone.
+	// A client that can't do this only loses the echo.
 	_ = http.NewResponseController(w).EnableFullDuplex()
 	buf := make([]byte, 64<<10)
 	for {
@@ -63,7 +64,8 @@ func echo(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// noise is endless bytes, the same each time and nowhere alike, so that a lost or doubled piece changes the checksum.
+// noise is an endless sequence of bytes, the same each time. It has no period, so a lost or doubled
+// piece changes the checksum.
 type noise struct{ source *rand.ChaCha8 }
 
 func newNoise() noise { return noise{rand.NewChaCha8([32]byte{30, 38, 0})} }
@@ -97,7 +99,7 @@ func roundTrips(ctx context.Context, address string, n int) ([]time.Duration, er
 	return trips, nil
 }
 
-// A transferred is what came of a transfer both ways.
+// transferred is the result of a transfer both ways.
 type transferred struct {
 	amount   int64
 	took     time.Duration
@@ -106,12 +108,15 @@ type transferred struct {
 }
 
 func (t *transferred) String() string {
-	rate := func(d time.Duration) string { return fmt.Sprintf("%.0f MiB/s", float64(t.amount)/(1<<20)/d.Seconds()) }
-	return fmt.Sprintf("%.1f s; up %s, down %s; both SHA-256 checksums are right", t.took.Seconds(), rate(t.up), rate(t.down))
+	rate := func(d time.Duration) string {
+		return fmt.Sprintf("%.0f MiB/s", float64(t.amount)/(1<<20)/d.Seconds())
+	}
+	return fmt.Sprintf("%.1f s; up %s, down %s; both SHA-256 checksums are right", t.took.Seconds(),
+		rate(t.up), rate(t.down))
 }
 
-// transferBoth sends amount bytes up over one connection and as much down over another, at once, and checks them. In the
-// middle of it, it calls interrupt.
+// transferBoth sends amount bytes up over one connection and down over another, at once, and checks
+// them. In the middle it calls interrupt.
 func transferBoth(ctx context.Context, address string, amount int64, interrupt func(context.Context) error) (*transferred, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -145,7 +150,7 @@ func transferBoth(ctx context.Context, address string, amount int64, interrupt f
 		})
 		return m
 	}
-	// What goes up is measured where it arrives again: P5 sends it back.
+	// The upload is measured where it comes back: P5 returns it.
 	up := run("upload", http.MethodPut, "/", &result.up)
 	down := run("download", http.MethodGet, "/"+strconv.FormatInt(amount, 10), &result.down)
 	if interrupt != nil {
@@ -166,7 +171,7 @@ func transferBoth(ctx context.Context, address string, amount int64, interrupt f
 	return result, nil
 }
 
-// A meter takes what arrives.
+// meter counts the bytes that arrive.
 type meter struct {
 	hash     hash.Hash
 	progress func(n int)
@@ -181,7 +186,8 @@ func (m *meter) Write(p []byte) (int, error) {
 	return m.hash.Write(p)
 }
 
-// fetch makes one request over a connection of its own; with PUT it sends amount bytes and takes their echo.
+// fetch makes one request over a connection of its own; with PUT it sends amount bytes and takes
+// their echo.
 func fetch(ctx context.Context, address, method, path string, amount int64, into io.Writer) error {
 	var body io.Reader
 	if method == http.MethodPut {

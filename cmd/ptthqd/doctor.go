@@ -62,7 +62,7 @@ Exit codes: 0 nothing fails (there may be warnings), 1 something does, 78 a faul
 	return cmd
 }
 
-// How a check went.
+// The results of a check.
 const (
 	isOK      = "ok"
 	isNote    = "note" // nothing to be mended, and good to know
@@ -71,7 +71,7 @@ const (
 	isFailure = "fail"
 )
 
-// A finding is one thing that was looked at.
+// finding is the result of one check.
 type finding struct {
 	Name    string          `json:"check"`             // what: config, key, relay, …
 	Subject string          `json:"subject,omitempty"` // which of them: a relay's address, a mapping's name
@@ -82,7 +82,7 @@ type finding struct {
 	Hops    []control.Hop   `json:"hops,omitempty"` // of a mapping's or service's trace
 }
 
-// report is the doctor's answer for programs.
+// report is the answer for programs (--json).
 type report struct {
 	OK       bool      `json:"ok"` // nothing fails
 	Failures int       `json:"failures"`
@@ -90,7 +90,7 @@ type report struct {
 	Checks   []finding `json:"checks"`
 }
 
-// A doctor looks at a node.
+// doctor examines a node.
 type doctor struct {
 	socket    string // by --socket
 	noTargets bool
@@ -108,7 +108,7 @@ type doctor struct {
 	faulty bool // the config's text is
 }
 
-// examine looks at everything, the causes before their effects.
+// examine makes all checks, causes before their effects.
 func (d *doctor) examine(ctx context.Context) {
 	d.daemon, d.unit = daemonAt(d.socket), unitOf(configPath)
 	status, err := d.daemon.Status(ctx)
@@ -145,7 +145,10 @@ func (d *doctor) examineConfig() {
 	if faults, ok := errors.AsType[config.Errors](err); ok {
 		d.faulty = true
 		for _, f := range faults {
-			d.add(finding{Name: "config", Subject: fmt.Sprintf("%s:%d:%d", f.File, f.Line, f.Column), Result: isFailure, Detail: f.Key + ": " + f.Message, Remedy: f.Hint})
+			d.add(finding{
+				Name: "config", Subject: fmt.Sprintf("%s:%d:%d", f.File, f.Line, f.Column),
+				Result: isFailure, Detail: f.Key + ": " + f.Message, Remedy: f.Hint,
+			})
 		}
 		return
 	}
@@ -157,11 +160,14 @@ func (d *doctor) examineConfig() {
 	d.config = c
 	d.add(finding{Name: "config", Subject: c.Path, Result: isOK, Detail: outline(c)})
 	for _, w := range c.Warnings() {
-		d.add(finding{Name: "config", Subject: fmt.Sprintf("%s:%d", w.File, w.Line), Result: isWarning, Detail: w.Key + ": " + w.Message, Remedy: w.Hint})
+		d.add(finding{
+			Name: "config", Subject: fmt.Sprintf("%s:%d", w.File, w.Line),
+			Result: isWarning, Detail: w.Key + ": " + w.Message, Remedy: w.Hint,
+		})
 	}
 }
 
-// examineKey looks at the key file. A plain user can't read that of the service, and need not.
+// examineKey checks the key file. A plain user can't read the key of the service, and need not.
 func (d *doctor) examineKey() {
 	if d.config == nil {
 		return
@@ -171,9 +177,16 @@ func (d *doctor) examineKey() {
 	switch {
 	case err == nil:
 		d.key = &key
-		d.add(finding{Name: "key", Subject: path, Result: isOK, Detail: "public key " + key.Public().String()})
-	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 && (d.status != nil || d.unit.name != "" && !d.unit.user):
-		d.add(finding{Name: "key", Subject: path, Result: isSkipped, Detail: "only root may read the key of the service", Remedy: "`sudo ptthqd doctor` sees more"})
+		d.add(finding{
+			Name: "key", Subject: path, Result: isOK,
+			Detail: "public key " + key.Public().String(),
+		})
+	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 &&
+		(d.status != nil || d.unit.name != "" && !d.unit.user):
+		d.add(finding{
+			Name: "key", Subject: path, Result: isSkipped,
+			Detail: "only root may read the key of the service", Remedy: "`sudo ptthqd doctor` sees more",
+		})
 	default:
 		d.keyMissing = errors.Is(err, fs.ErrNotExist)
 		d.add(finding{Name: "key", Subject: path, Result: isFailure, Detail: err.Error()}) // with its remedy
@@ -181,56 +194,77 @@ func (d *doctor) examineKey() {
 }
 
 func (d *doctor) examineClock() {
-	if trouble := host.ClockTrouble(time.Now(), append(slices.Clone(d.config.Files), d.config.PrivateKeyFile)...); trouble != "" {
+	if trouble := host.ClockTrouble(time.Now(),
+		append(slices.Clone(d.config.Files), d.config.PrivateKeyFile)...); trouble != "" {
 		d.add(finding{Name: "clock", Result: isFailure, Detail: trouble, Remedy: host.ClockRemedy})
 		return
 	}
 	d.add(finding{Name: "clock", Result: isOK, Detail: time.Now().Format(time.RFC3339)})
 }
 
-// examineDaemon looks at the running daemon, and whether it runs by what is in the files.
+// examineDaemon checks the running daemon, and whether its config is that in the files.
 func (d *doctor) examineDaemon(err error) {
 	if err != nil && d.stopped {
-		d.add(finding{Name: "daemon", Subject: d.daemon.Socket, Result: isSkipped, Detail: "it doesn't run; see the service above"})
+		d.add(finding{
+			Name: "daemon", Subject: d.daemon.Socket, Result: isSkipped,
+			Detail: "it doesn't run; see the service above",
+		})
 		return
 	}
 	if err != nil {
 		detail, remedy, _ := strings.Cut(err.Error(), "; ")
-		d.add(finding{Name: "daemon", Subject: d.daemon.Socket, Result: isFailure, Detail: detail, Remedy: remedy})
+		d.add(finding{
+			Name: "daemon", Subject: d.daemon.Socket, Result: isFailure, Detail: detail,
+			Remedy: remedy,
+		})
 		return
 	}
 	s := d.status
-	c := finding{Name: "daemon", Subject: d.daemon.Socket, Result: isOK, Detail: fmt.Sprintf("%s for %s, pid %d, version %s", s.State, span(time.Duration(s.Uptime)), s.PID, s.Version)}
+	c := finding{
+		Name: "daemon", Subject: d.daemon.Socket, Result: isOK,
+		Detail: fmt.Sprintf("%s for %s, pid %d, version %s", s.State, span(time.Duration(s.Uptime)),
+			s.PID, s.Version),
+	}
 	if s.State != "running" {
 		c.Result = isWarning
 	}
 	d.add(c)
 	fault := func(result, detail, remedy string) {
-		d.add(finding{Name: "daemon", Subject: d.daemon.Socket, Result: result, Detail: detail, Remedy: remedy})
+		d.add(finding{
+			Name: "daemon", Subject: d.daemon.Socket, Result: result, Detail: detail,
+			Remedy: remedy,
+		})
 	}
 	switch r := s.Config.Reload; {
 	case r != nil && !r.OK:
-		fault(isFailure, "the config in the file is not in force: "+r.Error, "mend the file; where only a restart helps: "+d.unit.restart())
+		fault(isFailure, "the config in the file is not in force: "+r.Error,
+			"mend the file; where only a restart helps: "+d.unit.restart())
 	case d.config != nil && s.Config.Hash != d.config.Hash:
-		fault(isFailure, "it runs by another config than the file has", "`ptthqd reload`; if this is another daemon's socket, name the right one with --socket or -c")
+		fault(isFailure, "it runs by another config than the file has",
+			"`ptthqd reload`; if this is another daemon's socket, name the right one with "+
+				"--socket or -c")
 	}
 	if d.key != nil && s.PublicKey != d.key.Public().String() {
-		fault(isFailure, fmt.Sprintf("it has another key than the file: %s", s.PublicKey), "restart it, so that it takes the key in the file: "+d.unit.restart())
+		fault(isFailure, fmt.Sprintf("it has another key than the file: %s", s.PublicKey),
+			"restart it, so that it takes the key in the file: "+d.unit.restart())
 	}
 	version, commit := buildOf()
 	if now := fmt.Sprintf("%s (%s)", version, commit); s.Version != now {
-		fault(isNote, fmt.Sprintf("it is another version than this program, which is %s", now), "a restart brings the new one into force")
+		fault(isNote, fmt.Sprintf("it is another version than this program, which is %s", now),
+			"a restart brings the new one into force")
 	}
 	const few = 4096
 	if n := s.Process.FilesLimit; n > 0 && n < few {
-		fault(isWarning, fmt.Sprintf("it may have %d files open, and each connection takes one", n), "raise LimitNOFILE= of the service, or ulimit -n")
+		fault(isWarning, fmt.Sprintf("it may have %d files open, and each connection takes one", n),
+			"raise LimitNOFILE= of the service, or ulimit -n")
 	}
 }
 
-// wantedBuffer is what a UDP socket should have, each way; pkg/link asks for it.
+// wantedBuffer is the size of a UDP socket's buffers, each way, for which pkg/carrier asks.
 const wantedBuffer = 8 << 20
 
-// examineBuffers looks at what the kernel gave the daemon's sockets. Without a daemon the probes of relays tell.
+// examineBuffers checks the buffers of the daemon's sockets. Without a daemon the probes of relays
+// report theirs.
 func (d *doctor) examineBuffers() {
 	if d.status == nil {
 		return
@@ -251,16 +285,22 @@ func (d *doctor) examineBuffers() {
 }
 
 func bufferCheck(subject string, bytes int) finding {
-	c := finding{Name: "buffer", Subject: subject, Result: isOK, Detail: fmt.Sprintf("UDP receive buffer of %s", size(uint64(bytes)))}
+	c := finding{
+		Name: "buffer", Subject: subject, Result: isOK,
+		Detail: fmt.Sprintf("UDP receive buffer of %s", size(uint64(bytes))),
+	}
 	if bytes < wantedBuffer {
 		c.Result = isWarning
-		c.Detail += fmt.Sprintf(", smaller than the %s that fast links need: packets are lost in bursts", size(wantedBuffer))
-		c.Remedy = "`sysctl -w net.core.rmem_max=16777216 net.core.wmem_max=16777216`, and the same in /etc/sysctl.d; then restart the daemon. A relay can use ptthqd.socket instead"
+		c.Detail += fmt.Sprintf(", smaller than the %s that fast links need: packets are lost in "+
+			"bursts", size(wantedBuffer))
+		c.Remedy = "`sysctl -w net.core.rmem_max=16777216 net.core.wmem_max=16777216`, and the " +
+			"same in /etc/sysctl.d; then restart the daemon. A relay can use ptthqd.socket " +
+			"instead"
 	}
 	return c
 }
 
-// at makes checks at the same time, and adds them in order.
+// at makes checks at the same time, and adds their findings in order.
 func (d *doctor) at(n int, examine func(i int) []finding) {
 	found := make([][]finding, n)
 	var work sync.WaitGroup
@@ -300,12 +340,16 @@ func (d *doctor) code() int {
 	return 0
 }
 
-// print shows what was found, for people.
+// print writes the findings for people.
 func (d *doctor) print(w io.Writer) {
 	w = cleanWriter{w}
 	for _, c := range d.checks {
-		mark := map[string]string{isOK: "ok", isNote: "note", isSkipped: "skip", isWarning: "WARN", isFailure: "FAIL"}[c.Result]
-		fmt.Fprintf(w, "%-4s  %-9s %s\n", mark, c.Name, strings.TrimPrefix(c.Subject+": "+c.Detail, ": "))
+		mark := map[string]string{
+			isOK: "ok", isNote: "note", isSkipped: "skip", isWarning: "WARN",
+			isFailure: "FAIL",
+		}[c.Result]
+		fmt.Fprintf(w, "%-4s  %-9s %s\n", mark, c.Name,
+			strings.TrimPrefix(c.Subject+": "+c.Detail, ": "))
 		if c.Remedy != "" {
 			fmt.Fprintf(w, "      %-9s > %s\n", "", c.Remedy)
 		}

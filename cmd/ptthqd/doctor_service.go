@@ -13,14 +13,14 @@ import (
 	"ptthqd/pkg/control"
 )
 
-// A serviceUnit names a unit of the system's service manager, or of the user's own. The zero value is
-// none.
+// serviceUnit names a unit of the system's service manager, or of the user's own. The zero value
+// names none.
 type serviceUnit struct {
 	name string // without ".service"
 	user bool
 }
 
-// unitOf is the unit that runs with a config.
+// unitOf returns the unit that runs with a config.
 func unitOf(path string) serviceUnit {
 	if name := control.UnitName(path); name != "" {
 		return serviceUnit{name: name}
@@ -40,7 +40,7 @@ func sameFile(a, b string) bool {
 	return err == nil && os.SameFile(one, other)
 }
 
-// systemctl is the command that does something to the unit; what may be several words.
+// systemctl returns the command that does something to the unit. what may be several words.
 func (u serviceUnit) systemctl(what string) string {
 	if u.user {
 		return "systemctl --user " + what + " " + u.name
@@ -48,7 +48,7 @@ func (u serviceUnit) systemctl(what string) string {
 	return "systemctl " + what + " " + u.name
 }
 
-// journalctl is the command that shows the unit's log.
+// journalctl returns the command that shows the unit's log.
 func (u serviceUnit) journalctl() string {
 	if u.user {
 		return "journalctl --user -u " + u.name
@@ -56,7 +56,7 @@ func (u serviceUnit) journalctl() string {
 	return "journalctl -u " + u.name
 }
 
-// restart says how the daemon is restarted.
+// restart says how to restart the daemon.
 func (u serviceUnit) restart() string {
 	if u.name == "" {
 		return "restart the daemon"
@@ -64,11 +64,11 @@ func (u serviceUnit) restart() string {
 	return "`" + u.systemctl("restart") + "`"
 }
 
-// A serviceManager is asked about units. A test has its own.
+// serviceManager answers questions about units. Tests have their own.
 type serviceManager struct {
 	// show returns the properties of a unit by name.
 	show func(ctx context.Context, u serviceUnit) (map[string]string, error)
-	// lastError returns the last error in a unit's log; empty if there is none.
+	// lastError returns the last error in a unit's log; "" if there is none.
 	lastError func(ctx context.Context, u serviceUnit) string
 }
 
@@ -105,10 +105,13 @@ func lastErrorOf(ctx context.Context, u serviceUnit) string {
 	return strings.TrimSpace(string(out))
 }
 
-// examineService looks at the systemd unit that this config is for.
+// examineService checks the systemd unit of this config.
 func (d *doctor) examineService(ctx context.Context) {
 	if d.unit.name == "" {
-		d.add(finding{Name: "service", Subject: d.config.Path, Result: isSkipped, Detail: "no service of the system reads this config"})
+		d.add(finding{
+			Name: "service", Subject: d.config.Path, Result: isSkipped,
+			Detail: "no service of the system reads this config",
+		})
 		return
 	}
 	found, runs := serviceChecks(ctx, d.unit, systemd, d.keyMissing)
@@ -119,7 +122,7 @@ func (d *doctor) examineService(ctx context.Context) {
 	}
 }
 
-// serviceChecks judges a unit. runs is false if the unit is there and its daemon doesn't run.
+// serviceChecks checks a unit. runs is false if the unit exists and its daemon does not run.
 func serviceChecks(ctx context.Context, u serviceUnit, manager serviceManager, keyMissing bool) (found []finding, runs bool) {
 	p, err := manager.show(ctx, u)
 	c := finding{Name: "service", Subject: u.name + ".service", Result: isOK}
@@ -142,22 +145,26 @@ func serviceChecks(ctx context.Context, u serviceUnit, manager serviceManager, k
 	inactive := p["ActiveState"] == "inactive"
 	switch {
 	case p["LoadState"] == "not-found":
-		return fault("the unit is not installed", "install the package, or `make install` and `systemctl daemon-reload`")
+		return fault("the unit is not installed",
+			"install the package, or `make install` and `systemctl daemon-reload`")
 	case p["LoadState"] == "masked":
 		return fault("the unit is masked", "`"+u.systemctl("unmask")+"`")
 	case p["LoadState"] != "loaded":
-		return fault("the unit can't be loaded: "+p["LoadState"], "`"+u.systemctl("status")+"` says why")
+		return fault("the unit can't be loaded: "+p["LoadState"],
+			"`"+u.systemctl("status")+"` says why")
 	case inactive && keyMissing:
 		c.Result, c.Detail, c.Remedy = isSkipped, "it does not start without its key, which is missing", "make the key first; then "+start
 		return []finding{c}, false
 	case p["ActiveState"] == "failed":
-		return fault(why(fmt.Sprintf("it has failed: %s, exit code %s", p["Result"], p["ExecMainStatus"])),
+		return fault(why(fmt.Sprintf("it has failed: %s, exit code %s", p["Result"],
+			p["ExecMainStatus"])),
 			"mend that (`"+u.journalctl()+"` shows more), then "+u.restart())
 	case p["SubState"] == "auto-restart":
 		return fault(why("it fails and is started again and again, exit code "+p["ExecMainStatus"]),
 			"mend that (`"+u.journalctl()+"` shows more); it is started again by itself")
 	case inactive && p["ConditionResult"] == "no" && p["ConditionTimestampMonotonic"] != "0":
-		return fault("it was not started: a condition of the unit is not met", "`"+u.systemctl("status")+"` names the condition; then "+start)
+		return fault("it was not started: a condition of the unit is not met",
+			"`"+u.systemctl("status")+"` names the condition; then "+start)
 	case inactive:
 		return fault("it is not started", start)
 	}
@@ -177,10 +184,10 @@ func serviceChecks(ctx context.Context, u serviceUnit, manager serviceManager, k
 	return found, true
 }
 
-// serviceUser is the user as which the system's services run.
+// serviceUser is the user of the system's services.
 const serviceUser = "ptthqd"
 
-// examineReaders tells whether the service could read the config, which root may well do.
+// examineReaders checks whether the service could read the config. root can, which proves nothing.
 func (d *doctor) examineReaders(unit string) {
 	who, err := user.Lookup(serviceUser)
 	if err != nil {
@@ -198,7 +205,7 @@ func (d *doctor) examineReaders(unit string) {
 	}
 }
 
-// mayRead tells whether a user may read a file, by its mode alone.
+// mayRead reports whether a user may read a file, by its mode alone.
 func mayRead(info fs.FileInfo, who *user.User) bool {
 	mode := info.Mode().Perm()
 	uid, gid, ok := ownerOf(info)

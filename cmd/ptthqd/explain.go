@@ -46,7 +46,7 @@ Exit codes: 0 allowed, 1 not allowed, or nobody to ask.`,
 	return cmd
 }
 
-// explain asks the config or the daemon, and says which of the two.
+// explain asks the config or the daemon, and returns which of the two it was.
 func explain(cmd *cobra.Command, socket string, q control.Question) (answer *control.Explanation, by string, err error) {
 	if !cmd.Flags().Changed("config") {
 		answer, err = daemonAt(socket).Explain(cmd.Context(), q)
@@ -73,7 +73,8 @@ func printExplanation(w io.Writer, e *control.Explanation, by string) {
 	case e.Allowed:
 		verdict = "allowed"
 	}
-	fmt.Fprintf(w, "%s: %s to %s at %s, by this %s (%s)\n", verdict, e.Client, e.Target, e.Server, e.Role, by)
+	fmt.Fprintf(w, "%s: %s to %s at %s, by this %s (%s)\n", verdict, e.Client, e.Target, e.Server,
+		e.Role, by)
 	if e.Rule != "" {
 		fmt.Fprintf(w, "rule:    %s\n", e.Rule)
 	}

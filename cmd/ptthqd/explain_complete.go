@@ -13,13 +13,14 @@ import (
 	"ptthqd/pkg/policy"
 )
 
-// completionTime is how long a shell waits for the running daemon's answer.
+// completionTime is how long completion waits for the running daemon.
 const completionTime = time.Second
 
-// A vocabulary is what can be asked of one node: IDs of clients and servers, and targets.
+// vocabulary has the arguments that make sense for one node: IDs of clients and servers, and
+// targets.
 type vocabulary struct{ clients, servers, targets []string }
 
-// completeExplain completes the arguments of explain from the node that would be asked.
+// completeExplain completes the arguments of explain with what the node knows.
 func completeExplain(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
 	v := vocabularyOf(cmd)
 	var words []string

@@ -52,8 +52,11 @@ clients and servers by the [[peers]] that their init prints.`,
 		Args: noArguments,
 		RunE: s.run,
 	}
-	cmd.Flags().StringVar(&s.listen, "listen", "", "the UDP `ADDRESS:PORT` to listen on (default \"[::]:30380\")")
-	cmd.Flags().StringVar(&s.address, "address", "", "the `HOST[:PORT]` by which others reach this relay, for the block that it prints (default: this host's name)")
+	cmd.Flags().StringVar(&s.listen, "listen", "",
+		"the UDP `ADDRESS:PORT` to listen on (default \"[::]:30380\")")
+	cmd.Flags().StringVar(&s.address, "address", "",
+		"the `HOST[:PORT]` by which others reach this relay, for the block that it prints "+
+			"(default: this host's name)")
 	return cmd
 }
 
@@ -71,8 +74,11 @@ through the relay. It needs no open port.`,
 		RunE: s.run,
 	}
 	s.nodeFlags(cmd)
-	cmd.Flags().StringArrayVar(&s.services, "service", nil, "offer `[NAME=]TARGET`: a port of this host, host:port, unix:/path, NETWORK/BITS:PORT-PORT; may be repeated (default ssh=22)")
-	cmd.Flags().StringArrayVar(&s.clients, "client", nil, "the `ID` of a client that may reach the services, * and ? match; may be repeated")
+	cmd.Flags().StringArrayVar(&s.services, "service", nil,
+		"offer `[NAME=]TARGET`: a port of this host, host:port, unix:/path, "+
+			"NETWORK/BITS:PORT-PORT; may be repeated (default ssh=22)")
+	cmd.Flags().StringArrayVar(&s.clients, "client", nil,
+		"the `ID` of a client that may reach the services, * and ? match; may be repeated")
 	return cmd
 }
 
@@ -90,18 +96,24 @@ a server. It needs no open port.`,
 		RunE: s.run,
 	}
 	s.nodeFlags(cmd)
-	cmd.Flags().StringArrayVar(&s.mappings, "mapping", nil, "listen on a port, address:port or unix:NAME, and forward to a server's target, as `LISTEN=SERVER:TARGET`; may be repeated")
+	cmd.Flags().StringArrayVar(&s.mappings, "mapping", nil,
+		"listen on a port, address:port or unix:NAME, and forward to a server's target, as "+
+			"`LISTEN=SERVER:TARGET`; may be repeated")
 	return cmd
 }
 
-// nodeFlags are those of the nodes that dial.
+// nodeFlags are the flags of clients and servers.
 func (s *setup) nodeFlags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&s.id, "id", "", "this node's `ID`, as the relay's config has it (default: this host's name)")
-	cmd.Flags().StringArrayVar(&s.relays, "relay", nil, "the relay's `HOST[:PORT]` (the port is 30380 by default); may be repeated")
-	cmd.Flags().StringArrayVar(&s.relayKeys, "relay-key", nil, "the relay's public `KEY`, one for each --relay, in the same order; KEY,KEY while it is being changed")
+	cmd.Flags().StringVar(&s.id, "id", "",
+		"this node's `ID`, as the relay's config has it (default: this host's name)")
+	cmd.Flags().StringArrayVar(&s.relays, "relay", nil,
+		"the relay's `HOST[:PORT]` (the port is 30380 by default); may be repeated")
+	cmd.Flags().StringArrayVar(&s.relayKeys, "relay-key", nil,
+		"the relay's public `KEY`, one for each --relay, in the same order; KEY,KEY while it is "+
+			"being changed")
 }
 
-// setup is what init has been told, by flags or by answers.
+// setup has the values from flags and answers.
 type setup struct {
 	role config.Role
 
@@ -118,7 +130,8 @@ type setup struct {
 	mappings []string // client
 }
 
-// run sets up the node, or fails and has changed nothing: all is checked before the first file is written.
+// run sets up the node. If it fails, nothing has changed: it checks all before it writes the first
+// file.
 func (s *setup) run(cmd *cobra.Command, _ []string) error {
 	path := configPath
 	if own := userConfig(); own != "" && !cmd.Flags().Changed("config") {
@@ -152,7 +165,8 @@ func (s *setup) run(cmd *cobra.Command, _ []string) error {
 	}
 	out := cmd.OutOrStdout()
 	if isNew {
-		fmt.Fprintf(out, "Wrote the private key %s. It stays on this host; nobody needs it elsewhere.\n", parsed.PrivateKeyFile)
+		fmt.Fprintf(out,
+			"Wrote the private key %s. It stays on this host; nobody needs it elsewhere.\n", parsed.PrivateKeyFile)
 	} else {
 		fmt.Fprintf(out, "Took the private key that was there, %s.\n", parsed.PrivateKeyFile)
 	}
@@ -161,8 +175,8 @@ func (s *setup) run(cmd *cobra.Command, _ []string) error {
 	return err
 }
 
-// checkUnused returns an error if a config is at path that has anything in it. One of comments alone, such as a package
-// brings along, is there to be replaced.
+// checkUnused returns an error if the config at path has anything but comments in it. A package
+// brings one of comments, which is there to be replaced.
 func checkUnused(path string) error {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -173,14 +187,15 @@ func checkUnused(path string) error {
 	}
 	for line := range bytes.Lines(text) {
 		if line = bytes.TrimSpace(line); len(line) > 0 && line[0] != '#' {
-			return fmt.Errorf("%s is there already, and init overwrites nothing: edit it, or name another file with -c", path)
+			return fmt.Errorf("%s is there already, and init overwrites nothing: edit it, or "+
+				"name another file with -c", path)
 		}
 	}
 	return nil
 }
 
-// parse has the config package judge the text before it is written. Its places mean nothing to who wrote flags, so they
-// are left out.
+// parse checks the text before it is written. Its errors have no positions, which mean nothing to a
+// user who has set flags.
 func parse(path, text string) (*config.Config, error) {
 	dir, err := os.MkdirTemp("", "ptthqd-init-")
 	if err != nil {
@@ -211,7 +226,7 @@ func parse(path, text string) (*config.Config, error) {
 	return parsed, err
 }
 
-// provideKey returns the key at path, and makes one where there is none.
+// provideKey returns the key at path, and makes one if there is none.
 func provideKey(path string) (key ident.PrivateKey, isNew bool, err error) {
 	key, err = ident.LoadPrivateKey(path)
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -223,8 +238,8 @@ func provideKey(path string) (key ident.PrivateKey, isNew bool, err error) {
 	return key, true, ident.WritePrivateKey(path, key, false)
 }
 
-// writeConfig puts the config in its place in one step. Everybody may read it, whatever the umask: the service's user
-// must, and no secret stands in it.
+// writeConfig puts the config in its place in one step. Everybody may read it, whatever the umask
+// is: the service's user must, and there is no secret in it.
 func writeConfig(path, text string) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {

@@ -25,7 +25,8 @@ const (
 	defaultService = "ssh=22"
 )
 
-// ask asks a person for what the flags have not said, if anything that has no good default is missing.
+// ask asks the user for what the flags have not said, if something without a good default is
+// missing.
 func (s *setup) ask(d *dialogue) error {
 	if !s.incomplete() {
 		return nil
@@ -39,15 +40,17 @@ func (s *setup) ask(d *dialogue) error {
 	d.list(&s.relays, "Address of the relay, HOST or HOST:PORT", "", checkAddress)
 	d.list(&s.relayKeys, "The relay's public key, which its init printed", "", checkKey)
 	if s.role == config.RoleServer {
-		d.list(&s.services, "What to offer: [NAME=]TARGET, as in ssh=22 or 192.168.1.20:5901", defaultService, checkService)
+		d.list(&s.services, "What to offer: [NAME=]TARGET, as in ssh=22 or 192.168.1.20:5901",
+			defaultService, checkService)
 		d.list(&s.clients, "Which clients may reach it: IDs, * and ? match", "", checkPattern)
 	} else {
-		d.list(&s.mappings, "What to reach: LISTEN=SERVER:TARGET, as in 2200=nas:22", "", checkMapping)
+		d.list(&s.mappings, "What to reach: LISTEN=SERVER:TARGET, as in 2200=nas:22", "",
+			checkMapping)
 	}
 	return d.err
 }
 
-// incomplete tells whether anything is missing that has no good default.
+// incomplete reports whether something without a good default is missing.
 func (s *setup) incomplete() bool {
 	switch s.role {
 	case config.RoleRelay:
@@ -59,10 +62,12 @@ func (s *setup) incomplete() bool {
 	}
 }
 
-// complete puts in the defaults, and refuses what cannot be a set-up.
+// complete sets the defaults, and refuses values that make no set-up.
 func (s *setup) complete() error {
-	for _, text := range slices.Concat([]string{s.listen, s.address, s.id}, s.relays, s.relayKeys, s.services, s.clients, s.mappings) {
-		if !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+	for _, text := range slices.Concat([]string{s.listen, s.address, s.id}, s.relays, s.relayKeys,
+		s.services, s.clients, s.mappings) {
+		if !utf8.ValidString(text) ||
+			strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
 			return usageError("%q has an unprintable character in it", text)
 		}
 	}
@@ -75,14 +80,19 @@ func (s *setup) complete() error {
 		return nil
 	}
 	if s.incomplete() {
-		return usageError("not all is said: it takes --relay, --relay-key and %s; on a terminal init asks for them",
-			map[config.Role]string{config.RoleServer: "--client", config.RoleClient: "--mapping"}[s.role])
+		return usageError("not all is said: it takes --relay, --relay-key and %s; on a terminal "+
+			"init asks for them",
+			map[config.Role]string{
+				config.RoleServer: "--client",
+				config.RoleClient: "--mapping",
+			}[s.role])
 	}
 	if s.id = cmp.Or(s.id, defaultID()); s.id == "" {
 		return usageError("this host's name cannot be its ID: give one with --id")
 	}
 	if len(s.relays) != len(s.relayKeys) {
-		return usageError("there are %d of --relay and %d of --relay-key: each relay has a key of its own", len(s.relays), len(s.relayKeys))
+		return usageError("there are %d of --relay and %d of --relay-key: each relay has a key "+
+			"of its own", len(s.relays), len(s.relayKeys))
 	}
 	for i, relay := range s.relays {
 		s.relays[i] = withPort(relay, wire.DefaultPort)
@@ -103,7 +113,7 @@ func (s *setup) complete() error {
 	return nil
 }
 
-// port is the one that the relay listens on.
+// port returns the port on which the relay listens.
 func (s *setup) port() int {
 	port, err := strconv.ParseUint(s.listen[strings.LastIndexByte(s.listen, ':')+1:], 10, 16)
 	if err != nil { // a socket of systemd's: its unit says which
@@ -123,7 +133,7 @@ func withPort(host string, port int) string {
 	return host
 }
 
-// hostName is what this host calls itself; "localhost" if it has no name.
+// hostName returns the name of this host; "localhost" if it has none.
 func hostName() string {
 	name, err := os.Hostname()
 	if err != nil || name == "" {
@@ -132,7 +142,7 @@ func hostName() string {
 	return name
 }
 
-// defaultID is the first label of the host's name, if that can be an ID.
+// defaultID returns the first label of the host's name, if that is a valid ID.
 func defaultID() string {
 	label, _, _ := strings.Cut(strings.ToLower(hostName()), ".")
 	if wire.CheckID(label) != nil {
@@ -148,7 +158,7 @@ func splitMapping(s string) (listen, server, target string, ok bool) {
 	return listen, server, target, listens && aims
 }
 
-// splitService splits [NAME=]TARGET. What stands before the sign is a name or the beginning of a path.
+// splitService splits [NAME=]TARGET. The text before the sign may also be the beginning of a path.
 func splitService(s string) (name, target string) {
 	if name, target, ok := strings.Cut(s, "="); ok && !strings.Contains(name, ":") {
 		return name, target
@@ -164,7 +174,7 @@ func checkAddress(s string) error {
 	return err
 }
 
-// checkKey judges a relay's public key, or several with commas between them.
+// checkKey checks a relay's public key, or several with commas between them.
 func checkKey(s string) error {
 	for key := range strings.SplitSeq(s, ",") {
 		if _, err := ident.ParsePublicKey(key); err != nil {
@@ -202,7 +212,7 @@ func checkMapping(s string) error {
 	return err
 }
 
-// dialogue asks a person. Its first error stands, and ends it.
+// dialogue asks the user. It keeps its first error, which ends it.
 type dialogue struct {
 	in  *bufio.Reader
 	out io.Writer
@@ -213,7 +223,7 @@ func newDialogue(in io.Reader, out io.Writer) *dialogue {
 	return &dialogue{in: bufio.NewReader(in), out: out}
 }
 
-// one asks for one value, unless it is there, until check, if there is one, likes it.
+// one asks for a value that is not set yet, until check accepts it. check may be nil.
 func (d *dialogue) one(value *string, question, byDefault string, check func(string) error) {
 	for *value == "" && d.err == nil {
 		answer := d.answer(question, byDefault)
@@ -227,7 +237,8 @@ func (d *dialogue) one(value *string, question, byDefault string, check func(str
 	}
 }
 
-// list asks for values that spaces or commas separate, unless there are some, until check likes them all.
+// list asks for values with spaces or commas between them, if none is set yet, until check accepts
+// all.
 func (d *dialogue) list(values *[]string, question, byDefault string, check func(string) error) {
 	if len(*values) > 0 {
 		return
@@ -247,7 +258,7 @@ func (d *dialogue) list(values *[]string, question, byDefault string, check func
 	*values = split(answer)
 }
 
-// answer asks once. An empty answer is the default; without a default it is asked for again.
+// answer asks once. An empty answer means the default; without a default, answer asks again.
 func (d *dialogue) answer(question, byDefault string) string {
 	for {
 		fmt.Fprint(d.out, question)

@@ -12,12 +12,14 @@ import (
 	"ptthqd/pkg/ident"
 )
 
-// config returns the text of the config, with comments that say how it goes on.
+// config returns the text of the config, with comments that say what can be added.
 func (s *setup) config(path string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# %s of a %s. Each key is described in ptthqd.toml(5).\n", filepath.Base(path), s.role)
-	b.WriteString("# `ptthqd check` tells what is wrong with this file. A running daemon takes an edit at once, and keeps what it has if\n" +
-		"# the edit is wrong. No secret belongs in here: the private key lies in a file of its own.\n\n")
+	fmt.Fprintf(&b, "# %s of a %s. Each key is described in ptthqd.toml(5).\n", filepath.Base(path),
+		s.role)
+	b.WriteString("# `ptthqd check` tells what is wrong with this file. A running daemon takes " +
+		"an edit at once, and keeps what it has if\n# the edit is wrong. No secret belongs in " +
+		"here: the private key lies in a file of its own.\n\n")
 	fmt.Fprintf(&b, "role = %q\n", s.role)
 	switch s.role {
 	case config.RoleRelay:
@@ -58,7 +60,8 @@ func (s *setup) writeNode(b *strings.Builder) {
 }
 
 func (s *setup) writeServices(b *strings.Builder) {
-	b.WriteString("\n# What clients may reach, and which clients. What is not listed cannot be reached, whatever the relay says.\n")
+	b.WriteString("\n# What clients may reach, and which clients. What is not listed cannot be " +
+		"reached, whatever the relay says.\n")
 	for _, service := range s.services {
 		b.WriteString("\n[[services]]\n")
 		name, target := splitService(service)
@@ -73,33 +76,40 @@ func (s *setup) writeMappings(b *strings.Builder) {
 	b.WriteString("\n# Where to listen, and where that leads.\n")
 	for _, mapping := range s.mappings {
 		listen, server, target, _ := splitMapping(mapping)
-		fmt.Fprintf(b, "\n[[mappings]]\nlisten = %q\nserver = %q\ntarget = %q\n", listen, server, target)
+		fmt.Fprintf(b, "\n[[mappings]]\nlisten = %q\nserver = %q\ntarget = %q\n", listen, server,
+			target)
 	}
 }
 
-// nextSteps returns what init prints when all is written: what to do at the other end and here.
+// nextSteps returns what init prints at its end: what to do at the other node and here.
 func (s *setup) nextSteps(path string, key ident.PublicKey, written *config.Config) string {
 	var b strings.Builder
 	switch s.role {
 	case config.RoleRelay:
-		fmt.Fprintf(&b, "Open UDP port %d to this host, in its firewall and on the way to it.\n\n", s.port())
-		b.WriteString("Every client and server needs this in its config; `ptthqd init` asks for it there:\n\n")
+		fmt.Fprintf(&b, "Open UDP port %d to this host, in its firewall and on the way to it.\n\n",
+			s.port())
+		b.WriteString("Every client and server needs this in its config; `ptthqd init` asks for " +
+			"it there:\n\n")
 		b.WriteString(relayBlock(s.address, key.String()))
-		fmt.Fprintf(&b, "\nEach of them prints a [[peers]] block in its turn: paste it into %s.\n", path)
+		fmt.Fprintf(&b, "\nEach of them prints a [[peers]] block in its turn: paste it into %s.\n",
+			path)
 	case config.RoleServer:
 		b.WriteString("Paste this into the relay's config:\n\n")
-		fmt.Fprintf(&b, "[[peers]]\nid         = %q\nrole       = %q\npublic_key = %q\n", s.id, s.role, key)
+		fmt.Fprintf(&b, "[[peers]]\nid         = %q\nrole       = %q\npublic_key = %q\n", s.id,
+			s.role, key)
 	case config.RoleClient:
 		b.WriteString("Paste this into the relay's config:\n\n")
-		fmt.Fprintf(&b, "[[peers]]\nid              = %q\nrole            = %q\npublic_key      = %q\nallowed_servers = %s\n",
+		fmt.Fprintf(&b, "[[peers]]\nid              = %q\nrole            = %q\npublic_key      "+
+			"= %q\nallowed_servers = %s\n",
 			s.id, s.role, key, quoteList(allowed(written.Mappings)))
-		fmt.Fprintf(&b, "\nThe servers decide for themselves: each must have %q among the clients of the service.\n", s.id)
+		fmt.Fprintf(&b, "\nThe servers decide for themselves: each must have %q among the clients "+
+			"of the service.\n", s.id)
 	}
 	fmt.Fprintf(&b, "\nThen start it here: %s\n", startCommand(path))
 	return b.String()
 }
 
-// relayBlock is what a node's config says of a relay.
+// relayBlock returns the [[relays]] block of a config.
 func relayBlock(address, key string) string {
 	value := strconv.Quote(key)
 	if strings.Contains(key, ",") { // it is being changed
@@ -108,8 +118,9 @@ func relayBlock(address, key string) string {
 	return fmt.Sprintf("[[relays]]\naddress    = %q\npublic_key = %s\n", address, value)
 }
 
-// allowed returns rules at the relay by which all mappings work. They name servers without targets:
-// each server narrows that by its services, and the next mapping needs no edit at the relay.
+// allowed returns the rules at the relay that let all mappings work. They name servers without
+// targets: each server narrows that by its services, and another mapping needs no edit at the
+// relay.
 func allowed(mappings []config.Mapping) []string {
 	var rules []string
 	for _, m := range mappings {
@@ -119,7 +130,7 @@ func allowed(mappings []config.Mapping) []string {
 	return slices.Compact(rules)
 }
 
-// startCommand is how the daemon with this config is started: by the unit that reads it, where there is one.
+// startCommand returns the command that starts the daemon: through the unit of this config, if any.
 func startCommand(path string) string {
 	dir, name := filepath.Split(path)
 	switch {

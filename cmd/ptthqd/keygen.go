@@ -31,7 +31,8 @@ read. A file that is there is not touched without --force.`,
 			return keygen(cmd, output, force)
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "", "write the key to `FILE`, and its public key to stdout")
+	cmd.Flags().StringVarP(&output, "output", "o", "",
+		"write the key to `FILE`, and its public key to stdout")
 	cmd.Flags().BoolVar(&force, "force", false, "put the new key in the place of one that is there")
 	return hideConfig(cmd)
 }
@@ -44,7 +45,9 @@ func keygen(cmd *cobra.Command, output string, force bool) error {
 	out := cmd.OutOrStdout()
 	if output == "" {
 		if openToOthers(out) {
-			fmt.Fprintln(cmd.ErrOrStderr(), "ptthqd: warning: others can read the file that this private key goes to; `ptthqd keygen -o FILE` makes one that they cannot")
+			fmt.Fprintln(cmd.ErrOrStderr(),
+				"ptthqd: warning: others can read the file that this private key goes to; "+
+					"`ptthqd keygen -o FILE` makes one that they cannot")
 		}
 		_, err := out.Write(key.Encode())
 		return err
@@ -60,7 +63,7 @@ func keygen(cmd *cobra.Command, output string, force bool) error {
 	return err
 }
 
-// openToOthers tells whether w is a file that others than its owner may read.
+// openToOthers reports whether w is a file that others than its owner may read.
 func openToOthers(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok || runtime.GOOS == "windows" {

@@ -27,7 +27,11 @@ given. It holds until the daemon ends, or a reload changes log_level in the conf
 			client := daemonAt(socket)
 			ask := client.LogLevel
 			if len(args) == 1 {
-				ask = func(ctx context.Context) (control.LogLevel, error) { return client.SetLogLevel(ctx, args[0]) }
+				ask = func(ctx context.Context) (control.LogLevel,
+					error,
+				) {
+					return client.SetLogLevel(ctx, args[0])
+				}
 			}
 			now, err := ask(cmd.Context())
 			if err == nil {

@@ -1,5 +1,5 @@
-// Command ptthqd forwards TCP ports over QUIC: one program that is the relay, the client or the server, as its config
-// says. Each command is a file of its own, with a constructor that commands lists.
+// Command ptthqd forwards TCP ports over QUIC. One program is relay, client or server, as its
+// config says. Each command has a file with its constructor; the function commands lists them.
 package main
 
 import (
@@ -15,7 +15,7 @@ import (
 	"ptthqd/pkg/config"
 )
 
-// The exit codes; beside them 0, done.
+// The exit codes; 0 means success.
 const (
 	exitFailed = 1  // also for faults of the host: an address in use, a permission, a disk
 	exitUsage  = 2  // the command line is wrong
@@ -33,7 +33,7 @@ func execute(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	// What fails before this hook is the command line's fault; after it the commands themselves say what it is.
+	// A failure before this hook is one of the command line. After it, the commands decide.
 	begun := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { begun = true }
 
@@ -72,10 +72,10 @@ func execute(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return code
 }
 
-// lastWords is how long a daemon that ends waits for who should read why.
+// lastWords is how long a failed daemon waits for the reader of its last message.
 const lastWords = time.Second
 
-// exitError is an error that decides the exit code. It may hold no error: then all has been said.
+// exitError is an error with an exit code. Without an error in it, nothing more is printed.
 type exitError struct {
 	code int
 	err  error

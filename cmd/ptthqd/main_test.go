@@ -38,7 +38,10 @@ func TestScripts(t *testing.T) {
 			setUpNodes(t, env)
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"fails": fails, "ready": ready, "eventually": eventually},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"fails": fails,
+			"ready": ready, "eventually": eventually,
+		},
 		Condition: func(condition string) (bool, error) {
 			if condition == "root" {
 				return os.Geteuid() == 0, nil
@@ -63,7 +66,8 @@ func fails(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// The two packages know nothing of each other: the TLS configs and the protocol must have one name for it.
+// The two packages know nothing of each other: the TLS configs and the protocol must have one name
+// for it.
 func TestHandshakesNameTheProtocol(t *testing.T) {
 	key, err := ident.Generate()
 	if err != nil {
@@ -77,7 +81,8 @@ func TestHandshakesNameTheProtocol(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{wire.ALPN}; !slices.Equal(dial.NextProtos, want) || !slices.Equal(listen.NextProtos, want) {
+	if want := []string{wire.ALPN}; !slices.Equal(dial.NextProtos, want) ||
+		!slices.Equal(listen.NextProtos, want) {
 		t.Errorf("dialling %v, listening %v, want %v", dial.NextProtos, listen.NextProtos, want)
 	}
 }

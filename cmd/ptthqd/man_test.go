@@ -11,8 +11,8 @@ import (
 
 var flagName = regexp.MustCompile(`(?m)^ +(?:-(\w), )?--([a-z-]+)`)
 
-// TestManualHasEveryCommand holds ptthqd(8) to the program: each command and each flag is in it, and
-// no other command; the synopsis has each command.
+// TestManualHasEveryCommand holds ptthqd(8) to the program: each command and each flag is in it,
+// and no other command; the synopsis has each command.
 func TestManualHasEveryCommand(t *testing.T) {
 	text, err := os.ReadFile("man/ptthqd.8")
 	if err != nil {
@@ -37,7 +37,8 @@ func TestManualHasEveryCommand(t *testing.T) {
 		}
 		for _, flag := range flagName.FindAllStringSubmatch(command.LocalFlags().FlagUsages(), -1) {
 			short, long := flag[1], flag[2]
-			if long != "help" && long != "version" && !strings.Contains(page, "Fl -"+long) && (short == "" || !strings.Contains(page, "Fl "+short)) {
+			if long != "help" && long != "version" && !strings.Contains(page, "Fl -"+long) &&
+				(short == "" || !strings.Contains(page, "Fl "+short)) {
 				t.Errorf("ptthqd(8) does not describe --%s of %q", long, command.CommandPath())
 			}
 		}
@@ -47,7 +48,8 @@ func TestManualHasEveryCommand(t *testing.T) {
 	_, synopsis, _ := strings.Cut(page, ".Sh SYNOPSIS\n")
 	synopsis, _, _ = strings.Cut(synopsis, "\n.Sh ")
 	for _, c := range newRootCommand().Commands() {
-		if c.Name() != "help" && !regexp.MustCompile(`(?m)^\.(Cm|Op Cm) `+c.Name()+`\b`).MatchString(synopsis) {
+		if c.Name() != "help" &&
+			!regexp.MustCompile(`(?m)^\.(Cm|Op Cm) `+c.Name()+`\b`).MatchString(synopsis) {
 			t.Errorf("the synopsis of ptthqd(8) lacks %s", c.Name())
 		}
 	}

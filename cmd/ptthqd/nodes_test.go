@@ -13,12 +13,16 @@ import (
 	"ptthqd/test/testutil"
 )
 
-// setUpNodes prepares a script for running daemons: ports for them, and nothing of a service around the test.
+// setUpNodes prepares a script for running daemons: ports for them, and nothing of a service around
+// the test.
 func setUpNodes(t *testing.T, env *testscript.Env) {
 	for i := 1; i <= 3; i++ {
 		env.Setenv(fmt.Sprintf("PORT%d", i), strconv.Itoa(testutil.FreePort(t)))
 	}
-	for _, name := range []string{"RUNTIME_DIRECTORY", "NOTIFY_SOCKET", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY"} {
+	for _, name := range []string{
+		"RUNTIME_DIRECTORY", "NOTIFY_SOCKET", "JOURNAL_STREAM",
+		"CREDENTIALS_DIRECTORY",
+	} {
 		env.Setenv(name, "")
 	}
 }

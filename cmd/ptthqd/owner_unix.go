@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// ownerOf returns the user and group to whom a file belongs.
+// ownerOf returns the user and group of a file.
 func ownerOf(info fs.FileInfo) (uid, gid int, ok bool) {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {

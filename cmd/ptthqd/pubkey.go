@@ -29,7 +29,7 @@ input. It is what the config at the other end wants as public_key.`,
 	})
 }
 
-// maxInput bounds what is read of standard input: room for a key and much white space.
+// maxInput bounds standard input, in bytes: a key and much white space.
 const maxInput = 4096
 
 func readPrivateKey(cmd *cobra.Command, args []string) (ident.PrivateKey, error) {

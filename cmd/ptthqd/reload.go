@@ -50,7 +50,8 @@ the config's text.`,
 			case len(done.Changes) == 0 && done.Restart == "":
 				fmt.Fprintln(out, "nothing has changed")
 			}
-			fmt.Fprintf(out, "in force, in %v\n", time.Duration(done.Took).Round(100*time.Microsecond))
+			fmt.Fprintf(out, "in force, in %v\n",
+				time.Duration(done.Took).Round(100*time.Microsecond))
 			if done.Restart != "" {
 				return errors.New(done.Restart)
 			}
@@ -61,24 +62,26 @@ the config's text.`,
 	return cmd
 }
 
-// notReloaded prints why, each fault of the config on a line of its own.
+// notReloaded prints why a reload has failed, each fault of the config on a line of its own.
 func notReloaded(cmd *cobra.Command, done *control.Reload) error {
 	out := cleanWriter{cmd.ErrOrStderr()}
 	for _, f := range done.Faults {
 		fmt.Fprintln(out, f)
 	}
 	if len(done.Faults) > 0 {
-		fmt.Fprintln(out, "ptthqd: nothing has changed: the daemon goes on with the config that it has")
+		fmt.Fprintln(out,
+			"ptthqd: nothing has changed: the daemon goes on with the config that it has")
 		return &exitError{exitConfig, nil}
 	}
 	then := ""
 	if done.Retrying {
 		then = ", and tries again every few seconds"
 	}
-	return fmt.Errorf("%s; nothing has changed: the daemon goes on with the config that it has%s", done.Error, then)
+	return fmt.Errorf("%s; nothing has changed: the daemon goes on with the config that it has%s",
+		done.Error, then)
 }
 
-// daemonAt is the running daemon, by the flags.
+// daemonAt returns a client of the running daemon that the flags name.
 func daemonAt(socket string) *control.Client {
 	return &control.Client{Socket: control.SocketPath(socket, configPath), Config: configPath}
 }

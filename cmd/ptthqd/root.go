@@ -50,7 +50,8 @@ client or the server, as its config says; see ptthqd(8) and ptthqd.toml(5).`,
 		CompletionOptions:          cobra.CompletionOptions{DisableDefaultCmd: true}, // ours is in completion.go
 	}
 	daemon.add(root)
-	root.PersistentFlags().StringVarP(&configPath, "config", "c", defaultConfig(), "the config `FILE`")
+	root.PersistentFlags().StringVarP(&configPath, "config", "c", defaultConfig(),
+		"the config `FILE`")
 	_ = root.MarkPersistentFlagFilename("config", "toml")
 	root.Version, _ = buildOf()
 	root.SetVersionTemplate(versionText())
@@ -60,7 +61,7 @@ client or the server, as its config says; see ptthqd(8) and ptthqd.toml(5).`,
 	return root
 }
 
-// noCommand refuses what looks like a command and is none.
+// noCommand refuses an argument that looks like a command and is none.
 func noCommand(root *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -72,11 +73,11 @@ func noCommand(root *cobra.Command, args []string) error {
 	return errors.New(text)
 }
 
-// systemConfig is the config of the service, where the system has such a place.
+// systemConfig is the config of the system's service; "" if the system has no place for one.
 const systemConfig = "/etc/ptthq.toml"
 
-// defaultConfig is the config that is meant when -c is not given: the system's; of a plain user his own, once `ptthqd
-// init` has made it.
+// defaultConfig returns the config to use without -c: the system's; for a plain user the user's
+// own, once `ptthqd init` has made it.
 func defaultConfig() string {
 	own := userConfig()
 	if own == "" {
@@ -88,7 +89,8 @@ func defaultConfig() string {
 	return own
 }
 
-// userConfig is where a plain user's own config lies, and his service reads it; empty for the superuser.
+// userConfig returns the path of a plain user's own config, which the user's service reads; "" for
+// the superuser.
 func userConfig() string {
 	dir, err := os.UserConfigDir()
 	if err != nil || os.Geteuid() == 0 {

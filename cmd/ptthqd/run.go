@@ -10,7 +10,7 @@ import (
 	"ptthqd/pkg/host"
 )
 
-// runFlags are those of `ptthqd run`, which `ptthqd` alone takes too.
+// runFlags are the flags of `ptthqd run`, and of `ptthqd` without a command.
 type runFlags struct {
 	socket string
 	format string
@@ -18,15 +18,20 @@ type runFlags struct {
 
 func (f *runFlags) add(cmd *cobra.Command) {
 	socketFlag(cmd, &f.socket)
-	cmd.Flags().StringVar(&f.format, "log-format", host.LogAuto, "how to log, as `FORMAT`: auto (to the journal where stderr is connected to it, else text), text, json")
-	_ = cmd.RegisterFlagCompletionFunc("log-format", cobra.FixedCompletions([]string{host.LogAuto, host.LogText, host.LogJSON}, cobra.ShellCompDirectiveNoFileComp))
+	cmd.Flags().StringVar(&f.format, "log-format", host.LogAuto,
+		"how to log, as `FORMAT`: auto (to the journal where stderr is connected to it, else "+
+			"text), text, json")
+	_ = cmd.RegisterFlagCompletionFunc("log-format",
+		cobra.FixedCompletions([]string{host.LogAuto, host.LogText, host.LogJSON},
+			cobra.ShellCompDirectiveNoFileComp))
 }
 
 func (f *runFlags) run(cmd *cobra.Command, _ []string) error {
 	switch f.format {
 	case host.LogAuto, host.LogText, host.LogJSON:
 	default:
-		return usageError("there is no log format %q: use %s, %s or %s", f.format, host.LogAuto, host.LogText, host.LogJSON)
+		return usageError("there is no log format %q: use %s, %s or %s", f.format, host.LogAuto,
+			host.LogText, host.LogJSON)
 	}
 	version, commit := buildOf()
 	err := daemon.Run(cmd.Context(), daemon.Options{
@@ -66,6 +71,7 @@ be read), 78 a fault in the config's text.`,
 
 // socketFlag adds --socket.
 func socketFlag(cmd *cobra.Command, into *string) {
-	cmd.Flags().StringVar(into, "socket", "", "the control socket's `PATH` (default: follows from the config's path)")
+	cmd.Flags().StringVar(into, "socket", "",
+		"the control socket's `PATH` (default: follows from the config's path)")
 	_ = cmd.MarkFlagFilename("socket")
 }

@@ -75,13 +75,15 @@ bound, and a client or server is connected to a relay; 1 otherwise.`,
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	cmd.Flags().BoolVar(&check, "check", false, "print only what keeps the daemon from its work, and exit with 1 if anything does")
-	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it again every two seconds, until interrupted")
+	cmd.Flags().BoolVar(&check, "check", false,
+		"print only what keeps the daemon from its work, and exit with 1 if anything does")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false,
+		"show it again every two seconds, until interrupted")
 	socketFlag(cmd, &socket)
 	return cmd
 }
 
-// checkStatus fails, and prints why, unless the daemon does its work.
+// checkStatus fails, and prints why, if the daemon does not do its work.
 func checkStatus(cmd *cobra.Command, client *control.Client) error {
 	status, err := client.Status(cmd.Context())
 	if err != nil {
@@ -97,7 +99,7 @@ func checkStatus(cmd *cobra.Command, client *control.Client) error {
 	return nil
 }
 
-// statusTroubles says what keeps a daemon from its work.
+// statusTroubles returns what keeps a daemon from its work.
 func statusTroubles(s *control.Status) (troubles []string) {
 	if s.State != "running" {
 		troubles = append(troubles, "the daemon is "+s.State)
@@ -119,8 +121,8 @@ func statusTroubles(s *control.Status) (troubles []string) {
 
 const watchInterval = 2 * time.Second
 
-// showAgain shows until it is interrupted, on a terminal each time at the top of the screen. A daemon that is
-// away may come back.
+// showAgain shows the status again and again until it is interrupted; on a terminal always at the
+// top of the screen. It goes on while the daemon is away.
 func showAgain(cmd *cobra.Command, show func(context.Context, io.Writer) error) error {
 	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt)
 	defer stop()
@@ -158,17 +160,20 @@ func showAgain(cmd *cobra.Command, show func(context.Context, io.Writer) error) 
 func printStatus(w io.Writer, s *control.Status, now time.Time) {
 	w = cleanWriter{w}
 	fmt.Fprintf(w, "%s: %s\n", strings.TrimSpace(s.Role+" "+s.ID), headline(s))
-	fmt.Fprintf(w, "%s for %s, pid %d, version %s\n", s.State, span(time.Duration(s.Uptime)), s.PID, s.Version)
+	fmt.Fprintf(w, "%s for %s, pid %d, version %s\n", s.State, span(time.Duration(s.Uptime)), s.PID,
+		s.Version)
 	level := ""
 	if s.Config.LogLevel != "info" && s.Config.LogLevel != "" {
 		level = "; log level " + s.Config.LogLevel
 	}
-	fmt.Fprintf(w, "config %s, in force for %s%s%s\n", s.Config.File, span(now.Sub(s.Config.Loaded)), lastReload(s.Config.Reload, now), level)
+	fmt.Fprintf(w, "config %s, in force for %s%s%s\n", s.Config.File,
+		span(now.Sub(s.Config.Loaded)), lastReload(s.Config.Reload, now), level)
 	if refused := refusals(s.Counters.Refused); refused != "" {
 		fmt.Fprintf(w, "refused since the start: %s\n", refused)
 	}
 	if hit := limitsHit(s.Counters.LimitsHit); hit != "" {
-		fmt.Fprintf(w, "connections that a limit has kept out or made wait, since the start: %s\n", hit)
+		fmt.Fprintf(w, "connections that a limit has kept out or made wait, since the start: %s\n",
+			hit)
 	}
 	if len(s.Warnings) > 0 {
 		fmt.Fprintln(w, "\nWhat to look at:")
@@ -188,7 +193,7 @@ func printStatus(w io.Writer, s *control.Status, now time.Time) {
 	printConnections(w, s, now)
 }
 
-// headline is the summary without the reasons that the warnings below it repeat.
+// headline returns the summary without the reasons that the warnings below repeat.
 func headline(s *control.Status) string {
 	text := s.Summary
 	for _, l := range s.Links {
@@ -260,9 +265,12 @@ func printLinks(w io.Writer, links []control.Link, now time.Time) {
 		case control.LinkConnected:
 			state = "connected for " + span(now.Sub(l.Since))
 		case control.LinkWaiting:
-			state = fmt.Sprintf("down for %s, next try in %s", span(now.Sub(l.Since)), span(l.NextAttempt.Sub(now)))
+			state = fmt.Sprintf("down for %s, next try in %s", span(now.Sub(l.Since)),
+				span(l.NextAttempt.Sub(now)))
 		}
-		rows = append(rows, append([]string{l.Relay, state, l.Address}, append(figureCells(l.Figures), fmt.Sprint(l.Connections))...))
+		rows = append(rows,
+			append([]string{l.Relay, state, l.Address},
+				append(figureCells(l.Figures), fmt.Sprint(l.Connections))...))
 	}
 	table(w, "RELAY STATE ADDRESS RTT LOSS SENT RECEIVED CONNECTIONS", rows)
 }
@@ -271,7 +279,10 @@ func figureCells(f *control.Figures) []string {
 	if f == nil {
 		return []string{"", "", "", ""}
 	}
-	return []string{roundTrip(time.Duration(f.RTT)), fmt.Sprintf("%.2g%%", f.Loss*100), size(f.BytesSent), size(f.BytesReceived)}
+	return []string{
+		roundTrip(time.Duration(f.RTT)), fmt.Sprintf("%.2g%%", f.Loss*100),
+		size(f.BytesSent), size(f.BytesReceived),
+	}
 }
 
 func printListeners(w io.Writer, listeners []control.Listener) {
@@ -281,7 +292,11 @@ func printListeners(w io.Writer, listeners []control.Listener) {
 			rows = append(rows, []string{l.Listen, "FAILED", "", "", ""})
 			continue
 		}
-		rows = append(rows, []string{l.Listen, l.Address, size(uint64(max(l.ReceiveBuffer, 0))), fmt.Sprint(l.Packets), fmt.Sprint(l.Dropped)})
+		rows = append(rows,
+			[]string{
+				l.Listen, l.Address, size(uint64(max(l.ReceiveBuffer, 0))),
+				fmt.Sprint(l.Packets), fmt.Sprint(l.Dropped),
+			})
 	}
 	table(w, "LISTENER ADDRESS BUFFER PACKETS DROPPED", rows)
 }
@@ -300,7 +315,9 @@ func printPeers(w io.Writer, peers []control.Peer, now time.Time) {
 		if len(p.OtherNames) > 0 {
 			name += " (" + strings.Join(p.OtherNames, ", ") + ")"
 		}
-		rows = append(rows, append([]string{name, p.Role, state, p.Address}, append(figureCells(p.Figures), fmt.Sprint(p.Connections))...))
+		rows = append(rows,
+			append([]string{name, p.Role, state, p.Address},
+				append(figureCells(p.Figures), fmt.Sprint(p.Connections))...))
 	}
 	table(w, "PEER ROLE STATE ADDRESS RTT LOSS SENT RECEIVED CONNECTIONS", rows)
 }
@@ -308,7 +325,11 @@ func printPeers(w io.Writer, peers []control.Peer, now time.Time) {
 func printWaiting(w io.Writer, waiting []control.Waiting, now time.Time) {
 	var rows [][]string
 	for _, k := range waiting[:min(len(waiting), maxRows)] {
-		rows = append(rows, []string{k.Key, k.Address, "for " + span(now.Sub(k.Since)), fmt.Sprint(k.Tries), span(now.Sub(k.Last)) + " ago"})
+		rows = append(rows,
+			[]string{
+				k.Key, k.Address, "for " + span(now.Sub(k.Since)), fmt.Sprint(k.Tries),
+				span(now.Sub(k.Last)) + " ago",
+			})
 	}
 	table(w, "WAITING ADDRESS SINCE TRIES LAST", rows)
 	if more := len(waiting) - len(rows); more > 0 {
@@ -326,7 +347,8 @@ func printMappings(w io.Writer, mappings []control.Mapping) {
 		case m.Problem != "":
 			state = "FAILED"
 		}
-		rows = append(rows, []string{m.Name, state, m.Listen, m.Server, m.Target, fmt.Sprint(m.Connections)})
+		rows = append(rows,
+			[]string{m.Name, state, m.Listen, m.Server, m.Target, fmt.Sprint(m.Connections)})
 	}
 	table(w, "MAPPING STATE LISTEN SERVER TARGET CONNECTIONS", rows)
 }
@@ -334,12 +356,13 @@ func printMappings(w io.Writer, mappings []control.Mapping) {
 func printServices(w io.Writer, services []control.Service) {
 	var rows [][]string
 	for _, v := range services {
-		rows = append(rows, []string{v.Name, v.Target, strings.Join(v.Clients, ", "), fmt.Sprint(v.Connections)})
+		rows = append(rows,
+			[]string{v.Name, v.Target, strings.Join(v.Clients, ", "), fmt.Sprint(v.Connections)})
 	}
 	table(w, "SERVICE TARGET CLIENTS CONNECTIONS", rows)
 }
 
-// maxRows is how many connections are shown to people.
+// maxRows is how many connections are shown.
 const maxRows = 50
 
 func printConnections(w io.Writer, s *control.Status, now time.Time) {
@@ -353,7 +376,8 @@ func printConnections(w io.Writer, s *control.Status, now time.Time) {
 			state += " for " + span(now.Sub(c.Since))
 		}
 		rows = append(rows, []string{
-			c.ID, state, span(time.Duration(c.Age)), cmp.Or(c.Client, s.ID), c.Source, cmp.Or(c.Server, s.ID), c.Target,
+			c.ID, state, span(time.Duration(c.Age)), cmp.Or(c.Client,
+				s.ID), c.Source, cmp.Or(c.Server, s.ID), c.Target,
 			size(c.BytesUp), size(c.BytesDown), fmt.Sprint(c.Resumes), c.Relay,
 		})
 	}
@@ -363,7 +387,7 @@ func printConnections(w io.Writer, s *control.Status, now time.Time) {
 	}
 }
 
-// span is a duration for people: 3s, 5m, 2h10m, 3d4h.
+// span returns a duration for people: 3s, 5m, 2h10m, 3d4h.
 func span(d time.Duration) string {
 	const day = 24 * time.Hour
 	d = max(d, 0)
@@ -385,7 +409,7 @@ func roundTrip(d time.Duration) string {
 	return d.Round(time.Millisecond).String()
 }
 
-// size is a number of bytes for people.
+// size returns a number of bytes for people.
 func size(n uint64) string {
 	const unit = 1024
 	if n < unit {

@@ -13,7 +13,10 @@ func TestStatusNamesLimits(t *testing.T) {
 	var out strings.Builder
 	printStatus(&out, &control.Status{
 		Role: "server", ID: "nas",
-		Counters: control.Counters{LimitsHit: map[string]uint64{"sessions_per_client": 2, "retained_memory": 16}},
+		Counters: control.Counters{LimitsHit: map[string]uint64{
+			"sessions_per_client": 2,
+			"retained_memory":     16,
+		}},
 	}, time.Now())
 	const want = "connections that a limit has kept out or made wait, since the start: retained_memory 16, sessions_per_client 2\n"
 	if !strings.Contains(out.String(), want) {

@@ -25,11 +25,12 @@ func newVersionCommand() *cobra.Command {
 
 func versionText() string {
 	version, commit := buildOf()
-	return fmt.Sprintf("ptthqd %s, commit %s, %s, %s/%s\n", version, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return fmt.Sprintf("ptthqd %s, commit %s, %s, %s/%s\n", version, commit, runtime.Version(),
+		runtime.GOOS, runtime.GOARCH)
 }
 
-// buildOf returns the version and the commit of this program: the Makefile's, else what Go noted when it was built by
-// `go install` or `go build`.
+// buildOf returns the version and the commit of this program: from the Makefile, else from what Go
+// notes for `go install` and `go build`.
 func buildOf() (ofVersion, ofCommit string) {
 	ofVersion, ofCommit = version, commit
 	info, ok := debug.ReadBuildInfo()
