@@ -31,8 +31,13 @@ func (s *Server) serveLink(ctx context.Context, l *link.Link) {
 
 // serve has a stream carry a session until its end, or refuses it.
 func (s *Server) serve(l *link.Link, stream wire.Stream, tip wire.Message) {
-	if client, inner := s.understand(l, stream, tip); inner != nil {
-		s.sessions.Attach(client, inner, stream, session.Route{Link: l, Relay: l.Peer(), RTT: l.RTT()})
+	client, inner := s.understand(l, stream, tip)
+	route := session.Route{Link: l, Relay: l.Peer(), RTT: l.RTT()}
+	switch m := inner.(type) {
+	case *wire.Open:
+		s.sessions.Open(client, m, stream, route)
+	case *wire.Resume:
+		s.sessions.Resume(client, m, stream, route)
 	}
 }
 

@@ -7,28 +7,23 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// Attach finds or makes the session that a stream is to carry, and serves it until the stream's end. A
-// relay has opened the stream for client; inner is what its tip held. Attach owns st.
-func (v *Server) Attach(client string, inner wire.Message, st wire.Stream, via Route) {
-	if at := v.attach(client, inner, st, via); at != nil {
+// Open makes the session that a client asks for, or finds the one that an earlier attempt has made, and
+// serves it over st until the stream's end. Open owns st.
+func (v *Server) Open(client string, m *wire.Open, st wire.Stream, via Route) {
+	if at := v.open(client, m, st, via); at != nil {
 		v.left(at, at.readFrames())
 	}
 }
 
-// attach returns nil where there is no session; then it has said on st why.
-func (v *Server) attach(client string, inner wire.Message, st wire.Stream, via Route) *attachment {
-	switch m := inner.(type) {
-	case *wire.Open:
-		return v.open(client, m, st, via)
-	case *wire.Resume:
-		return v.resume(client, m, st, via)
+// Resume finds the session that a client goes on with, and serves it over st until the stream's end.
+// Resume owns st.
+func (v *Server) Resume(client string, m *wire.Resume, st wire.Stream, via Route) {
+	if at := v.resume(client, m, st, via); at != nil {
+		v.left(at, at.readFrames())
 	}
-	v.refuse(st, &Refusal{wire.StatusMalformed, "the inner message is neither open nor resume"})
-	return nil
 }
 
-// open makes a session, or takes the newer stream for one that was made by an
-// attempt before this.
+// open returns nil where there is no session; then it has said on st why.
 func (v *Server) open(client string, m *wire.Open, st wire.Stream, via Route) *attachment {
 	key := sessionKey{client, m.Token}
 	info := Info{Client: client, Server: v.config.Node, Source: m.Source, Target: m.Target, Relay: via.Relay, Link: via.Link}
@@ -75,7 +70,7 @@ func (v *Server) open(client string, m *wire.Open, st wire.Stream, via Route) *a
 	})
 }
 
-// resume goes on with a session over a new stream.
+// resume returns nil where the session doesn't go on over st; then it has said on st why.
 func (v *Server) resume(client string, m *wire.Resume, st wire.Stream, via Route) *attachment {
 	key := sessionKey{client, m.Token}
 	if m.Version != wire.Version {

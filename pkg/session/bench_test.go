@@ -165,7 +165,7 @@ func (r *oneRoute) Routes() []session.Route {
 		if err != nil {
 			return nil, err
 		}
-		r.all.Go(func() { r.server.Attach("laptop", m, b, session.Route{Link: r, Relay: "relay"}) })
+		r.all.Go(func() { serve(r.server, "laptop", m, b, session.Route{Link: r, Relay: "relay"}) })
 		_, err = a.Write(data)
 		return a, err
 	}}}

@@ -395,6 +395,16 @@ func (c *memConn) AwaitGone() error {
 
 func (c *memConn) reset() { _ = c.SetLinger(0); _ = c.Close() }
 
+// serve hands a stream to the server, as the role does.
+func serve(v *session.Server, client string, inner wire.Message, st wire.Stream, via session.Route) {
+	switch m := inner.(type) {
+	case *wire.Open:
+		v.Open(client, m, st, via)
+	case *wire.Resume:
+		v.Resume(client, m, st, via)
+	}
+}
+
 // A network joins one client and one server by links that can be cut. It plays
 // the relays, too: what they do is join streams.
 type network struct {
@@ -498,7 +508,7 @@ func (n *network) stream(l *memLink) (a, b *memStream) {
 }
 
 func (n *network) serve(l *memLink, m wire.Message, b *memStream) {
-	n.serving.Go(func() { n.server.Attach("laptop", m, b, session.Route{Link: l, Relay: l.name}) })
+	n.serving.Go(func() { serve(n.server, "laptop", m, b, session.Route{Link: l, Relay: l.name}) })
 }
 
 // What the network does is changed under its lock, as sessions are at work.

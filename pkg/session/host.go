@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/awake"
+	"ptthqd/pkg/session/internal/window"
 	"ptthqd/pkg/wire"
 )
 
@@ -88,7 +89,7 @@ type host struct {
 	lines     lines
 	all       func() []*session // of a client, which moves them; nil at a server
 	quotas    quotas
-	paths     paths
+	paths     window.Paths
 	windows   budget
 	retained  budget
 	maxWindow atomic.Uint64

@@ -242,16 +242,6 @@ func TestHostileOpen(t *testing.T) {
 			})
 		})
 	}
-	t.Run("not an opening", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			n := hostile(t, session.Limits{})
-			p := n.play("mallory", new(wire.Control))
-			if status := p.status(); status != wire.StatusMalformed {
-				t.Errorf("status %v", status)
-			}
-			p.st.Reset(wire.CodeLost)
-		})
-	})
 }
 
 // TestHostileResume resumes a session as its client may not. Where it is refused as

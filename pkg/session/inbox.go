@@ -5,6 +5,7 @@ import (
 	"io"
 	"time"
 
+	"ptthqd/pkg/session/internal/window"
 	"ptthqd/pkg/wire"
 )
 
@@ -23,17 +24,10 @@ type inbox struct {
 	queued     int
 	delivering bool // a goroutine delivers the queue
 
-	// The growth of the window is decided once a window's worth is delivered; at the start of a long path, within each round trip.
-	epoch      time.Time
-	epochBytes uint64
-	epochFrom  uint64        // where it begins to count: what lies before was allowed by a smaller window, and says nothing of this one
-	stood      time.Duration // how long nothing came in the epoch
-	lasts      time.Duration // for how long the window lasted of late, on a short path; 0 if it isn't known
-	settled    bool          // the window has once been larger than the path could use
-	trim       uint64        // what the window shrinks to, as what it has allowed comes; 0 if it doesn't
-	before     uint64        // how large it was before it was taken back, for the next stream; 0 if it wasn't
-	rate       float64       // in bytes a nanosecond, when the window last grew; until it is settled, in the last epoch
-	keepsUp    time.Time     // from when on the TCP side is one that keeps up
+	growth  window.Growth
+	trim    uint64    // what the window shrinks to, as what it has allowed comes; 0 if it doesn't
+	before  uint64    // how large it was before takeBackLocked; 0 if it wasn't larger
+	keepsUp time.Time // from when on the TCP side is one that keeps up
 }
 
 // A segment is received data that waits for the TCP side.
@@ -129,8 +123,8 @@ func (at *attachment) take(b *buffer, p []byte) error {
 	s := at.session
 	now := time.Now()
 	s.mu.Lock()
-	if gap := now.Sub(at.lastIn); at.minRTT >= minStandRTT && gap >= at.minRTT/4 {
-		s.in.stood += gap
+	if gap := now.Sub(at.lastIn); at.minRTT >= window.LongRTT && gap >= at.minRTT/4 {
+		s.in.growth.Stood(gap)
 	}
 	at.lastIn = now
 	mark(&at.line.heard)
@@ -299,10 +293,11 @@ func (at *attachment) takeYieldLocked(n uint64) error {
 	}
 	in.limit -= n
 	at.limitSaid -= n
-	if window := max(in.limit-in.acked, wire.InitialWindow); window < in.window {
-		s.windows.give(int64(in.window - window))
-		in.window = window
-		in.settled, in.trim, in.rate, in.epochFrom = false, 0, 0, 0
+	if left := max(in.limit-in.acked, wire.InitialWindow); left < in.window {
+		s.windows.give(int64(in.window - left))
+		in.window = left
+		in.trim = 0
+		in.growth.Restart()
 	}
 	return nil
 }
@@ -458,12 +453,8 @@ func (s *session) deliverFinLocked() {
 func (s *session) deliveredLocked(n int) {
 	in := &s.in
 	in.acked += uint64(n)
-	if in.acked > in.epochFrom || !in.settled {
-		in.epochBytes += uint64(n)
-	} else {
-		in.epoch, in.stood = time.Now(), 0
-	}
-	if s.at != nil && !s.startLocked() && in.epochBytes >= in.window {
+	in.growth.Delivered(n, in.acked)
+	if s.at != nil {
 		s.growLocked()
 	}
 	if in.trim > 0 {
@@ -471,7 +462,8 @@ func (s *session) deliveredLocked(n int) {
 	}
 	in.limit = max(in.limit, in.acked+in.window)
 	if at := s.at; at != nil {
-		often := s.ackEveryLocked()
+		askedOfLate := in.asked > 0 && in.acked < in.asked+2*wire.InitialWindow
+		often := in.growth.AckEvery(in.window, at.minRTT, askedOfLate)
 		at.ackDue = at.ackDue || in.acked-at.ackedSaid >= often || in.limit-at.limitSaid >= often ||
 			at.ackedSaid < in.asked && in.asked <= in.acked
 	}

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"ptthqd/pkg/session/internal/window"
 	"ptthqd/pkg/wire"
 )
 
@@ -51,10 +52,10 @@ const (
 	// quotaEpoch is how long, at least, what arrives may take to make the quota
 	// grow if it is as much as that.
 	quotaEpoch = 250 * time.Millisecond
-	// shortQuotaEpoch is the same for a path whose round trips take less than minStandRTT: two of the longest such. More on its way
+	// shortQuotaEpoch is the same for a path whose round trips take less than window.LongRTT: two of the longest such. More on its way
 	// would only be a queue at the relay, in buffers that have left the processor's cache: 1,000 uploads take 4 % less processor
 	// time with 10 ms than with 250; 3 ms brought no more.
-	shortQuotaEpoch = 2 * minStandRTT
+	shortQuotaEpoch = 2 * window.LongRTT
 	// quotaRest is for how long a session has had none of the quota when the first window of what it sends then need not wait behind
 	// those that go on. Who has much to send asks for more as soon as the last is acknowledged.
 	quotaRest = 100 * time.Millisecond
@@ -82,7 +83,7 @@ func (q *quota) take(n int64, at *attachment) bool {
 		at.claim.burst = 0
 	}
 	at.claim.epoch = max(quotaEpoch, 2*at.minRTT)
-	if 0 < at.minRTT && at.minRTT < minStandRTT {
+	if 0 < at.minRTT && at.minRTT < window.LongRTT {
 		at.claim.epoch = shortQuotaEpoch
 	}
 	if q.used <= 0 {
