@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"ptthqd/test/testutil"
 )
 
 // A service is that of one host, and configs for it.
@@ -128,13 +130,18 @@ func (s *service) badReload(t *testing.T) {
 func (s *service) watchdog(t *testing.T) {
 	s.fresh(t, s.relay)
 	s.run("mkdir -p /etc/systemd/system/ptthqd.service.d && printf '[Service]\nWatchdogSec=3\n' > /etc/systemd/system/ptthqd.service.d/hang.conf && systemctl daemon-reload")
+	stood := testutil.WatchMachine()
 	s.run("systemctl start ptthqd && kill -STOP $(systemctl show -P MainPID ptthqd)")
 	s.soon("test $(systemctl show -P NRestarts ptthqd) -ge 1 && systemctl is-active ptthqd")
-	// From start to start, by systemd's own clock. It is stopped at once, and has the watchdog's 3 s and 3 s more.
+	// From start to start, by systemd's own clock. The process is stopped at once. The watchdog has 3 s,
+	// and the restart 1 s and 2 s more.
 	var was, is float64
 	starts := s.run("journalctl -o short-unix UNIT=ptthqd.service | grep ': Started ptthqd' | tail -n 2 | cut -d ' ' -f 1")
-	if _, err := fmt.Sscan(starts, &was, &is); err != nil || is-was > 6 || is-was < 3 {
+	if _, err := fmt.Sscan(starts, &was, &is); err != nil || is-was < 3 {
 		t.Errorf("it serves again %.3f s after it was started: %q, %v", is-was, starts, err)
+	}
+	if still := stood(); is-was > 6 {
+		testutil.Broken(t, still, testutil.AtRest, "it serves again %.3f s after it was started; 6 s is the most", is-was)
 	}
 	t.Logf("it serves again %.3f s after it was started", is-was)
 	s.run("journalctl -o cat -u ptthqd | grep 'Watchdog timeout' && journalctl -o cat -u ptthqd | grep '^goroutine 1 '")

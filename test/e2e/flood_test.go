@@ -18,6 +18,7 @@ import (
 
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
+	"ptthqd/test/testutil"
 )
 
 // A newcomer is an honest client that comes for the first time.
@@ -233,7 +234,7 @@ func (f *flooded) withstands(t *testing.T, fl flood) {
 			continue
 		}
 		if calm == 0 && busy < 0.7 {
-			unmeasured(t, "%s: the upload fell from %.1f to %.1f MiB/s; the machine stood still for %v at a time, and the relay had %.0f %% of a processor",
+			testutil.Unmeasured(t, "%s: the upload fell from %.1f to %.1f MiB/s; the machine stood still for %v at a time, and the relay had %.0f %% of a processor",
 				fl.name, base, rate, still, 100*busy)
 			return
 		}
@@ -246,7 +247,7 @@ func (f *flooded) withstands(t *testing.T, fl flood) {
 // second, the relay's share of a processor, and for how long the machine itself stood still.
 func (f *flooded) try(t *testing.T, fl flood) (base, rate, busy float64, still time.Duration) {
 	t.Helper()
-	stood := watchMachine()
+	stood := testutil.WatchMachine()
 	alone := f.world.load(t, "relay", func() { base = f.load.rate(func() { <-time.After(f.lasting / 2) }) })
 	watched := f.watch(t, "relay")
 	ctx, cancel := context.WithCancel(t.Context())
@@ -276,7 +277,7 @@ func (f *flooded) try(t *testing.T, fl flood) (base, rate, busy float64, still t
 // rate, honest newcomers get in, and the relay is then as it was before.
 func TestFloods(t *testing.T) {
 	var arrived atomic.Int64
-	stood := watchMachine()
+	stood := testutil.WatchMachine()
 	f := newFlooded(t, func(c net.Conn) { uploadOrEnd(c, &arrived) })
 	seen := f.mob.eavesdrop("laptop", func() {
 		<-time.After(time.Second)
@@ -311,7 +312,7 @@ func TestFloods(t *testing.T) {
 	f.honest.end(t)
 	f.carries(5 * time.Second)
 	if n := f.status("laptop").Counters.Resumed; n > 0 {
-		broken(t, stood(), stalled, "a flood has cost a link: %d connections had to be resumed", n)
+		testutil.Broken(t, stood(), stalled, "a flood has cost a link: %d connections had to be resumed", n)
 	}
 	f.fewLines(t, "relay", 200)
 }

@@ -22,6 +22,7 @@ import (
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/wire"
+	"ptthqd/test/testutil"
 )
 
 // A rogue is a node that a relay knows by its key, and that does as it likes.
@@ -241,7 +242,7 @@ func TestHostileClient(t *testing.T) {
 	w.withMetrics("relay", "nas")
 	w.all()
 
-	begun, stood := time.Now(), watchMachine()
+	begun, stood := time.Now(), testutil.WatchMachine()
 	honest := pings(t, w.mustDial())
 	r := newRogue(t, w, key, nil)
 	r.target = fmt.Sprintf(":%d", theirs)
@@ -272,7 +273,7 @@ func TestHostileClient(t *testing.T) {
 	}
 	honest.end(t)
 	if n, still := w.status("laptop").Counters.Resumed, stood(); n > 0 {
-		broken(t, still, stalled, "a hostile client has cost others a link: %d connections had to be resumed", n)
+		testutil.Broken(t, still, stalled, "a hostile client has cost others a link: %d connections had to be resumed", n)
 	}
 	for node, was := range was {
 		w.settles(t, node, was, 30*time.Second)

@@ -262,7 +262,7 @@ func newKey(t *testing.T) ident.PrivateKey {
 func (w *world) unharmed(t *testing.T, name string, honest *pingpong, nodes []string, do func()) {
 	t.Helper()
 	const patience, memory = 2 * time.Second, 256 // MiB
-	stood := watchMachine()
+	stood := testutil.WatchMachine()
 	honest.take()
 	<-time.After(300 * time.Millisecond)
 	before := honest.take()
@@ -292,7 +292,7 @@ func (w *world) unharmed(t *testing.T, name string, honest *pingpong, nodes []st
 		t.Errorf("%s: a new connection: %v", name, err)
 	}
 	if still := stood(); during.p99 > patience || took > 3*patience {
-		broken(t, still, stalled, "%s: honest connections were held up", name)
+		testutil.Broken(t, still, stalled, "%s: honest connections were held up", name)
 	}
 	for node, peak := range peaks {
 		if peak > memory {

@@ -460,10 +460,12 @@ func TestManyReloads(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := s.footprint(t, "laptop")
+	daemon := &control.Client{Socket: filepath.Join(s.path("laptop", ".run"), "control.sock")}
 	for i := range rounds {
-		s.reload("laptop", func(string) string {
-			return string(base) + s.mapping(fmt.Sprint("round-", i), ports[i%2], "")
-		})
+		s.write("laptop", string(base)+s.mapping(fmt.Sprint("round-", i), ports[i%2], ""))
+		if _, err := daemon.Reload(t.Context()); err != nil {
+			t.Fatalf("reload %d: %v", i, err)
+		}
 	}
 	goesOn(t, pinger(t, ports[(rounds-1)%2]))
 	refused(t, ports[rounds%2])
@@ -495,7 +497,7 @@ func TestManyReloads(t *testing.T) {
 func TestWritersThatTakeTheirTime(t *testing.T) {
 	for range 5 {
 		// Who takes longer than the nodes wait can't be told from one who is done.
-		stood := watchMachine()
+		stood := testutil.WatchMachine()
 		said := takesItsTime(t)
 		still := stood()
 		if len(said) == 0 {

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"ptthqd/test/testutil"
 )
 
 // TestManyAtOnce holds 2,000 connections open through one mapping, all of which
@@ -21,7 +23,7 @@ import (
 func TestManyAtOnce(t *testing.T) {
 	const connections, bytesEach = 2000, 8 << 10
 	w := newWorld(t, endServer).all()
-	start, stood := time.Now(), watchMachine()
+	start, stood := time.Now(), testutil.WatchMachine()
 
 	conns := make([]*net.TCPConn, connections)
 	each(t, "opens", connections, func(i int) error {
@@ -73,7 +75,7 @@ func TestManyAtOnce(t *testing.T) {
 	case resumed > connections+connections/10:
 		t.Errorf("%d connections have resumed %d times", connections, resumed)
 	case resumed > connections/10:
-		broken(t, still, stalled, "%d connections have resumed %d times", connections, resumed)
+		testutil.Broken(t, still, stalled, "%d connections have resumed %d times", connections, resumed)
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"ptthqd/test/testutil"
 )
 
 // TestStarved has 5,000 connections say a byte at once, while client, relay and server have a fifth of one processor together, as
@@ -20,7 +22,7 @@ func TestStarved(t *testing.T) {
 	w := newWorld(t, endServer)
 	t.Log(w.starve(20))
 	w.all()
-	stood := watchMachine()
+	stood := testutil.WatchMachine()
 	conns := make([]*net.TCPConn, connections)
 	defer func() {
 		for _, c := range conns {
@@ -54,7 +56,7 @@ func TestStarved(t *testing.T) {
 	t.Logf("%d connections: open after %v; a byte of each was back after %v; new trips %v; resumed %d; the machine itself stood still for %v at a time",
 		connections, opening, spoken, trips, resumed, still)
 	if resumed > 0 {
-		broken(t, still, stalled, "%d connections have resumed", resumed)
+		testutil.Broken(t, still, stalled, "%d connections have resumed", resumed)
 	}
 	const most = 250 * time.Millisecond
 	if median := trips[len(trips)/2]; median > most+still {
@@ -65,7 +67,7 @@ func TestStarved(t *testing.T) {
 	for name, p := range w.procs {
 		lines[name] = strings.Count(p.output(), "\n")
 	}
-	stood = watchMachine()
+	stood = testutil.WatchMachine()
 	w.procs["relay"].kill()
 	start = time.Now()
 	w.start("relay")
@@ -82,7 +84,7 @@ func TestStarved(t *testing.T) {
 	still = stood()
 	t.Logf("all were back after %v, resumed %d times; the machine itself stood still for %v at a time", back, again, still)
 	if again > connections+connections/20 {
-		broken(t, still, stalled, "%d connections have resumed %d times", connections, again)
+		testutil.Broken(t, still, stalled, "%d connections have resumed %d times", connections, again)
 	}
 	for _, name := range []string{"laptop", "nas"} {
 		if n := strings.Count(w.procs[name].output(), "\n") - lines[name]; n > 20 {

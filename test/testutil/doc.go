@@ -7,5 +7,8 @@
 // Log is a buffer for a logger's lines. FreePort, Listening and Accept are for tests over real
 // sockets. Raced reports whether the race detector is on; SkipRaced skips for it.
 //
+// WatchMachine tells how busy the machine is. Broken and Unmeasured skip what a busy machine keeps
+// from being measured.
+//
 // All of it may be used by several goroutines at once.
 package testutil
