@@ -1,9 +1,9 @@
 // Package bind makes the sockets of a listener of the config: inherited ones if there are any,
 // otherwise new ones.
 //
-// A [Binder] binds a listener as a whole or not at all. Its [Error] says why it cannot, and what to do.
-// Most causes pass by themselves (a port in use, an address that no interface has yet), so the caller
-// goes on without the listener, and tries again with [Retry].
+// A [Binder] binds a listener as a whole or not at all. Its [Error] says why it cannot, and what to
+// do. Most causes pass by themselves (a port in use, an address that no interface has yet), so the
+// caller goes on without the listener, and tries again with [Retry].
 //
 //	binder := bind.Binder{Directory: "/run/ptthqd", Streams: inherited}
 //	l, err := binder.Listen(ctx, mapping.Listen, mapping.ListenMode) // TCP, a Unix socket, systemd

@@ -21,8 +21,8 @@ func deepen(l net.Listener) {
 	_ = raw.Control(func(fd uintptr) { _ = unix.Listen(int(fd), backlog) })
 }
 
-// bornWithMode sets the mode of a Unix socket before it is bound: its file never has a wider mode, not
-// even for a moment.
+// bornWithMode sets the mode of a Unix socket before it is bound: its file never has a wider mode,
+// not even for a moment.
 func bornWithMode(mode fs.FileMode) func(string, string, syscall.RawConn) error {
 	return func(_, _ string, raw syscall.RawConn) error {
 		var err error

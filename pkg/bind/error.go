@@ -90,8 +90,8 @@ func newError(kind config.Kind, place string, err error) *Error {
 	return e
 }
 
-// sandboxed reports whether the system refuses an IP socket that needs no right. Linux itself refuses
-// only ports below 1024, with EACCES.
+// sandboxed reports whether the system refuses an IP socket that needs no right. Linux itself
+// refuses only ports below 1024, with EACCES.
 func sandboxed(place string, err error) bool {
 	addr, _ := netip.ParseAddrPort(place)
 	return errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSYS) ||

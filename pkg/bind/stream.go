@@ -54,8 +54,8 @@ func (b *Binder) Listen(ctx context.Context, at config.Listen, mode fs.FileMode)
 	return l, nil
 }
 
-// Close closes the sockets. It removes the file of a Unix socket, unless keepFile says that somebody
-// else holds the socket too.
+// Close closes the sockets. It removes the file of a Unix socket, unless keepFile says that
+// somebody else holds the socket too.
 func (l *Listener) Close(keepFile bool) {
 	if l.Path != "" && len(l.Sockets) > 0 && !keepFile {
 		_ = os.Remove(l.Path)
@@ -76,8 +76,8 @@ func (l *Listener) SetMode(mode fs.FileMode) error {
 	return nil
 }
 
-// SetGroup changes the group of a Unix socket's file; "" is the process's own group. It does nothing
-// for other listeners.
+// SetGroup changes the group of a Unix socket's file; "" is the process's own group. It does
+// nothing for other listeners.
 func (l *Listener) SetGroup(group string) error {
 	if l.Path == "" {
 		return nil

@@ -170,8 +170,8 @@ func (c *Client) Alive(ctx context.Context) error {
 	return nil
 }
 
-// ask wakes the accept loop of a socket and waits for its answer. A loop that is about to end, since
-// ending is closed, need not answer.
+// ask wakes the accept loop of a socket and waits for its answer. A loop that is about to end,
+// since ending is closed, need not answer.
 func (s socket) ask(ctx context.Context, ending <-chan struct{}) error {
 	answered := make(chan struct{})
 	select {

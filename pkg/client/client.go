@@ -12,8 +12,8 @@
 //	c.Snapshot()                     // for status and metrics
 //
 // Three things have lifetimes of their own. A listener lives while a mapping names its place; its
-// mapping is behind an atomic pointer, which a reload swaps (apply.go, listen.go). Links come and go
-// in pkg/uplink. A session outlives both.
+// mapping is behind an atomic pointer, which a reload swaps (apply.go, listen.go). Links come and
+// go in pkg/uplink. A session outlives both.
 package client
 
 import (

@@ -80,8 +80,9 @@ func (c *Client) failedLocked(m config.Mapping) error {
 	return nil
 }
 
-// Sockets returns the listening sockets, by the names with which Inherit will be called. The service
-// manager can keep them over a restart. The client owns them: use a descriptor only within Control.
+// Sockets returns the listening sockets, by the names with which Inherit will be called. The
+// service manager can keep them over a restart. The client owns them: use a descriptor only within
+// Control.
 func (c *Client) Sockets() map[string][]syscall.Conn {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -37,15 +37,16 @@ func (h Hop) OK() bool { return h.Status == wire.StatusOpen }
 const traceSource = "doctor"
 
 const (
-	// askTime is how long askServer waits. It is longer than a relay's park_timeout of 5 s by default.
+	// askTime is how long askServer waits. It is longer than a relay's park_timeout of 5 s by
+	// default.
 	askTime = 8 * time.Second
 	// lookTime is how long a traced connection stays open after the target was reached, so that the
 	// target can close it in order instead of by a reset.
 	lookTime = 500 * time.Millisecond
 )
 
-// Trace goes the way of a mapping's connections: to each live relay, from there to the server, and from
-// the server to the target, by a connection without data. The target sees only the last step.
+// Trace goes the way of a mapping's connections: to each live relay, from there to the server, and
+// from the server to the target, by a connection without data. The target sees only the last step.
 func (c *Client) Trace(ctx context.Context, m *config.Mapping) Trace {
 	var t Trace
 	select {
@@ -92,9 +93,9 @@ type asked struct {
 	connection string
 }
 
-// askServer measures the way to a server, and asks whether relay and server let this client reach the
-// target. The target does not notice: the request is to resume a session that never was. Relay and
-// server ask their rules, and then the server answers 410.
+// askServer measures the way to a server, and asks whether relay and server let this client reach
+// the target. The target does not notice: the request is to resume a session that never was. Relay
+// and server ask their rules, and then the server answers 410.
 func askServer(r session.Route, m *config.Mapping) (hop asked, took time.Duration) {
 	token := session.NewToken()
 	hop.From, hop.To, hop.connection = r.Relay, m.Server, token.ConnectionID()
@@ -156,7 +157,8 @@ func (c *Client) askTarget(ctx context.Context, m *config.Mapping, toServer time
 	select {
 	case <-conn.opened:
 		if sum.End == session.EndResetByP5 && c.ledger.Counts().Status[wire.StatusLoop] > loops {
-			// The target was this client's own listener, and the connection that came back was refused.
+			// The target was this client's own listener, and the connection that came back was
+			// refused.
 			hop.Status, hop.By = wire.StatusLoop, m.Server
 			hop.Text = "the mapping leads to itself: its target is a listener of this client"
 			break
@@ -171,8 +173,8 @@ func (c *Client) askTarget(ctx context.Context, m *config.Mapping, toServer time
 	return hop
 }
 
-// nothing is P1's side of a traced connection: it sends nothing, ends its half when the connection is
-// open, and drops what arrives.
+// nothing is P1's side of a traced connection: it sends nothing, ends its half when the connection
+// is open, and drops what arrives.
 type nothing struct {
 	opened, closed chan struct{}
 	once           sync.Once

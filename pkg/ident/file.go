@@ -14,11 +14,11 @@ import (
 // maxKeyFile is how many bytes of a key file are read: room for a key and much white space.
 const maxKeyFile = 4096
 
-// LoadPrivateKey reads the key file at path. As sshd and WireGuard do, it refuses a file that others than
-// its owner may read or write; the error has the command that mends it. Files below
+// LoadPrivateKey reads the key file at path. As sshd and WireGuard do, it refuses a file that
+// others than its owner may read or write; the error has the command that mends it. Files below
 // $CREDENTIALS_DIRECTORY are taken as they are: systemd guards them by an ACL that makes them look
-// group-readable. Errors match [fs.ErrNotExist] or [fs.ErrPermission] if that is the cause, and never
-// have the file's content.
+// group-readable. Errors match [fs.ErrNotExist] or [fs.ErrPermission] if that is the cause, and
+// never have the file's content.
 func LoadPrivateKey(path string) (PrivateKey, error) {
 	f, err := os.Open(path)
 	switch {
@@ -46,9 +46,9 @@ func LoadPrivateKey(path string) (PrivateKey, error) {
 	return key, nil
 }
 
-// CheckKeyFile returns an error if others may read or write the key file at path, as [LoadPrivateKey]
-// does. It needs no right to read the file. Use it for the file from which systemd has made a
-// credential, since the credential has a mode of its own.
+// CheckKeyFile returns an error if others may read or write the key file at path, as
+// [LoadPrivateKey] does. It needs no right to read the file. Use it for the file from which systemd
+// has made a credential, since the credential has a mode of its own.
 func CheckKeyFile(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -57,8 +57,8 @@ func CheckKeyFile(path string) error {
 	return refuseMode(info, path)
 }
 
-// checkMode returns an error if others may read or write the key file. It asks the open file, and not
-// the path, so that the checked file is the one that is read.
+// checkMode returns an error if others may read or write the key file. It asks the open file, and
+// not the path, so that the checked file is the one that is read.
 func checkMode(f *os.File, path string) error {
 	if isCredential(path) {
 		return nil
@@ -92,9 +92,9 @@ func isCredential(path string) bool {
 	return err == nil && filepath.IsLocal(rel)
 }
 
-// WritePrivateKey writes k to a file at path with mode 0600, and returns when the disk has it. If the file
-// exists, it returns an error that matches [fs.ErrExist]. With force it replaces the file in one step, so
-// that a reader sees the old key or the new one.
+// WritePrivateKey writes k to a file at path with mode 0600, and returns when the disk has it. If
+// the file exists, it returns an error that matches [fs.ErrExist]. With force it replaces the file
+// in one step, so that a reader sees the old key or the new one.
 func WritePrivateKey(path string, k PrivateKey, force bool) error {
 	if err := writePrivateKey(path, k, force); err != nil {
 		return fmt.Errorf("write private key: %w", err)

@@ -2,8 +2,8 @@
 //
 // The one idea: a node is its public key. There is no certificate authority, no name and no date to
 // check. The config has the keys that it trusts, and both ends of a handshake prove that they hold
-// theirs. TLS wants certificates, so each node makes one in memory, signed by itself, of which only the
-// key counts.
+// theirs. TLS wants certificates, so each node makes one in memory, signed by itself, of which only
+// the key counts.
 //
 //	key, err := ident.LoadPrivateKey("/etc/ptthq.key")
 //	key.Public().String()                              // as it stands in the config of others
@@ -11,9 +11,9 @@
 //	tlsConfig, err := ident.ListenTLS(key)             // at a relay
 //	peer, err := ident.PeerKey(connectionState)        // after the handshake
 //
-// Keys are printed as WireGuard's: base64 of 32 bytes, the seed of the private key or the public key.
-// A [PrivateKey] prints as a placeholder, however it is printed. All values may be used from several
-// goroutines.
+// Keys are printed as WireGuard's: base64 of 32 bytes, the seed of the private key or the public
+// key. A [PrivateKey] prints as a placeholder, however it is printed. All values may be used from
+// several goroutines.
 package ident
 
 import (
@@ -73,15 +73,16 @@ func (k *PublicKey) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// smallOrder reports whether the key is a point whose order divides 8, in any encoding. For such a key,
-// one constant signature verifies for at least an eighth of all messages, without any private key.
+// smallOrder reports whether the key is a point whose order divides 8, in any encoding. For such a
+// key, one constant signature verifies for at least an eighth of all messages, without any private
+// key.
 func (k PublicKey) smallOrder() bool {
 	k[keySize-1] &= 0x7f // without the sign of x, on which the order does not depend
 	return slices.Contains(smallOrderKeys, hex.EncodeToString(k[:]))
 }
 
-// smallOrderKeys are the y coordinates of the points of order 1, 2, 4 and 8, in 255 bits, reduced or
-// not.
+// smallOrderKeys are the y coordinates of the points of order 1, 2, 4 and 8, in 255 bits, reduced
+// or not.
 var smallOrderKeys = []string{
 	"0000000000000000000000000000000000000000000000000000000000000000", // 0: order 4
 	"0100000000000000000000000000000000000000000000000000000000000000", // 1: order 1
@@ -92,13 +93,13 @@ var smallOrderKeys = []string{
 	"eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", // p + 1, another way to write 1
 }
 
-// PrivateKey is the secret of a node. It prints as a placeholder, so that no log, error or dump has it;
-// only [PrivateKey.Encode] returns it. The zero value is no key: [DialTLS] and [ListenTLS] return an
-// error for it, and the methods panic.
+// PrivateKey is the secret of a node. It prints as a placeholder, so that no log, error or dump has
+// it; only [PrivateKey.Encode] returns it. The zero value is no key: [DialTLS] and [ListenTLS]
+// return an error for it, and the methods panic.
 type PrivateKey struct {
-	// A func, because fmt looks into anything else. It prints the fields of a struct with a PrivateKey
-	// in an unexported field without calling the methods below, and follows a pointer if the verb is
-	// wrong for it.
+	// A func, because fmt looks into anything else. It prints the fields of a struct with a
+	// PrivateKey in an unexported field without calling the methods below, and follows a pointer if
+	// the verb is wrong for it.
 	seed func() [keySize]byte
 }
 
@@ -111,8 +112,8 @@ func Generate() (PrivateKey, error) {
 	return fromSeed([keySize]byte(key.Seed())), nil
 }
 
-// ParsePrivateKey parses what [PrivateKey.Encode] returns, with or without white space around it. Its
-// errors do not quote the text.
+// ParsePrivateKey parses what [PrivateKey.Encode] returns, with or without white space around it.
+// Its errors do not quote the text.
 func ParsePrivateKey(text []byte) (PrivateKey, error) {
 	text = bytes.TrimSpace(text)
 	switch {
@@ -142,9 +143,9 @@ func (k PrivateKey) Encode() []byte {
 // Public returns the public key, by which others know this node.
 func (k PrivateKey) Public() PublicKey { return PublicKey(k.signer().Public().(ed25519.PublicKey)) }
 
-// Derive returns 32 bytes for another secret of this node, such as the key of its stateless resets. They
-// depend only on the key and the label, so they are the same after a restart (HKDF with SHA-256, RFC
-// 5869).
+// Derive returns 32 bytes for another secret of this node, such as the key of its stateless resets.
+// They depend only on the key and the label, so they are the same after a restart (HKDF with
+// SHA-256, RFC 5869).
 func (k PrivateKey) Derive(label string) [32]byte {
 	seed := k.seed()
 	b, err := hkdf.Key(sha256.New, seed[:], nil, "ptthq "+label, 32)
@@ -174,7 +175,8 @@ func (k PrivateKey) LogValue() slog.Value { return slog.StringValue(redacted) }
 // MarshalText returns a placeholder, which keeps the key out of JSON.
 func (k PrivateKey) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
-// decode decodes the base64 of 32 bytes. Its error does not quote the text, which may be a private key.
+// decode decodes the base64 of 32 bytes. Its error does not quote the text, which may be a private
+// key.
 func decode(text []byte) (key [keySize]byte, err error) {
 	if len(text) != textSize {
 		return key, fmt.Errorf("a key is %d characters of base64, this has %d", textSize, len(text))

@@ -37,20 +37,20 @@ func (e *WrongKeyError) Pinned() string {
 	return strings.Join(want, " and ")
 }
 
-// DialTLS returns the TLS config with which the node that holds k dials a relay that has one of the given
-// keys; there are several while the relay's key is being changed. A handshake with another node fails
-// with a [*WrongKeyError] or an error of [PeerKey]. The config caches one TLS session, which a redial
-// resumes, so it is for one relay only.
+// DialTLS returns the TLS config with which the node that holds k dials a relay that has one of the
+// given keys; there are several while the relay's key is being changed. A handshake with another
+// node fails with a [*WrongKeyError] or an error of [PeerKey]. The config caches one TLS session,
+// which a redial resumes, so it is for one relay only.
 func DialTLS(k PrivateKey, relay ...PublicKey) (*tls.Config, error) {
 	config, err := newTLS(k)
 	if err != nil {
 		return nil, err
 	}
 	config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
-	// InsecureSkipVerify leaves out the checks of names, dates and issuers, which mean nothing here. It
-	// is sound for two reasons. VerifyConnection compares the key in each handshake, also in resumed
-	// ones, for which VerifyPeerCertificate is not called. And crypto/tls always checks, by the signature
-	// over the handshake, that the other end holds the key of its certificate.
+	// InsecureSkipVerify leaves out the checks of names, dates and issuers, which mean nothing
+	// here. It is sound for two reasons. VerifyConnection compares the key in each handshake, also
+	// in resumed ones, for which VerifyPeerCertificate is not called. And crypto/tls always checks,
+	// by the signature over the handshake, that the other end holds the key of its certificate.
 	config.InsecureSkipVerify = true
 	config.VerifyConnection = func(state tls.ConnectionState) error {
 		got, err := PeerKey(state)
@@ -65,10 +65,11 @@ func DialTLS(k PrivateKey, relay ...PublicKey) (*tls.Config, error) {
 	return config, nil
 }
 
-// ListenTLS returns the TLS config with which the relay that holds k answers. It accepts any peer that
-// proves that it holds an Ed25519 key. The caller calls [PeerKey] after each handshake, also a resumed
-// one, and decides then. A decision during the handshake would come before the peer's signature is
-// checked, and would tell a node that presents a key without holding it whether the key is known.
+// ListenTLS returns the TLS config with which the relay that holds k answers. It accepts any peer
+// that proves that it holds an Ed25519 key. The caller calls [PeerKey] after each handshake, also a
+// resumed one, and decides then. A decision during the handshake would come before the peer's
+// signature is checked, and would tell a node that presents a key without holding it whether the
+// key is known.
 func ListenTLS(k PrivateKey) (*tls.Config, error) {
 	config, err := newTLS(k)
 	if err != nil {
@@ -112,8 +113,9 @@ func newTLS(k PrivateKey) (*tls.Config, error) {
 	}, nil
 }
 
-// selfSigned wraps k's public key in a certificate with the fields that X.509 requires. Its dates span all
-// that can be written (RFC 5280, section 4.1.2.5), so that no clock, however wrong, makes it expire.
+// selfSigned wraps k's public key in a certificate with the fields that X.509 requires. Its dates
+// span all that can be written (RFC 5280, section 4.1.2.5), so that no clock, however wrong, makes
+// it expire.
 func selfSigned(k PrivateKey) (tls.Certificate, error) {
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1),

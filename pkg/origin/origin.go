@@ -1,13 +1,13 @@
-// Package origin lets a server recognise a connection that it has dialled itself, when a client on the
-// same host has accepted that connection and asks for it to be forwarded: a loop.
+// Package origin lets a server recognise a connection that it has dialled itself, when a client on
+// the same host has accepted that connection and asks for it to be forwarded: a loop.
 //
 // The client marks each connection that comes from its own host with
 //
 //	nonce (16 bytes) | the first 8 bytes of SHA-256(nonce, P1's address, the address that P1 dialled)
 //
-// and holds an abstract Unix socket whose name is the nonce. Such names exist in one network namespace.
-// A server that finds the name taken is in the client's namespace. If it has a connection with these two
-// addresses, that is the marked one, since there cannot be two.
+// and holds an abstract Unix socket whose name is the nonce. Such names exist in one network
+// namespace. A server that finds the name taken is in the client's namespace. If it has a
+// connection with these two addresses, that is the marked one, since there cannot be two.
 //
 //	place := origin.New()                // once per client
 //	defer place.Close()

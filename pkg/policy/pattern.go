@@ -13,8 +13,8 @@ const maxPattern = 2 * 63
 // Pattern matches no ID. Patterns are comparable.
 type Pattern struct{ text string }
 
-// ParsePattern parses a pattern. It refuses a pattern that no ID can match, such as one with a capital
-// letter.
+// ParsePattern parses a pattern. It refuses a pattern that no ID can match, such as one with a
+// capital letter.
 func ParsePattern(s string) (Pattern, error) {
 	if s == "" {
 		return Pattern{}, fault("* matches all IDs", "it is empty")
@@ -44,8 +44,8 @@ func ParsePattern(s string) (Pattern, error) {
 // String returns the pattern as it was written.
 func (p Pattern) String() string { return p.text }
 
-// Match reports whether the pattern matches the whole of id. It takes at most len(pattern) × len(id)
-// steps, since it never backtracks beyond the last star.
+// Match reports whether the pattern matches the whole of id. It takes at most len(pattern) ×
+// len(id) steps, since it never backtracks beyond the last star.
 func (p Pattern) Match(id string) bool {
 	pattern := p.text
 	if pattern == "" {

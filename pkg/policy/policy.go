@@ -1,16 +1,16 @@
 // Package policy decides whether a client may reach a target of a server.
 //
-// Two nodes decide, each by its own config, and each has a type. The relay asks [Relay.Allow] with its
-// [[peers]]: may this client reach this server, and this target there? The server asks
-// [Services.Resolve] with its [[services]]: may this client reach this target, and what is dialled for
-// it? Both answer with a [Decision], which also says why. The examples show both.
+// Two nodes decide, each by its own config, and each has a type. The relay asks [Relay.Allow] with
+// its [[peers]]: may this client reach this server, and this target there? The server asks
+// [Services.Resolve] with its [[services]]: may this client reach this target, and what is dialled
+// for it? Both answer with a [Decision], which also says why. The examples show both.
 //
-// The one idea: a target is canonical text (see [Target]). All spellings of a target are parsed to one
-// text, so the relay compares what a client asks with what a rule says, and needs to know nothing of
-// the server's network.
+// The one idea: a target is canonical text (see [Target]). All spellings of a target are parsed to
+// one text, so the relay compares what a client asks with what a rule says, and needs to know
+// nothing of the server's network.
 //
-// All values are immutable once they are made, so any number of goroutines may use them. The package
-// reads no file, no clock and no socket.
+// All values are immutable once they are made, so any number of goroutines may use them. The
+// package reads no file, no clock and no socket.
 package policy
 
 import "fmt"
@@ -30,9 +30,9 @@ func (s Source) String() string {
 	return fmt.Sprintf("%s:%d", s.File, s.Line)
 }
 
-// Decision is an answer, with its reason. Rule, Reason and Source are for this node's own log and for
-// `ptthqd explain`. They must not be sent to the client: a client that may not reach a server does not
-// learn from the refusal whether the server exists.
+// Decision is an answer, with its reason. Rule, Reason and Source are for this node's own log and
+// for `ptthqd explain`. They must not be sent to the client: a client that may not reach a server
+// does not learn from the refusal whether the server exists.
 type Decision struct {
 	Allowed bool
 	Rule    string // the rule or service that decided, as it is written; empty if none did

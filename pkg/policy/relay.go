@@ -67,16 +67,16 @@ func (p *Peer) Names() []string { return append([]string{p.ID}, p.Others...) }
 // Is reports whether name is one of the peer's names.
 func (p *Peer) Is(name string) bool { return p.ID == name || slices.Contains(p.Others, name) }
 
-// Relay has the peers and rules by which a relay decides. What its methods return is shared and must
-// not be changed.
+// Relay has the peers and rules by which a relay decides. What its methods return is shared and
+// must not be changed.
 type Relay struct {
 	peers []*Peer
 	byID  map[string]*Peer // by each of their names
 	byKey map[ident.PublicKey]*Peer
 }
 
-// NewRelay makes a Relay of the peers, which it copies. Its error is an [*Error]: two peers have the
-// same name or key, or an ID, role or rule is not valid.
+// NewRelay makes a Relay of the peers, which it copies. Its error is an [*Error]: two peers have
+// the same name or key, or an ID, role or rule is not valid.
 func NewRelay(peers []Peer) (*Relay, error) {
 	r := &Relay{
 		byID:  make(map[string]*Peer, len(peers)),
@@ -188,10 +188,10 @@ func (r *Relay) Peers() []Peer {
 	return peers
 }
 
-// Allow decides whether a client may reach a target of a server. The target is compared as text, so a
-// target that is not canonical matches only rules without a target. The answer does not depend on
-// whether the server is connected, nor on which of their names client and server are given by: a rule
-// with one of a server's names means the server.
+// Allow decides whether a client may reach a target of a server. The target is compared as text, so
+// a target that is not canonical matches only rules without a target. The answer does not depend on
+// whether the server is connected, nor on which of their names client and server are given by: a
+// rule with one of a server's names means the server.
 func (r *Relay) Allow(client, server, target string) Decision {
 	c, ok := r.byID[client]
 	if !ok {

@@ -115,9 +115,10 @@ func (t ServiceTarget) Single() (Target, bool) {
 // Everywhere reports whether the target is all addresses of a family.
 func (t ServiceTarget) Everywhere() bool { return t.prefix.IsValid() && t.prefix.Bits() == 0 }
 
-// Covers reports whether asked is the target, or one of the range. A network covers a special address
-// (see [Special]) only if it lies within that class of addresses: 0.0.0.0/0 offers what lies around the
-// host, but not what listens on the host's loopback, nor the cloud's 169.254.169.254.
+// Covers reports whether asked is the target, or one of the range. A network covers a special
+// address (see [Special]) only if it lies within that class of addresses: 0.0.0.0/0 offers what
+// lies around the host, but not what listens on the host's loopback, nor the cloud's
+// 169.254.169.254.
 func (t ServiceTarget) Covers(asked Target) bool { return t.contains(asked) && t.excludes(asked) == "" }
 
 // contains is Covers for any address, special ones too.
@@ -168,9 +169,9 @@ type Service struct {
 	AllowLocal bool
 }
 
-// Guarded reports whether the service must not lead to special addresses (see [Special]): its target is
-// a network or a host name, and AllowLocal is not set. The dialer checks again, since the address of a
-// name is known only then.
+// Guarded reports whether the service must not lead to special addresses (see [Special]): its
+// target is a network or a host name, and AllowLocal is not set. The dialer checks again, since the
+// address of a name is known only then.
 func (s *Service) Guarded() bool {
 	network := s.Target.prefix.IsValid() && !s.Target.prefix.Addr().IsLoopback()
 	return !s.AllowLocal && (network || s.Target.first.IsHostName())
@@ -202,14 +203,14 @@ func (s Service) String() string {
 	return s.Target.String()
 }
 
-// Services are the rules by which a server decides. What its methods return is shared and must not be
-// changed.
+// Services are the rules by which a server decides. What its methods return is shared and must not
+// be changed.
 type Services struct {
 	all []Service
 }
 
-// NewServices makes Services of a list, which it copies. Its error is an [*Error]: a name is not valid,
-// or two services have it.
+// NewServices makes Services of a list, which it copies. Its error is an [*Error]: a name is not
+// valid, or two services have it.
 func NewServices(services []Service) (*Services, error) {
 	named := make(map[string]Source, len(services))
 	all := slices.Clone(services)
@@ -233,8 +234,9 @@ func NewServices(services []Service) (*Services, error) {
 	return &Services{all}, nil
 }
 
-// CheckServiceName returns an error if a service's name is not valid. A name has 1 to 63 letters, digits
-// and . _ -, at least one letter, and begins with a letter or digit: it looks like no other target.
+// CheckServiceName returns an error if a service's name is not valid. A name has 1 to 63 letters,
+// digits and . _ -, at least one letter, and begins with a letter or digit: it looks like no other
+// target.
 func CheckServiceName(s string) error {
 	t, err := ParseTarget(s)
 	if err == nil && !t.IsName() {
@@ -247,8 +249,8 @@ func CheckServiceName(s string) error {
 func (s *Services) All() []Service { return s.all }
 
 // Resolve decides whether a client may reach a target, and returns what to dial for it: the target
-// itself, or the one that the service with that name offers; zero if the client may not. own reports
-// whether an address is one of the server's host.
+// itself, or the one that the service with that name offers; zero if the client may not. own
+// reports whether an address is one of the server's host.
 func (s *Services) Resolve(client string, asked Target, own func(netip.Addr) bool) (dial Target, d Decision) {
 	if asked.IsName() {
 		return s.resolveName(client, asked)

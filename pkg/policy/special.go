@@ -33,10 +33,10 @@ func class(addr netip.Addr) (what string, of netip.Prefix) {
 	return "", netip.Prefix{}
 }
 
-// Special returns what is special about an address, in a few words, or "". Special are addresses from
-// which a firewall in front of the host keeps others away: its loopback, its own addresses, for which
-// own reports true, and those of its link. The config must name such an address to offer it; a network
-// or a name in the DNS is not enough.
+// Special returns what is special about an address, in a few words, or "". Special are addresses
+// from which a firewall in front of the host keeps others away: its loopback, its own addresses,
+// for which own reports true, and those of its link. The config must name such an address to offer
+// it; a network or a name in the DNS is not enough.
 func Special(addr netip.Addr, own func(netip.Addr) bool) string {
 	if what, _ := class(addr); what != "" {
 		return what

@@ -89,8 +89,8 @@ func (t Target) hostText() string {
 	return t.text
 }
 
-// IsName reports whether the target is a service's name. Only the server with the service knows what
-// the name means.
+// IsName reports whether the target is a service's name. Only the server with the service knows
+// what the name means.
 func (t Target) IsName() bool { return t.kind == name }
 
 // IsHostName reports whether the target is a port of a host whose name must be resolved.
@@ -117,10 +117,10 @@ func (t Target) Network() string {
 	}
 }
 
-// Addresses returns the addresses for net.Dial, to be tried in this order until one answers. A port of
-// the loopback has two, since a program may listen on one family only. They are numbers and not the
-// name localhost, so DNS has no say in where such a connection ends. A host name is one address: the
-// dialer resolves it.
+// Addresses returns the addresses for net.Dial, to be tried in this order until one answers. A port
+// of the loopback has two, since a program may listen on one family only. They are numbers and not
+// the name localhost, so DNS has no say in where such a connection ends. A host name is one
+// address: the dialer resolves it.
 func (t Target) Addresses() []string {
 	switch t.kind {
 	case loopback:
@@ -259,8 +259,8 @@ var (
 	loopback6 = netip.IPv6Loopback()
 )
 
-// isLabel reports whether s can stand between the dots of a host name. Host names have no underscores,
-// but some DNS names do, and they do no harm.
+// isLabel reports whether s can stand between the dots of a host name. Host names have no
+// underscores, but some DNS names do, and they do no harm.
 func isLabel(s string) bool {
 	if s == "" || len(s) > maxLabel || s[0] == '-' || s[len(s)-1] == '-' {
 		return false

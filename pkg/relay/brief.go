@@ -1,7 +1,7 @@
 package relay
 
-// Brief is how a relay stands in a few numbers. It takes less time than a Snapshot when there are many
-// connections.
+// Brief is how a relay stands in a few numbers. It takes less time than a Snapshot when there are
+// many connections.
 type Brief struct {
 	Peers       int // that the policy knows
 	Connected   int // of those, the ones with a live link

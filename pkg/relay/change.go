@@ -91,8 +91,8 @@ func (r *Relay) withdraw(was, now *policy.Relay) {
 	})
 }
 
-// rename gives the links the IDs that a policy has for their peers, where the old ID is still one of
-// the peer's names. It returns the links that have another ID now.
+// rename gives the links the IDs that a policy has for their peers, where the old ID is still one
+// of the peer's names. It returns the links that have another ID now.
 func (r *Relay) rename(p *policy.Relay) (renamed []*neighbour) {
 	for _, n := range r.links.all() {
 		if peer, _ := p.PeerByKey(n.link.Key()); belongs(p, n) && peer.ID != n.id() {
@@ -106,7 +106,8 @@ func (r *Relay) rename(p *policy.Relay) (renamed []*neighbour) {
 	return renamed
 }
 
-// belongs reports whether the policy still has the link's key as that of its peer, in the same role.
+// belongs reports whether the policy still has the link's key as that of its peer, in the same
+// role.
 func belongs(p *policy.Relay, n *neighbour) bool { return goesBy(p, n, n.id()) }
 
 // goesBy reports whether the policy has the link's key as that of the peer with this name, in the
@@ -116,8 +117,8 @@ func goesBy(p *policy.Relay, n *neighbour, name string) bool {
 	return known && peer.Is(name) && peer.Role == n.role
 }
 
-// lostKey reports whether the key of a client's last link is withdrawn. The client's sessions end with
-// that key, whatever rights its other keys have.
+// lostKey reports whether the key of a client's last link is withdrawn. The client's sessions end
+// with that key, whatever rights its other keys have.
 func (r *Relay) lostKey(p *policy.Relay, client string) bool {
 	last, known := r.links.lastKey(client)
 	if !known {
@@ -200,14 +201,14 @@ func (r *Relay) sendWithdrawn(n *neighbour) {
 	}
 }
 
-// drainQuiet is the least time that a drain waits for the next connection to leave. A client needs a
-// few round trips to move its connections to another relay.
+// drainQuiet is the least time that a drain waits for the next connection to leave. A client needs
+// a few round trips to move its connections to another relay.
 const drainQuiet = time.Second
 
-// Drain tells all peers that the relay is about to stop, and takes no new connection. It waits until
-// all connections have moved to other relays, or none has moved for a while, or ctx is done. It resets
-// the rest with `closing` and returns how many there were. The links stay open: their owner closes
-// them.
+// Drain tells all peers that the relay is about to stop, and takes no new connection. It waits
+// until all connections have moved to other relays, or none has moved for a while, or ctx is done.
+// It resets the rest with `closing` and returns how many there were. The links stay open: their
+// owner closes them.
 func (r *Relay) Drain(ctx context.Context) (left int) {
 	r.closing.Store(true)
 	quiet := drainQuiet

@@ -76,8 +76,8 @@ type clash struct {
 	sure bool       // two processes are alive
 }
 
-// manyClashes within clashTime are no restarts: several nodes hold the peer's key. One sure clash is
-// enough.
+// manyClashes within clashTime are no restarts: several nodes hold the peer's key. One sure clash
+// is enough.
 const (
 	manyClashes = 3
 	clashTime   = 20 * time.Minute
@@ -165,8 +165,8 @@ func (l *links) add(n *neighbour) {
 	}
 }
 
-// remove takes out a link that has ended, and leaves a newer link in its place. It returns the rivals
-// of the peer if they have become known by this.
+// remove takes out a link that has ended, and leaves a newer link in its place. It returns the
+// rivals of the peer if they have become known by this.
 func (l *links) remove(n *neighbour) (rivals []netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -192,8 +192,8 @@ func (l *links) remove(n *neighbour) (rivals []netip.Addr) {
 	return l.rivalsLocked(n.id())
 }
 
-// contest notes that a process was turned away. It returns the rivals of the peer if they have become
-// known by this.
+// contest notes that a process was turned away. It returns the rivals of the peer if they have
+// become known by this.
 func (l *links) contest(id string, from netip.Addr) (rivals []netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -305,7 +305,8 @@ func (l *links) lastKey(name string) (ident.PublicKey, bool) {
 	return d.key, known
 }
 
-// look returns a peer's live link, or when its last one ended; the sums of all its links; its rivals.
+// look returns a peer's live link, or when its last one ended; the sums of all its links; its
+// rivals.
 func (l *links) look(id string) (n *neighbour, left time.Time, totals LinkTotals, rivals []netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -30,8 +30,8 @@ const (
 	withdrawnKey = "this key is not in the relay's config any more"
 )
 
-// notAllowed has one text for a server that is not allowed and for one that does not exist: a client
-// that may not reach a server does not learn whether it exists.
+// notAllowed has one text for a server that is not allowed and for one that does not exist: a
+// client that may not reach a server does not learn whether it exists.
 func notAllowed(q request, d policy.Decision) refusal {
 	return refusal{
 		status: wire.StatusNotAllowed,
@@ -107,8 +107,8 @@ type kind struct {
 	server, target string
 }
 
-// maxKinds bounds the kinds that the relay remembers of one link. Further ones count as one kind per
-// status: a client that asks for ever different things fills neither memory nor log.
+// maxKinds bounds the kinds that the relay remembers of one link. Further ones count as one kind
+// per status: a client that asks for ever different things fills neither memory nor log.
 const maxKinds = 64
 
 // newRefusals returns the sums of refusals over one link.

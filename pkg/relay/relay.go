@@ -1,10 +1,10 @@
-// Package relay is the role P3: it joins the stream of a client with a stream to a server, where the
-// policy allows it.
+// Package relay is the role P3: it joins the stream of a client with a stream to a server, where
+// the policy allows it.
 //
 // A [Relay] is handed each admitted link. For each stream that a client opens on the link it reads
 // the tip (request.go), asks the policy, enters the connection into the table (table.go), opens a
-// stream to the server, and joins the two with pkg/splice: see open and join. Beyond the tip it reads
-// only the server's reply. What is refused is in refusal.go, what a reload ends in change.go.
+// stream to the server, and joins the two with pkg/splice: see open and join. Beyond the tip it
+// reads only the server's reply. What is refused is in refusal.go, what a reload ends in change.go.
 //
 //	r := relay.New(relay.Config{Policy: p, Logger: logger})
 //	listener := &link.Listener{Admit: r.Admit, Serve: r.Serve, …}
@@ -153,8 +153,9 @@ func (r *Relay) Admit(key ident.PublicKey) (string, error) {
 // LimitHit counts a hit of a limit outside of the relay: [link.Listener]'s LimitHit.
 func (r *Relay) LimitHit(limit string) { r.hits.Hit(limit) }
 
-// Serve serves an admitted link: [link.Listener]'s Serve. It returns when the link has ended, or ctx
-// is done, and every stream of the link is finished. The listener closes the link when ctx is done.
+// Serve serves an admitted link: [link.Listener]'s Serve. It returns when the link has ended, or
+// ctx is done, and every stream of the link is finished. The listener closes the link when ctx is
+// done.
 //
 // An idle link waits in Accept for days. arrived runs on a goroutine of its own, since a stack that
 // has grown does not shrink to the size of a new one.
@@ -177,8 +178,8 @@ func (r *Relay) Serve(ctx context.Context, l *link.Link) {
 	}
 }
 
-// arrived enters a link into the table of links and greets the peer. If the peer's key was withdrawn
-// since the handshake, arrived closes the link and returns nil.
+// arrived enters a link into the table of links and greets the peer. If the peer's key was
+// withdrawn since the handshake, arrived closes the link and returns nil.
 func (r *Relay) arrived(l *link.Link) *neighbour {
 	n := &neighbour{link: l, lines: &r.lines, refusals: newRefusals()}
 	if !r.arrive(n) {
@@ -273,8 +274,8 @@ func (r *Relay) greet(n *neighbour, closing bool) {
 	}
 }
 
-// sweeps runs a sweep every sweepTime while there are links. One timer serves all links: a goroutine
-// per link would be most of what an idle link costs here. The zero value is ready.
+// sweeps runs a sweep every sweepTime while there are links. One timer serves all links: a
+// goroutine per link would be most of what an idle link costs here. The zero value is ready.
 type sweeps struct {
 	mu    sync.Mutex
 	links int
@@ -553,7 +554,8 @@ func (q request) probed(s wire.Status) bool { return q.probe && s == wire.Status
 func granted(s wire.Status) bool { return s == wire.StatusOpen || s == wire.StatusComplete }
 
 // The ends of a connection at a relay, beside the names of stream codes. A close and a reset of the
-// TCP connection look alike here, since both end the streams in order and the relay reads no frames.
+// TCP connection look alike here, since both end the streams in order and the relay reads no
+// frames.
 const (
 	endComplete = "complete"
 	endFailed   = "failed" // reset with an unknown code, of a later version

@@ -53,8 +53,8 @@ func parseRequest(from *neighbour, tip wire.Message) (q request, inner []byte, e
 	return q, connect.Inner, nil
 }
 
-// decide asks the policy. The answer does not depend on who is connected, and a server that does not
-// exist is one that is not allowed.
+// decide asks the policy. The answer does not depend on who is connected, and a server that does
+// not exist is one that is not allowed.
 func (q request) decide(p *policy.Relay) policy.Decision {
 	return p.Allow(q.client, q.server, q.target)
 }

@@ -10,8 +10,8 @@ const maxRights = 1024
 
 // A right lets a client reach a target of a server. The relay remembers the rights that were used:
 // their sessions may be detached, and then only the server knows them, which must hear of a right
-// that is withdrawn. An empty target stands for all targets: beyond maxRights, the rights of a client
-// to one server are folded into one.
+// that is withdrawn. An empty target stands for all targets: beyond maxRights, the rights of a
+// client to one server are folded into one.
 type right struct{ client, target string }
 
 // A standing says whether a right is withdrawn and the server still has to be told.
@@ -46,8 +46,8 @@ func (t *table) isKnownLocked(server string, r right) bool {
 	return one || all
 }
 
-// foldLocked replaces a client's rights to one server by one right to all targets. It takes the server
-// to which the client has the most rights.
+// foldLocked replaces a client's rights to one server by one right to all targets. It takes the
+// server to which the client has the most rights.
 func (t *table) foldLocked(client string) {
 	var most []right
 	var at string
@@ -122,8 +122,8 @@ func (t *table) withdraw(gone func(server string, r right) standing) {
 	}
 }
 
-// takeWithdrawn returns the rights whose loss a server must be told, and forgets them. A right to all
-// targets stays, since the policy may still allow some of them.
+// takeWithdrawn returns the rights whose loss a server must be told, and forgets them. A right to
+// all targets stays, since the policy may still allow some of them.
 func (t *table) takeWithdrawn(server string) map[right]standing {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -102,7 +102,8 @@ func (r *Relay) Snapshot() Snapshot {
 	return s
 }
 
-// snapshot returns the connections, and the bytes of all connections, also of those that have ended.
+// snapshot returns the connections, and the bytes of all connections, also of those that have
+// ended.
 func (t *table) snapshot() (all []Connection, up, down uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -9,21 +9,22 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// All streams of a link share one connection window. Data that the relay has not read from a stream,
-// because the next hop does not take it, stays charged to the window. Streams that stall can use it
-// up; then every other stream of the link waits for them. The relay breaks this by resetting a stalled
-// stream with `lost`: its session resumes from where it stood, and only time is lost.
+// All streams of a link share one connection window. Data that the relay has not read from a
+// stream, because the next hop does not take it, stays charged to the window. Streams that stall
+// can use it up; then every other stream of the link waits for them. The relay breaks this by
+// resetting a stalled stream with `lost`: its session resumes from where it stood, and only time is
+// lost.
 //
 // QUIC does not tell how much of a window is charged. There are two signs:
 //
-//   - The link's heartbeats are overdue, since they need the window too, and streams towards one peer
-//     are stuck. That peer holds up all others: an honest peer reads what it is sent, and never has
-//     more in flight than it reads. The relay resets all stuck streams towards it. If that happens
-//     again between the same two peers, to the harm of a third, the two must wait before they may
-//     connect, for longer each time. Without a third peer the cause may as well be a busy processor,
-//     and to refuse connections would be the harm.
-//   - Heartbeats come, and yet no stream of the link moves. The relay resets the stream that has not
-//     moved for the longest time, after stallTime.
+//   - The link's heartbeats are overdue, since they need the window too, and streams towards one
+//     peer are stuck. That peer holds up all others: an honest peer reads what it is sent, and
+//     never has more in flight than it reads. The relay resets all stuck streams towards it. If
+//     that happens again between the same two peers, to the harm of a third, the two must wait
+//     before they may connect, for longer each time. Without a third peer the cause may as well be
+//     a busy processor, and to refuse connections would be the harm.
+//   - Heartbeats come, and yet no stream of the link moves. The relay resets the stream that has
+//     not moved for the longest time, after stallTime.
 const (
 	stallTime   = 30 * time.Second // in one Write, which takes one buffer at most
 	overdueTime = 2 * time.Second  // of a heartbeat

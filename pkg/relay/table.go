@@ -12,8 +12,8 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// A connection is one stream of a client on its way to a server. A session has several one after the
-// other, and two for a moment while it is being resumed.
+// A connection is one stream of a client on its way to a server. A session has several one after
+// the other, and two for a moment while it is being resumed.
 //
 //	admitted → (parked →) opening → open → gone
 //	                              ↘ refused ↗
@@ -76,8 +76,8 @@ type key struct {
 	token  wire.Token
 }
 
-// maxAttempts bounds the streams of one session at a time: the old one, the new one, and one more for
-// the race between them.
+// maxAttempts bounds the streams of one session at a time: the old one, the new one, and one more
+// for the race between them.
 const maxAttempts = 3
 
 // table holds the connections, and the rights of rights.go. Nothing blocks while its lock is held.
@@ -243,8 +243,8 @@ func (t *table) opening(c *connection, to *neighbour) {
 	t.overLocked(to, c)
 }
 
-// opened notes that a connection carries its session now. It resets the session's older streams, which
-// the client has left.
+// opened notes that a connection carries its session now. It resets the session's older streams,
+// which the client has left.
 func (t *table) opened(c *connection) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -17,9 +17,9 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// dialer reaches P5. It bounds how long a dial takes, and how many are under way at once: in all, and
-// per target, so that a target that does not answer cannot hold all sockets of the process. Further
-// dials wait for a slot, within their time.
+// dialer reaches P5. It bounds how long a dial takes, and how many are under way at once: in all,
+// and per target, so that a target that does not answer cannot hold all sockets of the process.
+// Further dials wait for a slot, within their time.
 type dialer struct {
 	dial    dialFunc
 	guarded dialFunc           // for host names, which must not mean special addresses
@@ -39,8 +39,8 @@ type queue struct {
 	users int           // dials under way or waiting; guarded by dialer.mu
 }
 
-// limit sets how many dials may be under way at once, in all and to one target. Dials that have begun
-// do not count against new bounds.
+// limit sets how many dials may be under way at once, in all and to one target. Dials that have
+// begun do not count against new bounds.
 func (d *dialer) limit(all, perTarget int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -50,9 +50,9 @@ func (d *dialer) limit(all, perTarget int) {
 	}
 }
 
-// connect dials a target, which is no service's name, until the deadline of ctx. A guarded dial must not
-// end at this host or another special address; see [policy.Decision]. The error is a *session.Refusal
-// with a text for the administrator of the client.
+// connect dials a target, which is no service's name, until the deadline of ctx. A guarded dial
+// must not end at this host or another special address; see [policy.Decision]. The error is a
+// *session.Refusal with a text for the administrator of the client.
 func (d *dialer) connect(ctx context.Context, target policy.Target, guarded bool) (session.Conn, error) {
 	deadline, _ := ctx.Deadline()
 	timeout := time.Until(deadline).Round(100 * time.Millisecond)
@@ -118,9 +118,9 @@ func (d *dialer) leave(target policy.Target, own *queue) {
 	}
 }
 
-// dialTarget tries the target's addresses one after the other. A host name is one address here: net.Dial
-// races what the name resolves to (RFC 8305). The error is that of the first address: a refusal by
-// IPv4's loopback says more than the lack of IPv6.
+// dialTarget tries the target's addresses one after the other. A host name is one address here:
+// net.Dial races what the name resolves to (RFC 8305). The error is that of the first address: a
+// refusal by IPv4's loopback says more than the lack of IPv6.
 func (d *dialer) dialTarget(ctx context.Context, target policy.Target, guarded bool) (net.Conn, error) {
 	dial := d.dial
 	if guarded && target.IsHostName() {
@@ -226,8 +226,8 @@ func (d *dialer) count() int {
 	return n
 }
 
-// Reach dials a target of a service as for a connection, and closes it at once. It returns how long the
-// dial took, or why it failed.
+// Reach dials a target of a service as for a connection, and closes it at once. It returns how long
+// the dial took, or why it failed.
 func (s *Server) Reach(
 	ctx context.Context, service policy.Service, target policy.Target,
 ) (time.Duration, *session.Refusal) {

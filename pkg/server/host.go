@@ -13,9 +13,9 @@ import (
 	"ptthqd/pkg/policy"
 )
 
-// Host knows the addresses of the machine on which a server runs. A service whose target is a network or
-// a host name does not offer them (see [policy.Special]). The zero value asks the system. Several
-// goroutines may use a Host.
+// Host knows the addresses of the machine on which a server runs. A service whose target is a
+// network or a host name does not offer them (see [policy.Special]). The zero value asks the
+// system. Several goroutines may use a Host.
 type Host struct {
 	Addresses func() ([]net.Addr, error) // nil: net.InterfaceAddrs
 	Resolver  *net.Resolver              // nil: net.DefaultResolver
@@ -28,12 +28,12 @@ type ownAddresses struct {
 	addrs map[netip.Addr]bool
 }
 
-// ownLifetime is how long the addresses that were read count. An address that the host gets meanwhile is
-// noticed by self: a connection to oneself has the same address at both ends.
+// ownLifetime is how long the addresses that were read count. An address that the host gets
+// meanwhile is noticed by self: a connection to oneself has the same address at both ends.
 const ownLifetime = time.Second
 
-// Owns reports whether an address is the host's, or the broadcast address of one of its networks. If the
-// system does not answer, the last known addresses count.
+// Owns reports whether an address is the host's, or the broadcast address of one of its networks.
+// If the system does not answer, the last known addresses count.
 func (h *Host) Owns(addr netip.Addr) bool {
 	known := h.known.Load()
 	if known == nil || time.Since(known.at) > ownLifetime {
@@ -68,8 +68,8 @@ func (h *Host) read(last *ownAddresses) *ownAddresses {
 	return now
 }
 
-// shared returns the broadcast address of an IPv4 network, or the subnet-router anycast address of an
-// IPv6 network (RFC 4291, section 2.6.1). Both may reach the host itself.
+// shared returns the broadcast address of an IPv4 network, or the subnet-router anycast address of
+// an IPv6 network (RFC 4291, section 2.6.1). Both may reach the host itself.
 func shared(p netip.Prefix) (netip.Addr, bool) {
 	if p.Addr().BitLen()-p.Bits() < 2 {
 		return netip.Addr{}, false // a network of one or two addresses has none
@@ -85,8 +85,8 @@ func shared(p netip.Prefix) (netip.Addr, bool) {
 	return netip.AddrFrom4(bytes), true
 }
 
-// Resolve decides as a server does, the dial included: it looks up what a host name means at this moment.
-// If the lookup fails, the decision says so in its reason.
+// Resolve decides as a server does, the dial included: it looks up what a host name means at this
+// moment. If the lookup fails, the decision says so in its reason.
 func (h *Host) Resolve(
 	ctx context.Context, services *policy.Services, client string, asked policy.Target,
 ) (policy.Target, policy.Decision) {
@@ -127,8 +127,8 @@ func (e *specialError) Error() string { return fmt.Sprintf("it is %v, %s", e.add
 
 const specialHint = "name the address itself, or write allow_local = true in the service"
 
-// guard is the control function of a dial that must not end at a special address, whatever a name server
-// answers.
+// guard is the control function of a dial that must not end at a special address, whatever a name
+// server answers.
 func (s *Server) guard(network, address string, socket syscall.RawConn) error {
 	if at, err := netip.ParseAddrPort(address); err == nil {
 		if what := policy.Special(at.Addr(), s.host.Owns); what != "" {
@@ -138,8 +138,8 @@ func (s *Server) guard(network, address string, socket syscall.RawConn) error {
 	return s.spareDescriptors(network, address, socket)
 }
 
-// self returns an error if a connection leads from this host to itself, by an address that was not known
-// as its own.
+// self returns an error if a connection leads from this host to itself, by an address that was not
+// known as its own.
 func self(conn net.Conn) error {
 	local, _ := conn.LocalAddr().(*net.TCPAddr)
 	remote, _ := conn.RemoteAddr().(*net.TCPAddr)

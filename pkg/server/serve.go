@@ -78,8 +78,8 @@ func (s *Server) understand(
 	return "", inner
 }
 
-// nameFor returns the first of a client's names under which it may reach a target. If there is none,
-// it returns the client's present name.
+// nameFor returns the first of a client's names under which it may reach a target. If there is
+// none, it returns the client's present name.
 func (s *Server) nameFor(names []string, target string) string {
 	if len(names) > 1 {
 		services := s.services.Load()

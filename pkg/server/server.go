@@ -1,5 +1,5 @@
-// Package server is the role P4: it takes the streams that relays bring, decides by its own services
-// whether a client may reach a target, dials the target, P5, and hands both to a session.
+// Package server is the role P4: it takes the streams that relays bring, decides by its own
+// services whether a client may reach a target, dials the target, P5, and hands both to a session.
 //
 // The way of a stream: link.Accept reads its tip `incoming`; understand finds out who asks for what
 // (serve.go); session.Server finds or makes the session and asks decide; the dialer reaches P5

@@ -18,12 +18,12 @@
 //	})
 //	work.Wait()
 //
-// Run takes over both streams: when it calls done, both halves of both streams are finished, so that
-// QUIC frees them and returns their credit. To end a join early, cancel ctx.
+// Run takes over both streams: when it calls done, both halves of both streams are finished, so
+// that QUIC frees them and returns their credit. To end a join early, cancel ctx.
 //
-// Most joins are idle for days. An idle join holds no buffer: buffers come from a pool when there is
-// data, and go back before a direction waits for more. A direction that [Flow.Rest] is called for goes
-// on in a new goroutine, whose stack is half as large.
+// Most joins are idle for days. An idle join holds no buffer: buffers come from a pool when there
+// is data, and go back before a direction waits for more. A direction that [Flow.Rest] is called
+// for goes on in a new goroutine, whose stack is half as large.
 package splice
 
 import (
@@ -38,8 +38,9 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// bufferSize is how many bytes one read and write move at most. Sizes from 64 to 256 KiB were equally
-// fast. With the smallest, more of a stalled join stays in QUIC, whose flow control then pushes back.
+// bufferSize is how many bytes one read and write move at most. Sizes from 64 to 256 KiB were
+// equally fast. With the smallest, more of a stalled join stays in QUIC, whose flow control then
+// pushes back.
 const bufferSize = 64 << 10
 
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
@@ -85,9 +86,9 @@ func (f *Flow) Bytes() uint64 { return f.bytes.Load() }
 // moments, with the same Bytes, has been stuck in between.
 func (f *Flow) Writing() bool { return f.writing.Load() }
 
-// Rest moves a flow to a new goroutine when it waits for data, since copying has made its stack twice
-// as large as waiting needs. Call it for a flow that has long been idle. It does nothing to a flow that
-// is not running.
+// Rest moves a flow to a new goroutine when it waits for data, since copying has made its stack
+// twice as large as waiting needs. Call it for a flow that has long been idle. It does nothing to a
+// flow that is not running.
 func (f *Flow) Rest() {
 	if f.begun.Load() && f.resting.CompareAndSwap(false, true) {
 		_ = f.src.SetReadDeadline(longAgo)
@@ -114,22 +115,23 @@ type End struct {
 	Cause error // nil if By is Nobody; otherwise mostly a *wire.ResetError
 }
 
-// Run copies until both directions have ended, and then calls done. When ctx is done, it resets both
-// streams with the code of the [wire.ResetError] that is the context's cause, or with [wire.CodeLost].
+// Run copies until both directions have ended, and then calls done. When ctx is done, it resets
+// both streams with the code of the [wire.ResetError] that is the context's cause, or with
+// [wire.CodeLost].
 //
-// One direction runs in the caller's goroutine, the other in one that spawn starts, which is the Go of a
-// [sync.WaitGroup]. After [Flow.Rest] a direction runs in another goroutine of spawn. So Run may return
-// before the end; the last goroutine calls done.
+// One direction runs in the caller's goroutine, the other in one that spawn starts, which is the Go
+// of a [sync.WaitGroup]. After [Flow.Rest] a direction runs in another goroutine of spawn. So Run
+// may return before the end; the last goroutine calls done.
 func (j *Join) Run(ctx context.Context, a, b wire.Stream, spawn func(func()), done func(End)) {
 	j.begin(ctx, a, b, spawn, done)
 	spawn(func() { j.copy(&j.Forth) })
 	j.copy(&j.Back)
 }
 
-// The two stacks of an idle join shrink to 4 KiB if at most 1.2 KiB of each is in use while it waits:
-// the runtime halves a stack of which less than a quarter is used, and counts 800 bytes of its own.
-// After a rest they have 2 KiB. So the work around the waiting is done in functions that return before,
-// which the compiler must not inline.
+// The two stacks of an idle join shrink to 4 KiB if at most 1.2 KiB of each is in use while it
+// waits: the runtime halves a stack of which less than a quarter is used, and counts 800 bytes of
+// its own. After a rest they have 2 KiB. So the work around the waiting is done in functions that
+// return before, which the compiler must not inline.
 
 //go:noinline
 func (j *Join) begin(ctx context.Context, a, b wire.Stream, spawn func(func()), done func(End)) {
@@ -153,8 +155,8 @@ func (j *Join) obey(ctx context.Context) (release func()) {
 	})
 }
 
-// copy runs one direction until it ends or rests. At the end, src's reading and dst's writing half are
-// finished.
+// copy runs one direction until it ends or rests. At the end, src's reading and dst's writing half
+// are finished.
 func (j *Join) copy(f *Flow) {
 	f.pump()
 	j.pumped(f)
@@ -215,8 +217,8 @@ func (j *Join) finish(f *Flow) {
 	f.dst.CancelWrite(code(cause))
 }
 
-// pump copies until src ends or dst fails, or the flow is to rest. Last bytes that come together with
-// src's end stay in f.last if they fit: finish sends them with the end, in one packet.
+// pump copies until src ends or dst fails, or the flow is to rest. Last bytes that come together
+// with src's end stay in f.last if they fit: finish sends them with the end, in one packet.
 func (f *Flow) pump() {
 	for f.readErr == nil && f.writeErr == nil {
 		if _, err := f.src.Peek(f.peek[:]); err != nil {
@@ -264,8 +266,8 @@ func (j *Join) ended(by Side, cause error) {
 	}
 }
 
-// watch calls f in a goroutine once ctx is done. After release has returned, f will not begin, and has
-// ended if it had begun.
+// watch calls f in a goroutine once ctx is done. After release has returned, f will not begin, and
+// has ended if it had begun.
 func watch(ctx context.Context, f func()) (release func()) {
 	var running sync.WaitGroup
 	running.Add(1)
@@ -287,8 +289,8 @@ func watch(ctx context.Context, f func()) (release func()) {
 	}
 }
 
-// connectionLost reports whether a stream ended because its connection was lost, rather than because
-// the peer has stopped reading.
+// connectionLost reports whether a stream ended because its connection was lost, rather than
+// because the peer has stopped reading.
 func connectionLost(cause error) bool {
 	r, ok := errors.AsType[*wire.ResetError](cause)
 	return !ok || !r.Remote

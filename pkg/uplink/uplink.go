@@ -12,8 +12,8 @@
 //	relays.Drain(timeout, sessions.Moving, nil) // before ctx ends
 //
 // The package is no part of a role because client and server both use it, and roles do not import
-// each other. The Set owns its links and their memory budget: nobody else closes a link. Its methods
-// may be called from any goroutine.
+// each other. The Set owns its links and their memory budget: nobody else closes a link. Its
+// methods may be called from any goroutine.
 package uplink
 
 import (
