@@ -63,7 +63,9 @@ type Socket[S io.Closer] struct {
 }
 
 // ListenPacket binds a UDP or systemd listener.
-func (b *Binder) ListenPacket(ctx context.Context, at config.Listen) ([]Socket[net.PacketConn], error) {
+func (b *Binder) ListenPacket(
+	ctx context.Context, at config.Listen,
+) ([]Socket[net.PacketConn], error) {
 	if at.Kind == config.Systemd {
 		return handedOver(at, b.Packets, "UDP socket", "ListenDatagram=")
 	}
@@ -118,7 +120,8 @@ func each[S io.Closer](
 		switch {
 		case err == nil:
 			sockets = append(sockets, Socket[S]{s, name})
-		case len(addrs) > 1 && (errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT)):
+		case len(addrs) > 1 &&
+			(errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT)):
 			missing = err
 		default:
 			return sockets, newError(at.Kind, name, err)

@@ -26,7 +26,8 @@ func deepen(l net.Listener) {
 func bornWithMode(mode fs.FileMode) func(string, string, syscall.RawConn) error {
 	return func(_, _ string, raw syscall.RawConn) error {
 		var err error
-		if e := raw.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), uint32(mode.Perm())) }); e != nil {
+		chmod := func(fd uintptr) { err = unix.Fchmod(int(fd), uint32(mode.Perm())) }
+		if e := raw.Control(chmod); e != nil {
 			return e
 		}
 		return err

@@ -56,8 +56,9 @@ var hints = []struct {
 		syscall.EACCES,
 		"ports below 1024 need a right that the service doesn't have by default: " +
 			"see /usr/share/ptthqd/privileged-ports.conf, then restart it; or choose another port",
-		"ports below 1024 need a right that the service doesn't have: let the socket unit ptthqd.socket bind it, " +
-			`and write listen = "systemd:relay"; or choose another port`,
+		"ports below 1024 need a right that the service doesn't have: " +
+			`let the socket unit ptthqd.socket bind it, and write listen = "systemd:relay"; ` +
+			"or choose another port",
 	},
 	{
 		syscall.EADDRNOTAVAIL,

@@ -29,7 +29,9 @@ type Listener struct {
 }
 
 // Listen binds a TCP, Unix or systemd listener. The mode is for the file of a Unix socket.
-func (b *Binder) Listen(ctx context.Context, at config.Listen, mode fs.FileMode) (*Listener, error) {
+func (b *Binder) Listen(
+	ctx context.Context, at config.Listen, mode fs.FileMode,
+) (*Listener, error) {
 	l := new(Listener)
 	var err error
 	switch at.Kind {
@@ -117,7 +119,9 @@ func (l *Listener) groupID(group string) (int, error) {
 	return id, nil
 }
 
-func (b *Binder) listenUnix(ctx context.Context, l *Listener, at config.Listen, mode fs.FileMode) error {
+func (b *Binder) listenUnix(
+	ctx context.Context, l *Listener, at config.Listen, mode fs.FileMode,
+) error {
 	if b.Directory == "" {
 		return &Error{
 			Place: at.String(), Err: errors.New("there is no runtime directory"), Final: true,
@@ -166,7 +170,8 @@ func removeStale(ctx context.Context, path string) error {
 		return &Error{Place: path, Err: err}
 	}
 	if info.Mode().Type() != fs.ModeSocket {
-		return &Error{Place: path, Err: errors.New("there is a file that is no socket"), Hint: "move it away"}
+		err = errors.New("there is a file that is no socket")
+		return &Error{Place: path, Err: err, Hint: "move it away"}
 	}
 	conn, err := new(net.Dialer).DialContext(ctx, probe(), path)
 	switch {

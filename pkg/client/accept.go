@@ -134,7 +134,8 @@ func (c *Client) awaitDescriptors(ctx context.Context, s socket) bool {
 	const limit = "spare_descriptors"
 	c.hits.Hit(limit)
 	c.repeats.Warn(c.log, [2]string{s.name, limit}, "connections wait: few file descriptors are left",
-		slog.String("listener", s.name), slog.String("limit", limit), slog.String("hint", descriptorsHint))
+		slog.String("listener", s.name), slog.String("limit", limit),
+		slog.String("hint", descriptorsHint))
 	look := time.NewTicker(descriptorsEvery)
 	defer look.Stop()
 	for {

@@ -154,7 +154,8 @@ func inOrder(next *config.Config, wanted map[config.Listen]*config.Mapping) []*c
 // ends their connections.
 func endingMappings(old, next *config.Config) map[string]bool {
 	ending := make(map[string]bool)
-	for _, mappings := range [][]config.Mapping{old.Mappings, next.Mappings} { // the on_remove of next counts
+	// The on_remove of the next config counts.
+	for _, mappings := range [][]config.Mapping{old.Mappings, next.Mappings} {
 		for _, m := range mappings {
 			ending[m.Name] = m.OnRemove == config.OnRemoveClose
 		}

@@ -21,7 +21,7 @@ type Snapshot struct {
 
 	LinkMemory, LinkMemoryLimit int64 // bytes that the windows of links have, and may have, grown by
 
-	LimitsHit map[string]uint64 // how often each limit has refused a connection or made it wait
+	LimitsHit map[string]uint64 // how often each limit of the config was reached
 }
 
 // Mapping is the state of a mapping.

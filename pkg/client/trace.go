@@ -135,7 +135,9 @@ func askServer(r session.Route, m *config.Mapping) (hop asked, took time.Duratio
 
 // askTarget makes a connection to the target. The time beyond the way to the server is that of the
 // server's dial.
-func (c *Client) askTarget(ctx context.Context, m *config.Mapping, toServer time.Duration) (hop asked) {
+func (c *Client) askTarget(
+	ctx context.Context, m *config.Mapping, toServer time.Duration,
+) (hop asked) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	defer context.AfterFunc(c.carrying, stop)() // ends with the other sessions

@@ -76,8 +76,9 @@ func refuseMode(info fs.FileInfo, path string) error {
 		return nil
 	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return fmt.Errorf("private key %s is open to other users (mode %04o): mend it with `chmod 600 %s`, "+
-			"and change the key if somebody may have read it", path, mode, shellQuote(path))
+		return fmt.Errorf("private key %s is open to other users (mode %04o): "+
+			"mend it with `chmod 600 %s`, and change the key if somebody may have read it",
+			path, mode, shellQuote(path))
 	}
 	return nil
 }

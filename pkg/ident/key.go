@@ -51,7 +51,8 @@ func ParsePublicKey(s string) (PublicKey, error) {
 	}
 	k := PublicKey(b)
 	if k.smallOrder() {
-		return PublicKey{}, errors.New("parse public key: no node can have this key (it proves nothing): " +
+		return PublicKey{}, errors.New("parse public key: " +
+			"no node can have this key (it proves nothing): " +
 			"take what `ptthqd pubkey` prints at the other node")
 	}
 	return k, nil

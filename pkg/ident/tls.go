@@ -23,7 +23,8 @@ type WrongKeyError struct {
 
 // Error names both keys and what to do.
 func (e *WrongKeyError) Error() string {
-	return fmt.Sprintf("the relay's key is not the one in the config: it presented %v, the config has %s: "+
+	return fmt.Sprintf("the relay's key is not the one in the config: "+
+		"it presented %v, the config has %s: "+
 		"ask the relay's administrator for its key (`ptthqd pubkey FILE`) and its address, "+
 		"and change the config only if he says so", e.Got, e.Pinned())
 }

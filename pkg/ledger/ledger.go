@@ -167,7 +167,10 @@ func (t Tally) clone() Tally {
 func (l *Ledger) Counts() Counts {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	c := Counts{Tally: l.counts.Tally.clone(), Mappings: make(map[string]Tally, len(l.counts.Mappings))}
+	c := Counts{
+		Tally:    l.counts.Tally.clone(),
+		Mappings: make(map[string]Tally, len(l.counts.Mappings)),
+	}
 	for name, of := range l.counts.Mappings {
 		c.Mappings[name] = of.clone()
 	}

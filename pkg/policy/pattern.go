@@ -20,7 +20,8 @@ func ParsePattern(s string) (Pattern, error) {
 		return Pattern{}, fault("* matches all IDs", "it is empty")
 	}
 	if len(s) > maxPattern {
-		return Pattern{}, fault("", "a pattern has at most %d characters, this one %d", maxPattern, len(s))
+		return Pattern{}, fault("", "a pattern has at most %d characters, this one %d",
+			maxPattern, len(s))
 	}
 	if !strings.ContainsAny(s, "*?") {
 		if err := wire.CheckID(s); err != nil {

@@ -84,7 +84,8 @@ func NewRelay(peers []Peer) (*Relay, error) {
 	}
 	for _, peer := range peers {
 		p := &peer
-		p.Keys, p.Allowed, p.Others = slices.Clone(p.Keys), slices.Clone(p.Allowed), slices.Clone(p.Others)
+		p.Keys, p.Others = slices.Clone(p.Keys), slices.Clone(p.Others)
+		p.Allowed = slices.Clone(p.Allowed)
 		if err := r.add(p); err != nil {
 			return nil, err
 		}
@@ -200,7 +201,9 @@ func (r *Relay) Allow(client, server, target string) Decision {
 	if c.Role != RoleClient {
 		return Decision{Reason: client + " is a server, not a client", Source: c.Source}
 	}
-	d := Decision{Reason: fmt.Sprintf("no allowed_servers of %s name %s", client, server), Source: c.Source}
+	d := Decision{
+		Reason: fmt.Sprintf("no allowed_servers of %s name %s", client, server), Source: c.Source,
+	}
 	for _, rule := range c.Allowed {
 		if !r.means(rule, server) {
 			continue

@@ -119,7 +119,9 @@ func (t ServiceTarget) Everywhere() bool { return t.prefix.IsValid() && t.prefix
 // address (see [Special]) only if it lies within that class of addresses: 0.0.0.0/0 offers what
 // lies around the host, but not what listens on the host's loopback, nor the cloud's
 // 169.254.169.254.
-func (t ServiceTarget) Covers(asked Target) bool { return t.contains(asked) && t.excludes(asked) == "" }
+func (t ServiceTarget) Covers(asked Target) bool {
+	return t.contains(asked) && t.excludes(asked) == ""
+}
 
 // contains is Covers for any address, special ones too.
 func (t ServiceTarget) contains(asked Target) bool {
@@ -251,7 +253,9 @@ func (s *Services) All() []Service { return s.all }
 // Resolve decides whether a client may reach a target, and returns what to dial for it: the target
 // itself, or the one that the service with that name offers; zero if the client may not. own
 // reports whether an address is one of the server's host.
-func (s *Services) Resolve(client string, asked Target, own func(netip.Addr) bool) (dial Target, d Decision) {
+func (s *Services) Resolve(
+	client string, asked Target, own func(netip.Addr) bool,
+) (dial Target, d Decision) {
 	if asked.IsName() {
 		return s.resolveName(client, asked)
 	}

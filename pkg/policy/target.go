@@ -149,7 +149,8 @@ func checkText(s string) error {
 
 func parseUnix(p string) (Target, error) {
 	if !strings.HasPrefix(p, "/") {
-		return Target{}, fault("write the whole path, as in unix:/run/x.sock", "unix:%s is not absolute", p)
+		return Target{}, fault("write the whole path, as in unix:/run/x.sock",
+			"unix:%s is not absolute", p)
 	}
 	p = path.Clean(p)
 	if len(p) > maxPath {

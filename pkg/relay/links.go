@@ -216,7 +216,8 @@ func (l *links) rivalsLocked(id string) []netip.Addr {
 	for len(clashes) > 0 && time.Since(clashes[0].at) > clashTime {
 		clashes = clashes[1:]
 	}
-	if len(clashes) < manyClashes && !slices.ContainsFunc(clashes, func(c clash) bool { return c.sure }) {
+	sure := func(c clash) bool { return c.sure }
+	if len(clashes) < manyClashes && !slices.ContainsFunc(clashes, sure) {
 		return nil
 	}
 	var from []netip.Addr
@@ -307,7 +308,9 @@ func (l *links) lastKey(name string) (ident.PublicKey, bool) {
 
 // look returns a peer's live link, or when its last one ended; the sums of all its links; its
 // rivals.
-func (l *links) look(id string) (n *neighbour, left time.Time, totals LinkTotals, rivals []netip.Addr) {
+func (l *links) look(id string) (
+	n *neighbour, left time.Time, totals LinkTotals, rivals []netip.Addr,
+) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	rivals = l.rivalsLocked(id)

@@ -35,9 +35,10 @@ const (
 func notAllowed(q request, d policy.Decision) refusal {
 	return refusal{
 		status: wire.StatusNotAllowed,
-		text:   fmt.Sprintf("the relay does not allow %s to reach %s at %s", q.client, q.target, q.server),
-		why:    d.Reason,
-		rule:   d.Source,
+		text: fmt.Sprintf("the relay does not allow %s to reach %s at %s",
+			q.client, q.target, q.server),
+		why:  d.Reason,
+		rule: d.Source,
 	}
 }
 
@@ -121,7 +122,8 @@ func newRefusals() quiet.Repeats {
 // noteRefusal logs a refusal by a node, or counts it if there was an equal one lately.
 func (n *neighbour) noteRefusal(q request, no refusal, node string) {
 	k := kind{no.status, node, q.server, q.target}
-	if n.refusals.Event(k, func(times int, within time.Duration) { n.refusedAgain(k, times, within) }) {
+	again := func(times int, within time.Duration) { n.refusedAgain(k, times, within) }
+	if n.refusals.Event(k, again) {
 		n.say(k.level(), "connection refused", func() []any { return refusedAttributes(q, no, node) })
 	} else {
 		n.log().Debug("connection refused", refusedAttributes(q, no, node)...)
@@ -149,7 +151,8 @@ func refusedAttributes(q request, no refusal, node string) []any {
 // come and go with servers and their targets.
 func (k kind) level() slog.Level {
 	switch k.status {
-	case wire.StatusMalformed, wire.StatusNotAllowed, wire.StatusTooMany, wire.StatusVersion, wire.StatusLoop:
+	case wire.StatusMalformed, wire.StatusNotAllowed, wire.StatusTooMany, wire.StatusVersion,
+		wire.StatusLoop:
 		return slog.LevelWarn
 	default:
 		return slog.LevelInfo

@@ -237,7 +237,8 @@ func (r *Relay) departed(n *neighbour) {
 	}
 }
 
-const sharedKey = "several nodes hold this peer's key. Each needs one of its own, made with `ptthqd keygen`"
+const sharedKey = "several nodes hold this peer's key. " +
+	"Each needs one of its own, made with `ptthqd keygen`"
 
 // Rival notes that a process was turned away because another process with the same key answers:
 // [link.Listener]'s Rival.
@@ -576,7 +577,8 @@ func explain(end splice.End) (how, by, reason string) {
 	}
 	switch {
 	case isReset && !reset.Code.Known():
-		return endFailed, by, "it has reset the stream with a code that is not known: " + reset.Code.String()
+		reason = "it has reset the stream with a code that is not known: " + reset.Code.String()
+		return endFailed, by, reason
 	case isReset && reset.Remote:
 		return reset.Code.String(), by, "it has reset the stream"
 	case isReset:

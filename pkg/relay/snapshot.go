@@ -69,9 +69,9 @@ type Counters struct {
 	Refused   map[wire.Status]uint64 // by the relay
 	Replies   map[wire.Status]uint64 // of the servers, without granted resumes
 	Resumed   uint64                 // resumes that the servers have granted
-	LimitsHit map[string]uint64      // how often each limit refused something, by its name in the config
+	LimitsHit map[string]uint64      // how often each limit of the config was reached
 	Parked    uint64                 // requests that had to wait for their server
-	Stalled   uint64                 // streams that were reset because they stalled others of their link
+	Stalled   uint64                 // streams reset because they stalled others
 	BytesUp   uint64
 	BytesDown uint64
 }

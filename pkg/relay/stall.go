@@ -171,8 +171,8 @@ func (r *Relay) resetStuck(n *neighbour, stuckTo map[*neighbour][]*connection) {
 		r.stallers.note(pair{stuck[0].client, stuck[0].server}, time.Now())
 	}
 	r.counts.stalled.Add(uint64(len(stuck)))
-	const message = "a peer does not read what it is sent, which holds up all connections of another: " +
-		"those between the two are reset"
+	const message = "a peer does not read what it is sent, " +
+		"which holds up all connections of another: those between the two are reset"
 	by.say(slog.LevelWarn, message, func() []any {
 		return []any{slog.Int("connections", len(stuck)), slog.String("other", n.id())}
 	})

@@ -205,7 +205,8 @@ func (t *table) park(c *connection, most int) (tooMany string) {
 	case t.heldAll >= max(1, most/openShare):
 		return fmt.Sprintf("%d new connections wait for servers already", t.heldAll)
 	case t.held[c.client] >= max(1, most/clientShare):
-		return fmt.Sprintf("%d new connections of %s wait for servers already", t.held[c.client], c.client)
+		return fmt.Sprintf("%d new connections of %s wait for servers already",
+			t.held[c.client], c.client)
 	}
 	if !c.resume {
 		t.held[c.client]++

@@ -53,7 +53,9 @@ func (d *dialer) limit(all, perTarget int) {
 // connect dials a target, which is no service's name, until the deadline of ctx. A guarded dial
 // must not end at this host or another special address; see [policy.Decision]. The error is a
 // *session.Refusal with a text for the administrator of the client.
-func (d *dialer) connect(ctx context.Context, target policy.Target, guarded bool) (session.Conn, error) {
+func (d *dialer) connect(
+	ctx context.Context, target policy.Target, guarded bool,
+) (session.Conn, error) {
 	deadline, _ := ctx.Deadline()
 	timeout := time.Until(deadline).Round(100 * time.Millisecond)
 	all, own := d.join(target)
@@ -89,7 +91,8 @@ func (d *dialer) connect(ctx context.Context, target policy.Target, guarded bool
 	stream, ok := conn.(session.Conn)
 	if !ok {
 		_ = conn.Close()
-		return nil, refuse(fmt.Errorf("a connection of type %T can't be half-closed", conn), target, timeout)
+		err = fmt.Errorf("a connection of type %T can't be half-closed", conn)
+		return nil, refuse(err, target, timeout)
 	}
 	return stream, nil
 }
@@ -121,7 +124,9 @@ func (d *dialer) leave(target policy.Target, own *queue) {
 // dialTarget tries the target's addresses one after the other. A host name is one address here:
 // net.Dial races what the name resolves to (RFC 8305). The error is that of the first address: a
 // refusal by IPv4's loopback says more than the lack of IPv6.
-func (d *dialer) dialTarget(ctx context.Context, target policy.Target, guarded bool) (net.Conn, error) {
+func (d *dialer) dialTarget(
+	ctx context.Context, target policy.Target, guarded bool,
+) (net.Conn, error) {
 	dial := d.dial
 	if guarded && target.IsHostName() {
 		dial = d.guarded
@@ -185,13 +190,15 @@ func refuse(err error, target policy.Target, timeout time.Duration) *session.Ref
 	case errors.Is(err, fs.ErrNotExist):
 		return refused("no such socket on the server")
 	case errors.Is(err, syscall.EACCES) && unix:
-		return refused("permission denied: the user that ptthqd runs as on the server may not open the socket")
+		return refused("permission denied: " +
+			"the user that ptthqd runs as on the server may not open the socket")
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
 		return refused("permission denied: a firewall or the service manager on the server forbids it")
 	case errors.Is(err, syscall.EHOSTUNREACH):
 		return refused("no route to host: it is down, or not in the server's network")
 	case errors.Is(err, syscall.ENETUNREACH):
-		return refused("network is unreachable from the server: it has no route, or no address of this family")
+		return refused("network is unreachable from the server: " +
+			"it has no route, or no address of this family")
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return refused("the server has no free local port or no address to reach it from")
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):

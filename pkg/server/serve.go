@@ -153,7 +153,9 @@ func (s *Server) decide(client, target string) (session.Dial, *session.Refusal) 
 }
 
 // dial connects to a target and reports the outcome to Config.Dialled.
-func (s *Server) dial(ctx context.Context, target policy.Target, guarded bool) (session.Conn, error) {
+func (s *Server) dial(
+	ctx context.Context, target policy.Target, guarded bool,
+) (session.Conn, error) {
 	began := time.Now()
 	conn, err := s.dialer.connect(ctx, target, guarded)
 	status := wire.StatusOpen

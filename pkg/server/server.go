@@ -233,7 +233,7 @@ type Snapshot struct {
 
 	LinkMemory, LinkMemoryLimit int64 // bytes that the windows of links have, and may have, grown by
 
-	LimitsHit map[string]uint64 // how often each limit has refused or ended a connection, or made it wait
+	LimitsHit map[string]uint64 // how often each limit of the config was reached
 }
 
 // Snapshot returns the state of the server. The counts are taken before the sessions, so that no
