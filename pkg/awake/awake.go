@@ -1,10 +1,19 @@
-// Package awake counts the time in which this process runs. A host that gives its processor to others, a control group whose
-// quota is used up, a suspended machine: for as long as the process does not run, or its goroutines wait for a processor,
-// it can neither read what has arrived nor send. That time must not count against a peer, so time-outs are in the time of a
-// [Clock] and not in that of the wall.
+// Package awake counts the time in which this process runs.
 //
-// There is no way to ask the system for it, so a Clock has a beat. A beat that comes late shows for how long nothing ran. It
-// beats only while somebody waits, so that an idle process has nothing to do.
+// A process may not run for seconds: its host is suspended, gives the processor to others, or its
+// control group has used up its quota. Meanwhile it can neither read what has arrived nor send.
+// Such time must not count against a peer, so time-outs use a [Clock] instead of the wall clock.
+//
+// The one idea: the system does not tell when a process has not run, so a Clock has a beat. A beat
+// that is late shows how long nothing ran. The beat runs only while somebody waits, so an idle
+// process has nothing to do.
+//
+//	var clock awake.Clock
+//	timer := clock.AfterFunc(time.Second, giveUp) // after a second in which this process has run
+//	timer.Stop()
+//
+// A caller that compares two values of Now calls Hold before and Release after. All methods may be
+// called from any goroutine.
 package awake
 
 import (
@@ -14,35 +23,37 @@ import (
 )
 
 const (
-	// interval is how often a clock looks how late it is. Its timers have no finer grain.
+	// interval is the time between two beats. Timers have no finer grain.
 	interval = 100 * time.Millisecond
-	// grace is how late a beat may be before it counts as one that came late.
+	// grace is how late a beat may be before it counts as late.
 	grace = 20 * time.Millisecond
-	// memory is how long Late remembers.
+	// memory is the time over which Late forgets.
 	memory = 5 * time.Second
 )
 
-// A Clock tells the time in which this process has run. The zero value is ready. Its methods may be called from any goroutine.
+// A Clock returns the time in which this process has run. The zero value is ready.
 type Clock struct {
 	mu      sync.Mutex
-	began   time.Time // zero before the first use
-	lost    time.Duration
-	recent  time.Duration // of that, what was lost of late
-	last    time.Time     // the last beat; of use only while it beats
-	holders int           // who need the beat
+	began   time.Time     // zero before the first use
+	lost    time.Duration // time in which the process did not run
+	recent  time.Duration // the part of lost that Late remembers
+	last    time.Time     // the last beat; valid only while the clock beats
+	holders int           // calls of Hold, and timers, that need the beat
 	ticker  *time.Timer
 	timers  timers
 }
 
-// Now is the time since some moment, without that in which the process did not run while the clock was held.
+// Now returns the time since some moment, less the time in which the process did not run while the
+// clock was held.
 func (c *Clock) Now() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.nowLocked(time.Now())
 }
 
-// Late is how much time was lost of late, most of it in the last few seconds, while the clock was held. On a host that has too little
-// for this process, its peers may be on the same host, or what makes this one late may be what they all have to do.
+// Late returns how much time was lost lately while the clock was held, most of it within the last
+// seconds. The peers of a process that is late are likely to be late too: they may be on the same
+// host, or all have the same work to do.
 func (c *Clock) Late() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -56,7 +67,7 @@ func (c *Clock) nowLocked(wall time.Time) time.Duration {
 	return wall.Sub(c.began) - c.lost - c.lateLocked(wall)
 }
 
-// lateLocked is by how much the next beat is late already.
+// lateLocked returns how late the next beat is already.
 func (c *Clock) lateLocked(wall time.Time) time.Duration {
 	if c.holders == 0 {
 		return 0
@@ -64,7 +75,7 @@ func (c *Clock) lateLocked(wall time.Time) time.Duration {
 	return max(0, wall.Sub(c.last)-interval-grace)
 }
 
-// Hold makes the clock beat until Release is called as often as Hold.
+// Hold makes the clock beat until Release was called as often as Hold.
 func (c *Clock) Hold() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -89,7 +100,7 @@ func (c *Clock) holdLocked() {
 	}
 }
 
-// Release is the opposite of Hold.
+// Release ends one Hold.
 func (c *Clock) Release() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -110,7 +121,7 @@ func (c *Clock) tick() {
 	}
 }
 
-// beat looks how late it is, and returns the timers that are due.
+// beat adds up how late it is, and returns the timers that are due.
 func (c *Clock) beat(wall time.Time) (due []*Timer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -119,7 +130,8 @@ func (c *Clock) beat(wall time.Time) (due []*Timer) {
 	}
 	late := c.lateLocked(wall)
 	c.lost += late
-	c.recent += late - time.Duration(float64(c.recent)*min(1, float64(wall.Sub(c.last))/float64(memory)))
+	c.recent += late - time.Duration(float64(c.recent)*min(1,
+		float64(wall.Sub(c.last))/float64(memory)))
 	c.last = wall
 	now := c.nowLocked(wall)
 	for len(c.timers) > 0 && c.timers[0].at <= now {
@@ -133,15 +145,15 @@ func (c *Clock) beat(wall time.Time) (due []*Timer) {
 	return due
 }
 
-// A Timer is what AfterFunc has set.
+// A Timer calls a function; see AfterFunc.
 type Timer struct {
 	clock *Clock
 	at    time.Duration
 	f     func()
-	index int // in the heap; -1: it has fired or was stopped
+	index int // in the heap; -1 if the timer has fired or was stopped
 }
 
-// AfterFunc calls f, which must not block, when the process has run for d; at the next beat from then on.
+// AfterFunc calls f at the first beat after the process has run for d. f must not block.
 func (c *Clock) AfterFunc(d time.Duration, f func()) *Timer {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -151,7 +163,7 @@ func (c *Clock) AfterFunc(d time.Duration, f func()) *Timer {
 	return t
 }
 
-// Stop keeps the timer from firing, and reports whether it does.
+// Stop keeps the timer from firing, and reports whether it has.
 func (t *Timer) Stop() bool {
 	c := t.clock
 	c.mu.Lock()
@@ -164,7 +176,7 @@ func (t *Timer) Stop() bool {
 	return true
 }
 
-// timers is a heap, the next one first.
+// timers is a heap by at.
 type timers []*Timer
 
 func (h timers) Len() int           { return len(h) }
@@ -174,14 +186,14 @@ func (h timers) Swap(i, j int) {
 	h[i].index, h[j].index = i, j
 }
 
-// Push is container/heap's.
+// Push implements heap.Interface.
 func (h *timers) Push(x any) {
 	t := x.(*Timer)
 	t.index = len(*h)
 	*h = append(*h, t)
 }
 
-// Pop is container/heap's.
+// Pop implements heap.Interface.
 func (h *timers) Pop() any {
 	old := *h
 	t := old[len(old)-1]

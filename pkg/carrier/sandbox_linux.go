@@ -31,6 +31,13 @@ type refusedOption struct {
 	err  error
 }
 
+// What the administrator can do about a sandbox.
+const (
+	letPass = "let it pass in the seccomp profile of the container, " +
+		"or in the service's SystemCallFilter="
+	listenByName = "on a host with several addresses, listen on one by name; "
+)
+
 // setOptions sets what quic-go will set, and returns the first option that is refused for both
 // families: quic-go would give up the socket.
 func setOptions(fd int, at net.Addr) *refusedOption {
@@ -39,9 +46,17 @@ func setOptions(fd int, at net.Addr) *refusedOption {
 		v4, value4 int
 		v6, value6 int
 	}{
-		{refusedOption{name: "IP_PKTINFO", lost: "on a host with several addresses, listen on one by name; "}, unix.IP_PKTINFO, 1, unix.IPV6_RECVPKTINFO, 1},
+		{
+			refusedOption{name: "IP_PKTINFO", lost: listenByName},
+			unix.IP_PKTINFO, 1, unix.IPV6_RECVPKTINFO, 1,
+		},
 		{refusedOption{name: "IP_RECVTOS"}, unix.IP_RECVTOS, 1, unix.IPV6_RECVTCLASS, 1},
-		{refusedOption{name: "IP_MTU_DISCOVER"}, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE}, // last: without the others no packet has DF
+		// The last one: without the others no packet may have DF.
+		{
+			refusedOption{name: "IP_MTU_DISCOVER"},
+			unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE,
+			unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE,
+		},
 	}
 	if udp, ok := at.(*net.UDPAddr); ok && !udp.IP.IsUnspecified() {
 		options = options[1:] // packets are sent from the address that the socket is bound to
@@ -61,12 +76,14 @@ func setOptions(fd int, at net.Addr) *refusedOption {
 func (c *udpConn) take(ms []ipv4.Message) (int, error) {
 	c.raw.single = noBatches.Load()
 	n, err := c.raw.receive(ms)
-	if err == nil || c.raw.single || !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.ENOSYS) {
+	refused := errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) ||
+		errors.Is(err, unix.ENOSYS)
+	if !refused || c.raw.single {
 		return n, err
 	}
 	noBatches.Store(true)
-	c.socket.tellOfSandbox(saidBatch, "a sandbox around this process refuses recvmmsg(2), so packets are received one by one with recvmsg(2), "+
-		"which costs processor time; let it pass in the seccomp profile of the container, or in the service's SystemCallFilter=",
+	c.socket.tellOfSandbox(saidBatch, "a sandbox around this process refuses recvmmsg(2), "+
+		"so packets are received one by one with recvmsg(2), which costs processor time; "+letPass,
 		slog.Any("error", err))
 	c.raw.single = true
 	return c.raw.receive(ms)

@@ -71,7 +71,7 @@ type handler func(buf []byte, n int, from net.Addr) int
 // Stats are the figures of a Socket since it was made.
 type Stats struct {
 	GRO           bool   // the kernel coalesces what arrives
-	ReceiveBuffer int    // bytes, as the kernel counts (Linux doubles what is asked); 0 if it doesn't tell
+	ReceiveBuffer int    // bytes, as the kernel counts (Linux doubles what is asked); 0: unknown
 	SendBuffer    int    // bytes
 	Received      uint64 // packets
 	Reads         uint64 // datagrams from the kernel: fewer than packets where they came coalesced
@@ -98,15 +98,17 @@ func New(pc net.PacketConn, log *slog.Logger) (*Socket, error) {
 	}
 	var err error
 	if s.conn, err = s.setUp(udp); err != nil {
-		return nil, errors.Join(fmt.Errorf("set up UDP socket %v: %w", pc.LocalAddr(), err), pc.Close())
+		err = fmt.Errorf("set up UDP socket %v: %w", pc.LocalAddr(), err)
+		return nil, errors.Join(err, pc.Close())
 	}
 	if s.receiveBuffer > 0 && s.receiveBuffer < socketBuffer {
 		// quic-go would print the same to stderr, but for its switch.
 		if os.Getenv(bufferWarningSwitch) == "" {
 			_ = os.Setenv(bufferWarningSwitch, "true")
 		}
-		s.logOnce(saidBuffer, slog.LevelInfo, "the UDP receive buffer is smaller than it should be for fast links; "+
-			"raise it with `sysctl -w net.core.rmem_max=8388608 net.core.wmem_max=8388608`",
+		s.logOnce(saidBuffer, slog.LevelInfo,
+			"the UDP receive buffer is smaller than it should be for fast links; "+
+				"raise it with `sysctl -w net.core.rmem_max=8388608 net.core.wmem_max=8388608`",
 			slog.Int("bytes", s.receiveBuffer), slog.Int("wanted", socketBuffer))
 	}
 	return s, nil
@@ -258,7 +260,8 @@ const (
 // logOnce logs a line unless the bit what is set already.
 func (s *Socket) logOnce(what uint32, level slog.Level, msg string, attrs ...slog.Attr) {
 	if s.said.Or(what)&what == 0 {
-		s.log.LogAttrs(context.Background(), level, msg, append(attrs, slog.Any("socket", s.pc.LocalAddr()))...)
+		attrs = append(attrs, slog.Any("socket", s.pc.LocalAddr()))
+		s.log.LogAttrs(context.Background(), level, msg, attrs...)
 	}
 }
 

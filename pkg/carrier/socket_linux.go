@@ -46,8 +46,9 @@ func (s *Socket) setUp(udp *net.UDPConn) (net.PacketConn, error) {
 		return nil, err
 	}
 	if refused != nil {
-		s.tellOfSandbox(saidOption, "a sandbox around this process refuses a socket option that QUIC needs, so packets go one by one, "+
-			"without ECN and of the least size; "+refused.lost+"let it pass in the seccomp profile of the container, or in the service's SystemCallFilter=",
+		s.tellOfSandbox(saidOption, "a sandbox around this process refuses a socket option "+
+			"that QUIC needs, so packets go one by one, without ECN and of the least size; "+
+			refused.lost+letPass,
 			slog.String("option", refused.name), slog.Any("error", refused.err))
 		return &plainConn{PacketConn: udp, socket: s}, nil
 	}
@@ -68,7 +69,7 @@ func growBuffer(fd, option, force int) int {
 		before := size
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, socketBuffer)
 		if size, _ = unix.GetsockoptInt(fd, unix.SOL_SOCKET, option); size < before {
-			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, before/2) // the kernel doubles what it is told
+			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, before/2) // the kernel doubles it
 		}
 	}
 	size, _ = unix.GetsockoptInt(fd, unix.SOL_SOCKET, option)
@@ -272,14 +273,19 @@ func (c *udpConn) sendOtherwise(b, oob []byte, addr *net.UDPAddr, err error) (in
 		segmented, marked, plain := splitControl(oob)
 		if marked {
 			if again := send(b, plain, addr); again == nil {
-				c.socket.logOnce(saidECN, slog.LevelWarn, "this host refuses to send packets with an ECN mark, so they go without; "+
-					"QUIC_GO_DISABLE_ECN=true in the environment spares the attempt", slog.Any("error", err))
+				c.socket.logOnce(saidECN, slog.LevelWarn,
+					"this host refuses to send packets with an ECN mark, so they go without; "+
+						"QUIC_GO_DISABLE_ECN=true in the environment spares the attempt",
+					slog.Any("error", err))
 				return len(b), len(oob), nil
 			}
 		}
 		if segmented {
-			c.socket.logOnce(saidSegments, slog.LevelInfo, "this host refuses to send packets in segments (GSO), so they go one by one, which costs processor time; "+
-				"QUIC_GO_DISABLE_GSO=true in the environment spares the attempt", slog.Any("error", err))
+			c.socket.logOnce(saidSegments, slog.LevelInfo,
+				"this host refuses to send packets in segments (GSO), so they go one by one, "+
+					"which costs processor time; "+
+					"QUIC_GO_DISABLE_GSO=true in the environment spares the attempt",
+				slog.Any("error", err))
 			// At EIO quic-go sends the packets one by one, for the rest of the connection. At EINVAL it
 			// would end the connection. EINVAL also comes when the path's MTU falls below the segment.
 			return 0, 0, os.NewSyscallError("sendmsg", unix.EIO)

@@ -38,7 +38,9 @@ func (c *udpConn) ReadBatch(ms []ipv4.Message, flags int) (int, error) {
 	}
 }
 
-func (c *udpConn) ReadFrom(p []byte) (int, net.Addr, error) { return c.socket.readFrom(c.UDPConn, p) }
+func (c *udpConn) ReadFrom(p []byte) (int, net.Addr, error) {
+	return c.socket.readFrom(c.UDPConn, p)
+}
 
 func (c *udpConn) WriteTo(p []byte, addr net.Addr) (int, error) {
 	return c.socket.writeTo(c.UDPConn, p, addr)

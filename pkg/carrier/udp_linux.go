@@ -98,10 +98,12 @@ func (u *rawUDP) readReady(fd uintptr) bool {
 		var errno unix.Errno
 		if u.single {
 			first := &u.headers[0]
-			n, _, errno = unix.RawSyscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&first.header)), 0)
+			n, _, errno = unix.RawSyscall(unix.SYS_RECVMSG, fd,
+				uintptr(unsafe.Pointer(&first.header)), 0)
 			first.n, n = uint32(n), 1
 		} else {
-			n, _, errno = unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&u.headers[0])), uintptr(u.wanted), 0, 0, 0)
+			n, _, errno = unix.RawSyscall6(unix.SYS_RECVMMSG, fd,
+				uintptr(unsafe.Pointer(&u.headers[0])), uintptr(u.wanted), 0, 0, 0)
 		}
 		if errno == unix.EINTR {
 			continue

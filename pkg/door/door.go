@@ -1,5 +1,18 @@
-// Package door is the admission of strangers at a relay: how many handshakes may be under way, from whom, and who is to
-// wait as somebody there has failed to authenticate. It knows addresses and counts; what a handshake is, it does not know.
+// Package door admits strangers to a relay: it decides which handshakes may be under way. It knows
+// addresses and counts, and nothing of QUIC.
+//
+// The one idea: a first packet costs its sender nothing, not even an address of its own. So
+// handshakes take places, which are bounded in all and for each source. Senders with an unproved
+// address share a part of the places. When that part is full, a sender must prove its address, for
+// which the door stores nothing, and finds the other places free. Failed authentications give a
+// source a penalty.
+//
+//	if d.MustProve(source, limits) { ... } // ask for proof of the address (Retry)
+//	visit, limit := d.Enter(source, proved, limits)
+//	if limit != "" { ... }                 // refuse
+//	visit.Succeed(peer)                    // or visit.Fail(punish, limits)
+//
+// A [Door] is shared by all listeners of a relay. All methods may be called from any goroutine.
 package door
 
 import (
@@ -10,47 +23,46 @@ import (
 	"time"
 )
 
-// The limits that Enter tells of, as the config names them.
+// The limits that Enter returns, by their names in the config.
 const (
 	LimitHandshakes       = "handshakes"
 	LimitSourceHandshakes = "handshakes_per_source"
 	LimitPenalty          = "auth_penalty"
 )
 
-// Limits bound what strangers can make grow. No default: the caller sets each.
+// Limits bound what strangers can make grow. There are no defaults: the caller sets each field.
 type Limits struct {
-	// Handshakes and HandshakesPerSource are how many handshakes may be in progress, in all and from one source. One source
-	// takes no more than an eighth of the free places either, and no more than a half if a peer was there within a day.
+	// Handshakes and HandshakesPerSource are how many handshakes may be under way: in all and from
+	// one source. One source takes no more than an eighth of the free places, or half of them if a
+	// peer was there within a day.
 	Handshakes, HandshakesPerSource int
-	// AuthPenalty is what each failed authentication adds to its source's penalty, up to AuthPenaltyMax. Zero disables penalties.
+	// AuthPenalty is what a failed authentication adds to its source's penalty. AuthPenaltyMax is
+	// the longest penalty. Zero disables penalties.
 	AuthPenalty, AuthPenaltyMax time.Duration
 	// PenaltySources is how many sources with a penalty are remembered.
 	PenaltySources int
-	// Exempt lists the networks whose sources get no penalty. A source that overlaps one of them is exempt.
+	// Exempt lists the networks without penalties. A source that overlaps one of them is exempt.
 	Exempt []netip.Prefix
 }
 
-// A Door lets handshakes in. It counts those in progress from each source, and remembers which sources have failed to
-// authenticate and where peers were let in. The limits bound all that. The zero value is ready.
+// A Door lets handshakes in. It counts those under way from each source. It remembers which sources
+// have failed to authenticate, and where peers were let in. The limits bound all of that. The zero
+// value is ready.
 //
-// A first packet costs its sender nothing, not even an address of its own, and may be stale, from a dialler that has given
-// up long ago. So senders that have proved nothing share a part of the places. When that part is taken, a sender proves its
-// address first (Retry), for which the door stores nothing, and finds the other places free.
-//
-// The address says little about who comes: behind a NAT peers and strangers share one. The key says all, but is proved only
-// by the handshake. So a penalty leaves a source a few handshakes at a time, and a source where a peer was let in within a
-// day has no penalty, and places that failures there do not take.
+// An address says little: behind a NAT, peers and strangers share one. The key says all, but only
+// the handshake proves it. So a penalty leaves a source a few handshakes at a time. A source where
+// a peer was let in within a day has no penalty, and has places that failures there do not take.
 type Door struct {
 	mu       sync.Mutex
 	all      crowd
 	sources  map[netip.Prefix]crowd
 	punished map[netip.Prefix]*penalty
-	ends     penalties // the same, by when they end
+	ends     penalties // the same penalties, by their end
 	homes    homes
 }
 
-// A crowd counts handshakes: in progress, of those with an address that is not proved, and of those that have failed and are
-// still counted.
+// A crowd counts handshakes under way: all, those with an unproved address, and those that have
+// failed and are still counted.
 type crowd struct{ inside, unproved, failed int }
 
 func (c crowd) plus(n int, proved bool) crowd {
@@ -61,8 +73,9 @@ func (c crowd) plus(n int, proved bool) crowd {
 	return c
 }
 
-// The parts of the places: one in unprovedPart is for handshakes with an address that is not proved. A source may take one
-// in sourcePart of the free places, or one in homePart if a peer was there, so that many sources can't fill them before others.
+// Shares of the places. Handshakes with an unproved address share 1/unprovedPart. A source takes at
+// most 1/sourcePart of the free places, or 1/homePart if a peer was there, so many sources can't
+// take all places before others come.
 const (
 	unprovedPart = 4
 	sourcePart   = 8
@@ -70,23 +83,24 @@ const (
 	penaltyPart  = 8 // of HandshakesPerSource, for a source with a penalty
 )
 
-// holdFailed is how long, from its beginning, a failed handshake counts as in progress: one costs a listener a good part of
-// a millisecond, and the next might begin at once.
+// holdFailed is how long a failed handshake counts as under way, from its beginning. A handshake
+// costs a listener up to a millisecond, and the next might begin at once.
 const holdFailed = time.Second
 
-// leastEnforced is the penalty that a source must exceed before it has an effect: a node with a new key tries a few times
-// while its administrator adds the key. sshd has the same (PerSourcePenalties min).
+// leastEnforced is the penalty that a source must exceed before it has an effect: a node with a new
+// key tries a few times while its administrator adds the key. sshd has the same (PerSourcePenalties
+// min).
 const leastEnforced = 15 * time.Second
 
 // A penalty is a time for which a source is limited.
 type penalty struct {
 	source   netip.Prefix
 	until    time.Time
-	enforced bool // until it ends, once it has exceeded leastEnforced
+	enforced bool // has exceeded leastEnforced; stays so until the penalty ends
 	index    int  // in the heap
 }
 
-// SourceOf returns what one stranger has: an IPv4 address, or the /64 that a host of IPv6 has to itself.
+// SourceOf returns the network that one stranger has: an IPv4 address, or the /64 of an IPv6 host.
 func SourceOf(a netip.Addr) netip.Prefix {
 	a = a.Unmap().WithZone("")
 	bits := 64
@@ -105,7 +119,8 @@ func (d *Door) MustProve(source netip.Prefix, l *Limits) bool {
 		d.sources[source].unproved >= max(1, l.HandshakesPerSource/unprovedPart)
 }
 
-// Enter counts a handshake, or returns the limit that keeps it out. The caller ends the visit with Fail or Succeed.
+// Enter counts a handshake, or returns the limit that keeps it out. The caller ends the visit with
+// Fail or Succeed.
 func (d *Door) Enter(source netip.Prefix, proved bool, l *Limits) (_ *Visit, limit string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -120,7 +135,8 @@ func (d *Door) Enter(source netip.Prefix, proved bool, l *Limits) (_ *Visit, lim
 	}
 	p := d.punished[source]
 	switch {
-	case p != nil && p.enforced && now.Before(p.until) && inside >= max(1, l.HandshakesPerSource/penaltyPart) && peers == 0:
+	case p != nil && p.enforced && now.Before(p.until) &&
+		inside >= max(1, l.HandshakesPerSource/penaltyPart) && peers == 0:
 		return nil, LimitPenalty
 	case free <= 0:
 		return nil, LimitHandshakes
@@ -135,8 +151,7 @@ func (d *Door) Enter(source netip.Prefix, proved bool, l *Limits) (_ *Visit, lim
 	return &Visit{door: d, source: source, proved: proved, began: now}, ""
 }
 
-// A Visit is a handshake that was let in. Its methods may be called from any goroutine; of Fail and Succeed the first call
-// counts.
+// A Visit is a handshake that was let in. Only the first call of Fail or Succeed counts.
 type Visit struct {
 	door   *Door
 	source netip.Prefix
@@ -145,7 +160,7 @@ type Visit struct {
 	over   bool
 }
 
-// Fail ends a handshake that has come to nothing. With a penalty, it was one whose key was not accepted.
+// Fail ends a handshake that has failed. punish adds a penalty: the key was not accepted.
 func (v *Visit) Fail(punish bool, l *Limits) {
 	d := v.door
 	d.mu.Lock()
@@ -175,7 +190,7 @@ func (v *Visit) Fail(punish bool, l *Limits) {
 	})
 }
 
-// Succeed ends a handshake that has proved a peer's key.
+// Succeed ends a handshake that has proved the key of a peer.
 func (v *Visit) Succeed(peer string) {
 	d := v.door
 	d.mu.Lock()
@@ -198,21 +213,23 @@ func (v *Visit) leaveLocked() {
 	}
 }
 
-// Seen says that a peer is at a source at this moment. Call it when a peer's link ends: it may have begun long ago.
+// Seen notes that a peer is at a source now. Call it when a peer's link ends, which may have begun
+// long ago.
 func (d *Door) Seen(peer string, source netip.Prefix) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.homes.add(peer, source, time.Now())
 }
 
-// Expel forgets where a peer was: it is one no more.
+// Expel forgets where a peer was. Call it when the peer is removed.
 func (d *Door) Expel(peer string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.homes.expel(peer)
 }
 
-// punishLocked adds to a source's penalty. Where too many sources have one, the one that would end first is let off.
+// punishLocked adds to a source's penalty. If too many sources have one, the penalty that would end
+// first is dropped.
 func (d *Door) punishLocked(source netip.Prefix, l *Limits) {
 	if l.AuthPenalty <= 0 || slices.ContainsFunc(l.Exempt, source.Overlaps) {
 		return
@@ -243,14 +260,14 @@ func (d *Door) forgiveFirstLocked() {
 	heap.Pop(&d.ends)
 }
 
-// Forgive forgets all penalties: those of a config before.
+// Forgive forgets all penalties. Call it when the config changes.
 func (d *Door) Forgive() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.punished, d.ends = nil, nil
 }
 
-// penalties are a heap.
+// penalties is a heap by end.
 type penalties []*penalty
 
 func (h penalties) Len() int           { return len(h) }

@@ -8,16 +8,17 @@ import (
 
 const (
 	homeFor  = 24 * time.Hour // after a peer was seen at a source
-	maxHomes = 8              // of one peer: it can't push out those of others
+	maxHomes = 8              // of one peer, so that it can't push out the homes of others
 )
 
 // homes are the sources where peers were let in. The zero value is ready.
 type homes struct {
-	peers map[string][]netip.Prefix // the one seen last is last
+	peers map[string][]netip.Prefix // the last one was seen last
 	seen  map[netip.Prefix]map[string]time.Time
 }
 
-// at returns how many peers have a source as their home, roughly: the first that has not expired ends the search.
+// at returns about how many peers have a source as their home: it stops at the first that has not
+// expired.
 func (h *homes) at(source netip.Prefix, now time.Time) int {
 	for peer, seen := range h.seen[source] {
 		if now.Sub(seen) < homeFor {

@@ -80,7 +80,8 @@ func (d *datagram) append(dst []byte) []byte {
 
 // parseDatagram decodes a datagram that anyone may have sent. The result refers to b.
 func parseDatagram(b []byte) (d datagram, ok bool) {
-	if len(b) < fixedSize || b[0] != FirstByte || b[1] >= partsPerGroup || b[2] == 0 || b[2] > maxGroup {
+	if len(b) < fixedSize || b[0] != FirstByte || b[1] >= partsPerGroup ||
+		b[2] == 0 || b[2] > maxGroup {
 		return datagram{}, false
 	}
 	ids := b[fixedSize:]

@@ -23,7 +23,7 @@ type Restorer struct {
 	ids    [keptPackets]uint32
 	kept   [keptPackets]keptPacket
 	next   int  // index in kept of the oldest packet, which the next one replaces
-	ready  bool // a first packet of a group was found: the Restorer has kept packets for long enough
+	ready  bool // a first packet of a group was found: packets are kept for long enough
 	groups [openGroups]openGroup
 	opened int // groups so far
 }

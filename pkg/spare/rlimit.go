@@ -4,7 +4,7 @@ package spare
 
 import "golang.org/x/sys/unix"
 
-// Room tells whether a descriptor is free besides the last n. It opens one for a moment.
+// Room reports whether a descriptor is free besides the last n. It opens one for a moment.
 func Room(n int) bool {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
 	if err != nil {
@@ -14,7 +14,7 @@ func Room(n int) bool {
 	return !last(uintptr(fd), n)
 }
 
-// last tells whether a descriptor is one of the last n.
+// last reports whether a descriptor is one of the last n.
 func last(fd uintptr, n int) bool {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {

@@ -1,14 +1,16 @@
-// Package spare keeps some file descriptors free, for what a process must always be able to do: take a new link, answer
-// on its control socket, read its config. New connections are what leaves them alone.
+// Package spare keeps some file descriptors free for what a process must always be able to do:
+// accept a link, answer on its control socket, read its config.
 //
-// It counts nothing. A descriptor is always the lowest number that is free, so one whose number is close to the limit says
-// that all below it are taken.
+// The one idea: a new descriptor is the lowest free number. If that number is close to the limit,
+// all below are taken. So nothing is counted. A caller that accepts a connection asks [Reached],
+// and refuses the connection if it took one of the last descriptors. A caller that is about to open
+// one asks [Room].
 package spare
 
 import "syscall"
 
-// Reached tells whether a socket that was just made is one of the last n descriptors that the process may have. Of no limit
-// it can use more than half is kept.
+// Reached reports whether a new socket is one of the last n descriptors of the process. At most
+// half of all descriptors are kept free.
 func Reached(c syscall.RawConn, n int) bool {
 	reached := false
 	// A socket that is closed already has nothing to say.

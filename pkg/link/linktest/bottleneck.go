@@ -5,23 +5,22 @@ import (
 	"time"
 )
 
-// udpAndIP is the size of the headers around a QUIC packet.
+// udpAndIP is the size in bytes of the headers around a QUIC packet.
 const udpAndIP = 28
 
-// A Bottleneck is what a link of limited rate does, in each direction between two hosts: packets
-// wait their turn, and those that would wait for too long are dropped. Its methods Drop and Delay
-// are for the Network's, both of them.
+// A Bottleneck is a link of limited rate, in each direction between two hosts: packets queue, and
+// those that would wait for too long are dropped. Pass both methods to the Network.
 type Bottleneck struct {
 	Rate  float64       // bytes per second
 	Queue time.Duration // how long a packet waits at most
-	Extra time.Duration // latency of each packet
+	Extra time.Duration // latency added to each packet
 
 	Drops int // packets so far
 
 	free map[[2]netip.Addr]time.Time
 }
 
-// Drop tells whether a packet finds the queue full; else it takes its place.
+// Drop reports whether a packet finds the queue full. If not, the packet is queued.
 func (b *Bottleneck) Drop(p Packet) bool {
 	if b.free == nil {
 		b.free = make(map[[2]netip.Addr]time.Time)
@@ -35,11 +34,12 @@ func (b *Bottleneck) Drop(p Packet) bool {
 		b.Drops++
 		return true
 	}
-	b.free[way] = begin.Add(time.Duration(float64(len(p.Data)+udpAndIP) / b.Rate * float64(time.Second)))
+	seconds := float64(len(p.Data)+udpAndIP) / b.Rate
+	b.free[way] = begin.Add(time.Duration(seconds * float64(time.Second)))
 	return false
 }
 
-// Delay is how long a packet is on its way beyond the Network's latency.
+// Delay returns how much longer than the Network's latency a packet takes.
 func (b *Bottleneck) Delay(p Packet) time.Duration {
 	return b.Extra + time.Until(b.free[[2]netip.Addr{p.From.Addr(), p.To.Addr()}])
 }

@@ -20,7 +20,7 @@ const (
 	DiallerHost  = "10.0.0.1"
 )
 
-// Key makes a key.
+// Key returns a new key.
 func Key(t testing.TB) ident.PrivateKey {
 	t.Helper()
 	key, err := ident.Generate()
@@ -30,16 +30,15 @@ func Key(t testing.TB) ident.PrivateKey {
 	return key
 }
 
-// Logger writes to the test's log, all levels.
+// Logger returns a logger of all levels into the test's log.
 func Logger(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
-// Peers is a relay's config: the IDs by key. Its method Admit is for link.Listener. It must not
-// change while it is in use.
+// Peers is a relay's config: the IDs by key. It must not change while it is in use.
 type Peers map[ident.PublicKey]string
 
-// Admit is the Admit of a link.Listener.
+// Admit is for link.Listener.
 func (p Peers) Admit(key ident.PublicKey) (string, error) {
 	if id, ok := p[key]; ok {
 		return id, nil
@@ -47,8 +46,7 @@ func (p Peers) Admit(key ident.PublicKey) (string, error) {
 	return "", errors.New("unknown key")
 }
 
-// Listener makes a link.Listener of an address, ready to Run. Its socket is closed with the test,
-// or by you.
+// Listener makes a link.Listener that is ready to Run. Its socket is closed when the test ends.
 func (n *Network) Listener(address string, key ident.PrivateKey, peers Peers,
 	serve func(context.Context, *link.Link),
 ) *link.Listener {
@@ -65,13 +63,14 @@ func (n *Network) Listener(address string, key ident.PrivateKey, peers Peers,
 	}
 }
 
-// Dialer makes a link.Dialer of a host, ready to Run.
+// Dialer makes a link.Dialer of a host that is ready to Run.
 func (n *Network) Dialer(host, relay string, relayKey ident.PublicKey, key ident.PrivateKey,
 	serve func(context.Context, *link.Link),
 ) *link.Dialer {
 	began := time.Now()
 	return &link.Dialer{
-		Address: relay, Keys: []ident.PublicKey{relayKey}, Identity: key, Serve: serve, Limits: n.Limits,
+		Address: relay, Keys: []ident.PublicKey{relayKey}, Identity: key, Serve: serve,
+		Limits:       n.Limits,
 		Logger:       Logger(n.t).With(slog.String("at", host)),
 		ListenPacket: n.ListenPacket(host),
 		// virtual in a bubble, as the host's is not
@@ -80,8 +79,8 @@ func (n *Network) Dialer(host, relay string, relayKey ident.PublicKey, key ident
 	}
 }
 
-// Run runs a Dialer's or Listener's Run until stop is called or the test ends. Stop returns when it
-// has returned.
+// Run calls run, the Run of a Dialer or Listener, until stop is called or the test ends. stop
+// returns when run has returned.
 func (n *Network) Run(run func(context.Context) error) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

@@ -1,15 +1,18 @@
-// Package linktest is a simulated network for tests of links and of all that stands on them, inside
-// a testing/synctest bubble: exact virtual latencies under real QUIC connections, and a router that
-// can be told to misbehave.
+// Package linktest is a simulated network for tests of links and of what stands on them. It works
+// inside a testing/synctest bubble: real QUIC connections, exact virtual latencies, and a router
+// that a test can make misbehave.
 //
 //	synctest.Test(t, func(t *testing.T) {
 //		network := linktest.New(t, 10*time.Millisecond)
-//		relay := network.Relay("192.0.2.1:30380", admit, serveRelay)
-//		client := network.Dialer(relay, key, serveClient)
+//		listener := network.Listener(linktest.RelayAddress, relayKey, peers, serveRelay)
+//		dialer := network.Dialer("10.0.0.1", linktest.RelayAddress, relayKey.Public(), key, serve)
+//		network.Run(listener.Run)
+//		network.Run(dialer.Run)
 //		...
 //		network.Cut("10.0.0.1")
 //
-// Hosts are IP addresses. Each socket that a Dialer opens is a new port of its host.
+// Hosts are IP addresses. Each socket that a Dialer opens has a new port of its host.
+// [Network.Pair] returns both ends of one link.
 package linktest
 
 import (
@@ -25,10 +28,10 @@ import (
 	"ptthqd/pkg/link"
 )
 
-// Network is a network with a router in the middle. Its verbs may be called at any time, from any
-// goroutine, and act on the packets that are sent from then on.
+// A Network has a router in the middle. Its verbs may be called from any goroutine. They act on
+// packets that are sent from then on.
 type Network struct {
-	// Limits are those of the Dialers and Listeners that are made from then on.
+	// Limits are those of later Dialers and Listeners.
 	Limits link.Limits
 
 	t       testing.TB
@@ -42,20 +45,20 @@ type Network struct {
 	drop    func(Packet) bool
 	double  func(Packet) bool
 	delay   func(Packet) time.Duration
-	rebound map[netip.AddrPort]netip.AddrPort // what a NAT makes of a source, and back
-	inside  map[netip.AddrPort]netip.AddrPort
-	aliases map[netip.AddrPort]netip.AddrPort // of a socket's addresses, and what it is
+	rebound map[netip.AddrPort]netip.AddrPort // what a NAT makes of a source
+	inside  map[netip.AddrPort]netip.AddrPort // the reverse of rebound
+	aliases map[netip.AddrPort]netip.AddrPort // the address of a socket by its alias
 	packets int
 }
 
-// Packet is a packet on its way, as the router sees it.
+// A Packet is a packet as the router sees it.
 type Packet struct {
 	From, To netip.AddrPort
 	Data     []byte
 }
 
-// New makes a network whose packets take latency from one host to another. It must be called inside
-// the bubble, and ends with the test: close what uses it first.
+// New makes a network whose packets take latency from one host to another. Call it inside the
+// bubble. It ends with the test: close its users first.
 func New(t testing.TB, latency time.Duration) *Network {
 	t.Helper()
 	n := &Network{
@@ -72,7 +75,7 @@ func New(t testing.TB, latency time.Duration) *Network {
 	return n
 }
 
-// Cut takes hosts off the network: their packets vanish, both ways, without a word.
+// Cut takes hosts off the network: their packets vanish, both ways.
 func (n *Network) Cut(hosts ...string) { n.setCut(true, hosts) }
 
 // Heal puts hosts back.
@@ -86,31 +89,31 @@ func (n *Network) setCut(cut bool, hosts []string) {
 	}
 }
 
-// Drop has the router drop the packets of which f says so. It replaces the f before; nil drops
-// none.
+// Drop makes the router drop the packets for which f returns true. It replaces the last f; nil
+// drops none.
 func (n *Network) Drop(f func(Packet) bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.drop = f
 }
 
-// Double has the packets of which f says so arrive twice, each copy with a delay of its own. It
-// replaces the f before; nil doubles none.
+// Double makes the packets for which f returns true arrive twice, each copy with its own delay. It
+// replaces the last f; nil doubles none.
 func (n *Network) Double(f func(Packet) bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.double = f
 }
 
-// Delay adds to the latency of each packet. It replaces the f before; nil adds nothing.
+// Delay adds what f returns to the latency of a packet. It replaces the last f; nil adds nothing.
 func (n *Network) Delay(f func(Packet) time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.delay = f
 }
 
-// Rebind has a host's packets come from new ports from now on, as when its NAT has forgotten it.
-// Packets to the old ones vanish.
+// Rebind gives the sockets of a host new ports, as a NAT does that has forgotten them. Packets to
+// the old ports vanish.
 func (n *Network) Rebind(host string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -125,27 +128,27 @@ func (n *Network) Rebind(host string) {
 	}
 }
 
-// Alias gives a socket a second address to be reached at. What it sends comes from the first all
-// the same.
+// Alias gives a socket a second address to be reached at. Its packets still come from the first.
 func (n *Network) Alias(alias, address string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.aliases[netip.MustParseAddrPort(alias)] = netip.MustParseAddrPort(address)
 }
 
-// Packets is how many packets the router has seen, also those that it dropped.
+// Packets returns how many packets the router has seen, with those that it has dropped.
 func (n *Network) Packets() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.packets
 }
 
-// Listen opens a socket at an address, which is free again when the socket is closed.
+// Listen opens a socket at an address. The address is free again when the socket is closed.
 func (n *Network) Listen(address string) net.PacketConn {
 	return n.open(netip.MustParseAddrPort(address))
 }
 
-// ListenPacket opens sockets of a host, each at a port of its own, as link.Dialer wants.
+// ListenPacket returns a function that opens sockets of a host, each at a new port, for
+// link.Dialer.
 func (n *Network) ListenPacket(host string) func(context.Context) (net.PacketConn, error) {
 	addr := netip.MustParseAddr(host)
 	return func(context.Context) (net.PacketConn, error) {
@@ -189,7 +192,7 @@ func (n *Network) latencyOf(p simnet.Packet) time.Duration {
 	return n.latency + n.delay(packet(p))
 }
 
-// SendPacket is simnet's interface to a router.
+// SendPacket implements simnet's router.
 func (n *Network) SendPacket(p simnet.Packet) error {
 	to, doubled := n.route(&p)
 	if to == nil {
@@ -227,7 +230,7 @@ func (n *Network) route(p *simnet.Packet) (to simnet.PacketReceiver, doubled boo
 	return n.nodes[seen.To], doubled
 }
 
-// AddNode is simnet's interface to a router; open does the work.
+// AddNode implements simnet's router; open does the work.
 func (n *Network) AddNode(net.Addr, simnet.PacketReceiver) {}
 
 func (n *Network) close() {
@@ -248,7 +251,7 @@ func addrPort(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
-// socket gives its address back when it is closed.
+// A socket gives its address back when it is closed.
 type socket struct {
 	*simnet.SimConn
 	network *Network
