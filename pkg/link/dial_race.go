@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -130,7 +131,7 @@ func (r *runner) close() {
 func (r *race) opened() []*runner {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.runners[:len(r.runners):len(r.runners)]
+	return slices.Clip(r.runners)
 }
 
 // received returns the number of packets that have arrived on all ways.

@@ -12,7 +12,7 @@ import (
 
 // Rivals are two processes that dial a relay with the same key. The holder of the link keeps it
 // while it answers, because the sessions over the link live in that process alone. Each process
-// sends its instance on the control stream. By the instance the listener recognizes a process that
+// sends its instance on the control stream. By the instance the listener recognises a process that
 // dials anew, and takes its newest link.
 
 const (
