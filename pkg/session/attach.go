@@ -7,15 +7,15 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// Open makes the session that a client asks for, or finds the one that an earlier attempt has made, and
-// serves it over st until the stream's end. Open owns st.
+// Open makes the session that a client asks for, or finds the one that an earlier attempt has made,
+// and serves it over st until the stream's end. Open owns st.
 func (v *Server) Open(client string, m *wire.Open, st wire.Stream, via Route) {
 	if at := v.open(client, m, st, via); at != nil {
 		v.left(at, at.readFrames())
 	}
 }
 
-// Resume finds the session that a client goes on with, and serves it over st until the stream's end.
+// Resume finds the session that a client resumes, and serves it over st until the stream's end.
 // Resume owns st.
 func (v *Server) Resume(client string, m *wire.Resume, st wire.Stream, via Route) {
 	if at := v.resume(client, m, st, via); at != nil {
@@ -23,7 +23,8 @@ func (v *Server) Resume(client string, m *wire.Resume, st wire.Stream, via Route
 	}
 }
 
-// open returns nil where there is no session; then it has said on st why.
+// open returns the session's attachment to st. It returns nil if st carries no session; then it has
+// said on st why.
 func (v *Server) open(client string, m *wire.Open, st wire.Stream, via Route) *attachment {
 	key := sessionKey{client, m.Token}
 	info := Info{Client: client, Server: v.config.Node, Source: m.Source, Target: m.Target, Relay: via.Relay, Link: via.Link}
@@ -70,7 +71,8 @@ func (v *Server) open(client string, m *wire.Open, st wire.Stream, via Route) *a
 	})
 }
 
-// resume returns nil where the session doesn't go on over st; then it has said on st why.
+// resume returns the session's attachment to st. It returns nil if the session doesn't go on over
+// st; then it has said on st why.
 func (v *Server) resume(client string, m *wire.Resume, st wire.Stream, via Route) *attachment {
 	key := sessionKey{client, m.Token}
 	if m.Version != wire.Version {
@@ -87,7 +89,7 @@ func (v *Server) resume(client string, m *wire.Resume, st wire.Stream, via Route
 		}
 		refusal := v.unknown("the server doesn't know this session; it may have been restarted")
 		if _, no := v.config.Decide(client, m.Target); no != nil {
-			refusal = no // it ended when the right was withdrawn
+			refusal = no // the session ended when the right was withdrawn
 		}
 		v.refuse(st, refusal)
 		return nil
@@ -98,7 +100,7 @@ func (v *Server) resume(client string, m *wire.Resume, st wire.Stream, via Route
 		case m.Attempt <= s.attempt:
 			s.mu.Unlock()
 			v.refuse(st, &Refusal{wire.StatusNotNewest, "a newer attempt has been seen"})
-		case s.closed: // since it was found
+		case s.closed: // after it was found
 			v.epitaphUnlock(s, st)
 		default:
 			v.endUnlock(s, EndResetByP1, wire.CodeRevoked)
@@ -121,7 +123,7 @@ func (v *Server) resume(client string, m *wire.Resume, st wire.Stream, via Route
 		if err := s.checkOffsetsLocked(m.Received, m.Acked, m.Limit); err != nil {
 			return 0, &Refusal{wire.StatusMalformed, err.Error()}
 		}
-		s.out.limit = m.Limit   // which may be lower than before
+		s.out.limit = m.Limit   // may be lower than before
 		s.out.sent = m.Received // what was sent beyond that is lost
 		if err := s.ackLocked(m.Acked - s.out.acked); err != nil {
 			return 0, &Refusal{wire.StatusMalformed, err.Error()}
@@ -131,7 +133,7 @@ func (v *Server) resume(client string, m *wire.Resume, st wire.Stream, via Route
 	})
 }
 
-// unknown is the answer about a session that this process does not know.
+// unknown returns the answer about a session that this process does not know.
 func (v *Server) unknown(text string) *Refusal {
 	if v.config.Contested != nil && v.config.Contested() {
 		return &Refusal{wire.StatusNotConnected, "another process with this server's key may have the session"}
@@ -139,10 +141,10 @@ func (v *Server) unknown(text string) *Refusal {
 	return &Refusal{wire.StatusNoSession, text}
 }
 
-// takeOver makes st the stream of a session that exists, if attempt is the
-// newest. check is called when nobody reads or writes the old stream any more,
-// with the lock held: it says from which offset on to send, or why not to.
-// takeOver returns the session if st is to carry it.
+// takeOver makes st the stream of a session that exists, if attempt is the newest. It calls check,
+// with the lock held, when no goroutine reads or writes the old stream any more: check returns the
+// offset to send from, or a refusal. takeOver returns the attachment, or nil if st doesn't carry
+// the session.
 func (v *Server) takeOver(s *session, attempt uint64, st wire.Stream, via Route, check func() (uint64, *Refusal)) *attachment {
 	s.mu.Lock()
 	if attempt <= s.attempt {
@@ -181,7 +183,7 @@ func (v *Server) takeOver(s *session, attempt uint64, st wire.Stream, via Route,
 	at := s.attachLocked(st, via, sent)
 	at.frozen = true // nothing goes before the reply
 	if s.local == nil {
-		s.mu.Unlock() // the reply follows when P5 is dialled
+		s.mu.Unlock() // connect replies when P5 is dialled
 	} else {
 		if !s.ended {
 			s.tellResumedLocked(via.Relay, attempt, 0)
@@ -191,7 +193,7 @@ func (v *Server) takeOver(s *session, attempt uint64, st wire.Stream, via Route,
 	return at
 }
 
-// left acts upon the end of a stream.
+// left acts upon the end of an attachment's stream.
 func (v *Server) left(at *attachment, err error) {
 	s := at.session
 	s.mu.Lock()
@@ -232,7 +234,7 @@ func (v *Server) left(at *attachment, err error) {
 		return
 	case streamLost, streamLeft:
 	}
-	s.detachLocked() // writers see that and stop
+	s.detachLocked() // the writer sees that and stops
 	at.stream.Reset(wire.CodeLost)
 	if s.ending.reset() || s.ended {
 		s.settle()
@@ -242,8 +244,7 @@ func (v *Server) left(at *attachment, err error) {
 	s.mu.Unlock()
 }
 
-// detached lets s wait for another stream, within the limits. The caller holds
-// its lock.
+// detached lets s wait for another stream, within the limits. The caller holds the lock of s.
 func (v *Server) detached(s *session, why error) {
 	if s.local != nil {
 		s.transitionLocked(Detached)
@@ -270,7 +271,7 @@ func (v *Server) detached(s *session, why error) {
 	})
 }
 
-// reattached is the opposite of detached. The caller holds the lock of s.
+// reattached undoes detached, if s waits for a stream. The caller holds the lock of s.
 func (v *Server) reattached(s *session) {
 	if !s.waiting {
 		return

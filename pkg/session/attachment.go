@@ -6,11 +6,11 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// An attachment is what a session has for as long as one stream carries it. attachLocked makes one,
-// detachLocked takes it away; it is never used again. A goroutine that works on a stream holds the
-// stream's attachment and leaves when the session has another, or none.
+// An attachment has what a session needs for as long as one stream carries it. attachLocked makes
+// one, and detachLocked drops it; it is never used again. A goroutine that works on a stream holds
+// the stream's attachment, and leaves when the session has another one or none.
 //
-// The session's lock guards it, but for what belongs to the frame reader or to the writer.
+// The session's lock guards all fields but those of the frame reader and of the writer.
 type attachment struct {
 	session *session
 	stream  wire.Stream
@@ -18,18 +18,18 @@ type attachment struct {
 	line    *line
 	quota   *quota
 	claim   claim  // in the quota
-	paid    uint64 // up to here the outbox's data is covered by the quota
+	paid    uint64 // the offset up to which the quota covers the outbox's data
 
 	reading bool   // the frame reader is at work
 	writing bool   // a goroutine has the right to write; no other one writes to the stream
-	frozen  bool   // no goroutine may take that right
+	frozen  bool   // no goroutine may take the right to write
 	moving  string // why the session is to leave the stream; empty if it isn't
 	lost    error  // the first error that told of the stream's loss
 
-	unsent    []byte  // what a frozen writer has left; it goes first when the session carries on
+	unsent    []byte  // what a writer has left unwritten; it goes before anything else
 	unsentBuf *buffer // holds unsent; nil if that is in control
 
-	// What the peer was told by this stream.
+	// The offsets that the peer was told over this stream.
 	ackedSaid, limitSaid uint64
 
 	// What is to be written besides data.
@@ -39,32 +39,32 @@ type attachment struct {
 	yield    uint64 // bytes of the peer's window to give back
 	resetDue bool   // a reset frame
 
-	resetSaid bool // the reset frame was written, or the peer's has come
-	goodbye   bool // the end of the stream was written
+	resetSaid bool // a reset frame was composed, or the peer's has come
+	goodbye   bool // this half of the stream is ended, or being ended
 
 	// Liveness and round trips.
-	lastIn     time.Time     // something arrived
+	lastIn     time.Time     // when something arrived last
 	pingSince  time.Time     // since when a pong is due; zero if none is
-	pingSent   time.Time     // when that ping was written; zero while it waits for the writer
-	pingAt     uint64        // what had been sent before it
-	pingLimit  uint64        // the limit that was said before it, or with it
-	minRTT     time.Duration // the shortest of the pings; 0 if unknown
-	nextProbe  time.Time
-	waitsSince time.Duration // process time since when sweeps see nothing; 0 if none has looked
+	pingSent   time.Time     // when that ping was composed; zero while it waits for the writer
+	pingAt     uint64        // the offset sent before that ping
+	pingLimit  uint64        // the limit said with that ping or before; 0: its pong is no measure
+	minRTT     time.Duration // the shortest round trip of a ping; 0 if unknown
+	nextProbe  time.Time     // no probe goes before
+	waitsSince time.Duration // process time since when sweeps see no answer; 0 if none has looked
 
-	// The frame reader's own.
-	first      [1]byte                   // what it peeks at while the stream is idle
-	partial    [wire.MaxFrameHeader]byte // a header of which a part has come
+	// For the frame reader.
+	first      [1]byte                   // the byte that it peeks at while the stream is idle
+	partial    [wire.MaxFrameHeader]byte // the part of a header that has come
 	partialLen int
 	left       uint64 // bytes of the current data frame that have yet to come
 
-	// The writer's own.
+	// For the writer.
 	header  [wire.MaxFrameHeader]byte
 	control [4 * wire.MaxFrameHeader]byte
 }
 
-// attachLocked makes st the session's stream, from the offsets that both ends have just exchanged:
-// the peer has received everything before sent. No goroutine reads or writes the stream before.
+// attachLocked makes st the session's stream. Data goes on from the offset sent, before which the
+// peer has received everything. No goroutine may read or write st before.
 func (s *session) attachLocked(st wire.Stream, r Route, sent uint64) *attachment {
 	if s.at != nil {
 		s.detachLocked()
@@ -88,7 +88,7 @@ func (s *session) attachLocked(st wire.Stream, r Route, sent uint64) *attachment
 	return at
 }
 
-// detachLocked takes the stream away, if there is one. The caller ends the stream.
+// detachLocked drops the attachment, if there is one. The caller ends the stream.
 func (s *session) detachLocked() {
 	at := s.at
 	if at == nil {
@@ -118,8 +118,8 @@ func (s *session) awaitWriterLocked() {
 	}
 }
 
-// inFlightLocked returns how many bytes of the link's quota the session holds: what may be sent, or
-// was, and isn't known to have arrived.
+// inFlightLocked returns how many bytes of the link's quota the session holds: those that are paid
+// for and not known to have arrived.
 func (s *session) inFlightLocked() uint64 {
 	if s.at == nil || s.at.paid <= s.out.known {
 		return 0

@@ -8,14 +8,14 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// tryInTurn is try, with a turn of those that resume over the route's line. It returns nil also if something else was to be
-// done while it waited for that.
+// tryInTurn makes one attempt when the session has its turn to resume over the route's line. It
+// returns nil if the attempt failed, or if something changed during the wait for the turn.
 func (f *forward) tryInTurn(r Route, old *attachment) *attachment {
 	s := f.session
 	clock := &s.host.clock
 	l := s.host.lines.acquire(r, s.peerName(), clock.Now())
 	defer s.host.lines.release(r.Link, s.peerName())
-	if !f.opened { // there is a P1 that waits, and a P5 that may take its time
+	if !f.opened { // an open takes no turn: P1 waits, and P5 may take its time
 		return f.try(r, old, l)
 	}
 	s.mu.Lock()
@@ -29,7 +29,7 @@ func (f *forward) tryInTurn(r Route, old *attachment) *attachment {
 	return f.try(r, old, l)
 }
 
-// awaitTurn waits for a turn, or for a change as pause does; then it reports false.
+// awaitTurn waits for a turn, or for a change as pause does. It reports whether the turn has come.
 func (f *forward) awaitTurn(t *turns, w *turn) bool {
 	timer := time.NewTimer(max(0, f.timeLeft()))
 	defer timer.Stop()
@@ -44,8 +44,9 @@ func (f *forward) awaitTurn(t *turns, w *turn) bool {
 	return !t.leave(w)
 }
 
-// awaitReplyLocked bounds the wait for the reply on st, which is pending; but not while the path brings others something, who
-// may have been before it in a queue: then it may take most.
+// awaitReplyLocked bounds the wait for the reply on st, which is pending, to timeout. While the
+// line still brings something for other sessions, the reply may stand in a queue behind that: then
+// the bound is most.
 func (f *forward) awaitReplyLocked(st wire.Stream, l *line, timeout, most time.Duration) {
 	s := f.session
 	clock := &s.host.clock
@@ -71,19 +72,19 @@ func (f *forward) awaitReplyLocked(st wire.Stream, l *line, timeout, most time.D
 type attempt struct {
 	route   Route
 	line    *line
-	old     *attachment // that the session has while it moves; else nil
-	at      *attachment // made before the reply by the first attempt, which sends data with its tip; else nil
+	old     *attachment // the one to replace, if the session moves; else nil
+	at      *attachment // of the first attempt, which sends data before the reply; else nil
 	stream  wire.Stream
-	opening bool // it is to open the session, not to resume it
+	opening bool // the attempt is to open the session, not to resume it
 }
 
-// try makes one attempt over a route. old is the attachment that the session has while it moves. It
+// try makes one attempt over a route. old is the attachment to replace, if the session moves. try
 // returns nil if the attempt failed.
 func (f *forward) try(r Route, old *attachment, l *line) *attachment {
 	s := f.session
 	s.mu.Lock()
 	if old != nil {
-		// Neither read nor written until the reply has come.
+		// The old stream is neither read nor written until the reply has come.
 		old.frozen = true
 		_ = old.stream.SetWriteDeadline(longAgo)
 		s.awaitWriterLocked()
@@ -119,11 +120,11 @@ func (f *forward) try(r Route, old *attachment, l *line) *attachment {
 	s.pending, s.pendingLink = a.stream, r.Link
 	f.awaitReplyLocked(a.stream, l, timeout, most)
 	if first {
-		// P4 reads while it dials, so P1's first bytes go right behind the tip.
+		// P4 reads while it dials, so P1's first bytes went right behind the tip.
 		a.at = s.attachLocked(a.stream, r, 0)
 		s.sentFirstLocked(n)
 	}
-	if s.stopping || a.opening && s.ending.reset() { // meanwhile
+	if s.stopping || a.opening && s.ending.reset() { // while the stream was opened
 		s.boundReadLocked()
 	}
 	s.sendUnlock(false)
@@ -140,11 +141,11 @@ func (f *forward) try(r Route, old *attachment, l *line) *attachment {
 	return f.answer(a, reply, granted)
 }
 
-// replyTimes returns how long an attempt may wait for its reply: timeout while nothing comes over its
-// line, most in any case.
+// replyTimes returns how long an attempt may wait for its reply: timeout if nothing arrives over
+// its line, most otherwise.
 func (f *forward) replyTimes(a *attempt) (timeout, most time.Duration) {
 	if a.opening {
-		// Longer than P4 dials, and short enough for another attempt.
+		// By default half of it is longer than P4 dials. The other half is for another attempt.
 		whole := f.client.limits().OpenTimeout
 		most = max(whole-f.age(), time.Second)
 		return max(min(whole/2, most), time.Second), most
@@ -169,7 +170,7 @@ func (f *forward) unanswered(a *attempt, err error) {
 	}
 }
 
-// tipLocked makes the inner tip of an attempt.
+// tipLocked returns the inner tip of an attempt.
 func (f *forward) tipLocked(opening bool) []byte {
 	s := f.session
 	f.saidAcked, f.saidLimit = s.in.acked, s.in.limit
@@ -220,7 +221,7 @@ func readReply(st wire.Stream) (*wire.Reply, *wire.Granted, error) {
 	return reply, granted, nil
 }
 
-// dropAttempt detaches the session again from the stream of the first attempt.
+// dropAttempt detaches the session from the stream of the first attempt, if a is that.
 func (f *forward) dropAttempt(a *attempt) {
 	s := f.session
 	s.mu.Lock()
@@ -233,7 +234,7 @@ func (f *forward) dropAttempt(a *attempt) {
 	}
 }
 
-// loseOld gives the old stream up: what P4 has made of the attempt to replace it is not known.
+// loseOld gives the old stream up, since P4 may have taken the attempt to replace it.
 func (f *forward) loseOld(old *attachment) {
 	old.stream.Reset(wire.CodeLost)
 	f.session.mu.Lock()
@@ -241,7 +242,7 @@ func (f *forward) loseOld(old *attachment) {
 	f.lostLocked("an attempt to move had no answer")
 }
 
-// failed notes that an attempt over a route came to nothing.
+// failed notes that an attempt over a route has failed.
 func (f *forward) failed(r Route, why string) {
 	if f.tried == nil {
 		f.tried = make(map[any]bool)
@@ -251,12 +252,13 @@ func (f *forward) failed(r Route, why string) {
 	f.session.logger().Debug("attempt failed", "server", f.request.Server, "relay", r.Relay, "reason", why)
 }
 
-// answer acts upon a reply. It returns the attachment if the session has one now.
+// answer acts upon a reply. It returns the attachment to the attempt's stream, or nil if there is
+// none.
 func (f *forward) answer(a *attempt, reply *wire.Reply, granted *wire.Granted) *attachment {
 	if reply.Status == wire.StatusOpen {
 		return f.accepted(a, granted)
 	}
-	// The reply is all that comes on this stream.
+	// Nothing follows the reply on this stream.
 	f.dropAttempt(a)
 	finish(a.stream)
 	s := f.session
@@ -286,14 +288,15 @@ func (f *forward) completeLocked(granted *wire.Granted) {
 	}
 }
 
-// refuseLocked acts upon a refusal: another attempt may follow, or it is the end.
+// refuseLocked acts upon a refusal: it ends the session, or lets another attempt follow.
 func (f *forward) refuseLocked(a *attempt, reply *wire.Reply) {
 	s := f.session
-	// A server may call itself otherwise than it was asked for: its own config names it, or it is being renamed.
+	// A server may reply by another name than the requested one: it has that from its own config,
+	// or is being renamed. So a reply is the relay's only if it names the relay or nobody.
 	byRelay := reply.Node != f.request.Server && (reply.Node == "" || reply.Node == wire.NodeRelay)
 	reply.Node = cmp.Or(reply.Node, f.relayOrServer())
 	if f.unknown {
-		f.firstTry = time.Time{} // it is known now
+		f.firstTry = time.Time{} // the attempt's outcome is known now
 	}
 	if !s.ending.reset() {
 		f.refusal = reply
@@ -314,7 +317,7 @@ func (f *forward) refuseLocked(a *attempt, reply *wire.Reply) {
 	case v.retry:
 		f.failed(a.route, reply.Status.String())
 		if f.opened && !s.ending.reset() && reply.Status != wire.StatusNotAllowed {
-			f.refusal = nil // it may yet be otherwise
+			f.refusal = nil // another attempt may yet succeed
 		}
 	case s.ending.reset():
 		f.closeLocked(s.ending.how)
@@ -325,13 +328,13 @@ func (f *forward) refuseLocked(a *attempt, reply *wire.Reply) {
 	}
 }
 
-// finish ends both halves of a stream on which nothing more is to be said.
+// finish ends both halves of a stream that has served its purpose.
 func finish(st wire.Stream) {
 	_ = st.End(nil)
 	st.CancelRead(wire.CodeLost)
 }
 
-// accepted takes the session over to the attempt's stream.
+// accepted makes the attempt's stream the session's.
 func (f *forward) accepted(a *attempt, g *wire.Granted) *attachment {
 	s := f.session
 	if a.old != nil {
@@ -348,7 +351,7 @@ func (f *forward) accepted(a *attempt, g *wire.Granted) *attachment {
 	at := s.at
 	s.granted = min(f.request.ResumeTimeout, g.ResumeTimeout)
 	switch {
-	case s.ending.reset(): // it is to be confirmed
+	case s.ending.reset(): // the peer has yet to confirm that
 		_ = at.stream.SetReadDeadline(time.Now().Add(stopTimeout))
 	case at.moving != "":
 		_ = at.stream.SetReadDeadline(longAgo)
@@ -372,7 +375,8 @@ func (f *forward) accepted(a *attempt, g *wire.Granted) *attachment {
 	return at
 }
 
-// takeGrantLocked goes on from where the server says that it stands, on the attempt's stream.
+// takeGrantLocked attaches the session to the attempt's stream, from the offsets that the server
+// has granted.
 func (f *forward) takeGrantLocked(a *attempt, g *wire.Granted) error {
 	s := f.session
 	first := a.at != nil && s.at == a.at
@@ -385,7 +389,7 @@ func (f *forward) takeGrantLocked(a *attempt, g *wire.Granted) error {
 	if !first {
 		s.awaitWriterLocked()
 		at := s.attachLocked(a.stream, a.route, g.Received)
-		// P1 has been served on while the reply was on its way.
+		// P1 may have taken more data while the reply was on its way.
 		at.ackedSaid, at.limitSaid = f.saidAcked, f.saidLimit
 		at.ackDue = s.in.acked != f.saidAcked
 		if s.attempt > 1 && f.opened {
@@ -393,11 +397,11 @@ func (f *forward) takeGrantLocked(a *attempt, g *wire.Granted) error {
 		}
 	}
 	s.arrivedLocked(g.Received)
-	s.out.limit = g.Limit // which may be lower than before
+	s.out.limit = g.Limit // may be lower than before
 	return s.ackLocked(g.Acked - s.out.acked)
 }
 
-// checkOffsetsLocked checks what the peer says of where it stands.
+// checkOffsetsLocked checks the offsets of the peer, as it says them when a session is resumed.
 func (s *session) checkOffsetsLocked(received, acked, limit uint64) error {
 	o := &s.out
 	switch {

@@ -11,14 +11,12 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// A Router knows the ways from a client to its servers. It is safe for
-// concurrent use.
+// A Router knows the live links of a client. It is safe for concurrent use.
 type Router interface {
-	// Routes returns the live links, the best first: those that are not
-	// suspect and whose relay isn't closing, by smoothed round trip.
+	// Routes returns the live links with the shortest smoothed round trip first. Links that are
+	// suspect, or whose relay is closing, are left out.
 	Routes() []Route
-	// Changed returns a channel that is closed when Routes will next have
-	// changed.
+	// Changed returns a channel that is closed at the next change of Routes.
 	Changed() <-chan struct{}
 }
 
@@ -27,11 +25,11 @@ type ClientConfig struct {
 	Router Router
 	Limits Limits
 	Logger *slog.Logger // nil for none
-	// LimitHit is told of each session that a limit keeps out or holds up, by the limit's name in the config. It must not block.
-	// Nil: nobody.
+	// LimitHit is called for each session that a limit keeps out or holds up, with the limit's name
+	// in the config. It must not block. May be nil.
 	LimitHit func(limit string)
-	// Short is told when a server's share of a memory budget is used up, and has not been within the last minute. It is called
-	// with locks held, and must not block. Nil: nobody.
+	// Short is called when a server's share of a memory budget is used up, if it was not within the
+	// last minute. It is called with locks held, and must not block. May be nil.
 	Short func(Shortage)
 }
 
@@ -43,7 +41,7 @@ type Client struct {
 	mu       sync.Mutex
 	sessions map[*session]struct{}
 	stopped  bool
-	all      sync.WaitGroup // of Forward
+	all      sync.WaitGroup // the calls of Forward
 }
 
 // NewClient makes a client without sessions.
@@ -58,9 +56,8 @@ func NewClient(c ClientConfig) *Client {
 	return client
 }
 
-// Run does what the sessions need besides their own goroutines. When ctx is
-// done it resets the sessions that are left, tells the other end as far as it
-// can be told within stopTimeout, and returns when they are gone.
+// Run does what time alone brings about, until ctx is done. Then it resets the remaining sessions,
+// gives the other end stopTimeout to confirm that, and returns when the sessions are gone.
 func (c *Client) Run(ctx context.Context) error {
 	sweeping, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var sweep sync.WaitGroup
@@ -79,16 +76,13 @@ func (c *Client) Run(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// DefaultResumeTimeout is how long a detached session is kept, unless said
-// otherwise.
+// DefaultResumeTimeout is how long a detached session is kept by default.
 const DefaultResumeTimeout = 10 * time.Minute
 
-// stopTimeout is how long a session that is reset waits for the other end to
-// confirm it.
+// stopTimeout is how long a session that is reset waits for the other end to confirm that.
 const stopTimeout = 2 * time.Second
 
-// holdTime is how long an accepted P1 waits for a live link (PROTOCOL.md,
-// section 4).
+// holdTime is how long an accepted P1 waits for a live link (PROTOCOL.md, section 4).
 const holdTime = 5 * time.Second
 
 // A Request says where a connection is to go.
@@ -98,19 +92,22 @@ type Request struct {
 	Target        string // canonical text
 	Source        string // P1's address
 	ResumeTimeout time.Duration
-	Origin        []byte // the mark of a P1 on this host, by which a server knows its own; nil for none
-	// Opened is called once, when the server has granted the session. It must not wait, nor ask the session. Nil: nobody is told.
+	// Origin is the mark of a P1 on this host, by which a server knows a connection that it has
+	// dialled itself. Nil for none.
+	Origin []byte
+	// Opened is called once, when the server has granted the session. It is called with the
+	// session's lock held: it must not block, or call the Client. May be nil.
 	Opened func()
 }
 
-// NewToken makes a token, from which a connection's ID follows.
+// NewToken returns a random token. The connection ID follows from it.
 func NewToken() (token wire.Token) {
 	_, _ = crand.Read(token[:]) // never fails
 	return token
 }
 
-// Forward carries conn, an accepted connection of P1, to its end. It owns conn from the call on, and
-// blocks until the session is over. When ctx is done the session is reset.
+// Forward forwards conn, an accepted connection of P1, and returns when the session is over. It
+// owns conn from the call on. When ctx is done it resets the session.
 func (c *Client) Forward(ctx context.Context, conn Conn, r Request) Summary {
 	s := newSession(c.host, false, NewToken(), Info{
 		Mapping: r.Mapping, Server: r.Server, Source: r.Source, Target: r.Target,
@@ -178,7 +175,7 @@ func (c *Client) list() []*session {
 	return all
 }
 
-// Sessions tells of all sessions, the oldest first.
+// Sessions returns what all sessions are and do, the oldest first.
 func (c *Client) Sessions() []Info { return infos(c.list()) }
 
 // Count returns how many sessions there are.
@@ -191,10 +188,11 @@ func (c *Client) Count() int {
 // Carries reports whether a session has a stream on a link, or is getting one.
 func (c *Client) Carries(link any) bool { return c.host.lines.use(link) }
 
-// Moving reports whether data has gone by in a session just now. A stop waits only while it does.
+// Moving reports whether a session has moved data within the last second. A stop waits only for
+// that.
 func (c *Client) Moving() bool { return moving(c.list()) }
 
-// SetLimits changes the limits for what comes from now on.
+// SetLimits changes the limits from now on. Sessions keep what they hold.
 func (c *Client) SetLimits(l Limits) {
 	l = l.withDefaults()
 	c.mu.Lock()
@@ -209,7 +207,7 @@ func (c *Client) limits() Limits {
 	return c.config.Limits
 }
 
-// Memory tells how the budgets stand.
+// Memory returns the state of the memory budgets.
 func (c *Client) Memory() Memory { return c.host.memory() }
 
 func infos(all []*session) []Info {
@@ -221,9 +219,9 @@ func infos(all []*session) []Info {
 	return out
 }
 
-// Move makes the sessions that a link carries go elsewhere, since it is
-// suspect, closing, or replaced. Where there is no other way they stay, so it
-// is to be called again when a new link is up.
+// Move makes the sessions of a link resume over others, since the link is suspect, closing or
+// replaced. Sessions that find no other link stay, so the caller repeats Move when a new link is
+// up.
 func (c *Client) Move(link any, why string) {
 	for _, s := range c.list() {
 		s.mu.Lock()

@@ -9,39 +9,39 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// A forward is the goroutine that keeps one session of the client going. The fields are its own, but
-// for patience.
+// A forward keeps one session of the client going, in the goroutine that called Forward. All fields
+// but patience belong to that goroutine.
 type forward struct {
 	session *session
 	client  *Client
 	request Request
 
-	begun       time.Duration // process time
-	opened      bool          // a reply 200 has come
-	saidAcked   uint64        // by the tip of the current attempt
-	saidLimit   uint64
-	firstTry    time.Time       // of the attempts whose outcome isn't known
-	unknown     bool            // the current attempt is that one
-	patience    *awake.Timer    // ends the wait for its reply; under the session's lock
-	detachedAt  time.Time       // when the last stream was lost, or left to be moved from
+	begun       time.Duration   // process time
+	opened      bool            // a reply 200 has come
+	saidAcked   uint64          // in the tip of the current attempt
+	saidLimit   uint64          // in the tip of the current attempt
+	firstTry    time.Time       // when the first attempt of unknown outcome was made; zero if none was
+	unknown     bool            // the current attempt is the one at firstTry
+	patience    *awake.Timer    // ends the wait for the reply; under the session's lock
+	detachedAt  time.Time       // when the session lost the last stream, or began to move from it
 	excluded    map[string]bool // relays that refused for good
 	refusal     *wire.Reply     // the last refusal
 	tried       map[any]bool    // links that failed in this round
-	rounds      int             // that have failed since the loss
+	rounds      int             // how many rounds have failed since the loss
 	attachedAt  time.Time       // when the current stream, or the last one, took over
 	shortLived  int             // streams in a row that were lost within shortLife
-	notBefore   time.Time       // the next attempt
+	notBefore   time.Time       // no attempt is made before
 	lastFailure string
 	onlyRoute   bool            // no other relay is left to be asked in this round
 	stopping    bool            // the server has said that it is about to stop
-	elsewhere   bool            // the last stream was lost beyond its link: another relay may still reach the server
-	otherRoutes <-chan struct{} // closed when the routes of the last choice are others
+	elsewhere   bool            // the last stream was lost beyond its link: another relay may work
+	otherRoutes <-chan struct{} // closed when the routes have changed since the last choice
 }
 
 // run opens the session, reads frames, and resumes, until the end.
 func (f *forward) run() {
 	s := f.session
-	defer func() { // whatever ended the session, no stream stays behind
+	defer func() { // no stream stays behind, whatever ended the session
 		s.mu.Lock()
 		at := s.at
 		s.detachLocked()
@@ -58,7 +58,7 @@ func (f *forward) run() {
 	}
 }
 
-// finished acts upon the end of a stream, and reports whether it is the end of the session.
+// finished acts upon the end of a stream, and reports whether the session has ended too.
 func (f *forward) finished(at *attachment, err error) bool {
 	s := f.session
 	v, beyond := judgeStream(err)
@@ -117,18 +117,19 @@ func (f *forward) lostLocked(why string) {
 	}
 }
 
-// shortLife is how long a stream must carry the session to count as a success: a
-// relay or server that grants every attempt, and loses it, isn't asked as often
-// as it can answer.
+// shortLife is how long a stream must carry the session to count as a success. Attempts after
+// shorter ones are delayed: otherwise P2 would ask a relay or server that grants each attempt, and
+// loses the stream, as often as it can answer.
 const shortLife = time.Second
 
-// backoff is how long to wait after n failures.
+// backoff returns how long to wait after n failures: between 0.5 and 1.5 × min(50 ms × 2^n, 2 s).
 func backoff(n int) time.Duration {
 	d := min(50*time.Millisecond<<min(n, 6), 2*time.Second)
 	return d/2 + rand.N(d)
 }
 
-// sayGoodbye ends this end's half of the stream when no goroutine writes to it any more.
+// sayGoodbye waits until no goroutine writes to the stream any more, ends this end's half of it,
+// and reads the peer's half to its end.
 func (at *attachment) sayGoodbye() {
 	s := at.session
 	s.mu.Lock()
@@ -141,10 +142,10 @@ func (at *attachment) sayGoodbye() {
 	if !done {
 		_ = at.stream.End(nil)
 	}
-	drain(at.stream) // the end that the peer has said, or is about to say: to cancel it would make it a loss
+	drain(at.stream) // cancelling the read now could turn the peer's end into a loss
 }
 
-// outcomeLocked is how the session has ended.
+// outcomeLocked returns how the session has ended.
 func (f *forward) outcomeLocked() End {
 	if f.session.ending.reset() {
 		return f.session.ending.how
@@ -152,8 +153,8 @@ func (f *forward) outcomeLocked() End {
 	return EndClosed
 }
 
-// forbiddenLocked ends the session, since its stream was reset with a code that forbids to resume it. It
-// returns that code.
+// forbiddenLocked ends the session, since its stream was reset with a code that forbids to resume
+// it. It returns that code.
 func (f *forward) forbiddenLocked(v verdict) wire.StreamCode {
 	if v == peerAccuses {
 		f.session.foundBrokenLocked()
@@ -165,16 +166,17 @@ func (f *forward) forbiddenLocked(v verdict) wire.StreamCode {
 	return wire.CodeRevoked
 }
 
-// relayOrServer is who has said what does not tell: the relay passes on what the server says.
+// relayOrServer names the origin of a message that doesn't name it: the relay, or the server, whose
+// messages the relay passes on.
 func (f *forward) relayOrServer() string { return "relay or " + f.request.Server }
 
-// refusedLocked ends a session that was open, since a request to resume it was refused.
+// refusedLocked ends a session that was open, since an attempt to resume it was refused.
 func (f *forward) refusedLocked(end End, r *wire.Reply) {
 	f.session.ending.by, f.session.ending.reason = r.Node, r.Text
 	f.closeLocked(end)
 }
 
-// closeLocked ends the session.
+// closeLocked closes the session, with what the last replies said.
 func (f *forward) closeLocked(end End) {
 	sum := Summary{End: end}
 	switch {
@@ -186,12 +188,12 @@ func (f *forward) closeLocked(end End) {
 	f.session.closeLocked(sum)
 }
 
-// connect brings a stream that carries the session: a first one, another, or,
-// when the session was to move and nobody else took it, the one that it has.
-// It returns nil when the session is closed.
+// connect returns the attachment to a stream that carries the session: to the first one or another,
+// or to the present one if the session was to move and no other link took it. It returns nil when
+// the session is closed.
 func (f *forward) connect() *attachment {
 	s := f.session
-	s.host.clock.Hold() // time-outs are in its time
+	s.host.clock.Hold() // timeouts are in process time
 	defer s.host.clock.Release()
 	if s.attempt == 0 {
 		f.begun = s.host.clock.Now()
@@ -228,15 +230,15 @@ func (f *forward) connect() *attachment {
 	}
 }
 
-// choose picks the link for the next attempt. With none to try it says how long
-// to wait; a negative time means that there is no hope left.
+// choose picks the link for the next attempt. If there is none to try it returns how long to wait;
+// a negative time means that the session has to give up.
 func (f *forward) choose(moving bool, why string) (Route, time.Duration) {
 	s := f.session
 	left := f.timeLeft()
 	if left <= 0 {
 		return Route{}, -1
 	}
-	f.otherRoutes = f.client.config.Router.Changed() // before Routes: no change is missed in between
+	f.otherRoutes = f.client.config.Router.Changed() // before Routes, so that no change is missed
 	if wait := time.Until(f.notBefore); wait > 0 && !moving {
 		return Route{}, min(left, wait)
 	}
@@ -250,7 +252,7 @@ func (f *forward) choose(moving bool, why string) (Route, time.Duration) {
 				continue
 			}
 			if (moving || f.elsewhere) && r.Link == current && (pass == 0 || moving && why != deadPath) {
-				continue // elsewhere first; here only if the link itself is well
+				continue // other links first, then this one, unless it is the reason to move
 			}
 			f.onlyRoute = !slices.ContainsFunc(routes, func(other Route) bool {
 				return other.Link != r.Link && !f.excluded[other.Relay] && !f.tried[other.Link]
@@ -263,7 +265,7 @@ func (f *forward) choose(moving bool, why string) (Route, time.Duration) {
 	}
 	usable := slices.ContainsFunc(routes, func(r Route) bool { return !f.excluded[r.Relay] })
 	if !usable && len(routes) > 0 && f.refusal != nil {
-		return Route{}, -1 // all have refused
+		return Route{}, -1 // all relays have refused
 	}
 	if len(f.tried) > 0 {
 		if !f.opened && f.refusal != nil && !f.stopping && !f.isReset() {
@@ -277,10 +279,10 @@ func (f *forward) choose(moving bool, why string) (Route, time.Duration) {
 	return Route{}, left
 }
 
-// deadPath is the reason for a move that the link isn't to blame for.
+// deadPath is the reason to move for which the link itself isn't to blame.
 const deadPath = "the path is dead: no answer to a ping"
 
-// timeLeft is how long the session may still look for a stream.
+// timeLeft returns how long the session may still look for a stream.
 func (f *forward) timeLeft() time.Duration {
 	s := f.session
 	s.mu.Lock()
@@ -304,7 +306,7 @@ func (f *forward) timeLeft() time.Duration {
 	return s.granted - time.Since(f.detachedAt)
 }
 
-// age is how long this process has run since the session began.
+// age returns how long this process has run since the session began.
 func (f *forward) age() time.Duration { return f.session.host.clock.Now() - f.begun }
 
 func (f *forward) isReset() bool {
@@ -313,7 +315,7 @@ func (f *forward) isReset() bool {
 	return f.session.ending.reset()
 }
 
-// pause waits for a change of the links or of the session, d at most.
+// pause waits for a change of the links or of the session, for d at most.
 func (f *forward) pause(d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -325,9 +327,9 @@ func (f *forward) pause(d time.Duration) {
 	}
 }
 
-// giveUpLocked ends a session for which no stream was to be had. One that the
-// server may have opened without this end's knowing is reset first, so that the
-// server hears of it if it can.
+// giveUpLocked ends a session for which there is no stream. A session that the server may have
+// opened, without this end's knowing, is only reset at first, so that the server still can hear of
+// it.
 func (f *forward) giveUpLocked() {
 	s := f.session
 	switch {
@@ -352,8 +354,8 @@ func (f *forward) giveUpLocked() {
 	}
 }
 
-// carryOn goes on with the stream that the session was to leave, since nobody
-// else would take it. It returns false if that stream is lost.
+// carryOn goes on with the stream that the session was to leave, since no other link took it. It
+// returns false if that stream is lost.
 func (f *forward) carryOn(at *attachment) bool {
 	s := f.session
 	s.mu.Lock()

@@ -8,7 +8,8 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// live is the life of a session: it dials P5, reads what P5 sends, and when all is over tells of it.
+// live is the goroutine of a session from its open to its end: it dials P5, runs pump, and reports
+// the session when it is over.
 func (v *Server) live(s *session, dial Dial) {
 	if v.connect(s, dial) {
 		s.pump()
@@ -22,8 +23,8 @@ func (v *Server) live(s *session, dial Dial) {
 	v.report(*s.final)
 }
 
-// connect dials P5 and replies. It goes on when the stream is lost meanwhile:
-// the client will come back with another.
+// connect dials P5, replies, and reports whether the session goes on. It keeps dialling if the
+// stream is lost: the client will bring another one.
 func (v *Server) connect(s *session, dial Dial) bool {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -64,7 +65,7 @@ func (v *Server) connect(s *session, dial Dial) bool {
 		s.deliverFinLocked()
 	}
 	if s.at == nil {
-		if !s.ending.reset() { // by a P5 that doesn't take the end
+		if !s.ending.reset() { // it is, if P5 didn't take the end
 			s.transitionLocked(Detached)
 		}
 		s.mu.Unlock()
@@ -74,8 +75,9 @@ func (v *Server) connect(s *session, dial Dial) bool {
 	return true
 }
 
-// dialInTime dials for as long as the limit says. Where the process has not run for a part of that, nobody has looked whether P5
-// had answered: it dials again for that time.
+// dialInTime dials for DialTimeout at most, in process time. While the process didn't run, it could
+// not see P5's answer. So if the deadline passes with more than 1 s of process time left,
+// dialInTime dials again.
 func (v *Server) dialInTime(ctx context.Context, dial Dial) (Conn, error) {
 	clock := &v.host.clock
 	clock.Hold()
@@ -92,9 +94,8 @@ func (v *Server) dialInTime(ctx context.Context, dial Dial) (Conn, error) {
 	}
 }
 
-// declineLocked ends a session that isn't open yet with a refusal, and unlocks
-// it. Whoever reads its stream goes on until the client has ended it, but not
-// for longer than patience.
+// declineUnlock ends a session that isn't open yet with a refusal, and unlocks it. The reader of
+// its stream goes on until the client has ended the stream, for patience at most.
 func (v *Server) declineUnlock(s *session, r *Refusal, patience time.Duration) {
 	at := s.at
 	s.detachLocked()
@@ -107,8 +108,7 @@ func (v *Server) declineUnlock(s *session, r *Refusal, patience time.Duration) {
 	}
 }
 
-// grantLocked replies 200 on the session's stream, and lets it write. It
-// unlocks the session.
+// grantUnlock replies 200 on the session's stream, lets frames follow, and unlocks the session.
 func (v *Server) grantUnlock(s *session) {
 	at := s.at
 	for at.writing && s.at == at {
@@ -132,7 +132,7 @@ func (v *Server) grantUnlock(s *session) {
 	at.writing, at.frozen = true, false
 	asked := s.in.received > 0
 	s.mu.Unlock()
-	if asked { // P5's answer may come at once, and take this along
+	if asked { // P5 may answer at once; the reply can leave with that
 		at.stream.WriteLater(reply)
 		at.wrote(nil, 0, nil)
 		return

@@ -9,9 +9,9 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// lineage returns the targets of the sessions of this server through which an open came,
-// as client and server may be on one host: the connections that such sessions have dialled
-// were accepted by the client. It refuses one that would go to a target for the second time.
+// lineage returns the targets of this server's sessions through which an open came, or a refusal if
+// the open would go to one of those targets again. An open comes through a session if client and
+// server are on one host, and the client has accepted the connection that the session has dialled.
 func (v *Server) lineage(origin []byte, source, target string) (above []string, r *Refusal) {
 	if v.config.Origin == nil || len(origin) == 0 {
 		return nil, nil
@@ -19,7 +19,7 @@ func (v *Server) lineage(origin []byte, source, target string) (above []string, 
 	v.mu.Lock()
 	same := slices.Clone(v.dialled[source])
 	v.mu.Unlock()
-	for _, s := range same { // what is read of them doesn't change any more
+	for _, s := range same { // the fields read here don't change any more
 		if v.config.Origin(origin, s.dialledFrom, s.info.Peer) {
 			above = append(slices.Clone(s.above), s.info.Target)
 			break
@@ -34,19 +34,19 @@ func (v *Server) lineage(origin []byte, source, target string) (above []string, 
 	return above, nil
 }
 
-// lookAgain finds the lineage of a session of which it wasn't known at its open: that may
-// come before the goroutine that has dialled its connection knows that it has.
+// lookAgain looks up the lineage of a session again, if none was found at its open. The open may
+// come before the goroutine that has dialled P1's connection has noted that.
 func (v *Server) lookAgain(s *session) *Refusal {
 	if s.above != nil {
 		return nil
 	}
 	above, refusal := v.lineage(s.origin, s.info.Source, s.info.Target)
-	s.above = above // nobody else reads it before dialledLocked
+	s.above = above // no other goroutine reads it before dialledLocked
 	return refusal
 }
 
-// dialledLocked notes a session's connection to P5, if that is on this host. The caller
-// holds the session's lock.
+// dialledLocked notes a session's connection to P5, if P5 is on this host. The caller holds the
+// session's lock.
 func (v *Server) dialledLocked(s *session, conn Conn) {
 	c, ok := conn.(net.Conn)
 	if v.config.Origin == nil || !ok {
@@ -66,7 +66,7 @@ func (v *Server) dialledLocked(s *session, conn Conn) {
 	v.dialled[s.dialledFrom] = append(v.dialled[s.dialledFrom], s)
 }
 
-// undialLocked forgets it.
+// undialLocked forgets what dialledLocked has noted.
 func (v *Server) undialLocked(s *session) {
 	if s.dialledFrom == "" {
 		return

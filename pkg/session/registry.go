@@ -11,20 +11,20 @@ type sessionKey struct {
 	token  wire.Token
 }
 
-// load is what one client takes.
+// A load counts the sessions of one client.
 type load struct{ sessions, detached int }
 
-// A tombstone answers for a session that has ended. While it does, there is no
-// other session under its key.
+// A tombstone answers for a session that has ended. While it exists, there is no session under its
+// key.
 type tombstone struct {
 	key     sessionKey
 	granted wire.Granted
 	expires time.Time
 }
 
-// admit finds the session of an open, its tombstone, or makes one, within the
-// limits, and begins its life. Whoever finds a new one in the table, to end it
-// or to take it over, finds it with its stream.
+// admit finds the session of an open or its tombstone. Without either it makes a session, within
+// the limits, and starts its goroutine. A session is attached before it is in the table, so that no
+// goroutine finds it there without its stream, to end it or to take it over.
 func (v *Server) admit(key sessionKey, m *wire.Open, info Info, above []string, dial Dial, st wire.Stream, via Route) (s *session, made *attachment, tomb *wire.Granted, r *Refusal) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -66,7 +66,7 @@ func (v *Server) admit(key sessionKey, m *wire.Open, info Info, above []string, 
 	return s, made, nil, nil
 }
 
-// removed takes a closed session out of the table. The caller holds its lock.
+// removed takes a closed session out of the table. The caller holds the session's lock.
 func (v *Server) removed(s *session) {
 	v.reattached(s)
 	v.mu.Lock()
@@ -87,8 +87,8 @@ func (v *Server) removeLocked(key sessionKey, s *session) {
 	}
 }
 
-// bury closes a session that was reset or has ended, and leaves a tombstone.
-// The caller holds the session's lock.
+// bury closes a session that was reset or has ended, and leaves a tombstone. The caller holds the
+// session's lock.
 func (v *Server) bury(key sessionKey, s *session) {
 	if s.closed {
 		return
@@ -102,7 +102,7 @@ func (v *Server) bury(key sessionKey, s *session) {
 		Reset: s.ending.reset(),
 	}
 	sum := Summary{End: end}
-	if s.local != nil { // it was dialled
+	if s.local != nil { // P5 was dialled
 		sum.Status = wire.StatusOpen
 	}
 	s.closeLocked(sum)
@@ -111,7 +111,7 @@ func (v *Server) bury(key sessionKey, s *session) {
 	defer v.mu.Unlock()
 	v.removeLocked(key, s)
 	if end == EndRevoked || end == EndExpired || v.stopped {
-		return // 403 or 410 will answer
+		return // without a tombstone, 403 or 410 is the answer
 	}
 	if len(v.order) >= v.config.Limits.Tombstones {
 		v.forgetLocked(1)

@@ -17,7 +17,7 @@ type Refusal struct {
 
 func (r *Refusal) Error() string { return r.Status.String() + ": " + r.Text }
 
-// refusalOf turns the error of a dial into what the client is told.
+// refusalOf returns what the client is told about the error of a dial.
 func refusalOf(err error) *Refusal {
 	var r *Refusal
 	var timeout interface{ Timeout() bool }
@@ -31,19 +31,19 @@ func refusalOf(err error) *Refusal {
 	return &Refusal{wire.StatusRefused, err.Error()}
 }
 
-// refuse says no on a stream and ends it.
+// refuse replies with a refusal on a stream, and ends both of its halves.
 func (v *Server) refuse(st wire.Stream, r *Refusal) {
 	v.say(st, r)
 	drain(st)
 }
 
-// say writes a refusal, and the end of the stream.
+// say replies with a refusal, and ends the writing half of the stream.
 func (v *Server) say(st wire.Stream, r *Refusal) {
 	_, _ = st.Write(wire.Append(nil, &wire.Reply{Status: r.Status, Text: r.Text, Node: v.config.Node}))
 	_ = st.End(nil)
 }
 
-// complete says that the session has ended.
+// complete replies that the session has ended, and ends both halves of the stream.
 func (v *Server) complete(st wire.Stream, granted wire.Granted) {
 	_, _ = st.Write(wire.Append(nil, &wire.Reply{
 		Status: wire.StatusComplete, Node: v.config.Node, Inner: wire.Append(nil, &granted),
@@ -52,7 +52,8 @@ func (v *Server) complete(st wire.Stream, granted wire.Granted) {
 	drain(st)
 }
 
-// epitaphLocked answers for a session that is closed. It unlocks it.
+// epitaphUnlock answers for a session that is closed, with its refusal or its tombstone, and
+// unlocks the session.
 func (v *Server) epitaphUnlock(s *session, st wire.Stream) {
 	sum := s.final
 	s.mu.Unlock()
@@ -70,8 +71,8 @@ func (v *Server) epitaphUnlock(s *session, st wire.Stream) {
 	v.complete(st, tomb.granted)
 }
 
-// drain reads what still comes on a stream until the client ends it, for a
-// while, and ends its own half of reading.
+// drain discards what still comes on a stream until the peer ends it, for farewellTime at most, and
+// then ends the reading half.
 func drain(st wire.Stream) {
 	_ = st.SetReadDeadline(time.Now().Add(farewellTime))
 	b := takeBuffer(smallBuffer)

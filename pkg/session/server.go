@@ -9,40 +9,40 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// A Dial connects to P5. A *Refusal is passed on as it is; other errors become
-// 502, and those about time 504.
+// A Dial connects to P5. If it fails with a *Refusal, the client gets that; a timeout becomes
+// status 504, any other error 502.
 type Dial func(context.Context) (Conn, error)
 
 // ServerConfig is what a Server needs.
 type ServerConfig struct {
-	// Node is the server's ID: who refuses, in replies.
+	// Node is the server's ID, as its replies name it.
 	Node string
-	// Decide says whether a client may reach a target now, and how to dial it.
-	// It is asked at each open and each resume, and must not block.
+	// Decide returns how to dial a target, or a refusal if the client may not reach it now. It is
+	// called for each open and each resume, and must not block.
 	Decide func(client, target string) (Dial, *Refusal)
-	// Origin reports whether an open with this mark came by a connection that this process
-	// has dialled, from local to another address of this host. Nil: none ever did.
+	// Origin reports whether an open with this mark came by the connection that this process has
+	// dialled from the address local to the address to, both on this host. Nil: none ever did.
 	Origin func(mark []byte, local, to string) bool
-	// Contested reports whether another process with the server's key may have the sessions that this one does not know:
-	// then clients are to ask again. It must not block. Nil: there is none.
+	// Contested reports whether another process with the server's key may have the sessions that
+	// this process does not know. If so, clients are told to try again. It must not block. Nil:
+	// there is no other process.
 	Contested func() bool
-	// ResumeTimeout is the longest time that a detached session is kept. 0
-	// means 10 minutes.
+	// ResumeTimeout is how long a detached session is kept at most. 0 means 10 minutes.
 	ResumeTimeout time.Duration
-	// Ended is called once for each session when it is over, and for each
-	// request that was refused. It may be nil.
+	// Ended is called once for each session when it is over, and for each open that is refused
+	// before it has a session. It may be nil.
 	Ended  func(Summary)
 	Limits Limits
 	Logger *slog.Logger // nil for none
-	// LimitHit is told of each session that a limit keeps out, ends, or holds up, by the limit's name in the config. It must not
-	// block. Nil: nobody.
+	// LimitHit is called for each session that a limit keeps out, ends or holds up, with the
+	// limit's name in the config. It must not block. May be nil.
 	LimitHit func(limit string)
-	// Short is told when a client's share of a memory budget is used up, and has not been within the last minute. It is called
-	// with locks held, and must not block. Nil: nobody.
+	// Short is called when a client's share of a memory budget is used up, if it was not within the
+	// last minute. It is called with locks held, and must not block. May be nil.
 	Short func(Shortage)
 }
 
-// The limits that are counted, as the config names them.
+// The config's names of the limits whose hits are counted.
 const (
 	limitSessions  = "sessions"
 	limitPerClient = "sessions_per_client"
@@ -56,11 +56,10 @@ func (v *Server) limitHit(limit string) {
 }
 
 const (
-	// tombstoneTime is how long the server remembers a session that has ended
-	// (PROTOCOL.md, section 5, rule 8).
+	// tombstoneTime is how long the server remembers a session that has ended (PROTOCOL.md, 5.8).
 	tombstoneTime = 2 * time.Minute
-	// farewellTime is how long the server reads on after a refusal, so that
-	// what the client has sent behind its tip doesn't cut off the reply.
+	// farewellTime is how long the server reads on after a refusal. If it stopped at once, what the
+	// client has sent behind its tip could cut off the reply.
 	farewellTime = 5 * time.Second
 )
 
@@ -69,17 +68,17 @@ type Server struct {
 	config  ServerConfig
 	host    *host
 	started time.Time
-	all     sync.WaitGroup // the sessions' lives
+	all     sync.WaitGroup // the goroutines of live, one for each session
 
 	// mu may be taken while a session's lock is held, not the other way round.
 	mu       sync.Mutex
 	stopped  bool
 	sessions map[sessionKey]*session
 	clients  map[string]*load
-	dialled  map[string][]*session // by their own address, those whose P5 is on this host
+	dialled  map[string][]*session // sessions whose P5 is on this host, by dialledFrom
 	tombs    map[sessionKey]*tombstone
-	order    []*tombstone // the same, the oldest first
-	burial   *time.Timer  // runs while there are tombstones
+	order    []*tombstone // those of tombs, the oldest first
+	burial   *time.Timer  // runs forget, while there are tombstones
 }
 
 // NewServer makes a server without sessions.
@@ -96,8 +95,8 @@ func NewServer(c ServerConfig) *Server {
 	}
 }
 
-// Run does what the sessions need besides their own goroutines. When ctx is
-// done it resets the sessions that are left, and returns when they are gone.
+// Run does what time alone brings about, until ctx is done. Then it resets the remaining sessions,
+// and returns when they are gone.
 func (v *Server) Run(ctx context.Context) error {
 	sweeping, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var sweep sync.WaitGroup
@@ -137,7 +136,7 @@ func (v *Server) list() []*session {
 	return all
 }
 
-// Sessions tells of all sessions, the oldest first.
+// Sessions returns what all sessions are and do, the oldest first.
 func (v *Server) Sessions() []Info { return infos(v.list()) }
 
 // Count returns how many sessions there are.
@@ -147,10 +146,11 @@ func (v *Server) Count() int {
 	return len(v.sessions)
 }
 
-// Moving reports whether data has gone by in a session just now. A stop waits only while it does.
+// Moving reports whether a session has moved data within the last second. A stop waits only for
+// that.
 func (v *Server) Moving() bool { return moving(v.list()) }
 
-// Set changes the limits and the resume timeout for what comes from now on.
+// Set changes the limits from now on, and the resume timeout of sessions that are yet to open.
 func (v *Server) Set(l Limits, resume time.Duration) {
 	l = l.withDefaults()
 	orDefault(&resume, DefaultResumeTimeout)
@@ -160,11 +160,11 @@ func (v *Server) Set(l Limits, resume time.Duration) {
 	v.host.limit(l)
 }
 
-// Memory tells how the budgets stand.
+// Memory returns the state of the memory budgets.
 func (v *Server) Memory() Memory { return v.host.memory() }
 
-// End ends the sessions that match at once, detached ones too. The client is
-// told not to resume them.
+// End ends the sessions that match at once, detached ones too. The client is told not to resume
+// them.
 func (v *Server) End(match func(Info) bool, why End) {
 	for _, s := range v.list() {
 		s.mu.Lock()
@@ -176,8 +176,7 @@ func (v *Server) End(match func(Info) bool, why End) {
 	}
 }
 
-// withdraw ends a session, if there is one, whose client may not have it any
-// more.
+// withdraw ends the session under key, if there is one, since its client has lost the right to it.
 func (v *Server) withdraw(key sessionKey) {
 	v.mu.Lock()
 	s := v.sessions[key]
@@ -188,7 +187,7 @@ func (v *Server) withdraw(key sessionKey) {
 	}
 }
 
-// endLocked ends s at once, its stream with a code that forbids to resume it, and unlocks it.
+// endUnlock ends s at once, resets its stream with a code that forbids to resume it, and unlocks s.
 func (v *Server) endUnlock(s *session, why End, code wire.StreamCode) {
 	at := s.at
 	if !s.ending.reset() {
@@ -202,7 +201,8 @@ func (v *Server) endUnlock(s *session, why End, code wire.StreamCode) {
 	}
 }
 
-// Holder tells under which of its names a client has the session of a token, or had it; "" if it has none.
+// Holder returns under which of its names a client has the session of a token, or its tombstone; ""
+// under none.
 func (v *Server) Holder(names []string, token wire.Token) string {
 	v.mu.Lock()
 	defer v.mu.Unlock()

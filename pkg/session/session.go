@@ -1,23 +1,53 @@
-// Package session carries a forwarded TCP connection over streams that may be
-// lost under it. A session is a duplex byte stream between P2 and P4 with an
-// offset in each direction; when its stream, link or relay is gone, P2 brings
-// another stream and both ends go on from the last byte that the other has
-// received. P1 and P5 notice a pause.
+// Package session forwards a TCP connection that outlives the streams carrying it.
+//
+// A session is one forwarded connection, as P2 and P4 see it: a pair of byte streams, P1→P5 and
+// P5→P1, each with an offset. When its stream, link or relay is lost, P2 brings another stream, and
+// both ends go on from the last byte that the other has received. P1 and P5 notice a pause.
+// PROTOCOL.md, section 5, has the rules. One direction of a session runs through these parts, and
+// the other one through their like:
 //
 //	P1 ── Conn ── [pump → outbox → flush] ══ Stream ══ [read → inbox → deliver] ── Conn ── P5
 //
-// and the same the other way. Client holds P2's sessions and finds them
-// streams through a Router; Server holds P4's, which wait for P2 to come back.
+// # The two ends
 //
-// Each session has two goroutines: pump reads the TCP side, and one reads
-// frames (at P2 the one that called Forward, at P4 the one that brought the
-// stream). Whoever has something to write takes the session's one right to
-// write; only where that would have to wait is a goroutine started for it. The
-// frame reader waits for nobody: the window that it has promised is room that
-// it has, so neither direction can hold up the other.
+// A [Client] holds the sessions of P2. Its Forward takes an accepted [Conn] and a [Request], asks
+// the [Router] for the live links, opens a stream over the best [Route], and returns a [Summary]
+// when the session is over. A [Server] holds the sessions of P4. Its Open and Resume take a stream
+// that a client has brought, and make or find the session that it is for. A session without a
+// stream is detached: P2 looks for another stream, and P4 waits until P2 brings one. Run, of either
+// type, does what time alone brings about, and ends the remaining sessions when its context is
+// done.
 //
-// All state is under the session's lock, which is never held during I/O. An
-// idle session holds no buffer and no timer.
+// # Inside a session
+//
+// A session has what outlives a stream: its state, its offsets, an outbox and an inbox. The outbox
+// keeps what was read from the TCP side until the peer acknowledges it. The inbox holds what the
+// peer has sent until the TCP side takes it; its window bounds how much that is. An attachment has
+// what a session needs for as long as one stream carries it. Attaching makes a new one, and
+// detaching drops it; it is never used again.
+//
+// A host is what all sessions of a Client or Server share: memory budgets, a quota for each link
+// and peer, the evidence whether a path is dead, and the sweep, which visits the sessions that were
+// busy of late ten times a second.
+//
+// # Ownership
+//
+// A session owns its Conn and closes it. Forward, Open and Resume own the streams that they open or
+// are given, and end both halves of them. A buffer belongs to one session, and goes back to the
+// pool with its last reference.
+//
+// # Concurrency
+//
+// The exported methods may be called by any goroutine. Each session has two goroutines: one reads
+// the TCP side (pump), and one reads frames: at P2 the caller of Forward, at P4 the caller of Open
+// or Resume. The frame reader never waits for the TCP side or for a writer, since the window that
+// it has promised is room that it has. So neither direction can hold up the other. One goroutine at
+// a time has the right to write to a stream; any goroutine with something to write takes that
+// right, and a goroutine that must not block starts another one for what might.
+//
+// The session's lock guards its state, and is never held during a read or a write. The locks of the
+// Client or Server and of the host may be taken while a session's lock is held, not the other way
+// round. An idle attached session holds no buffer and no timer.
 package session
 
 import (
@@ -37,18 +67,17 @@ type Route struct {
 	Link  any           // the identity of the link; comparable
 	Relay string        // the relay's name, for logs and status
 	RTT   time.Duration // smoothed round trip of the link
-	// Overdue is for how long the link's own heartbeats have had no answer. Nil: not known.
+	// Overdue returns for how long the link's own heartbeats have had no answer. Nil: unknown.
 	Overdue func() time.Duration
-	// Open opens a stream to a server with a tip, and data right behind,
-	// without waiting. Only the client's routes have it.
+	// Open opens a stream to a server with a tip, and data right behind it, without waiting. Only
+	// the client's routes have it.
 	Open func(tip *wire.Connect, data []byte) (wire.Stream, error)
 }
 
-// errEnded is what the frame reader returns when the session has come to its
-// end on this stream in good order.
+// errEnded is the frame reader's result when the session has ended in good order on this stream.
 var errEnded = errors.New("the session has ended")
 
-// errMove is what the frame reader returns when the session is to leave the stream, or has left it.
+// errMove is the frame reader's result when the session is to leave the stream, or has left it.
 var errMove = errors.New("the session moves")
 
 // A session is one end of a forwarded connection: all that outlives a stream. What lives as long as
@@ -71,41 +100,41 @@ type session struct {
 
 	at      *attachment   // to the stream that carries the session; nil while there is none
 	last    *attachment   // at, or the one before: its goroutines may still be leaving
-	attempt uint64        // the newest that was seen
-	granted time.Duration // how long it may be detached
+	attempt uint64        // the newest that was made, or seen
+	granted time.Duration // how long the session may be detached
 
-	ended  bool   // both directions have ended and are acknowledged
-	ending ending // of a session that is reset, or is about to be
+	ended  bool   // both directions have ended, and that is acknowledged
+	ending ending // how and by whom the session is reset, or is about to be
 	closed bool
 	final  *Summary
 
-	// The sweep's.
-	warm     bool
-	tepid    bool      // it is warm, and visited less often
-	lastData time.Time // data went either way
+	// For the sweep.
+	warm     bool      // the sweep visits the session
+	tepid    bool      // it is warm, but visited less often
+	lastData time.Time // when data went by last, in either direction
 	look     look      // at the TCP side
 
-	// At P4: settle closes the session, which is reset or has ended, and leaves a tombstone. Its
+	// At P4. settle closes the session, which is reset or has ended, and leaves a tombstone. Its
 	// caller holds the lock.
 	settle      func()
 	cancelDial  context.CancelFunc
 	dialledFrom string      // the dialled connection's own address, if P5 is on this host
-	origin      []byte      // of its open
-	above       []string    // the targets of the sessions through which it came, the first one first
-	waiting     bool        // it is counted among the detached
-	expiry      *time.Timer // runs while it is
+	origin      []byte      // the mark in the open
+	above       []string    // the targets of the sessions through which P1 came, first to last
+	waiting     bool        // the session counts as detached
+	expiry      *time.Timer // resets a session that waits for too long
 
 	// At P2.
 	changed     chan struct{} // wakes the goroutine in Forward; capacity 1
-	pending     wire.Stream   // of an attempt whose reply hasn't come
+	pending     wire.Stream   // of an attempt whose reply hasn't come yet
 	pendingLink any
-	stopping    bool // the process stops: the session waits for nothing that has yet to begin
+	stopping    bool // the process stops: the session looks for no other stream
 
 	work sync.WaitGroup // the session's goroutines; none is added once it is closed
 
-	// pump's own.
-	reserved *buffer // what it reads into
-	hint     int     // how much it expects
+	// For pump. Sizes are in bytes.
+	reserved *buffer // the memory for the next read
+	hint     int     // how much the next read is expected to bring
 	most     int     // how much the next read may bring
 	room     int     // how much the reservation has room for
 	onRead   func() []byte
@@ -130,7 +159,8 @@ func newSession(h *host, server bool, token wire.Token, info Info) *session {
 	return s
 }
 
-// logger is for events of few sessions; notices are for those of many.
+// logger returns a logger for events of single sessions. What happens to many at once goes to the
+// host's notices.
 func (s *session) logger() *slog.Logger { return s.host.log.With("connection", s.info.ID) }
 
 func (s *session) snapshot() Info {
@@ -153,10 +183,10 @@ func (s *session) snapshotLocked() Info {
 	return info
 }
 
-// quietTime is for how long no data must have gone by in a session that a stop does not wait for.
+// quietTime is how long a session must have moved no data for a stop not to wait for it.
 const quietTime = time.Second
 
-// moving reports whether data has gone by in one of the sessions within quietTime.
+// moving reports whether one of the sessions has moved data within quietTime.
 func moving(sessions []*session) bool {
 	return slices.ContainsFunc(sessions, func(s *session) bool {
 		s.mu.Lock()
@@ -165,7 +195,7 @@ func moving(sessions []*session) bool {
 	})
 }
 
-// peerName is who is at the other end.
+// peerName returns the ID of the node at the other end.
 func (s *session) peerName() string {
 	if s.server {
 		return s.info.Client
@@ -186,5 +216,5 @@ func (s *session) wakeLocked() {
 
 func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
 
-// longAgo is a deadline that has passed: it wakes who waits.
+// longAgo is a deadline that has passed. It makes a blocked read or write return.
 var longAgo = time.Unix(1, 0) //nolint:forbidigo // before all times, of a bubble too

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// A State is a state of a session, the same at both ends. Tombstones are not sessions.
+// A State is a state of a session. Both ends have the same states. A tombstone is no session.
 type State string
 
 // The states. PROTOCOL.md, section 5, has the diagram; transitions has its edges.
@@ -14,12 +14,12 @@ const (
 	Opening  State = "opening"  // P4 hasn't replied yet
 	Attached State = "attached" // a stream carries the session
 	Detached State = "detached" // its stream is lost, and another hasn't come yet
-	Closing  State = "closing"  // both directions have ended, or it was reset; the peer has yet to confirm that
+	Closing  State = "closing"  // ended in both directions, or reset; not yet confirmed by the peer
 	Closed   State = "closed"   // terminal
 )
 
-// transitions lists the states that may follow each state. A session closes without being closed
-// by both sides first when it expires, is revoked, or is refused.
+// transitions lists the states that may follow each state. A session that expires, is revoked or is
+// refused may become Closed without having been Closing.
 var transitions = map[State][]State{ //nolint:gochecknoglobals // a constant table
 	Opening:  {Attached, Detached, Closing, Closed},
 	Attached: {Detached, Closing, Closed},
@@ -28,11 +28,11 @@ var transitions = map[State][]State{ //nolint:gochecknoglobals // a constant tab
 	Closed:   nil,
 }
 
-// strict makes a transition that the table forbids a panic. Tests set it.
+// strict makes a forbidden transition a panic.
 var strict bool //nolint:gochecknoglobals // tests set it
 
-// transitionLocked brings the session into a state. A transition that the table forbids is a fault
-// of this program: it is logged, and the session stays where it is.
+// transitionLocked changes the session's state. A transition that the table forbids is a fault of
+// this program: it is logged, and the state stays as it is.
 func (s *session) transitionLocked(to State) {
 	from := s.info.State
 	switch {

@@ -12,7 +12,7 @@ type verdict int
 const (
 	streamLost    verdict = iota // the session goes on over another stream
 	streamEnded                  // the session has ended in good order
-	streamLeft                   // the session moves: the stream is kept until another has taken over
+	streamLeft                   // the session moves, and keeps the stream until it has another
 	peerBroke                    // the peer broke the protocol
 	peerAccuses                  // the peer says that this node broke the protocol
 	streamRevoked                // the right to the session was withdrawn
@@ -44,11 +44,11 @@ func judgeStream(err error) (v verdict, beyond bool) {
 type refusalVerdict struct {
 	retry   bool // another link, or the same one later, may have another answer
 	exclude bool // this relay is not asked again for this session
-	outcome End  // how the session ends where it isn't tried again
+	outcome End  // how the session ends if P2 doesn't try again
 }
 
-// judgeRefusal returns what P2 does about a refusal. opening is false for an attempt to resume, and
-// byRelay tells a relay's word from the server's.
+// judgeRefusal returns what P2 does about a refusal. opening is false for an attempt to resume.
+// byRelay is true if the relay refused, false if the server did.
 func judgeRefusal(status wire.Status, opening, byRelay bool) refusalVerdict {
 	v := refusalVerdict{outcome: EndProtocol}
 	switch status {
@@ -62,7 +62,7 @@ func judgeRefusal(status wire.Status, opening, byRelay bool) refusalVerdict {
 		v.retry = !opening
 	case wire.StatusNoSession:
 		v.outcome = EndRestarted
-	default: // no other attempt has another answer
+	default: // another attempt would have the same answer
 	}
 	if opening {
 		v.outcome = EndRefused
