@@ -174,7 +174,7 @@ func (r *Relay) Serve(ctx context.Context, l *link.Link) {
 			r.departed(n)
 			return
 		}
-		r.accept(n, s, tip)
+		n.work.Go(func() { r.connect(n, s, tip) })
 	}
 }
 
@@ -191,14 +191,6 @@ func (r *Relay) arrived(l *link.Link) *neighbour {
 	return n
 }
 
-// accept starts the work for a stream.
-//
-//go:noinline
-func (r *Relay) accept(n *neighbour, s wire.Stream, tip wire.Message) {
-	spawn := n.work.Go
-	spawn(func() { r.connect(n, s, tip, spawn) })
-}
-
 // refusalCost is how many tokens of opens_per_second a request takes that is refused with 400, 403
 // or 429. Its answer is most of the work that a connection makes at its beginning, for no use.
 const refusalCost = 10
@@ -210,8 +202,6 @@ func (n *neighbour) charge() {
 
 // payOff waits until the peer owes no tokens of opens_per_second. Further requests wait in QUIC
 // meanwhile: to answer each with a 429 would be the work that the limit is against.
-//
-//go:noinline
 func (r *Relay) payOff(ctx context.Context, n *neighbour) {
 	owed := -n.opens.Tokens()
 	if owed <= 0 {
@@ -326,24 +316,16 @@ func (r *Relay) sweep() {
 	}
 }
 
-// connect serves one stream of a client, from its tip to its end. An idle connection waits in join:
-// open returns before that, so that the stack can shrink.
-func (r *Relay) connect(from *neighbour, s wire.Stream, tip wire.Message, spawn func(func())) {
+// connect serves one stream of a client, from its tip to its end.
+func (r *Relay) connect(from *neighbour, s wire.Stream, tip wire.Message) {
 	c, onward := r.open(from, s, tip)
 	if c == nil {
 		return
 	}
-	r.join(c, s, onward, spawn)
-}
-
-// join copies both ways until the end. It may return before the end: goroutines that spawn has
-// started then do the rest.
-func (r *Relay) join(c *connection, s, onward wire.Stream, spawn func(func())) {
 	reply := &replyReader{Stream: onward, seen: func(m *wire.Reply) { r.replied(c, m) }}
-	c.join.Run(c.ctx, s, reply, spawn, func(end splice.End) {
-		r.logEnd(c, end)
-		r.table.remove(c)
-	})
+	end := c.join.Run(c.ctx, s, reply)
+	r.logEnd(c, end)
+	r.table.remove(c)
 }
 
 // open decides about a stream and opens a stream to the server. If it refuses, it has answered and

@@ -86,11 +86,7 @@ func (s *stallers) left(p pair) time.Duration {
 type progress struct {
 	bytes uint64
 	since time.Time // when a sweep first saw the flow in its present Write
-	still int32     // sweeps since the flow has moved, up to restAfter
 }
-
-// restAfter is how many sweeps a flow must stand still before it is told to rest: 30 s of them.
-const restAfter = int32(30 * time.Second / sweepTime)
 
 // look reports whether the flow has moved since the last look, and returns for how long it has been
 // in one Write.
@@ -100,13 +96,7 @@ func (p *progress) look(f *splice.Flow, now time.Time) (moved bool, stuck time.D
 	if moved || !writing {
 		p.since = time.Time{}
 	}
-	if p.bytes = bytes; moved {
-		p.still = 0
-	} else if p.still < restAfter {
-		if p.still++; p.still == restAfter {
-			f.Rest()
-		}
-	}
+	p.bytes = bytes
 	if !writing {
 		return moved, 0
 	}

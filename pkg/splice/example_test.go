@@ -18,9 +18,8 @@ func ExampleJoin() {
 	var join splice.Join
 	var work sync.WaitGroup
 	work.Go(func() {
-		join.Run(context.Background(), fromClient, toServer, work.Go, func(end splice.End) {
-			fmt.Println("ended in order:", end.By == splice.Nobody)
-		})
+		end := join.Run(context.Background(), fromClient, toServer)
+		fmt.Println("ended in order:", end.By == splice.Nobody)
 	})
 
 	_ = client.End([]byte("question"))

@@ -18,22 +18,19 @@
 //	})
 //	work.Wait()
 //
-// Run takes over both streams: when it calls done, both halves of both streams are finished, so
-// that QUIC frees them and returns their credit. To end a join early, cancel ctx.
+// Run takes over both streams: when it returns, both halves of both streams are finished, so that
+// QUIC frees them and returns their credit. To end a join early, cancel ctx.
 //
 // Most joins are idle for days. An idle join holds no buffer: buffers come from a pool when there
-// is data, and go back before a direction waits for more. A direction that [Flow.Rest] is called
-// for goes on in a new goroutine, whose stack is half as large.
+// is data, and go back before a direction waits for more.
 package splice
 
 import (
 	"context"
 	"errors"
 	"io"
-	"os"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"ptthqd/pkg/wire"
 )
@@ -50,11 +47,6 @@ type Join struct {
 	Forth Flow // a → b
 	Back  Flow // b → a
 
-	spawn   func(func())
-	done    func(End)
-	release func()       // stops the watch of Run's context
-	running atomic.Int32 // directions that have not ended
-
 	mu  sync.Mutex
 	end End
 }
@@ -65,14 +57,11 @@ type Flow struct {
 	writing atomic.Bool
 	drained atomic.Bool // src has ended in order and dst has taken everything
 
-	// The rest is here to keep it off the stack of the goroutine that waits for days.
 	src, dst         wire.Stream
 	srcSide, dstSide Side
 	reverse          *Flow
 	readErr          error // why reading has ended; io.EOF if it ended in order
 	writeErr         error
-	release          func() // stops the watch of dst's context
-	begun, resting   atomic.Bool
 
 	peek  [1]byte  // filled by Peek
 	last  [24]byte // the last bytes, if few have come together with the end
@@ -85,18 +74,6 @@ func (f *Flow) Bytes() uint64 { return f.bytes.Load() }
 // Writing reports whether the flow is inside a Write of the far stream. A flow that is so at two
 // moments, with the same Bytes, has been stuck in between.
 func (f *Flow) Writing() bool { return f.writing.Load() }
-
-// Rest moves a flow to a new goroutine when it waits for data, since copying has made its stack
-// twice as large as waiting needs. Call it for a flow that has long been idle. It does nothing to a
-// flow that is not running.
-func (f *Flow) Rest() {
-	if f.begun.Load() && f.resting.CompareAndSwap(false, true) {
-		_ = f.src.SetReadDeadline(longAgo)
-	}
-}
-
-// longAgo is a deadline that has passed: it wakes a reader.
-var longAgo = time.Unix(1, 0) //nolint:forbidigo // before all times, of a bubble too
 
 // Side says what ended a join.
 type Side uint8
@@ -115,34 +92,21 @@ type End struct {
 	Cause error // nil if By is Nobody; otherwise mostly a *wire.ResetError
 }
 
-// Run copies until both directions have ended, and then calls done. When ctx is done, it resets
-// both streams with the code of the [wire.ResetError] that is the context's cause, or with
+// Run copies until both directions have ended, and returns how. When ctx is done, it resets both
+// streams with the code of the [wire.ResetError] that is the context's cause, or with
 // [wire.CodeLost].
-//
-// One direction runs in the caller's goroutine, the other in one that spawn starts, which is the Go
-// of a [sync.WaitGroup]. After [Flow.Rest] a direction runs in another goroutine of spawn. So Run
-// may return before the end; the last goroutine calls done.
-func (j *Join) Run(ctx context.Context, a, b wire.Stream, spawn func(func()), done func(End)) {
-	j.begin(ctx, a, b, spawn, done)
-	spawn(func() { j.copy(&j.Forth) })
-	j.copy(&j.Back)
-}
-
-// The two stacks of an idle join shrink to 4 KiB if at most 1.2 KiB of each is in use while it
-// waits: the runtime halves a stack of which less than a quarter is used, and counts 800 bytes of
-// its own. After a rest they have 2 KiB. So the work around the waiting is done in functions that
-// return before, which the compiler must not inline.
-
-//go:noinline
-func (j *Join) begin(ctx context.Context, a, b wire.Stream, spawn func(func()), done func(End)) {
+func (j *Join) Run(ctx context.Context, a, b wire.Stream) End {
 	j.Forth.src, j.Forth.srcSide, j.Forth.dst, j.Forth.dstSide, j.Forth.reverse = a, A, b, B, &j.Back
 	j.Back.src, j.Back.srcSide, j.Back.dst, j.Back.dstSide, j.Back.reverse = b, B, a, A, &j.Forth
-	j.spawn, j.done = spawn, done
-	j.running.Store(2)
-	j.Forth.release, j.Back.release = j.attend(&j.Forth), j.attend(&j.Back)
-	j.release = j.obey(ctx)
-	j.Forth.begun.Store(true)
-	j.Back.begun.Store(true)
+	release := j.obey(ctx)
+	var back sync.WaitGroup
+	back.Go(func() { j.copy(&j.Back) })
+	j.copy(&j.Forth)
+	back.Wait()
+	release()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.end
 }
 
 // obey resets both streams when ctx is done. After release has returned it does so no more.
@@ -155,33 +119,12 @@ func (j *Join) obey(ctx context.Context) (release func()) {
 	})
 }
 
-// copy runs one direction until it ends or rests. At the end, src's reading and dst's writing half
-// are finished.
+// copy runs one direction until it ends. Then src's reading and dst's writing half are finished.
 func (j *Join) copy(f *Flow) {
+	release := j.attend(f)
 	f.pump()
-	j.pumped(f)
-}
-
-// pumped does what follows pump: the direction goes on in a new goroutine, or ends.
-//
-//go:noinline
-func (j *Join) pumped(f *Flow) {
-	if f.resting.Load() && errors.Is(f.readErr, os.ErrDeadlineExceeded) {
-		_ = f.src.SetReadDeadline(time.Time{})
-		f.readErr = nil
-		f.resting.Store(false)
-		j.spawn(func() { j.copy(f) })
-		return
-	}
-	f.release() // before End, which may end the watched context
+	release() // before End, which may end the watched context
 	j.finish(f)
-	if j.running.Add(-1) == 0 {
-		j.release()
-		j.mu.Lock()
-		end := j.end
-		j.mu.Unlock()
-		j.done(end)
-	}
 }
 
 // attend watches dst's context: it ends the flow when dst's reader is gone, even while src is idle.
@@ -217,15 +160,12 @@ func (j *Join) finish(f *Flow) {
 	f.dst.CancelWrite(code(cause))
 }
 
-// pump copies until src ends or dst fails, or the flow is to rest. Last bytes that come together
-// with src's end stay in f.last if they fit: finish sends them with the end, in one packet.
+// pump copies until src ends or dst fails. Last bytes that come together with src's end stay in f.last
+// if they fit: finish sends them with the end, in one packet.
 func (f *Flow) pump() {
 	for f.readErr == nil && f.writeErr == nil {
+		// idle: most joins wait here, without a buffer.
 		if _, err := f.src.Peek(f.peek[:]); err != nil {
-			if f.resting.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
-				f.readErr = err
-				return
-			}
 			// QUIC forgets a stream only when its end is read. Peek is not enough.
 			if _, f.readErr = f.src.Read(f.peek[:]); f.readErr == nil {
 				f.readErr = err
@@ -237,8 +177,6 @@ func (f *Flow) pump() {
 }
 
 // move copies what has arrived from src, at most bufferSize.
-//
-//go:noinline
 func (f *Flow) move() {
 	buffer := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buffer)

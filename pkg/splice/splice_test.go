@@ -33,7 +33,6 @@ type half struct {
 	readEnd  bool             // the reading half is finished: EOF or reset was read, or it was cancelled
 	writeEnd bool             // the writing half is finished: FIN or reset
 	overdue  bool             // the reader's deadline has passed
-	woken    int              // how often it has
 
 	ctx    context.Context // the writer's
 	cancel context.CancelCauseFunc
@@ -52,7 +51,6 @@ func (h *half) read(p []byte, consume bool) (int, error) {
 	for {
 		switch {
 		case h.overdue:
-			h.woken++
 			return 0, os.ErrDeadlineExceeded
 		case h.reset != nil:
 			h.readEnd = h.readEnd || consume
@@ -203,17 +201,8 @@ func start(t *testing.T, window int) *joined {
 	j.b, j.server = pipe(window)
 	ctx, abort := context.WithCancelCause(context.Background())
 	j.abort = abort
-	go func() { j.result <- run(ctx, &j.join, j.a, j.b) }()
+	go func() { j.result <- j.join.Run(ctx, j.a, j.b) }()
 	return j
-}
-
-// run returns when the join is done.
-func run(ctx context.Context, join *splice.Join, a, b wire.Stream) (end splice.End) {
-	var work sync.WaitGroup
-	defer work.Wait()
-	done := make(chan splice.End, 1)
-	join.Run(ctx, a, b, work.Go, func(end splice.End) { done <- end })
-	return <-done
 }
 
 // end waits for the join and checks that it finished all four halves.
@@ -436,7 +425,7 @@ func TestAbortedBeforeItBegins(t *testing.T) {
 	client, a := pipe(10)
 	b, _ := pipe(10)
 	var join splice.Join
-	if end := run(ctx, &join, a, b); end.By != splice.Context {
+	if end := join.Run(ctx, a, b); end.By != splice.Context {
 		t.Errorf("ended by %v, want by the context", end.By)
 	}
 	_, err := client.Read(make([]byte, 1))
@@ -473,60 +462,11 @@ func TestRandomEnds(t *testing.T) {
 						s.CancelRead(wire.CodeLost)
 					}
 				})
-				wg.Go(func() {
-					for range rnd.IntN(100) { // at any moment
-						j.join.Forth.Rest()
-						j.join.Back.Rest()
-						time.Sleep(time.Duration(rnd.IntN(20)))
-					}
-				})
 			}
 			wg.Wait()
 			j.end()
 		})
 	}
-}
-
-// A join that rests goes on, in both directions, and comes to its regular end.
-func TestRest(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		j := start(t, 100)
-		for round := range 3 {
-			for _, way := range [][2]stream{{j.client, j.server}, {j.server, j.client}} {
-				if _, err := io.WriteString(way[0], "there"); err != nil {
-					t.Fatal(err)
-				}
-				if _, err := io.ReadFull(way[1], make([]byte, 5)); err != nil {
-					t.Fatal(err)
-				}
-			}
-			synctest.Wait()
-			j.join.Forth.Rest()
-			j.join.Back.Rest()
-			synctest.Wait()
-			if j.a.in.woken != round+1 || j.b.in.woken != round+1 {
-				t.Errorf("round %d: woken %d and %d times", round, j.a.in.woken, j.b.in.woken)
-			}
-		}
-		_ = j.client.CloseWrite()
-		_ = j.server.CloseWrite()
-		for _, s := range []stream{j.client, j.server} {
-			if _, err := s.Read(make([]byte, 1)); err != io.EOF { //nolint:errorlint // bare
-				t.Errorf("the end is %v", err)
-			}
-		}
-		if end := j.end(); end.By != splice.Nobody || j.join.Forth.Bytes() != 15 || j.join.Back.Bytes() != 15 {
-			t.Errorf("%v, %d and %d bytes", end, j.join.Forth.Bytes(), j.join.Back.Bytes())
-		}
-		j.join.Forth.Rest() // too late, and no harm
-	})
-}
-
-// A join that hasn't begun has nothing to rest from.
-func TestRestTooEarly(*testing.T) {
-	var join splice.Join
-	join.Forth.Rest()
-	join.Back.Rest()
 }
 
 // Copying allocates nothing: neither the waiting nor the moving.
@@ -555,7 +495,7 @@ func BenchmarkJoin(b *testing.B) {
 	y, server := pipe(1 << 20)
 	var join splice.Join
 	var wg sync.WaitGroup
-	wg.Go(func() { run(context.Background(), &join, x, y) })
+	wg.Go(func() { join.Run(context.Background(), x, y) })
 	wg.Go(func() {
 		got := make([]byte, 64<<10)
 		for {

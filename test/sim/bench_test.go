@@ -187,7 +187,7 @@ func (l *loopback) bareEnds() string {
 					stream.Reset(wire.CodeLost)
 					return
 				}
-				new(splice.Join).Run(ctx, stream, newBareTCP(conn), joins.Go, func(splice.End) {})
+				new(splice.Join).Run(ctx, stream, newBareTCP(conn))
 			})
 		}
 	}
@@ -211,7 +211,7 @@ func (l *loopback) bareEnds() string {
 					_ = conn.Close()
 					return
 				}
-				new(splice.Join).Run(ctx, newBareTCP(conn), stream, joins.Go, func(splice.End) {})
+				new(splice.Join).Run(ctx, newBareTCP(conn), stream)
 			})
 		}
 	}
