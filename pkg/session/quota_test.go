@@ -219,6 +219,7 @@ func TestRestedSessionsGoFirst(t *testing.T) {
 // TestQuotaGrows moves much to one peer far away, in many sessions: the quota
 // becomes as large as the way is long.
 func TestQuotaGrows(t *testing.T) {
+	testutil.SkipRaced(t)
 	synctest.Test(t, func(t *testing.T) {
 		n := start(t, session.Limits{})
 		n.capacity, n.conns = 64<<20, 1<<20

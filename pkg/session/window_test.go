@@ -15,6 +15,7 @@ import (
 
 	"ptthqd/pkg/session"
 	"ptthqd/pkg/wire"
+	"ptthqd/test/testutil"
 )
 
 // TestDirectionsAreIndependent has one side send without reading until it has
@@ -169,6 +170,7 @@ func promised(memory func() session.Memory, run func()) (most int64) {
 
 // TestWindowGrows fills a long path: far more than a window of 64 KiB a round trip.
 func TestWindowGrows(t *testing.T) {
+	testutil.SkipRaced(t)
 	for _, c := range []struct {
 		name   string
 		limits session.Limits
@@ -265,6 +267,7 @@ func TestWindowOfSlowReaderInBursts(t *testing.T) {
 
 // TestYield gives a grown window back when the sender is idle, and it grows again.
 func TestYield(t *testing.T) {
+	testutil.SkipRaced(t)
 	for _, up := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			n := longPath(t, session.Limits{})
