@@ -24,7 +24,7 @@ import (
 
 // badConfigs are the configs that pkg/config refuses, by name, each beside what
 // it says of it; and one that is too large to be checked in.
-const badConfigs = "../config/testdata"
+const badConfigs = "../../pkg/config/testdata"
 
 const (
 	exitFailed = 1
