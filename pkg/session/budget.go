@@ -8,16 +8,16 @@ import (
 )
 
 // A budget bounds the bytes that the sessions of a process hold above their floors: in all, and by
-// remote peer. A peer may take as long as at least as much is left for all others as it then holds.
-// So one peer has half of the budget at most, the next half of the rest, and n that want all they
-// can have end with 1/(n+1) each, as what they give back is shared anew.
+// remote peer. A peer may take bytes if at least as many are left for the others as it then holds.
+// So one peer has half of the budget at most, the next one half of the rest. As bytes are given
+// back and shared anew, n peers that want all they can have end with 1/(n+1) of the budget each.
 type budget struct {
 	name string // in the config's [limits]
 
 	mu     sync.Mutex
 	limit  int64
 	used   int64
-	shares map[string]*share // by remote peer, while that has sessions
+	shares map[string]*share // by remote peer, while the peer has sessions
 }
 
 // A share is what the sessions of one remote peer hold of a budget.
@@ -34,13 +34,13 @@ type share struct {
 // shortFor is how long a peer, or a session, counts as short of a budget after it was refused.
 const shortFor = time.Minute
 
-// A Shortage tells that connections with a peer have to do with their floors, since their peer's
-// share of a memory budget is used up.
+// A Shortage says that sessions with a peer have to do with their floors, since the peer's share of
+// a memory budget is used up.
 type Shortage struct {
 	Budget string // its name in the config's [limits]
 	Peer   string // the ID of the client or server at the other end
-	Held   int64  // bytes that its connections hold
-	Free   int64  // bytes that nobody holds; no peer may hold more than that is
+	Held   int64  // bytes that its sessions hold
+	Free   int64  // bytes that nobody holds; a taking peer must leave as many as it then holds
 }
 
 // share returns the share of a peer for one more session, which releases it.
@@ -108,7 +108,7 @@ func (h *share) shortageLocked() Shortage {
 	return Shortage{Budget: h.budget.name, Peer: h.peer, Held: h.used, Free: h.budget.limit - h.budget.used}
 }
 
-// shortages returns those of the last shortFor, the peers that hold the most first.
+// shortages returns the shortages of the last shortFor, the peers that hold the most first.
 func (b *budget) shortages(now time.Time) (all []Shortage) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -142,7 +142,8 @@ type holding struct {
 	refused time.Time // when the session got nothing last
 }
 
-// refusedLocked notes that the session goes on without what it wanted of a budget. A session counts once while that lasts.
+// refusedLocked notes that the session goes on without what it wanted of a budget. While that
+// lasts, the session counts once as a hit of the limit.
 func (s *session) refusedLocked(h *holding) {
 	now := time.Now()
 	if now.Sub(h.refused) > shortFor && s.host.limitHit != nil {

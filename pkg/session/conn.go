@@ -5,30 +5,29 @@ import (
 	"time"
 )
 
-// A Conn is the TCP side of a session: P1 at the client, P5 at the server, as a
-// *net.TCPConn, a *net.UnixConn or anything else that can be half-closed. The
-// session owns it and closes it.
+// A Conn is the TCP side of a session: P1 at the client, P5 at the server. It is a *net.TCPConn, a
+// *net.UnixConn or anything else that can be half-closed. The session owns it and closes it.
 type Conn interface {
 	io.ReadWriteCloser
 	CloseWrite() error
 }
 
-// lingerer is the part of *net.TCPConn that makes its Close a reset (0) or not
-// (-1).
+// A lingerer is a Conn whose Close can be made a reset (0) or not (-1), as of a *net.TCPConn.
 type lingerer interface {
 	SetLinger(seconds int) error
 }
 
-// tryWriter is a Conn that can write what fits without waiting.
+// A tryWriter is a Conn that can write what fits without waiting.
 type tryWriter interface {
 	TryWrite(p []byte) (int, error)
 }
 
-// watched is a Conn that tells, without a read, whether its peer is gone.
+// A watched Conn knows, without a read, whether its peer is gone.
 type watched interface {
 	// Gone returns why the peer is gone, nil if it isn't or that can't be told.
 	Gone() error
-	// AwaitGone waits until it is, or until the Conn is closed; then it returns nil.
+	// AwaitGone waits until the peer is gone, and returns why. It returns nil if the Conn is
+	// closed.
 	AwaitGone() error
 }
 
@@ -41,7 +40,7 @@ func closeConn(e *tcpSide) {
 	_ = e.Close()
 }
 
-// abort closes e so that its peer sees a reset, where it can do that.
+// abort closes e so that its peer sees a reset, if the Conn can do that.
 func abort(e *tcpSide) {
 	setLinger(e.Conn, 0)
 	_ = e.Close()
@@ -53,24 +52,21 @@ func setLinger(c Conn, seconds int) {
 	}
 }
 
-// A tcpSide is a Conn with what the session needs beyond io: to wait for data
-// without holding a buffer, and to write without waiting.
+// A tcpSide is a Conn that can also wait for data without a buffer, and write without waiting.
 type tcpSide struct {
 	Conn
-	raw *rawEnd // nil where the Conn has no file descriptor that can be used
+	raw *rawEnd // nil if the Conn has no usable file descriptor
 }
 
-// newTCPSide makes a tcpSide of c. From now on c is reset if this process dies: the
-// kernel would close it in good order, and what has been cut off would look
-// complete.
+// newTCPSide makes a tcpSide of c. From now on the kernel resets c if this process dies. Otherwise
+// it would close c in good order, and data that was cut off would look complete.
 func newTCPSide(c Conn) *tcpSide {
 	setLinger(c, 0)
 	return &tcpSide{Conn: c, raw: newRawEnd(c)}
 }
 
-// read waits for data, calls reserve for the memory to put it in, and reads.
-// Where the Conn allows it, nothing is reserved while it waits: a reservation
-// that turns out to be early is taken back with cancel.
+// read waits for data, calls reserve for memory to put it in, and reads. It calls cancel if nothing
+// was read into that memory. With a raw end nothing is reserved while it waits.
 func (e *tcpSide) read(reserve func() []byte, cancel func()) (int, error) {
 	if e.raw != nil {
 		return e.raw.read(reserve, cancel)
@@ -82,8 +78,8 @@ func (e *tcpSide) read(reserve func() []byte, cancel func()) (int, error) {
 	return n, err
 }
 
-// tryRead reads what is there, without waiting, which may be nothing. An end or
-// an error is for the next read to find.
+// tryRead reads what is there, which may be nothing, without waiting. The next read finds an end or
+// an error.
 func (e *tcpSide) tryRead(reserve func() []byte, cancel func()) int {
 	if e.raw != nil {
 		return e.raw.tryRead(reserve, cancel)
@@ -91,7 +87,7 @@ func (e *tcpSide) tryRead(reserve func() []byte, cancel func()) int {
 	return 0
 }
 
-// tryWrite writes what fits without waiting, which may be nothing.
+// tryWrite writes what fits, which may be nothing, without waiting.
 func (e *tcpSide) tryWrite(p []byte) (int, error) {
 	if e.raw != nil {
 		return e.raw.tryWrite(p)
@@ -102,8 +98,8 @@ func (e *tcpSide) tryWrite(p []byte) (int, error) {
 	return 0, nil
 }
 
-// resetError tells, without reading, whether the peer has reset the connection;
-// nil where that can't be told.
+// resetError returns, without a read, the error by which the peer has reset the connection; nil if
+// it hasn't, or if that can't be told.
 func (e *tcpSide) resetError() error {
 	if e.raw == nil {
 		return nil
@@ -111,8 +107,8 @@ func (e *tcpSide) resetError() error {
 	return e.raw.resetError()
 }
 
-// gone tells why the peer, which has ended its half, neither reads nor writes any more;
-// nil if it may, or where that can't be told.
+// gone returns why the peer, which has ended its half, neither reads nor writes any more; nil if it
+// may still, or if that can't be told.
 func (e *tcpSide) gone() error {
 	if e.raw != nil {
 		return e.raw.gone()
@@ -123,8 +119,8 @@ func (e *tcpSide) gone() error {
 	return nil
 }
 
-// awaitGone waits until gone has something to tell, and returns that, or until the Conn is
-// closed. Nobody may read meanwhile. Where it can't wait for that, ok is false.
+// awaitGone waits until the peer is gone, and returns why, or until the Conn is closed. No
+// goroutine may read meanwhile. ok is false if the Conn can't be waited for.
 func (e *tcpSide) awaitGone() (why error, ok bool) {
 	if e.raw != nil {
 		return e.raw.awaitGone(), true
@@ -135,8 +131,8 @@ func (e *tcpSide) awaitGone() (why error, ok bool) {
 	return nil, false
 }
 
-// unacknowledged tells what the kernel knows of the data that it holds for the peer: the
-// zero value where it holds none, or where that can't be told.
+// unacknowledged returns what the kernel knows of the data that it holds for the peer: the zero
+// value if it holds none, or if that can't be told.
 func (e *tcpSide) unacknowledged() unacknowledged {
 	if e.raw == nil {
 		return unacknowledged{}
@@ -144,9 +140,9 @@ func (e *tcpSide) unacknowledged() unacknowledged {
 	return e.raw.unacknowledged()
 }
 
-// unacknowledged tells of data that the peer's host has not acknowledged.
+// unacknowledged describes data that the peer's host has not acknowledged.
 type unacknowledged struct {
-	some   bool
+	some   bool          // there is such data
 	silent time.Duration // since the last acknowledgement, whatever it was for
-	tries  int           // in a row that were not answered
+	tries  int           // retransmissions or probes in a row without an answer
 }

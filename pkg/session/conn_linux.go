@@ -7,14 +7,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errClosedByPeer is why the peer of a Unix socket is gone: there is no error for it.
+// errClosedByPeer says that the peer of a Unix socket is gone, for which the kernel has no error.
 var errClosedByPeer = errors.New("it has closed the connection")
 
-// peerGone tells why the peer of a socket, of which no half was ended here, is gone: its
-// host has reset the connection or answers no more, or it has closed its Unix socket.
+// peerGone returns why the peer of a socket is gone: its host has reset the connection or answers
+// no more, or the peer has closed its Unix socket. No half of the socket may have been ended here.
 func peerGone(fd uintptr) error {
 	fds := []unix.PollFd{{Fd: int32(fd)}}  // POLLERR and POLLHUP are always asked for
-	if n, _ := unix.Poll(fds, 0); n <= 0 { // after an error, a signal's, one looks again
+	if n, _ := unix.Poll(fds, 0); n <= 0 { // the only error is a signal's; the caller looks again
 		return nil
 	}
 	if err := socketError(fd); err != nil {

@@ -14,9 +14,8 @@ import (
 	"ptthqd/pkg/nowait"
 )
 
-// rawEnd reads and writes a socket by its descriptor. The functions handed to
-// the runtime's poller are made once, so that a read allocates nothing. One
-// goroutine may read while another writes.
+// A rawEnd reads and writes a socket by its descriptor. The functions for the runtime's poller are
+// made once, so that a read allocates nothing. One goroutine may read while another one writes.
 type rawEnd struct {
 	conn syscall.RawConn
 
@@ -31,7 +30,7 @@ type rawEnd struct {
 	writeErr error
 	onWrite  func(fd uintptr) bool
 
-	kept *keeper // of a Unix socket, where the system can do that; else nil
+	kept *keeper // of a Unix socket, if the system can do that; else nil
 }
 
 func newRawEnd(c Conn) *rawEnd {
@@ -79,8 +78,8 @@ func (e *rawEnd) tryRead(reserve func() []byte, cancel func()) int {
 	return e.readN
 }
 
-// readReady is called when the socket may be readable; false asks to be called
-// again when it is.
+// readReady is called by the poller when the socket may be readable. False asks for another call
+// when it is.
 func (e *rawEnd) readReady(fd uintptr) bool {
 	p := e.reserve()
 	for {
@@ -123,17 +122,17 @@ func (e *rawEnd) writeReady(fd uintptr) bool {
 	}
 }
 
-// letGo takes what is kept, so that closing the socket is no reset.
+// letGo reads the byte that is kept, so that closing the socket is no reset.
 func (e *rawEnd) letGo() {
 	if e.kept != nil {
 		_ = e.conn.Control(e.kept.letGo)
 	}
 }
 
-// resetError takes the socket's pending error, if it has one.
+// resetError returns and clears the socket's pending error, if it has one.
 func (e *rawEnd) resetError() error {
 	var pending error
-	// That of Control says that the socket is closed: whoever has done that knows.
+	// Control fails if the socket is closed, which is no reset by the peer.
 	_ = e.conn.Control(func(fd uintptr) { pending = socketError(fd) })
 	return pending
 }
@@ -145,9 +144,9 @@ func socketError(fd uintptr) error {
 	return nil
 }
 
-// awaitGone waits until the peer is gone, and tells why, or until the socket is closed.
+// awaitGone waits until the peer is gone, and returns why, or until the socket is closed.
 func (e *rawEnd) awaitGone() (why error) {
-	// The error of Read says that the socket is closed.
+	// Read fails if the socket is closed.
 	_ = e.conn.Read(func(fd uintptr) bool {
 		why = peerGone(fd)
 		return why != nil

@@ -9,7 +9,7 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// Info tells what a session is and does.
+// Info describes a session.
 type Info struct {
 	ID      string // the connection ID, the same at P2, P3 and P4
 	Mapping string // at P2
@@ -25,16 +25,21 @@ type Info struct {
 	Down    int64     // bytes from P5 towards P1
 	Moved   time.Time // when data went by last, in either direction
 	Resumes int       // how often another stream has taken over
-	Relay   string    // the relay that carries it, or carried it last
+	Relay   string    // the relay that carries the session, or carried it last
 	Link    any       // the identity of that link
 }
 
-// Summary tells how a session ended. Info.State is the one it ended in.
+// Summary says how a session ended. Info.State is its last state before it closed.
 type Summary struct {
 	Info
-	Status   wire.Status // what the opening came to: 200, or why it was refused; 0 if it ended before it was answered
-	Text     string      // why it was refused or ended, for people; empty where End says all
-	Node     string      // who refused or ended it: this process (empty), "relay", the other end's ID, "P1", "P5" or "both"
+	// Status is the reply to the open: 200, or why it was refused; 0 if the session ended before a
+	// reply.
+	Status wire.Status
+	// Text is why the session was refused or ended, for people; empty where End says all.
+	Text string
+	// Node has refused or ended the session: this process (empty), "relay", the other end's ID,
+	// "P1", "P5" or "both".
+	Node     string
 	End      End
 	Duration time.Duration
 }
@@ -42,23 +47,23 @@ type Summary struct {
 // An End says how a session ended.
 type End string
 
-// The ends of a session.
+// How sessions end.
 const (
 	EndClosed     End = "closed"             // both sides have closed: all is well
-	EndRefused    End = "refused"            // it was never open; Status tells why
+	EndRefused    End = "refused"            // it was never open; Status says why
 	EndResetByP1  End = "reset by P1"        // P1 reset its TCP connection
 	EndResetByP5  End = "reset by P5"        // P5 reset its TCP connection
 	EndExpired    End = "expired"            // no stream came within the resume timeout
 	EndRevoked    End = "revoked"            // a right was withdrawn
-	EndStopped    End = "stopped"            // this process, or the one at the other end, is stopping
+	EndStopped    End = "stopped"            // this process, or the other end's, is stopping
 	EndRestarted  End = "server restarted"   // the server doesn't know the session any more
 	EndProtocol   End = "protocol error"     // the other end broke the protocol
 	EndRemoved    End = "mapping removed"    // the mapping is gone, and its on_remove is "close"
 	EndUnattached End = "no link to a relay" // P1 came while no relay was connected
 )
 
-// An ending says how and by whom a session is ended before both sides have closed. An ending without
-// how is of a session that goes on: what is known of an end that is about to come.
+// An ending says how and by whom a session is ended before both sides have closed. While how is
+// empty, the session goes on, and the ending has what is known of an end that is about to come.
 type ending struct {
 	how    End    // why the session is reset
 	by     string // empty: this process
@@ -79,8 +84,8 @@ const (
 	resetByGone     = 5 // the TCP side had ended its half, and is gone
 )
 
-// resetLocked begins to end the session for the given reason: what was not
-// sent is discarded, the TCP side is reset, and the peer is told.
+// resetLocked begins to end the session: it discards what was not sent, resets the TCP side, and
+// tells the peer.
 func (s *session) resetLocked(why End, code uint64) {
 	if s.ending.reset() || s.closed {
 		return
@@ -99,7 +104,7 @@ func (s *session) resetLocked(why End, code uint64) {
 	}
 }
 
-// boundReadLocked gives the peer stopTimeout to say its last word.
+// boundReadLocked gives the peer stopTimeout to confirm the end, or to reply.
 func (s *session) boundReadLocked() {
 	by := time.Now().Add(stopTimeout)
 	if s.at != nil {
@@ -110,8 +115,8 @@ func (s *session) boundReadLocked() {
 	}
 }
 
-// stopLocked is resetLocked when the process stops: one that was reset before,
-// and waits to have that confirmed, doesn't wait for long any more.
+// stopLocked resets the session since the process stops. A session that was reset before waits for
+// at most stopTimeout more to have that confirmed.
 func (s *session) stopLocked() {
 	s.stopping = true
 	s.resetLocked(EndStopped, resetByStop)
@@ -132,8 +137,8 @@ func (s *session) dropDataLocked() {
 	s.in.window = wire.InitialWindow
 }
 
-// closeLocked ends the session's life: whoever waits for it goes on. The first
-// end stays.
+// closeLocked closes the session, and wakes the goroutines that wait for that. The first summary
+// counts.
 func (s *session) closeLocked(sum Summary) {
 	if s.closed {
 		return
@@ -162,7 +167,7 @@ func (s *session) closeLocked(sum Summary) {
 	s.wakeLocked()
 }
 
-// whoLocked tells whose doing an end is; empty for this process.
+// whoLocked returns who has ended the session; empty for this process.
 func (s *session) whoLocked(end End) string {
 	switch {
 	case end == EndClosed:
@@ -171,7 +176,7 @@ func (s *session) whoLocked(end End) string {
 		return "P1"
 	case end == EndResetByP5:
 		return "P5"
-	case end == EndRevoked && !s.server: // a client has its rights from the others
+	case end == EndRevoked && !s.server: // a client has its rights from relay and server
 		return cmp.Or(s.ending.by, "relay")
 	default:
 		return s.ending.by
@@ -187,15 +192,15 @@ func (s *session) brokenLocked(how error) {
 	s.ending.reason = s.peerName() + " broke the protocol: " + what
 }
 
-// foundBrokenLocked notes that the other end says the same of this one.
+// foundBrokenLocked notes that the other end says that this node broke the protocol.
 func (s *session) foundBrokenLocked() {
 	s.ending.by = s.peerName()
 	s.ending.reason = "this node broke the protocol, says " + s.ending.by + "; its log tells how"
 }
 
-// hangUpLocked closes the TCP side by how. Close waits for whoever is reading
-// or writing the socket at that moment, and the reader needs the session's
-// lock; so this isn't done under it.
+// hangUpLocked closes the TCP side by how, in a goroutine of its own. Close waits for a goroutine
+// that is reading or writing the socket, and the reader needs the session's lock, which the caller
+// holds.
 func (s *session) hangUpLocked(how func(*tcpSide)) {
 	if s.local == nil || s.hungUp {
 		return
@@ -205,7 +210,7 @@ func (s *session) hangUpLocked(how func(*tcpSide)) {
 	s.work.Go(func() { how(e) })
 }
 
-// protocolError is what a peer has done wrong.
+// A protocolError says how a peer broke the protocol.
 type protocolError struct{ what string }
 
 func (e *protocolError) Error() string { return "protocol error: " + e.what }

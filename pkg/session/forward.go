@@ -20,7 +20,7 @@ type forward struct {
 	opened      bool            // a reply 200 has come
 	saidAcked   uint64          // in the tip of the current attempt
 	saidLimit   uint64          // in the tip of the current attempt
-	firstTry    time.Time       // when the first attempt of unknown outcome was made; zero if none was
+	firstTry    time.Time       // when the first attempt of unknown outcome was made; zero if none
 	unknown     bool            // the current attempt is the one at firstTry
 	patience    *awake.Timer    // ends the wait for the reply; under the session's lock
 	detachedAt  time.Time       // when the session lost the last stream, or began to move from it

@@ -11,37 +11,35 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// Limits bound what sessions take of this process. The zero value of each
-// field means its default.
+// Limits bound what sessions take of this process. A field that is 0 has its default.
 type Limits struct {
-	// WindowBudget is what all sessions together may promise their peers above
-	// the floor of 64 KiB for each direction, in bytes. 256 MiB. One remote peer
-	// has half of it at most (see budget).
+	// WindowBudget is what all sessions together may promise their peers above the floor of 64 KiB
+	// for each direction, in bytes. One remote peer has half of it at most (see budget). Default:
+	// 256 MiB.
 	WindowBudget int64
-	// RetainedBudget is what all sessions together may keep for
-	// retransmission above the same floor, in bytes. 256 MiB. One remote peer
-	// has half of it at most.
+	// RetainedBudget is what all sessions together may keep for retransmission above the floor of
+	// 64 KiB, in bytes. One remote peer has half of it at most. Default: 256 MiB.
 	RetainedBudget int64
-	// MaxWindow bounds what is under way in each direction of one session, in bytes,
-	// whatever its peer allows: 64 KiB to 16 MiB, which fills 1 Gbit/s at 130 ms. 16 MiB.
+	// MaxWindow bounds what is in flight in each direction of one session, in bytes, whatever its
+	// peer allows. It is 64 KiB to 16 MiB; 16 MiB fill 1 Gbit/s at 130 ms. Default: 16 MiB.
 	MaxWindow int
-	// LinkQuota bounds what is on its way over one link towards one remote
-	// peer, in bytes; small messages may exceed it by a quarter. It is a quarter of the largest connection window of a link. It begins
-	// with a quarter of the smallest, and grows with what arrives. 8 MiB.
+	// LinkQuota bounds what is in flight over one link towards one remote peer, in bytes; small
+	// messages may exceed it by a quarter. A quota begins with 256 KiB, a quarter of a link's first
+	// connection window, and grows with what arrives. The default, 8 MiB, is a quarter of the
+	// largest such window.
 	LinkQuota int64
-	// Sessions bounds the sessions of this process. 65,536.
+	// Sessions bounds the sessions of this process. Default: 65,536.
 	Sessions int
-	// SessionsPerPeer bounds those of one client, at the server. 16,384.
+	// SessionsPerPeer bounds the sessions of one client, at the server. Default: 16,384.
 	SessionsPerPeer int
-	// DetachedPerPeer bounds those of one client that wait for a stream, at the
-	// server. 4,096.
+	// DetachedPerPeer bounds the detached sessions of one client, at the server. Default: 4,096.
 	DetachedPerPeer int
-	// Tombstones bounds what the server remembers of ended sessions. 65,536.
+	// Tombstones bounds the tombstones at the server. Default: 65,536.
 	Tombstones int
-	// OpenTimeout is how long P2 waits for a session to open; an attempt without
-	// an answer has half of it. 30 seconds.
+	// OpenTimeout is how long P2 waits for a session to open; an attempt without an answer has half
+	// of it. Default: 30 seconds.
 	OpenTimeout time.Duration
-	// DialTimeout is how long P4 waits for P5. 10 seconds.
+	// DialTimeout is how long P4 waits for P5. Default: 10 seconds.
 	DialTimeout time.Duration
 }
 
@@ -66,11 +64,11 @@ func orDefault[T int | int64 | time.Duration](value *T, fallback T) {
 	}
 }
 
-// Memory tells how the budgets stand, in bytes.
+// Memory is the state of the memory budgets, in bytes.
 type Memory struct {
 	Promised, PromisedLimit int64 // windows above the floor
 	Retained, RetainedLimit int64 // kept for retransmission above the floor
-	// Short are the peers whose connections had to do with the floor within the last minute.
+	// Short lists the peers whose share of a budget was used up within the last minute.
 	Short []Shortage
 }
 
@@ -80,14 +78,14 @@ const (
 	limitRetained = "retained_memory"
 )
 
-// A host is what the sessions of a process share: budgets, and the sweep over
-// those that were busy of late.
+// A host is what the sessions of a Client or Server share: budgets, quotas, lines, and the sweep
+// over the sessions that were busy of late.
 type host struct {
 	log       *slog.Logger
 	notices   notices
-	clock     awake.Clock // whose time the time-outs of sessions are in
+	clock     awake.Clock // process time, in which timeouts are
 	lines     lines
-	all       func() []*session // of a client, which moves them; nil at a server
+	all       func() []*session // a client's sessions, which may move; nil at a server
 	quotas    quotas
 	paths     window.Paths
 	windows   budget
@@ -99,7 +97,7 @@ type host struct {
 	// The sweep visits warm sessions alone, and sleeps while there is none.
 	mu     sync.Mutex
 	warm   map[*session]struct{}
-	tepid  map[*session]struct{} // those for which little is to be done: every tenth sweep visits them
+	tepid  map[*session]struct{} // warm sessions with little to do: every tenth sweep visits them
 	warmed chan struct{}         // capacity 1
 }
 
@@ -123,8 +121,7 @@ func newHost(log *slog.Logger, l Limits, limitHit func(string), short func(Short
 	return h
 }
 
-// limit changes the budgets. What is taken above a lower one stays until it is
-// given back.
+// limit changes the budgets. What is held above a lower one stays until it is given back.
 func (h *host) limit(l Limits) {
 	h.windows.setLimit(l.WindowBudget)
 	h.retained.setLimit(l.RetainedBudget)

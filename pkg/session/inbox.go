@@ -9,32 +9,36 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// An inbox takes what the peer sends and delivers it to the TCP side.
+// An inbox takes what the peer sends and delivers it to the TCP side. Its offsets are in this
+// order, with limitSaid of the attachment:
 //
-//	acked ≤ received     … delivered to TCP
-//	received ≤ limitSaid … read from streams; limitSaid is the attachment's
-//	limitSaid ≤ limit    … what the peer was told; what there is room for
+//	acked ≤ received ≤ limitSaid ≤ limit
+//
+//	acked      delivered to TCP
+//	received   read from streams
+//	limitSaid  the limit that the peer was told
+//	limit      the limit up to which there is room
 type inbox struct {
 	acked, received, limit uint64
-	asked                  uint64 // the peer's last ping came at this offset: it may wait for the acknowledgement; 0 if none has come
-	fin                    bool   // the peer's direction has ended; its offset is received-1
-	window                 uint64 // limit is acked plus this, or was when it was larger
+	asked                  uint64 // the offset of the peer's last ping, which may wait for its ack
+	fin                    bool   // the peer's direction has ended; the fin's offset is received-1
+	window                 uint64 // limit is acked + window, or more if the window was larger
 
 	queue      fifo[segment] // received and not delivered, in order
 	queued     int
 	delivering bool // a goroutine delivers the queue
 
 	growth  window.Growth
-	trim    uint64    // what the window shrinks to, as what it has allowed comes; 0 if it doesn't
-	before  uint64    // how large it was before takeBackLocked; 0 if it wasn't larger
-	keepsUp time.Time // from when on the TCP side is one that keeps up
+	trim    uint64    // the size to which the window shrinks as allowed data comes; 0: it doesn't
+	before  uint64    // the size before takeBackLocked; 0 if that took nothing
+	keepsUp time.Time // when the TCP side will count as one that keeps up
 }
 
 // A segment is received data that waits for the TCP side.
 type segment struct {
 	buf      *buffer
 	from, to int
-	copied   bool // the buffer has only what was copied to it: more can follow
+	copied   bool // buf has only copied data, and more can be copied to it
 }
 
 func (in *inbox) drop() {
@@ -44,11 +48,12 @@ func (in *inbox) drop() {
 	in.queue, in.queued = fifo[segment]{}, 0
 }
 
-// done tells whether everything, the end included, is delivered.
+// done reports whether everything, the fin included, is delivered.
 func (in *inbox) done() bool { return in.fin && in.acked == in.received }
 
-// readFrames reads frames until the stream ends. It is the life of the frame reader: at most one for
-// each attachment. The error is errEnded, errMove, a *protocolError, or how the stream was lost.
+// readFrames reads frames until the stream ends. The goroutine that calls it is the frame reader;
+// each attachment has one at most. The error is errEnded, errMove, a *protocolError, or how the
+// stream was lost.
 func (at *attachment) readFrames() error {
 	s := at.session
 	s.mu.Lock()
@@ -71,7 +76,7 @@ func (at *attachment) read() error {
 		// idle: an attached session waits here, without a buffer.
 		if _, err := at.stream.Peek(at.first[:]); err != nil {
 			if errors.Is(err, io.EOF) {
-				_, _ = at.stream.Read(at.first[:]) // QUIC forgets a stream when its end is read, not peeked at
+				_, _ = at.stream.Read(at.first[:]) // QUIC forgets a stream when its end is read
 			}
 			return at.readError(err)
 		}
@@ -81,8 +86,8 @@ func (at *attachment) read() error {
 	}
 }
 
-// readSome reads what has come, up to a buffer of it. It is a function of its own so that read,
-// where idle sessions wait, needs little stack.
+// readSome reads what has come, up to one buffer. It is a function of its own so that read, where
+// idle sessions wait, needs little stack.
 func (at *attachment) readSome() error {
 	s := at.session
 	b := takeBuffer(largeBuffer)
@@ -118,7 +123,7 @@ func (at *attachment) readError(err error) error {
 	return err
 }
 
-// take takes the bytes p of buffer b, which stays its caller's.
+// take takes the bytes p of buffer b. The caller keeps its reference to b.
 func (at *attachment) take(b *buffer, p []byte) error {
 	s := at.session
 	now := time.Now()
@@ -171,19 +176,19 @@ func (at *attachment) parse(p []byte) (f wire.Frame, n int, err error) {
 	return f, n - had, err
 }
 
-// takeFrame takes a frame, of which data follows its header.
+// takeFrame takes a frame; of a data frame only the header.
 func (at *attachment) takeFrame(f wire.Frame, now time.Time) error {
 	s := at.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.at != at {
-		return errMove // the peer sends again what is left
+		return errMove // the peer sends the rest again over the next stream
 	}
 	if err := s.ackLocked(f.Acked); err != nil {
 		return err
 	}
 	if f.Limit != 0 {
-		// A peer's promise is bounded, so that the sum can't overflow.
+		// The peer's limit is bounded, so that the sum can't overflow.
 		if s.out.limit += f.Limit; s.out.limit-s.out.acked > 2*wire.MaxWindow {
 			return violated("a window of %d bytes; %d is the most", s.out.limit-s.out.acked, wire.MaxWindow)
 		}
@@ -244,8 +249,8 @@ func (at *attachment) takeFinLocked() error {
 	return nil
 }
 
-// takeResetLocked ends the session, as the peer has. It returns errEnded: the end of our half of the
-// stream confirms the reset.
+// takeResetLocked ends the session, as the peer has reset it. It returns errEnded: the end of this
+// half of the stream confirms the reset.
 func (at *attachment) takeResetLocked(code uint64) error {
 	s := at.session
 	if !s.ending.reset() {
@@ -258,7 +263,7 @@ func (at *attachment) takeResetLocked(code uint64) error {
 		if code == resetByGone {
 			s.ending.reason = s.goneReason(!s.server)
 			if s.in.done() {
-				// The program at the TCP side may have yet to read what a reset would take away.
+				// The program may have yet to read what a reset of the TCP side would discard.
 				how = closeConn
 			}
 		}
@@ -272,7 +277,7 @@ func (at *attachment) takeResetLocked(code uint64) error {
 
 func (at *attachment) takePongLocked(now time.Time) {
 	if at.pingSent.IsZero() {
-		return // no ping waits for it
+		return // no ping waits for a pong
 	}
 	s := at.session
 	at.noteRTTLocked(now)
@@ -280,11 +285,11 @@ func (at *attachment) takePongLocked(now time.Time) {
 	at.forgetPing()
 	s.arrivedLocked(at.pingAt) // the peer reads in order
 	if !at.writing {
-		s.askLocked() // for what was sent since
+		s.askLocked() // about what was sent since the ping
 	}
 }
 
-// takeYieldLocked takes back what the peer gives up of its window.
+// takeYieldLocked takes back the n bytes of the window that the peer yields.
 func (at *attachment) takeYieldLocked(n uint64) error {
 	s := at.session
 	in := &s.in
@@ -302,7 +307,7 @@ func (at *attachment) takeYieldLocked(n uint64) error {
 	return nil
 }
 
-// resetByPeer names the end when the other end has sent a reset.
+// resetByPeer returns the end of a session that the peer has reset with a code.
 func (s *session) resetByPeer(code uint64) End {
 	switch code {
 	case resetByStop:
@@ -320,7 +325,7 @@ func (s *session) resetByPeer(code uint64) End {
 	return EndResetByP5
 }
 
-// takeData delivers data, or queues it. The limit has been checked for it.
+// takeData delivers data, or queues it. takeDataHeaderLocked has checked it against the limit.
 func (at *attachment) takeData(b *buffer, p []byte) error {
 	s := at.session
 	s.mu.Lock()
@@ -334,7 +339,7 @@ func (at *attachment) takeData(b *buffer, p []byte) error {
 		return nil // discarded
 	}
 	if s.local != nil && !in.delivering && in.queue.empty() {
-		// Only this goroutine adds to the queue, so no other one delivers now.
+		// Only this goroutine adds to the queue, so no other one starts to deliver now.
 		s.mu.Unlock()
 		n, err := s.local.tryWrite(p)
 		s.mu.Lock()
@@ -351,9 +356,8 @@ func (at *attachment) takeData(b *buffer, p []byte) error {
 	return nil
 }
 
-// enqueueLocked lets p, which is part of b, wait. A large piece stays where it
-// is; small ones are copied together, so that what waits takes at most about
-// twice its size.
+// enqueueLocked queues p, which is part of b. A piece of at least half a buffer stays where it is;
+// smaller ones are copied together. So the queue takes at most about twice the size of its data.
 func (s *session) enqueueLocked(b *buffer, p []byte) {
 	in := &s.in
 	in.queued += len(p)
@@ -387,13 +391,13 @@ func (s *session) deliverQueueLocked() {
 	go s.deliver()
 }
 
-// deliver writes what waits to the TCP side, and ends when nothing does.
+// deliver writes the queue to the TCP side, and returns when the queue is empty.
 func (s *session) deliver() {
 	defer s.work.Done()
 	in := &s.in
 	s.mu.Lock()
 	for !in.queue.empty() && !s.closed {
-		in.queue.first().copied = false // what is being written isn't added to
+		in.queue.first().copied = false // nothing is added while it is being written
 		g := *in.queue.first()
 		g.buf.refs++
 		s.mu.Unlock()
@@ -432,14 +436,15 @@ func (s *session) deliver() {
 
 // deliverFinLocked passes the peer's end on to the TCP side.
 func (s *session) deliverFinLocked() {
-	if !s.out.fin { // else closing it says so
+	if !s.out.fin { // else closing the TCP side passes the end on
 		if err := s.local.CloseWrite(); err != nil {
 			s.resetLocked(s.resetByTCP(), resetByTCP)
 			return
 		}
 	}
 	s.in.acked++
-	// Our own fin is about to follow, as a rule, and takes the acknowledgement along; if not, the sweep sends it.
+	// As a rule this end's fin is about to follow, and takes the acknowledgement along. If not, the
+	// sweep sends it.
 	if s.at != nil {
 		s.at.ackDue = s.at.ackDue || s.out.sent > s.out.read
 	}
@@ -447,9 +452,9 @@ func (s *session) deliverFinLocked() {
 	s.checkEndLocked()
 }
 
-// deliveredLocked notes that the TCP side has taken n bytes, and decides what
-// to allow and when to say so, as ackEveryLocked tells; below that an
-// acknowledgement rides on data or waits for the sweep.
+// deliveredLocked notes that the TCP side has taken n bytes, and raises the limit. An
+// acknowledgement is due when as many bytes were delivered or allowed as Growth.AckEvery returns,
+// or when the peer has asked for it. Below that it rides on data or waits for the sweep.
 func (s *session) deliveredLocked(n int) {
 	in := &s.in
 	in.acked += uint64(n)

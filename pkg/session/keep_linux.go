@@ -10,22 +10,22 @@ import (
 	"ptthqd/pkg/nowait"
 )
 
-// A keeper keeps the last byte of what a Unix socket's peer has sent unread in the socket,
-// though it is forwarded. There is no reset on Unix sockets; but where one is closed with
-// something unread, or its process dies, the peer's next read fails with ECONNRESET
-// instead of finding an end. It reads by peeking behind what is kept (SO_PEEK_OFF).
+// A keeper leaves the last byte that a Unix socket's peer has sent unread in the socket, though the
+// byte is forwarded. Unix sockets have no reset. But if one is closed with a byte unread, or its
+// process dies, the peer's next read fails with ECONNRESET instead of finding an end. The keeper
+// reads by peeking behind the byte that is kept (SO_PEEK_OFF).
 type keeper struct {
-	mu   sync.Mutex // of letGo against a read; nobody else may wait for it
+	mu   sync.Mutex // for read and letGo alone
 	kept bool
-	came int // how much has come since nothing was there; of more than keepMost nothing is kept
+	came int // bytes that have come since nothing was there; above keepMost none is kept
 }
 
-// keepMost is how much may have come at once for its last byte to be kept, in bytes. The
-// kernel counts all that was sent in one piece against the sender's buffer until the last
-// byte is read, and lets poll wait for three quarters of that to be free.
+// keepMost is how many bytes may have come at once for the last one to be kept. The kernel counts
+// all that was sent in one piece against the sender's buffer until the last byte is read, and lets
+// poll wait until three quarters of that buffer are free.
 const keepMost = 1 << 10
 
-// newKeeper returns nil where the kernel can't do it.
+// newKeeper returns nil if the kernel can't do it.
 func newKeeper(conn syscall.RawConn) *keeper {
 	var err error
 	if e := conn.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0) }); e != nil || err != nil {
@@ -34,7 +34,7 @@ func newKeeper(conn syscall.RawConn) *keeper {
 	return new(keeper)
 }
 
-// read reads what is there, as nowait.Read does, but for what is kept.
+// read reads what is there, as nowait.Read does, behind the byte that is kept.
 func (k *keeper) read(fd uintptr, p []byte) (int, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -50,7 +50,7 @@ func (k *keeper) read(fd uintptr, p []byte) (int, error) {
 	case k.came > keepMost:
 		return n, nil
 	}
-	if k.kept { // what has come, or the end, takes its place
+	if k.kept { // the byte kept so far isn't needed: there are newer ones, or the end
 		var old [1]byte
 		if err := take(fd, old[:]); err != nil {
 			return 0, err
@@ -82,7 +82,7 @@ func take(fd uintptr, p []byte) error {
 	return nil
 }
 
-// letGo takes what is kept.
+// letGo reads the byte that is kept.
 func (k *keeper) letGo(fd uintptr) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -6,45 +6,50 @@ import (
 	"time"
 )
 
-// A line is what sessions share that go over one link to one remote peer: the evidence whether that path carries, and the
-// turns to resume over it. A path is dead for all of its sessions or for none: that one of them hears nothing shows no more
-// than that it has nothing to hear, or that somebody on the path has much to do.
+// A line is what sessions over one link to one remote peer share: the evidence whether that path
+// carries, and the turns to resume over it. A path is dead for all of its sessions or for none. A
+// single session that hears nothing proves nothing: the peer may have nothing to say to it, or a
+// node on the path may be busy.
 type line struct {
-	heard   atomic.Bool  // something has arrived for any of them since the last sweep
-	carried atomic.Bool  // data went either way since then
-	heardAt atomic.Int64 // process time
+	heard   atomic.Bool  // something has arrived for any session since the last sweep
+	carried atomic.Bool  // data went either way since the last sweep
+	heardAt atomic.Int64 // when something arrived last, in process time
 	overdue func() time.Duration
 	turns   turns
 
-	// The sweep's own.
-	carriedAt time.Duration
+	// For the sweep. Times are process time.
+	carriedAt time.Duration // when data went either way last
 	wanted    bool          // a session is to ask for a sign of life
-	since     time.Duration // when the first one has; of use only if any has
-	asked     int           // how many have
-	asks      int           // how many sessions of this sweep have asked whether what they have sent has arrived
-	acks      int           // how many of them have acknowledged data, since no more has come that could take that along
+	since     time.Duration // when the first session asked for one; of use only if asked > 0
+	asked     int           // how many sessions have asked for one
+	asks      int           // how many sessions have asked for their own sake in this sweep
+	acks      int           // how many sessions have acknowledged data in this sweep
 
 	mu    sync.Mutex
 	rtt   time.Duration // of pings, smoothed; 0 if unknown
 	users int           // guarded by lines.mu
 }
 
-// lines finds the line of a link and a remote peer.
+// lines finds the line of a link and a remote peer. A line exists while a session uses it.
 type lines struct {
 	mu sync.Mutex
 	by map[quotaKey]*line
 }
 
 const (
-	// maxPathPatience bounds how long a path may be silent whose round trips were long of late, as somebody on it had much to do.
+	// maxPathPatience bounds the silence allowed to a path whose round trips were long of late,
+	// since a node on it was busy.
 	maxPathPatience = 10 * time.Second
-	// asksPerSweep is how many sessions of a line ask in one sweep whether what they have sent has arrived, or whether their own
-	// stream is stuck: 160 a second. Where thousands have spoken at once and wait, more would make them wait for longer.
+	// asksPerSweep is how many sessions of a line ask in one sweep whether what they have sent has
+	// arrived, or whether their own stream is stuck: 160 a second. Where thousands of sessions have
+	// sent at once and wait, more pings would make them wait longer.
 	asksPerSweep = 16
-	// acksPerSweep is how many of them acknowledge data in one sweep. Nobody waits for that, and where thousands were sent a byte at
-	// once, all of them at once would be as much work as those bytes, for which somebody may wait.
+	// acksPerSweep is how many sessions of a line acknowledge data in one sweep. Nobody waits for
+	// these acknowledgements. Where thousands of sessions got a byte at once, to acknowledge all at
+	// once would be as much work as those bytes, which somebody may wait for.
 	acksPerSweep = 100
-	// stuckAfter is for how long a stream must be silent before its session asks whether it is stuck, on a path that carries.
+	// stuckAfter is how long a stream must be silent, on a path that carries, before its session
+	// asks whether it is stuck.
 	stuckAfter = 5 * time.Second
 )
 
@@ -100,14 +105,14 @@ func (ls *lines) all(into []*line) []*line {
 // hear notes that something has arrived.
 func (l *line) hear(now time.Duration) { l.heardAt.Store(int64(now)) }
 
-// mark sets a flag that the processors need not fight for.
+// mark sets a flag. It only reads a flag that is set, so that processors don't contend for it.
 func mark(flag *atomic.Bool) {
 	if !flag.Load() {
 		flag.Store(true)
 	}
 }
 
-// note takes the round trip of a ping.
+// note adds the round trip of a ping to the smoothed one.
 func (l *line) note(rtt time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -117,7 +122,7 @@ func (l *line) note(rtt time.Duration) {
 	l.rtt += (rtt - l.rtt) / 8 // as TCP does, RFC 6298
 }
 
-// patience is how long the path may be silent after it was asked.
+// patience returns how long the path may be silent after a session asked for a sign of life.
 func (l *line) patience() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -126,8 +131,9 @@ func (l *line) patience() time.Duration {
 
 // judge looks at the line at a sweep, and reports whether the path is dead.
 //
-// The link has a pulse of its own: while its heartbeats are overdue as well, it is the link that is judged, by itself. While they are
-// answered, the path can only be dead beyond the relay, and the relay, which sees that too, is as a rule the first to say so.
+// While the link's heartbeats are overdue too, the link's own pulse judges the link, and judge
+// waits. While they are answered, the path can only be dead beyond the relay. The relay sees that
+// too, and is the first to say so as a rule.
 func (l *line) judge(now time.Duration) (dead bool) {
 	l.asks, l.acks, l.wanted = 0, 0, false
 	if l.carried.Swap(false) {
@@ -147,15 +153,15 @@ func (l *line) judge(now time.Duration) (dead bool) {
 		l.since = now
 	case waited > patience:
 		l.asked = 0
-		l.hear(now) // what goes on over it is judged anew
+		l.hear(now) // sessions that stay on the path are judged anew
 		return true
-	case waited > patience/2 && l.asked == 1: // the stream of the first one may be stuck
+	case waited > patience/2 && l.asked == 1: // the stream of the first session may be stuck
 		l.wanted = true
 	}
 	return false
 }
 
-// asking notes that a session asks for a sign of life, as was wanted.
+// asking notes that a session asks for the sign of life that judge wanted.
 func (l *line) asking(now time.Duration) {
 	l.wanted = false
 	if l.asked++; l.asked == 1 {
@@ -163,13 +169,14 @@ func (l *line) asking(now time.Duration) {
 	}
 }
 
-// mayAcknowledge takes one of this sweep's acknowledgements of data.
+// mayAcknowledge reports whether one more session may acknowledge data in this sweep, and counts
+// it.
 func (l *line) mayAcknowledge() bool {
 	l.acks++
 	return l.acks <= acksPerSweep
 }
 
-// mayAsk takes one of this sweep's asks.
+// mayAsk reports whether one more session may ask for its own sake in this sweep, and counts it.
 func (l *line) mayAsk() bool {
 	l.asks++
 	return l.asks <= asksPerSweep

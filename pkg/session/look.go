@@ -6,39 +6,40 @@ import (
 	"time"
 )
 
-// A TCP side that nobody reads, as it has ended its half or as there is no room for more,
-// can be gone without that anybody hears of it; and one to whose host data is on its way
-// would be given up by the kernel only after a quarter of an hour. So the sweep asks the
-// kernel. For a session that is idle a goroutine waits in the poller instead.
+// A TCP side isn't read once it has ended its half, or while there is no room for more. Then it can
+// be gone without any read or write failing. Where data is on its way to its host, the kernel gives
+// up only after a quarter of an hour. So the sweep asks the kernel. For an idle session a goroutine
+// waits in the poller instead.
 
 const (
-	// lookInterval is how often the kernel is asked about a TCP side that nobody reads.
+	// lookInterval is the time between two questions to the kernel about a TCP side that isn't
+	// read.
 	lookInterval = time.Second
-	// askInterval is how often it is asked for data that isn't acknowledged.
+	// askInterval is the time between two questions for data that isn't acknowledged.
 	askInterval = 15 * time.Second
-	// unheardTries is how many retransmissions or probes in a row have had no answer when a
-	// host is given up. Where its window is closed, probes are up to two minutes apart.
+	// unheardTries is how many retransmissions or probes in a row must be unanswered for a host to
+	// be given up. While the host's window is closed, probes are up to two minutes apart.
 	unheardTries = 3
 )
 
-// unheardTime is how long a host may acknowledge nothing while it is asked to: as long as
-// Go's keepalive takes, which sends no probes while data is on its way: 15 s, and nine
-// probes 15 s apart. TCP_USER_TIMEOUT would end connections, too, whose peer answers and
-// has its window closed, as the program doesn't read.
+// unheardTime is how long a host may acknowledge nothing though it should: 15 s + 9 × 15 s, as long
+// as Go's keepalive takes, which sends no probes while data is on its way. TCP_USER_TIMEOUT won't
+// do: it would also end connections whose host answers with a closed window, since the program
+// doesn't read.
 var unheardTime = 150 * time.Second //nolint:gochecknoglobals // tests make it shorter
 
 // A look is what the sweep knows of the TCP side.
 type look struct {
-	next     time.Time // at one that nobody reads
-	ask      time.Time // for data that isn't acknowledged; zero before the first sweep
-	pending  bool      // there was some at the last ask
-	unheard  time.Time // since when nothing was acknowledged though it should be; zero if nothing should
-	watching bool      // a goroutine waits for its end
-	gone     error     // what that has found
+	next     time.Time // when to look at a TCP side that isn't read
+	ask      time.Time // when to ask for unacknowledged data; zero before the first sweep
+	pending  bool      // there was unacknowledged data at the last ask
+	unheard  time.Time // since when data is due to be acknowledged, and isn't; zero if none is
+	watching bool      // a goroutine waits for the end of the TCP side
+	gone     error     // what that goroutine has found
 }
 
-// lookLocked ends a session whose TCP side is gone. It returns false if that is all that
-// is to be done for the session now.
+// lookLocked ends a session whose TCP side is gone. It returns false if the sweep has nothing else
+// to do for the session now.
 func (s *session) lookLocked(now time.Time) bool {
 	if s.local == nil || s.hungUp || s.ending.reset() {
 		return true
@@ -58,8 +59,8 @@ func (s *session) lookLocked(now time.Time) bool {
 		}
 		return true
 	}
-	// All that it has sent has to be delivered, its end too. Over a stream the other end
-	// is told that this was no reset by the program.
+	// First everything that the TCP side has sent, its end included, must be delivered. The reset
+	// needs a stream, over which the other end is told that the program didn't reset.
 	if s.out.done() && s.at != nil {
 		if err := cmp.Or(s.look.gone, s.local.gone()); err != nil {
 			s.ending.reason = s.goneReason(s.server) + ": " + err.Error()
@@ -69,7 +70,7 @@ func (s *session) lookLocked(now time.Time) bool {
 	return true
 }
 
-// askKernelLocked ends a session whose TCP side's host acknowledges nothing any more.
+// askKernelLocked ends a session if the host of its TCP side acknowledges nothing any more.
 func (s *session) askKernelLocked(now time.Time) {
 	first := s.look.ask.IsZero()
 	if !first && now.Before(s.look.ask) {
@@ -96,13 +97,13 @@ func (s *session) askKernelLocked(now time.Time) {
 	}
 }
 
-// mayCoolLocked reports whether the sweep can leave an idle session alone: somebody else
-// hears of its TCP side's end.
+// mayCoolLocked reports whether the sweep may leave an idle session alone: a goroutine that waits
+// in the poller learns of the end of its TCP side.
 func (s *session) mayCoolLocked() bool {
 	return (s.out.listening || s.out.fin) && !s.look.pending
 }
 
-// watchLocked begins to wait for the end of a TCP side that has ended its half.
+// watchLocked starts a goroutine that waits for the end of a TCP side that has ended its half.
 func (s *session) watchLocked() {
 	if s.look.watching || !s.out.done() || s.local == nil || s.hungUp || s.ending.reset() || s.closed {
 		return
@@ -115,7 +116,7 @@ func (s *session) watchLocked() {
 func (s *session) watch() {
 	why, ok := s.local.awaitGone()
 	if !ok {
-		return // looking is all that can be done
+		return // this TCP side can't be waited for
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -8,16 +8,17 @@ import (
 )
 
 const (
-	// noticeQuiet is for how long an event must not have come again until it is told how often it has. It is told after noticeMost in
-	// any case.
+	// noticeQuiet is how long an event must not have come again before its line, with the count, is
+	// logged. After noticeMost the line is logged in any case.
 	noticeQuiet = 500 * time.Millisecond
 	noticeMost  = 30 * time.Second
-	// maxNotices bounds the events that are counted at once. Beyond it they differ in less.
+	// maxNotices bounds the events that are counted at once. Beyond it events lose their reason, so
+	// that fewer of them differ.
 	maxNotices = 64
 )
 
-// notices tell what happens to many sessions at once, as when a relay restarts, in one line with the count. Each session has its
-// own at level debug.
+// notices log what happens to many sessions at once, as when a relay restarts, in one line with the
+// count. At level debug, each session has its own line.
 type notices struct {
 	log *slog.Logger
 
@@ -31,7 +32,7 @@ type event struct {
 	peerKey   string // "client" or "server"
 	peer      string
 	relay     string
-	reason    string // empty: it is none's
+	reason    string // empty if there is none
 }
 
 type notice struct {
@@ -45,7 +46,7 @@ type notice struct {
 	timer   *time.Timer
 }
 
-// tell notes an event of a session. pause and attempt are those of a resume.
+// tell notes an event of a session. pause and attempt are of a resume; else 0.
 func (n *notices) tell(e event, id string, pause time.Duration, attempt uint64) {
 	if n.log.Enabled(context.Background(), slog.LevelDebug) {
 		n.log.Debug(e.one, (&notice{event: e, count: 1, id: id, pause: pause, attempt: attempt}).attributes()...)
@@ -70,19 +71,19 @@ func (n *notices) tell(e event, id string, pause time.Duration, attempt uint64) 
 	o.last = now
 }
 
-// look tells of an event that has been quiet, or looks again later.
+// look logs an event that has been quiet, or looks again later.
 func (n *notices) look(o *notice) {
 	if n.over(o) {
 		n.say(o)
 	}
 }
 
-// over takes an event out that is to be told of now.
+// over reports whether an event is to be logged now, and takes it out of the table if so.
 func (n *notices) over(o *notice) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.open[o.event] != o {
-		return false // told by flush
+		return false // flush has logged it
 	}
 	now := time.Now()
 	if quiet := now.Sub(o.last); quiet < noticeQuiet && now.Sub(o.since) < noticeMost {
@@ -93,7 +94,7 @@ func (n *notices) over(o *notice) bool {
 	return true
 }
 
-// say writes the line of an event that is in the table no more.
+// say logs an event that is out of the table.
 func (n *notices) say(o *notice) {
 	message := o.many
 	if o.count == 1 {
@@ -102,7 +103,7 @@ func (n *notices) say(o *notice) {
 	n.log.Info(message, o.attributes()...)
 }
 
-// flush tells what is left.
+// flush logs the events that are left.
 func (n *notices) flush() {
 	n.mu.Lock()
 	left := n.open
@@ -134,12 +135,12 @@ func (o *notice) attributes() []any {
 	return attrs
 }
 
-// tellDetachedLocked tells that the session has lost its stream.
+// tellDetachedLocked notes that the session has lost its stream.
 func (s *session) tellDetachedLocked(why string) {
 	s.host.notices.tell(s.eventLocked("session detached", "sessions detached", s.info.Relay, why), s.info.ID, 0, 0)
 }
 
-// tellResumedLocked tells that another stream has taken over; pause is 0 where it is not known.
+// tellResumedLocked notes that another stream has taken over. pause is 0 if it is not known.
 func (s *session) tellResumedLocked(relay string, attempt uint64, pause time.Duration) {
 	s.host.notices.tell(s.eventLocked("session resumed", "sessions resumed", relay, ""), s.info.ID, pause, attempt)
 }

@@ -7,38 +7,42 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// An outbox keeps what the TCP side has sent until the peer acknowledges it.
+// An outbox keeps what the TCP side has sent until the peer acknowledges it. Its offsets are in
+// this order, but a resume may lower limit below read, and the fin adds one to sent and acked:
 //
-//	known ≤ acked … the peer has delivered
-//	acked ≤ sent  … written to the current stream
-//	sent ≤ read   … read from TCP
-//	read ≤ limit
+//	acked ≤ known ≤ sent ≤ read ≤ limit
+//
+//	acked  the peer has delivered
+//	known  the peer is known to have received
+//	sent   written to the current stream
+//	read   read from TCP
+//	limit  allowed by the peer
 type outbox struct {
-	pieces fifo[piece] // what isn't acknowledged yet, in order; the first may be so in part
+	pieces fifo[piece] // not acknowledged yet, in order; a part of the first may be
 	acked  uint64
-	known  uint64 // the peer is known to have received everything before this
+	known  uint64
 	sent   uint64
 	most   uint64 // the highest that sent has been, on any stream
 	read   uint64
 	limit  uint64
 	fin    bool // the TCP side has ended; the fin's offset is read
 
-	retained int64 // bytes in pieces, each with its cost
-	budgeted int64 // of these taken from the process's budget
+	retained int64 // bytes of pieces, with pieceCost for each
+	budgeted int64 // of these, what is taken from the process's budget
 
 	short     bool // pump waits for acknowledgements, though the peer would take more
-	listening bool // pump waits in a read, and hears of a reset
+	listening bool // pump waits in a read, and would learn of a reset
 }
 
-// A piece is data that was read in one go, with headroom in front of it.
+// A piece is the data of one read, with headroom in front of it.
 type piece struct {
 	buf        *buffer
 	start, end int
 	offset     uint64
 }
 
-// pieceCost is what a piece takes besides its data, in bytes: its headroom, and
-// its place in the outbox.
+// pieceCost is what a piece takes besides its data, in bytes: headroom, and its place in the
+// outbox.
 const pieceCost = headroom + 40
 
 func (o *outbox) drop() {
@@ -48,16 +52,16 @@ func (o *outbox) drop() {
 	o.pieces, o.retained = fifo[piece]{}, 0
 }
 
-// done tells whether everything, the end included, is acknowledged.
+// done reports whether everything, the fin included, is acknowledged.
 func (o *outbox) done() bool { return o.fin && o.acked == o.read+1 }
 
-// advance counts n more bytes as sent.
+// advance counts n more offsets as sent.
 func (o *outbox) advance(n int) {
 	o.sent += uint64(n)
 	o.most = max(o.most, o.sent)
 }
 
-// at finds the piece that holds the offset, which is between acked and read.
+// at returns the piece that holds an offset. The offset is from acked to read.
 func (o *outbox) at(offset uint64) *piece {
 	if last := o.pieces.last(); offset >= last.offset { // as a rule
 		return last
@@ -66,7 +70,7 @@ func (o *outbox) at(offset uint64) *piece {
 	return &all[sort.Search(len(all), func(i int) bool { return all[i].offset > offset })-1]
 }
 
-// ackLocked takes the peer's word that n more bytes are delivered.
+// ackLocked takes the peer's acknowledgement of n more bytes.
 func (s *session) ackLocked(n uint64) error {
 	if n == 0 {
 		return nil
@@ -88,7 +92,7 @@ func (s *session) ackLocked(n uint64) error {
 	}
 	o.pieces.drop(gone)
 	if o.done() {
-		s.warmLocked() // the sweep may act on a TCP side that is gone
+		s.warmLocked() // now the sweep may end a session whose TCP side is gone
 	}
 	if over := o.budgeted - max(0, o.retained-wire.InitialWindow); over > 0 {
 		s.retained.give(over)
@@ -99,8 +103,8 @@ func (s *session) ackLocked(n uint64) error {
 	return nil
 }
 
-// arrivedLocked notes that the peer has received everything before an offset,
-// and gives back the quota that was taken for it.
+// arrivedLocked notes that the peer has received everything before an offset, and gives back the
+// quota that was taken for it.
 func (s *session) arrivedLocked(before uint64) {
 	held := s.inFlightLocked()
 	s.out.known = max(s.out.known, before)
@@ -109,7 +113,7 @@ func (s *session) arrivedLocked(before uint64) {
 	}
 }
 
-// checkEndLocked notes when both directions have ended and been acknowledged.
+// checkEndLocked notes the end of the session if both directions have ended and are acknowledged.
 func (s *session) checkEndLocked() {
 	if !s.ended && !s.ending.reset() && s.out.done() && s.in.done() {
 		s.ended = true
@@ -118,8 +122,8 @@ func (s *session) checkEndLocked() {
 	}
 }
 
-// awaitEndLocked bounds, at P4, how long a stream lasts when the session has
-// ended: the client has nothing more to do than to end its half.
+// awaitEndLocked bounds the life of the stream at P4, once the session has ended, to farewellTime:
+// the client has only its half of the stream left to end.
 func (s *session) awaitEndLocked() {
 	if s.server && s.ended && s.at != nil {
 		_ = s.at.stream.SetReadDeadline(time.Now().Add(farewellTime))

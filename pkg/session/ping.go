@@ -2,8 +2,8 @@ package session
 
 import "time"
 
-// probeLocked asks for a ping, once in two round trips at most. The first one
-// may have waited behind data; while the window grows, better ones follow.
+// probeLocked sends a ping to measure the round trip, at most once in two round trips (50 ms to 1
+// s). The first ping may have waited behind data; while the window grows, better ones follow.
 func (s *session) probeLocked(now time.Time) {
 	at := s.at
 	if at.pingSince.IsZero() && now.After(at.nextProbe) {
@@ -17,15 +17,15 @@ func (at *attachment) forgetPing() {
 	at.pingDue, at.pingSince, at.pingSent = false, time.Time{}, time.Time{}
 }
 
-// pingLocked asks the peer for a sign of life. The time runs from now on, not
-// from when the ping leaves: on a path that is dead, what is to be sent may
-// wait for ever behind what nobody takes.
+// pingLocked makes a ping due. The wait for its pong runs from now, not from when the ping leaves:
+// on a dead path a ping may wait for ever behind data that the path doesn't take.
 func (s *session) pingLocked(now time.Time) {
 	s.at.pingDue, s.at.pingSince, s.at.waitsSince = true, now, 0
 }
 
-// noteRTTLocked takes the pong for a measurement of the path. It is none if data has come before it which the peer could not send
-// before it had read the ping: pongs go ahead of data, so this one was kept back.
+// noteRTTLocked takes a pong as a measurement of the path. It ignores the pong if data has come
+// first that the peer could send only after it had read the ping: pongs go ahead of data, so the
+// peer has kept this one back.
 func (at *attachment) noteRTTLocked(now time.Time) {
 	if at.pingLimit == 0 {
 		return
@@ -38,8 +38,7 @@ func (at *attachment) noteRTTLocked(now time.Time) {
 	s.host.paths.Note(s.pathLocked(), at.route.Link, rtt, now)
 }
 
-// learnPathLocked asks for a ping if nobody knows the path yet: before there is
-// much on it.
+// learnPathLocked measures the path if its round trip isn't known, before much is in flight.
 func (s *session) learnPathLocked(now time.Time) {
 	if s.host.paths.Shortest(s.pathLocked(), s.at.route.Link, now) == 0 {
 		s.probeLocked(now)

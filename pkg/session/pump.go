@@ -7,8 +7,7 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// pump reads the TCP side until it ends, and sends what it reads. It is the session's second
-// goroutine.
+// pump reads the TCP side until its end, and sends what it reads. It has a goroutine of its own.
 func (s *session) pump() {
 	for s.mayRead() {
 		// idle: a session whose program is silent waits here, without a buffer.
@@ -28,8 +27,8 @@ func (s *session) pump() {
 	}
 }
 
-// prime reads what the TCP side has sent already, without waiting for more, so
-// that the first bytes go in the packet that opens the session.
+// prime reads what the TCP side has sent already, without waiting for more. So these bytes leave in
+// the packet that opens the session.
 func (s *session) prime() {
 	if n := s.local.tryRead(s.onRead, s.onCancel); n > 0 {
 		s.mu.Lock()
@@ -38,8 +37,8 @@ func (s *session) prime() {
 	}
 }
 
-// firstFrame is a frame with the first n bytes, if they are here and short
-// enough to be copied. They count as sent from sentFirstLocked on.
+// firstFrame returns a frame with a copy of the first n bytes. n is 0 if none are here, or more
+// than smallBuffer. The bytes count as sent from sentFirstLocked on.
 func (s *session) firstFrame() (frame []byte, n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -61,9 +60,8 @@ func (s *session) sentFirstLocked(n int) {
 	s.at.quota.overdraw(int64(n))
 }
 
-// mayRead waits until more may be read from TCP: there is room in the window
-// and in the budget, and what was read before is on its way, or waits for a
-// stream. It returns false when there will never be.
+// mayRead waits until more may be read from TCP: there is room in the window and in the budget, and
+// what was read before is sent, or waits for a stream. It returns false if that will never be so.
 func (s *session) mayRead() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -85,36 +83,39 @@ func (s *session) mayRead() bool {
 	}
 }
 
-// roomLocked tells whether more may be read from TCP but for the budget.
+// roomLocked reports whether more may be read from TCP, apart from the budget.
 func (s *session) roomLocked() bool {
 	return s.out.read < s.boundLocked() && (s.at == nil || s.at.frozen || s.out.sent == s.out.read)
 }
 
-// boundLocked is up to where TCP may be read: what the peer allows, and no more than the largest window of this process.
+// boundLocked returns the offset up to which TCP may be read: the peer's limit, but at most the
+// largest window of this process beyond what is acknowledged.
 func (s *session) boundLocked() uint64 {
 	return min(s.out.limit, s.out.acked+s.host.maxWindow.Load())
 }
 
-// wakeReaderLocked has mayRead look again, if there may be something for it. Where many send, most wait for something else.
+// wakeReaderLocked makes mayRead look again if there is room. Where many sessions send, most wait
+// for something else.
 func (s *session) wakeReaderLocked() {
 	if s.roomLocked() {
 		s.cond.Broadcast()
 	}
 }
 
-// A session that has nothing of the budget reads floorPiece bytes at most at a time, while no more than floorSent bytes are not
-// acknowledged: 64 KiB, the floor, and one piece, as that many may have arrived when the acknowledgement of what came before left.
-// With the pieces that are acknowledged in part, it retains floorRetained at most, and one piece.
+// A session that gets nothing of the budget reads at most floorPiece bytes at a time, and only
+// while at most floorSent bytes are unacknowledged. That is the floor of 64 KiB and one piece, as
+// up to a piece may have arrived after the last acknowledgement left. With the pieces that are
+// acknowledged in part, the session retains at most floorRetained and one piece.
 const (
 	floorPiece    = wire.InitialWindow / 4
 	floorSent     = wire.InitialWindow + floorPiece
 	floorRetained = floorSent + 2*floorPiece
 )
 
-// budgetLocked makes sure that the next read, if it brings the retained bytes
-// above the floor, is within the peer's share of the process's budget. Below the floor it always
-// is. The sweep wakes who was refused. While there is no stream nothing is taken of the budget: what
-// would be kept might be kept for as long as the session waits.
+// budgetLocked reports whether the next read may happen. If the read may bring the retained bytes
+// above the floor, budgetLocked takes the excess from the peer's share of the budget. A refused
+// session may still read as floorPiece says; otherwise the sweep wakes it. Without a stream nothing
+// is taken from the budget, as it might be held for as long as the session waits for a stream.
 func (s *session) budgetLocked() bool {
 	s.most = largeBuffer
 	want := s.out.retained + int64(s.hint) - wire.InitialWindow - s.out.budgeted
@@ -133,10 +134,9 @@ func (s *session) budgetLocked() bool {
 	return s.out.read-s.out.acked <= floorSent && s.out.retained <= floorRetained
 }
 
-// reserve finds memory for the next read: the rest of the last piece's buffer,
-// if that is a quarter of it at least, or a buffer as large as the reads have
-// been of late. So what is kept takes little more memory than it counts,
-// whatever the size of the reads.
+// reserve returns memory for the next read: the rest of the last piece's buffer, if that is at
+// least a quarter of the buffer, or else a buffer as large as the last read suggests. So retained
+// data takes little more memory than it counts, whatever the size of the reads.
 func (s *session) reserve() []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -156,7 +156,7 @@ func (s *session) reserve() []byte {
 	s.room = min(len(b.b)-b.used-headroom, s.most)
 	if bound := s.boundLocked(); bound > s.out.read {
 		s.room = int(min(uint64(s.room), bound-s.out.read))
-	} else { // it was lowered while this read was waited for
+	} else { // the bound was lowered while this read waited
 		s.room = min(s.room, floorPiece)
 	}
 	start := b.used + headroom
@@ -177,8 +177,8 @@ func (s *session) unreserve() {
 func (s *session) appendLocked(n int) {
 	b := s.reserved
 	s.reserved = nil
-	// The first read that fills what it was given asks for large buffers; one
-	// that would have fitted into a small one takes that back.
+	// A read that fills its memory makes the next buffer large; a read that would have fitted into
+	// a small buffer makes it small again.
 	if s.hint = smallBuffer - headroom; n >= min(s.hint, s.room) {
 		s.hint = largeBuffer - headroom
 	}
@@ -200,14 +200,14 @@ func (s *session) endOfTCPLocked(err error) {
 	}
 	if errors.Is(err, io.EOF) {
 		s.out.fin = true
-		s.touchLocked() // from now on the sweep looks whether the TCP side is there
+		s.touchLocked() // from now on the sweep looks whether the TCP side is gone
 		s.closeTCPLocked()
 		return
 	}
 	s.resetLocked(s.resetByTCP(), resetByTCP)
 }
 
-// resetByTCP names the end when the TCP side is reset.
+// resetByTCP returns the end of a session whose TCP side was reset.
 func (s *session) resetByTCP() End {
 	if s.server {
 		return EndResetByP5
@@ -215,8 +215,8 @@ func (s *session) resetByTCP() End {
 	return EndResetByP1
 }
 
-// closeTCPLocked closes the TCP side once both of its directions are done. Nobody reads or writes it any more by then, so
-// unlike another close it waits for nobody.
+// closeTCPLocked closes the TCP side once both of its directions are done. By then no goroutine
+// reads or writes it, so the close doesn't wait, unlike that of hangUpLocked.
 func (s *session) closeTCPLocked() {
 	if s.out.fin && s.in.done() && s.local != nil && !s.hungUp {
 		s.hungUp = true

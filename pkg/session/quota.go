@@ -9,67 +9,68 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// A quota bounds what is on its way over one link to one remote peer, so that a
-// peer that doesn't read its link can't use up the flow-control window of this
-// one, and stall the others with it. What has arrived isn't on its way any
-// more, even if it can't be delivered and so isn't acknowledged: one session
-// whose TCP side doesn't read must not stall those beside it.
+// A quota bounds what is in flight over one link to one remote peer. Without it, a peer that
+// doesn't read its link could use up the flow-control window of this end's link, and stall all
+// other peers. What has arrived isn't in flight any more, even if it can't be delivered and so
+// isn't acknowledged: one session whose TCP side doesn't read must not stall those beside it.
 //
-// That window is small at first, and grows as the other end of the link sees
-// more being taken from it. So does the quota: it is what arrives in a quarter
-// of a second, or in two round trips, or on a short path in 20 ms, between firstQuota and its most. Who takes
-// nothing never gets more than the first.
+// A link's flow-control window is small at first, and grows as the other end takes data from it.
+// The quota grows likewise: it is what arrives within an epoch, between firstQuota and most. The
+// epoch is 250 ms or two round trips, whichever is longer, and on a short path 20 ms. A peer that
+// takes nothing never gets more than firstQuota.
 type quota struct {
 	most int64
 
 	mu      sync.Mutex
 	limit   int64
 	used    int64
-	since   time.Time // when it was last measured how fast things arrive
+	since   time.Time // when the present measurement of arrivals began
 	arrived int64     // bytes since then
 	waiting list.List // of *attachment, in order; if there are any, nothing is left
-	rested  list.List // the same, of those that have had little of it since they rested: they and the others take turns
-	others  bool      // it is the others' turn
+	rested  list.List // like waiting, of rested sessions; the two queues take turns
+	others  bool      // waiting has the next turn
 	askedAt time.Time // the last sweep in which sessions were to ask
-	asked   int       // how many of them it was
+	asked   int       // how many sessions were to ask in that sweep
 	users   int       // guarded by quotas.mu
 }
 
 // A claim is a session's part in its quota, under the quota's lock.
 type claim struct {
-	want    int64
-	epoch   time.Duration // how long what arrives may take to make the quota grow
-	served  time.Time     // when it last had any
-	burst   int64         // how much it has had since it last rested
-	place   *list.Element // among those who wait; nil: it isn't there
-	queue   *list.List    // where that is
-	granted int64         // reserved for it while it waited, and not taken yet
+	want    int64         // bytes that the session waits for
+	epoch   time.Duration // the quota grows if as much as it arrives within this time
+	served  time.Time     // when the session last had any of the quota
+	burst   int64         // bytes that it has had since it last rested
+	place   *list.Element // in queue; nil if the session doesn't wait
+	queue   *list.List    // waiting or rested
+	granted int64         // bytes reserved while the session waited, and not taken yet
 }
 
 const (
-	// firstQuota is a quarter of the window that a link has at first.
+	// firstQuota is a quarter of the flow-control window that a link has at first, in bytes.
 	firstQuota = 256 << 10
-	// quotaEpoch is how long, at least, what arrives may take to make the quota
-	// grow if it is as much as that.
+	// quotaEpoch is the least epoch: if as much as the whole quota arrives within it, the quota
+	// grows.
 	quotaEpoch = 250 * time.Millisecond
-	// shortQuotaEpoch is the same for a path whose round trips take less than window.LongRTT: two of the longest such. More on its way
-	// would only be a queue at the relay, in buffers that have left the processor's cache: 1,000 uploads take 4 % less processor
-	// time with 10 ms than with 250; 3 ms brought no more.
+	// shortQuotaEpoch is the epoch on a short path: two round trips of window.LongRTT, 20 ms. More
+	// in flight would only be a queue at the relay, in buffers that have left the processor's
+	// cache. 1,000 uploads take 4 % less processor time with 10 ms than with 250 ms; 3 ms brought
+	// no more.
 	shortQuotaEpoch = 2 * window.LongRTT
-	// quotaRest is for how long a session has had none of the quota when the first window of what it sends then need not wait behind
-	// those that go on. Who has much to send asks for more as soon as the last is acknowledged.
+	// quotaRest is how long a session must have taken nothing from the quota to count as rested.
+	// Its next 64 KiB are queued apart from continuous uploads: a session with much to send asks
+	// for more as soon as its last bytes are acknowledged.
 	quotaRest = 100 * time.Millisecond
-	// quotaAskedFor is how much of a scarce quota a session holds at least, in bytes, when it asks at once whether what it has
-	// sent has arrived.
+	// quotaAskedFor is how many bytes of a scarce quota a session must hold to ask at once whether
+	// what it has sent has arrived.
 	quotaAskedFor = 1 << 10
 	// quotaAsks is how many sessions ask in one sweep whether what they have sent has arrived.
 	quotaAsks = 16
 )
 
-// take reserves n bytes for s if anything is left, overdrawing by one piece at
-// most. If nothing is, s waits for its turn, and is kicked when it has come. Who
-// has little on its way, this included, does not wait behind the others' bulk: all of them
-// together may overdraw the quota by a quarter.
+// take reserves n bytes for a session if anything is left, overdrawing by one piece at most, and
+// reports whether it did. If nothing is left, the session waits for its turn, and is kicked when
+// the turn has come. A session with at most 4 KiB in flight, these n bytes included, doesn't wait
+// behind the bulk of others: such sessions together may overdraw the quota by a quarter.
 func (q *quota) take(n int64, at *attachment) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -88,7 +89,7 @@ func (q *quota) take(n int64, at *attachment) bool {
 	}
 	if q.used <= 0 {
 		if now.Sub(q.since) > at.claim.epoch {
-			q.since, q.arrived = now, 0 // the first on its way; what was before says nothing of it
+			q.since, q.arrived = now, 0 // nothing is in flight: what was before says nothing
 		}
 	}
 	brief := at.claim.place == nil && at.session.inFlightLocked()+uint64(n) <= smallBuffer && 4*q.used < 5*q.limit
@@ -111,13 +112,13 @@ func (q *quota) take(n int64, at *attachment) bool {
 	return true
 }
 
-// growLocked is for when the quota is used up, and s waits: it makes more of it if as much
-// has arrived in no more than an epoch.
+// growLocked makes the quota larger if as much as all of it has arrived within an epoch, and
+// reports whether it did. It is called when the quota is used up and a session waits.
 func (q *quota) growLocked(at *attachment) bool {
 	now := time.Now()
 	took, epoch := now.Sub(q.since), at.claim.epoch
 	if took <= epoch && q.arrived < q.limit {
-		return false // it may still
+		return false // the epoch isn't over: as much may still arrive
 	}
 	grows := took <= epoch && q.limit < q.most
 	q.since, q.arrived = now, 0
@@ -127,7 +128,7 @@ func (q *quota) growLocked(at *attachment) bool {
 	return grows
 }
 
-// overdraw reserves n bytes, few enough not to matter.
+// overdraw reserves n bytes, whatever is left. n must be small.
 func (q *quota) overdraw(n int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -141,14 +142,14 @@ func (q *quota) give(n int64) {
 	}
 }
 
-// drop returns n bytes that were on their way when it ended.
+// drop returns n bytes that were in flight when the stream was lost.
 func (q *quota) drop(n int64) {
 	if n != 0 {
 		q.free(n, 0)
 	}
 }
 
-// free returns n bytes.
+// free returns n bytes, of which so many have arrived.
 func (q *quota) free(n, arrived int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -157,9 +158,9 @@ func (q *quota) free(n, arrived int64) {
 	q.serveLocked()
 }
 
-// serveLocked gives what is left to those who wait, in order, and to no more of them: of a thousand who were told that there is
-// something, all but a few would find nothing. They are kicked from a goroutine of their own, since the caller holds the lock
-// of a session.
+// serveLocked grants what is left to waiting sessions, in order, and kicks only these: if it kicked
+// a thousand, all but a few would find nothing. A goroutine of its own kicks them, since the caller
+// holds the lock of a session.
 func (q *quota) serveLocked() {
 	var served []*attachment
 	var now time.Time
@@ -183,8 +184,9 @@ func (q *quota) serveLocked() {
 	}
 }
 
-// nextLocked is whose turn it is, or nil. A frame of a screen or an answer of a database does not wait behind all that each of a
-// hundred uploads has to send, nor can many of those keep the uploads waiting.
+// nextLocked returns the session to serve next, or nil. Rested sessions and the others take turns.
+// So a frame of a screen or an answer of a database doesn't wait behind a hundred uploads, and many
+// of these can't keep the uploads waiting.
 func (q *quota) nextLocked() *attachment {
 	first, second := &q.rested, &q.waiting
 	if q.others {
@@ -205,15 +207,17 @@ func (q *quota) leaveLocked(at *attachment) {
 	}
 }
 
-// scarce tells whether others may soon wait for what a session holds: more than a quarter of the quota is taken.
+// scarce reports whether others may soon wait for what a session holds: more than a quarter of the
+// quota is taken.
 func (q *quota) scarce() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return 4*q.used > q.limit
 }
 
-// asks tells whether one more session, which the sweep visits, is to ask whether what it has sent has arrived: others wait
-// for that. Of a thousand that are well it would bring nothing to ask all, ten times a second.
+// asks reports whether one more session that the sweep visits is to ask whether what it has sent
+// has arrived, since others wait for the quota. It is true for quotaAsks sessions in a sweep:
+// asking for a thousand sessions that are well, ten times a second, would bring nothing.
 func (q *quota) asks(now time.Time) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -227,7 +231,7 @@ func (q *quota) asks(now time.Time) bool {
 	return q.asked <= quotaAsks
 }
 
-// forget gives up the claim of a session that has nothing more to send, or does so elsewhere.
+// forget gives up the claim of a session that has nothing more to send over this link.
 func (q *quota) forget(at *attachment) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -243,7 +247,7 @@ func kickAll(served []*attachment) {
 	}
 }
 
-// quotas finds the quota of a link and a remote peer.
+// quotas finds the quota of a link and a remote peer. A quota exists while a session uses it.
 type quotas struct {
 	most int64
 	mu   sync.Mutex

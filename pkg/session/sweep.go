@@ -8,19 +8,23 @@ import (
 )
 
 const (
-	// sweepInterval is how long the acknowledgement of an end waits for data to ride on.
+	// sweepInterval is the time between two sweeps, and so how long the acknowledgement of an end
+	// waits for data to ride on.
 	sweepInterval = 100 * time.Millisecond
-	// ackPatience is how long that of data does, when no more comes: there is room for more, or it would have been sent. Where
-	// a thousand send, most are silent for longer than sweepInterval before their turn comes again.
+	// ackPatience is how long the acknowledgement of data waits for data to ride on, once no more
+	// comes. Nobody waits for it: the peer still has room, or the acknowledgement would have been
+	// sent. Where a thousand sessions send, most are silent for longer than sweepInterval between
+	// two turns.
 	ackPatience = 500 * time.Millisecond
-	// busyFor is how long after its last data a stream is watched for a dead
-	// path (PROTOCOL.md, section 6).
+	// busyFor is how long after its last data a stream is watched for a dead path (PROTOCOL.md,
+	// section 6).
 	busyFor = 10 * time.Second
-	// silenceBeforePing and minPongWait are from there too.
+	// silenceBeforePing is how long a path must be silent before a session asks for a sign of life,
+	// and minPongWait how long it then waits at least (PROTOCOL.md, section 6).
 	silenceBeforePing = time.Second
 	minPongWait       = time.Second
-	// idleBeforeYield is when a sender gives back its window above the floor
-	// (section 5, rule 3).
+	// idleBeforeYield is how long a sender must be idle to give back its window above the floor
+	// (PROTOCOL.md, 5.3).
 	idleBeforeYield = 30 * time.Second
 )
 
@@ -55,7 +59,7 @@ func (h *host) sweepWhileWarm(ctx context.Context) {
 		for _, l := range lines {
 			dead := l.judge(at)
 			if h.all == nil {
-				continue // who accepts sessions moves none
+				continue // a server moves no sessions
 			}
 			if dead {
 				h.leave(l)
@@ -86,7 +90,7 @@ func (h *host) sweepWhileWarm(ctx context.Context) {
 	}
 }
 
-// leave makes all sessions go elsewhere whose path is dead.
+// leave makes all sessions of a line move, since its path is dead.
 func (h *host) leave(l *line) {
 	for _, s := range h.all() {
 		s.mu.Lock()
@@ -148,7 +152,7 @@ func (s *session) touchLocked() {
 	s.warmLocked()
 }
 
-// sweep does what time alone brings about. ran is the process time.
+// sweep does for the session what time alone brings about. ran is the process time.
 func (s *session) sweep(now time.Time, ran time.Duration) {
 	s.mu.Lock()
 	if s.closed || !s.lookLocked(now) {
@@ -171,7 +175,7 @@ func (s *session) sweep(now time.Time, ran time.Duration) {
 		s.questionLocked(now, ran)
 	}
 	if inFlight && at.pingSince.IsZero() && (silent > silenceBeforePing && at.line.mayAsk() || at.quota.asks(now)) {
-		s.pingLocked(now) // has what was sent arrived? Its acknowledgement may be far off
+		s.pingLocked(now) // to learn what has arrived: an acknowledgement may come much later
 	}
 	if idle > silenceBeforePing && s.restsLocked() {
 		s.tepidLocked()
@@ -189,14 +193,15 @@ func (s *session) sweep(now time.Time, ran time.Duration) {
 	s.sendUnlock(false)
 }
 
-// questionLocked asks for a sign of life where the path is silent, or where this session's stream is.
+// questionLocked asks for a sign of life if the path is silent, or the session's stream is. If the
+// stream gives none for 10 times the path's patience, the session moves.
 func (s *session) questionLocked(now time.Time, ran time.Duration) {
 	at := s.at
 	waiting := !at.pingSince.IsZero()
 	switch {
 	case at.line.wanted:
 		at.line.asking(ran)
-		if !waiting { // else it has asked already
+		if !waiting { // else the session has asked already
 			s.pingLocked(now)
 		}
 	case !waiting && now.Sub(at.lastIn) > stuckAfter && now.Sub(s.lastData) < busyFor && at.line.mayAsk():
@@ -206,12 +211,12 @@ func (s *session) questionLocked(now time.Time, ran time.Duration) {
 	case !waiting || at.waitsSince == 0 || at.lastIn.After(at.pingSince):
 		at.waitsSince = ran
 	case ran-at.waitsSince > 10*at.line.patience():
-		// The path carries, or it would be dead for all: it is this stream that is stuck.
+		// The path is alive, or all its sessions would have moved: this stream is stuck.
 		s.moveLocked(deadPath)
 	}
 }
 
-// restsLocked reports whether nothing is under way either way.
+// restsLocked reports whether nothing is in flight in either direction.
 func (s *session) restsLocked() bool {
 	return s.in.acked == s.at.ackedSaid && s.in.queue.empty() && s.inFlightLocked() == 0 && s.out.sent == s.out.read &&
 		s.at.pingSince.IsZero() && s.mayCoolLocked()

@@ -6,32 +6,35 @@ import (
 )
 
 const (
-	// firstTurns is how many sessions resume over a line at once, at least: what costs 3 ms of a processor in all, as on a host
-	// that has a fifth of one for client, relay and server, is answered within quickTurn.
+	// firstTurns is how many sessions resume over a line at once at first, which is the least. So
+	// many are answered within quickTurn if a resume takes 3 ms in all, as it does on a host that
+	// has a fifth of a processor for client, relay and server.
 	firstTurns = 64
-	// maxTurns bounds that, for long paths: 5,000 sessions are back after 10 round trips.
+	// maxTurns bounds the turns of a long path. With it 5,000 sessions are back after 10 round
+	// trips.
 	maxTurns = 1024
-	// quickTurn is how long an answer to a resume takes where there may be more of them.
+	// quickTurn is how long the answer to a resume may take for the number of turns to grow.
 	quickTurn = 250 * time.Millisecond
 )
 
-// turns are the turns to resume over a line. A resume costs more than the bytes that its session waits for, and thousands that
-// all begin at once wait for each other until none of them is answered in time. So there are so many at once, and one more for each
-// answer that comes quickly, as many more a round trip as there are already.
+// turns are the turns to resume over a line. A resume costs more than the bytes that its session
+// waits for, and thousands that begin at once delay each other until none is answered in time. So
+// there are firstTurns at once, and one more for each answer that comes quickly: their number
+// doubles each round trip.
 type turns struct {
 	mu      sync.Mutex
 	most    int
 	taken   int
-	waiting [2]fifo[*turn] // those that were in use of late go first
+	waiting [2]fifo[*turn] // the first queue, of urgent turns, goes first
 }
 
-// A turn is what a session waits for.
+// A turn is one that a session waits for.
 type turn struct {
-	ready chan struct{} // closed when it has come
-	gone  bool          // nobody waits for it any more
+	ready chan struct{} // closed when the turn has come
+	gone  bool          // the session waits for it no more
 }
 
-// take takes a turn, or returns one to wait for.
+// take takes a turn and returns nil, or returns a turn to wait for. Urgent ones go first.
 func (t *turns) take(urgent bool) *turn {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -61,7 +64,7 @@ func (t *turns) leave(w *turn) bool {
 	}
 }
 
-// give gives a turn back.
+// give gives a turn back. quick says that its resume was answered quickly.
 func (t *turns) give(quick bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

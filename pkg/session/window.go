@@ -10,9 +10,9 @@ import (
 const (
 	// minGrowth is the least by which a window grows when the budget is short, in bytes.
 	minGrowth = 16 << 10
-	// standstill is for how long a TCP side takes nothing until it counts as a slow reader. It has to
-	// keep up for as long, maxProbation at most, before its window grows: a burst of 1.3 MiB takes 20
-	// round trips at the floor.
+	// standstill is how long a write to the TCP side must wait for it to count as a slow reader.
+	// The TCP side then has to keep up for as long as that write waited, at most maxProbation,
+	// before its window grows: a burst of 1.3 MiB takes 20 round trips at the floor.
 	standstill   = 100 * time.Millisecond
 	maxProbation = 5 * time.Second
 )
@@ -21,7 +21,7 @@ func (s *session) pathLocked() window.Path {
 	return window.Path{Relay: s.info.Relay, Peer: s.peerName()}
 }
 
-// growLocked lets the window grow, or plans to trim it, where that is due.
+// growLocked lets the window grow, or plans to trim it, if a decision is due.
 func (s *session) growLocked() {
 	in, at := &s.in, s.at
 	if !in.growth.Due(in.window, at.minRTT) {
@@ -57,17 +57,17 @@ func (s *session) conditionsLocked(now time.Time) window.Conditions {
 	}
 }
 
-// mayGrowLocked reports whether the TCP side keeps up, and the window is below its bound. A TCP side
-// that has stood still keeps up only after a while: the kernel takes data for a slow reader in bursts
-// of megabytes, which say nothing of the reader.
+// mayGrowLocked reports whether the TCP side keeps up, and the window is below its bound. A TCP
+// side that has stood still counts as keeping up only after a while: the kernel takes data for a
+// slow reader in bursts of megabytes, which say nothing of the reader.
 func (s *session) mayGrowLocked(now time.Time) bool {
 	in := &s.in
 	return in.trim == 0 && in.queued <= int(in.window/4) && in.window < s.host.maxWindow.Load() &&
 		!now.Before(in.keepsUp) && !s.ending.reset() && !s.closed
 }
 
-// widenLocked makes the window larger by so many bytes, or by what the peer's share of the budget
-// has. It returns by how many.
+// widenLocked makes the window larger by at most so many bytes, as the bound and the peer's share
+// of the budget allow. It returns by how many.
 func (s *session) widenLocked(by uint64) uint64 {
 	in := &s.in
 	if by = min(by, s.host.maxWindow.Load()-in.window); by == 0 {
@@ -78,7 +78,8 @@ func (s *session) widenLocked(by uint64) uint64 {
 	return by
 }
 
-// takeWindowLocked reserves so much of the budget, or what part of it there is, and returns how much that is.
+// takeWindowLocked reserves so many bytes of the budget, or half as many, and so on down to
+// minGrowth. It returns how many it has reserved.
 func (s *session) takeWindowLocked(by uint64) uint64 {
 	for !s.windows.take(int64(by)) {
 		if by /= 2; by < minGrowth {
@@ -89,8 +90,8 @@ func (s *session) takeWindowLocked(by uint64) uint64 {
 	return by
 }
 
-// takeBackLocked takes back what the peer may send above the floor and hasn't sent. It is for when nothing is read from a stream
-// any more: the next one begins with the limit that is said then.
+// takeBackLocked takes back what the peer may send above the floor and hasn't sent. It is called
+// when nothing is read from a stream any more: the next stream begins with a new limit.
 func (s *session) takeBackLocked() {
 	in := &s.in
 	if in.window == wire.InitialWindow || s.ending.reset() || s.closed {
@@ -102,8 +103,9 @@ func (s *session) takeBackLocked() {
 	s.trimLocked()
 }
 
-// regainLocked has the window be again as it was before takeBackLocked, or what the peer's share of the budget has of that. It
-// grows anew if the session was idle, or waited for long.
+// regainLocked makes the window as large again as before takeBackLocked, as far as the peer's share
+// of the budget allows. If the session has moved no data for idleBeforeYield, the window grows anew
+// instead.
 func (s *session) regainLocked(now time.Time) {
 	in := &s.in
 	before := in.before
@@ -121,7 +123,7 @@ func (s *session) regainLocked(now time.Time) {
 	}
 }
 
-// trimLocked takes back what of the window was too much, once it isn't promised any more.
+// trimLocked shrinks the window towards trim, by what the peer isn't promised any more.
 func (s *session) trimLocked() {
 	in := &s.in
 	if left := max(in.trim, in.limit-in.acked); left < in.window {

@@ -6,14 +6,15 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// kick has the session write, if it has something to write.
+// kick makes the session write, if it has something to write. It doesn't block.
 func (s *session) kick() {
 	s.mu.Lock()
 	s.sendUnlock(false)
 }
 
-// sendUnlock takes the right to write, unlocks the session, and writes what there is. Where the stream
-// would block, a caller that may block does; for another one a goroutine is started.
+// sendUnlock takes the right to write, unlocks the session, and writes what there is. If mayBlock
+// is false, it writes frames without data itself, as far as the stream takes them, and starts a
+// goroutine for the rest.
 func (s *session) sendUnlock(mayBlock bool) {
 	at := s.at
 	if at == nil || at.writing || at.frozen || !at.somethingLocked() {
@@ -40,12 +41,12 @@ func (s *session) sendUnlock(mayBlock bool) {
 	}()
 }
 
-// sendControlUnlock writes frames without data, or the end of the stream, without blocking. It reports
-// false where the stream would block; then the frames are in unsent, and the caller still has the
-// right to write.
+// sendControlUnlock writes frames without data, or the end of the stream, without blocking, and
+// unlocks the session. It returns false if the stream would block; then the frames are in unsent,
+// and the caller still has the right to write.
 func (at *attachment) sendControlUnlock() bool {
 	s := at.session
-	if !at.controlLocked() { // so the end of the stream is all that is left
+	if !at.controlLocked() { // only the end of the stream is left to write
 		at.goodbye = true
 		s.mu.Unlock()
 		_ = at.stream.End(nil)
@@ -55,7 +56,7 @@ func (at *attachment) sendControlUnlock() bool {
 	p := at.composeLocked()
 	last := at.lastWordLocked()
 	at.goodbye = at.goodbye || last
-	if last && !s.ending.reset() { // all is done, and nobody waits for this
+	if last && !s.ending.reset() { // the session has ended, and nobody waits for this
 		s.mu.Unlock()
 		at.wrote(p, 0, at.stream.End(p))
 		return true
@@ -72,15 +73,15 @@ func (at *attachment) sendControlUnlock() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	at.goodbye = at.goodbye && !last
-	at.unsent = p // control is not composed anew before this is written
+	at.unsent = p // p is in control, which is not reused before p is written
 	return false
 }
 
-// lastReadTime is for how long a stream that can't be written to is still read.
+// lastReadTime is how long a stream is still read after a write to it has failed.
 const lastReadTime = time.Second
 
-// flush writes until there is nothing to write or the session has left the stream. Its caller has taken
-// the right to write.
+// flush writes until there is nothing to write, or until the session has left or frozen the stream.
+// Its caller has taken the right to write, which flush gives back.
 func (at *attachment) flush() {
 	s := at.session
 	for {
@@ -97,7 +98,7 @@ func (at *attachment) flush() {
 		case at.unsent != nil:
 			p, held = at.unsent, at.unsentBuf
 			at.unsent, at.unsentBuf = nil, nil
-		case at.pingDue || at.pongDue: // not behind data, which may never end
+		case at.pingDue || at.pongDue: // ahead of data, which may never end
 			p = at.composeLocked()
 		case at.dataLocked():
 			p, held = at.nextDataLocked()
@@ -117,7 +118,8 @@ func (at *attachment) flush() {
 	}
 }
 
-// wrote takes the outcome of a write that was the last one.
+// wrote takes the outcome of a write, gives the right to write back, and sends what has come up
+// since.
 func (at *attachment) wrote(p []byte, n int, err error) {
 	if at.wroteMore(nil, p, n, err) {
 		s := at.session
@@ -129,7 +131,7 @@ func (at *attachment) wrote(p []byte, n int, err error) {
 }
 
 // wroteMore takes the outcome of a write of p, of which n bytes are written. It reports whether the
-// writer may go on; if not, it has given back the right to write.
+// writer may go on; if not, it has given the right to write back.
 func (at *attachment) wroteMore(held *buffer, p []byte, n int, err error) bool {
 	if err == nil && held == nil {
 		return true
@@ -142,7 +144,7 @@ func (at *attachment) wroteMore(held *buffer, p []byte, n int, err error) bool {
 			at.unsent, at.unsentBuf = p[n:], held
 			held = nil
 		} else {
-			// The frame reader hears of it too, but first reads a reply that may tell why.
+			// The frame reader will notice the loss. First it reads on, as a reply may say why.
 			if at.lost == nil {
 				at.lost = err
 			}
@@ -167,10 +169,10 @@ func (at *attachment) somethingLocked() bool {
 	return at.unsent != nil || at.controlLocked() || at.dataLocked() || at.lastWordLocked()
 }
 
-// askLocked has a ping follow what was sent, when nothing more can be sent, if the session stops short
-// of what its peer allows, or if the link's quota is scarce: the peer acknowledges a part of a window
-// only after a while, and this session or others wait for what it holds. A whole window is
-// acknowledged without being asked for.
+// askLocked makes a ping due behind what was sent, when nothing more can be sent, if the session
+// stops short of its peer's limit, or if the link's quota is scarce. The peer acknowledges a part
+// of a window only after a while, and this session or others wait for what it holds. A whole window
+// is acknowledged without a ping. askLocked reports whether it has made one due.
 func (s *session) askLocked() bool {
 	inFlight := s.inFlightLocked()
 	if inFlight == 0 || s.at.lost != nil || s.closed || !s.at.pingSince.IsZero() {
@@ -188,14 +190,15 @@ func (at *attachment) controlLocked() bool {
 	return at.pongDue || at.pingDue || at.resetDue || at.ackDue || at.yield > 0 || at.session.finDueLocked()
 }
 
-// lastWordLocked reports whether the end of the stream is to be written. P4's confirms the end of the
-// session, and either end's confirms a reset. P2's follows its last acknowledgement.
+// lastWordLocked reports whether the end of this half of the stream is to be written. P4's end
+// confirms the end of the session, and either one's a reset. P2's end follows its last
+// acknowledgement.
 func (at *attachment) lastWordLocked() bool {
 	s := at.session
 	return !at.goodbye && (at.resetSaid || s.ended && at.ackedSaid == s.in.acked)
 }
 
-// dataLocked reports whether there is data to write, for which it takes of the link's quota.
+// dataLocked reports whether there is data to write. It takes the link's quota for that data.
 func (at *attachment) dataLocked() bool {
 	s := at.session
 	if s.ending.reset() || s.out.sent >= s.out.read {
@@ -207,7 +210,7 @@ func (at *attachment) dataLocked() bool {
 	p := s.out.at(s.out.sent)
 	n := uint64(p.end-p.start) - (s.out.sent - p.offset)
 	if s.out.sent+n > s.out.limit {
-		return false // since a resume; no piece is larger than a window
+		return false // a resume has lowered the limit; no piece is larger than a window
 	}
 	if !at.quota.take(int64(n), at) {
 		return false
@@ -221,7 +224,7 @@ func (s *session) finDueLocked() bool {
 	return s.out.fin && !s.ending.reset() && s.out.sent == s.out.read && s.out.limit > s.out.read
 }
 
-// nextDataLocked makes the next data frame, and holds the buffer that it is in.
+// nextDataLocked returns the next data frame, and its buffer with a reference for the caller.
 func (at *attachment) nextDataLocked() ([]byte, *buffer) {
 	s := at.session
 	p := s.out.at(s.out.sent)
@@ -229,8 +232,8 @@ func (at *attachment) nextDataLocked() ([]byte, *buffer) {
 	f := wire.Frame{Kind: wire.FrameData, Value: uint64(p.end - from)}
 	f.Acked, f.Limit = at.ackIncreaseLocked()
 	header := f.Append(at.header[:0])
-	// What lies in front of the data is headroom or, right after a resume, data
-	// that the peer is known to have.
+	// In front of the data is headroom or, right after a resume, data that the peer is known to
+	// have.
 	begin := from - len(header)
 	copy(p.buf.b[begin:], header)
 	s.out.advance(int(f.Value))
@@ -238,7 +241,8 @@ func (at *attachment) nextDataLocked() ([]byte, *buffer) {
 	return p.buf.b[begin:p.end], p.buf
 }
 
-// ackIncreaseLocked takes what there is to acknowledge and to allow.
+// ackIncreaseLocked returns what to add to the offsets that the peer was told, and counts it as
+// told.
 func (at *attachment) ackIncreaseLocked() (acked, limit uint64) {
 	in := &at.session.in
 	acked, limit = in.acked-at.ackedSaid, in.limit-at.limitSaid
@@ -247,7 +251,7 @@ func (at *attachment) ackIncreaseLocked() (acked, limit uint64) {
 	return acked, limit
 }
 
-// composeLocked makes the frames that carry no data.
+// composeLocked returns the frames without data that are due, in at.control.
 func (at *attachment) composeLocked() []byte {
 	s := at.session
 	p := at.control[:0]

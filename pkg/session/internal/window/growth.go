@@ -1,12 +1,12 @@
 // Package window decides how large the receive window of a session is, as a pure calculation.
 //
 // A window that is too small leaves the path idle; one that is too large is a queue, in which
-// everything beside it waits. So a window begins with the floor (wire.InitialWindow) and grows while
-// what is delivered in a round trip shows that the path can use more.
+// everything beside it waits. So a window begins with the floor (wire.InitialWindow) and grows
+// while what is delivered in a round trip shows that the path can use more.
 //
-//	g.Delivered(now, n, acked)       // at each delivery
+//	g.Delivered(n, acked)            // at each delivery
 //	if g.Due(window, minRTT) {       // seldom
-//		step := g.Decide(now, c)       // by how much to widen the window, whether to measure the path
+//		step := g.Decide(now, c)       // by how much to widen, whether to measure the path
 //		… take step.Widen of the memory budget, and if there was any:
 //		g.Widened(limit)
 //		if step.RoundOver {
@@ -52,10 +52,10 @@ type Growth struct {
 	epoch   time.Time     // when the current measurement began; zero if none has
 	bytes   uint64        // delivered since then
 	stood   time.Duration // for how long nothing came since then
-	from    uint64        // data before this offset was allowed by a smaller window, and doesn't count
+	from    uint64        // data before this offset doesn't count: a smaller window allowed it
 	lasts   time.Duration // for how long the window lasted of late, on a short path; 0 if unknown
 	settled bool          // the window has once been larger than the path could use
-	rate    float64       // bytes per nanosecond when the window last grew; until it is settled, of the last round
+	rate    float64       // bytes/ns when the window last grew; until settled, of the last round
 
 	wanted struct { // by the last Decide
 		rtt  time.Duration
@@ -148,10 +148,10 @@ func (c *Conditions) startRTT() (rtt time.Duration, known bool) {
 }
 
 // start lets the window of a long path follow QUIC's own start, which it must not hold up, and
-// reports whether it is in charge. QUIC doubles its window within the round trip of each link, which
-// is a part of the path's. So the window grows as soon as half of it has come within a round trip, to
-// twice what a round trip carries at the rate of that half. It is doubled at most, as QUIC's start
-// loses what it sends too early, or made fourfold where that start is over.
+// reports whether it is in charge. QUIC doubles its window within the round trip of each link,
+// which is a part of the path's. So the window grows as soon as half of it has come within a round
+// trip, to twice what a round trip carries at the rate of that half. It is doubled at most, as
+// QUIC's start loses what it sends too early, or made fourfold where that start is over.
 func (g *Growth) start(now time.Time, c Conditions) (step Step, inCharge bool) {
 	rtt, _ := c.startRTT()
 	if rtt < LongRTT {
@@ -176,8 +176,9 @@ func (g *Growth) start(now time.Time, c Conditions) (step Step, inCharge bool) {
 	return step, true
 }
 
-// grow makes the window larger by half if the path can use that: what is delivered in a round trip is
-// most of the window, or half of it and the last growth has paid, as on paths whose round trips vary.
+// grow makes the window larger by half if the path can use that: what is delivered in a round trip
+// is most of the window, or half of it and the last growth has paid, as on paths whose round trips
+// vary.
 func (g *Growth) grow(now time.Time, c Conditions) (step Step) {
 	elapsed, bytes := now.Sub(g.epoch), g.bytes
 	first := g.epoch.IsZero()
@@ -216,8 +217,9 @@ func (g *Growth) grow(now time.Time, c Conditions) (step Step) {
 	return step
 }
 
-// Widened notes that the window has grown, as the last Step wanted, while limit was the highest offset
-// that the peer had been allowed. It reports whether the round trip should be measured again.
+// Widened notes that the window has grown, as the last Step wanted, while limit was the highest
+// offset that the peer had been allowed. It reports whether the round trip should be measured
+// again.
 func (g *Growth) Widened(limit uint64) (probe bool) {
 	if g.wanted.rtt >= LongRTT {
 		g.from = limit
@@ -236,16 +238,16 @@ type RoundEnd struct {
 	Probe bool   // the round trip should be measured
 }
 
-// EndRound ends a round trip of the start. Where no more has come in it than in the last one, the path
-// is full, and the window should be 1.3 times what the path has shown to hold; but not while data
-// still comes that a smaller window has allowed.
+// EndRound ends a round trip of the start. Where no more has come in it than in the last one, the
+// path is full, and the window should be 1.3 times what the path has shown to hold; but not while
+// data still comes that a smaller window has allowed.
 func (g *Growth) EndRound(now time.Time, c Conditions) RoundEnd {
 	rtt, known := c.startRTT()
 	elapsed, bytes, stood, last := now.Sub(g.epoch), g.bytes, g.stood, g.rate
 	g.begin(now)
 	g.rate = float64(bytes) / float64(elapsed)
 	if !known || elapsed > 32*rtt || !c.MayGrow {
-		g.rate = 0 // the peer has little to send, or the TCP side is slow, which says nothing of the path
+		g.rate = 0 // the peer has little to send, or the TCP side is slow: not the path
 		return RoundEnd{Probe: true}
 	}
 	if g.rate >= 1.2*last || c.Acked-bytes < g.from {
@@ -263,11 +265,12 @@ func (g *Growth) EndRound(now time.Time, c Conditions) RoundEnd {
 	return end
 }
 
-// AckEvery returns after how many delivered bytes the peer is told what it may send (PROTOCOL.md, 5.2):
-// a quarter of a small window, less of a large one, so that all of it can be used. On a short path,
-// where an acknowledgement costs more than the window is worth, it is half of the window, up to 128
-// KiB, or all of a window that lasts for slow. A peer on a long path that has asked of late may have
-// stopped short of its window, with no more than the floor in flight: it hears of each quarter of that.
+// AckEvery returns after how many delivered bytes the peer is told what it may send (PROTOCOL.md,
+// 5.2): a quarter of a small window, less of a large one, so that all of it can be used. On a short
+// path, where an acknowledgement costs more than the window is worth, it is half of the window, up
+// to 128 KiB, or all of a window that lasts for slow. A peer on a long path that has asked of late
+// may have stopped short of its window, with no more than the floor in flight: it hears of each
+// quarter of that.
 func (g *Growth) AckEvery(window uint64, minRTT time.Duration, askedOfLate bool) uint64 {
 	switch {
 	case short(minRTT) && g.lasts >= slow && window == wire.InitialWindow:

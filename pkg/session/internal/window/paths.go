@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// Paths remember how short the round trip over a relay to a peer can be. What a session measures while
-// it is busy includes the queues that it makes; the next session would make its window for those, and
-// the queues longer. The zero value is ready. Paths are safe for concurrent use.
+// Paths remember how short the round trip over a relay to a peer can be. What a session measures
+// while it is busy includes the queues that it makes; the next session would make its window for
+// those, and the queues longer. The zero value is ready. Paths are safe for concurrent use.
 type Paths struct {
 	mu sync.Mutex
 	by map[Path]known
