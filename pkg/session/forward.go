@@ -88,6 +88,7 @@ func (f *forward) finished(at *attachment, err error) bool {
 		s.detachLocked()
 		at.stream.Reset(f.forbiddenLocked(v))
 		return true
+	case streamLost:
 	}
 	f.elsewhere = beyond
 	at.stream.Reset(wire.CodeLost)

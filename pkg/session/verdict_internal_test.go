@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"regexp"
+	"slices"
 	"testing"
 
 	"ptthqd/pkg/wire"
@@ -66,6 +69,25 @@ func TestJudgeRefusal(t *testing.T) {
 		}
 		if got := judgeRefusal(c.status, false, c.byRelay); got != c.resume {
 			t.Errorf("%d on a resume, by the relay: %t: %+v, want %+v", c.status, c.byRelay, got, c.resume)
+		}
+	}
+}
+
+// TestDocumentedTransitions compares the table with the state diagram of PROTOCOL.md, section 5.
+func TestDocumentedTransitions(t *testing.T) {
+	text, err := os.ReadFile("../wire/PROTOCOL.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := make(map[State][]State)
+	for _, edge := range regexp.MustCompile(`(?m)^ +([a-z]+) --> ([a-z]+):`).FindAllSubmatch(text, -1) {
+		from := State(edge[1])
+		documented[from] = append(documented[from], State(edge[2]))
+	}
+	for from, to := range transitions {
+		slices.Sort(documented[from])
+		if !slices.Equal(documented[from], slices.Sorted(slices.Values(to))) {
+			t.Errorf("from %s the document goes to %s, the code to %s", from, documented[from], to)
 		}
 	}
 }
