@@ -26,7 +26,8 @@ func farPath(t *testing.T, limits session.Limits) *network {
 	return n
 }
 
-// hoard opens a session as client, which reads all that P5 sends, answers pings, and acknowledges nothing.
+// hoard opens a session as a client that reads all that P5 sends, answers pings, and acknowledges
+// nothing.
 func (n *network) hoard(client string, token byte) (p *peer, p5 *memConn) {
 	ours, p5 := connPair(1 << 20)
 	n.dialBy(func(context.Context) (session.Conn, error) { return ours, nil })
@@ -69,8 +70,9 @@ func (n *network) download(t *testing.T, size int) time.Duration {
 	return took
 }
 
-// TestGreedyClient has a client with 16 sessions acknowledge nothing of what it reads. Another client's download keeps half of
-// its rate at least, while the greedy one is there and when it has left its sessions behind.
+// TestGreedyClient has a client with 16 sessions acknowledge nothing of what it reads. Another
+// client's download keeps at least half of its rate, while the greedy client is there and after it
+// has left its sessions behind.
 func TestGreedyClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const size = 16 << 20
@@ -101,8 +103,8 @@ func TestGreedyClient(t *testing.T) {
 	})
 }
 
-// nowShort checks that a client with 16 sessions, and nobody else, has used up its share of a budget, half of it; that this was
-// told once, and that each session counts once.
+// nowShort checks that a client with 16 sessions, and no other client, has used up its share of a
+// budget, which is half of it. This must have been told once, and each session counted once.
 func (n *network) nowShort(t *testing.T, budget, client string) {
 	t.Helper()
 	n.mu.Lock()
@@ -193,8 +195,9 @@ func (u *uploader) leave() {
 	u.pongs.Wait()
 }
 
-// TestLatePong has a client upload 100 KiB a second, and keep each pong back for ten seconds, as if the path were so
-// long that this needs a large window. It gets none, however it places its data between the pongs.
+// TestLatePong has a client upload 100 KiB a second, and keep each pong back for ten seconds, as if
+// the path were so long that it needs a large window. The client gets none, however it places its
+// data between the pongs.
 func TestLatePong(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -224,8 +227,8 @@ func TestLatePong(t *testing.T) {
 	}
 }
 
-// TestGreedyUploads has a client with 16 sessions have all the windows it can get, by uploads over a path of a second, and not
-// yield them. Another client's upload keeps half of its rate at least.
+// TestGreedyUploads has a client with 16 sessions get all the windows that it can, by uploads over
+// a path of a second, and not yield them. Another client's upload keeps at least half of its rate.
 func TestGreedyUploads(t *testing.T) {
 	testutil.SkipRaced(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -267,8 +270,9 @@ func TestGreedyUploads(t *testing.T) {
 	})
 }
 
-// TestDetachedHoldsLittle has a client allow much, and leave: what waits for it is no more than the floor, and what it was
-// allowed is free. When it comes back within a while it has its window again, later it has the first one.
+// TestDetachedHoldsLittle has a client allow much, and leave. Then no more than the floor waits for
+// the client, and what the client was allowed is free. If it comes back soon it has its window
+// again, later it has the first one.
 func TestDetachedHoldsLittle(t *testing.T) {
 	for _, away := range []time.Duration{time.Second, 40 * time.Second} {
 		t.Run(away.String(), func(t *testing.T) {
@@ -313,7 +317,8 @@ func TestDetachedHoldsLittle(t *testing.T) {
 	}
 }
 
-// TestOwnWindowBounds has a client allow far more than the server's session_window: no more than that is kept for it.
+// TestOwnWindowBounds has a client allow far more than the server's session_window. No more than
+// session_window is kept for it.
 func TestOwnWindowBounds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const window = 1 << 20
@@ -328,8 +333,8 @@ func TestOwnWindowBounds(t *testing.T) {
 	})
 }
 
-// TestLowerLimitAtResume resumes a session, with what was read from P5 and not received, at a limit below that: no more is sent,
-// and all the rest when the limit rises.
+// TestLowerLimitAtResume resumes a session at a limit below what was already read from P5. No more
+// is sent than the limit allows, and all the rest when the limit rises.
 func TestLowerLimitAtResume(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const read, lower, size = 300 << 10, 64 << 10, 1 << 20
@@ -377,8 +382,8 @@ func TestLowerLimitAtResume(t *testing.T) {
 	})
 }
 
-// TestFloorOfRetained has 20 connections that nobody reads use up what may be retained. One more, whose window has grown
-// before, has at least 64 KiB a round trip, in both directions.
+// TestFloorOfRetained has 20 connections that nobody reads use up what may be retained. One more,
+// whose window has grown before, has at least 64 KiB a round trip, in both directions.
 func TestFloorOfRetained(t *testing.T) {
 	testutil.SkipRaced(t)
 	const size = 2 << 20

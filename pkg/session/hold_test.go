@@ -45,7 +45,8 @@ func TestHold(t *testing.T) {
 	})
 }
 
-// TestServerIsStopping opens again what a server refuses that is about to stop, until there is one that takes it.
+// TestServerIsStopping opens a session at a server that is about to stop and refuses it. The client
+// tries again until a server takes the session, or until its open timeout is over.
 func TestServerIsStopping(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := start(t, session.Limits{})

@@ -98,7 +98,8 @@ func TestUnixEnds(t *testing.T) {
 	}
 }
 
-// TestUnixSmallBuffer has P1 send into the smallest buffer that there is, and wait for room by poll, as the runtime does.
+// TestUnixSmallBuffer has P1 send into the smallest buffer that there is, and wait for room by
+// poll, as the runtime does.
 func TestUnixSmallBuffer(t *testing.T) {
 	n := start(t, session.Limits{})
 	p1, p5, done := n.forwardUnix()

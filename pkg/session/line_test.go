@@ -33,8 +33,9 @@ func (n *network) bytesPassed() int {
 	return n.passed
 }
 
-// TestSilenceCostsLittle has 500 sessions say a byte at once, and then nothing. That they are silent is a matter of the path,
-// which one of them asks about, not of each: a ping of each in each second would be more than what they had to say.
+// TestSilenceCostsLittle has 500 sessions send a byte at once, and then nothing. One of them asks
+// whether the path is alive, for all: a ping of each session in each second would be more than what
+// they have sent.
 func TestSilenceCostsLittle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const sessions = 500
@@ -51,7 +52,7 @@ func TestSilenceCostsLittle(t *testing.T) {
 	})
 }
 
-// TestPathIsDeadForAll lets a path go dead of which one session has need: all that go over it leave it.
+// TestPathIsDeadForAll lets a path go dead that one session uses. All its sessions leave it.
 func TestPathIsDeadForAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := start(t, session.Limits{})
@@ -71,8 +72,8 @@ func TestPathIsDeadForAll(t *testing.T) {
 	})
 }
 
-// TestLinkIsJudgedFirst lets a path be silent while the heartbeats of its link are overdue, too: that is no evidence about what
-// lies beyond the relay.
+// TestLinkIsJudgedFirst lets a path be silent while the heartbeats of its link are overdue too.
+// That is no evidence about what lies beyond the relay.
 func TestLinkIsJudgedFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := start(t, session.Limits{})
@@ -95,8 +96,8 @@ func TestLinkIsJudgedFirst(t *testing.T) {
 	})
 }
 
-// TestResumesArePaced has 500 sessions lose their streams where answers take long: so many of them resume at once, the rest in
-// turn, and each needs one attempt.
+// TestResumesArePaced has 300 sessions lose their streams where answers take long. At most 64 of
+// them resume at once, the rest in turn, and each needs one attempt.
 func TestResumesArePaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const sessions, atOnce = 300, 64
@@ -146,8 +147,8 @@ func TestPacedResumesGoFaster(t *testing.T) {
 	})
 }
 
-// TestFirstPingAfterLong has P5 speak first after minutes, which makes P2 ask how long the path is: that answer takes a round trip,
-// which is counted from then on.
+// TestFirstPingAfterLong has P5 send its first bytes after minutes, which makes P2 measure the
+// path. The pong takes a round trip, counted from the ping on.
 func TestFirstPingAfterLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := start(t, session.Limits{})

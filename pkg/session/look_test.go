@@ -19,7 +19,8 @@ func readsEnd(t *testing.T, who string, c io.Reader, want string) {
 	}
 }
 
-// TestGoneAfterItsEnd lets a TCP side end its half and be gone some time later: nobody reads it by then.
+// TestGoneAfterItsEnd lets a TCP side end its half and be gone some time later, when nobody reads
+// it any more.
 func TestGoneAfterItsEnd(t *testing.T) {
 	for _, later := range []time.Duration{0, 10 * time.Second, 76 * time.Second, time.Hour} {
 		for _, end := range []session.End{session.EndResetByP1, session.EndResetByP5} {
@@ -45,7 +46,8 @@ func TestGoneAfterItsEnd(t *testing.T) {
 					if ends := n.endings(); !slices.Equal(ends, []session.End{end}) {
 						t.Errorf("at the server: %v", ends)
 					}
-					// It was no reset: what is left reads the end once more, and hears of it when it writes.
+					// It was no reset: what is left reads the end once more, and hears of it when
+					// it writes.
 					readsEnd(t, "who is left", left, "")
 					if _, err := left.Write([]byte("answer")); !errors.Is(err, errReset) {
 						t.Errorf("written to nobody: %v", err)

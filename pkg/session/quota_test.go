@@ -98,8 +98,8 @@ func quotaOfStalledLink(t *testing.T, limits session.Limits) {
 	})
 }
 
-// TestSmallMessagesPassTheQuota fills the quota of a link, whose peer takes nothing. A small message goes past those who wait for
-// it, but only as much of them as a quarter of it.
+// TestSmallMessagesPassTheQuota fills the quota of a link whose peer takes nothing. Small messages
+// go past the sessions that wait for the quota, but no more of them than a quarter of it.
 func TestSmallMessagesPassTheQuota(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const quota, size = 256 << 10, 3 << 10
@@ -141,9 +141,9 @@ func TestSmallMessagesPassTheQuota(t *testing.T) {
 	})
 }
 
-// TestRestedSessionsGoFirst has so many upload that each has its part of the quota again only after half a second. A message of
-// several KiB, from a session that has been silent, does not wait for all of them; and however many of those there are, the
-// uploads go on.
+// TestRestedSessionsGoFirst has so many sessions upload that each has its part of the quota again
+// only after half a second. A message of several KiB, from a rested session, does not wait for all
+// of them. However many such messages there are, the uploads go on.
 func TestRestedSessionsGoFirst(t *testing.T) {
 	testutil.SkipRaced(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -286,9 +286,10 @@ func TestQuotaReturns(t *testing.T) {
 	})
 }
 
-// TestQuotaIsNotHeldByWhatHasArrived has far more sessions send at once than the quota has room for. What one has sent and what
-// has arrived gives its quota to the next at once, though it waits for an acknowledgement to ride on, or the session has
-// sent less than a window and has nothing more to say.
+// TestQuotaIsNotHeldByWhatHasArrived has far more sessions send at once than the quota has room
+// for. What has arrived gives its quota to the next session at once, even if its acknowledgement
+// waits for data to ride on, or if the session has sent less than a window and has nothing more to
+// send.
 func TestQuotaIsNotHeldByWhatHasArrived(t *testing.T) {
 	testutil.SkipRaced(t)
 	const sessions, quota = 300, 1 << 20

@@ -18,8 +18,8 @@ import (
 // stopped is how long a client or server may take to end its last sessions.
 const stopped = 3 * time.Second
 
-// clientStops are the states of a session whose client stops: how to get there, how the session ends,
-// and what P1 sees.
+// clientStops are the states of a session whose client stops: how to get there, how the session
+// ends, and what P1 sees.
 var clientStops = []struct {
 	name string
 	make func(n *network) (p1 *memConn, done <-chan session.Summary)
@@ -306,8 +306,9 @@ func TestAge(t *testing.T) {
 	})
 }
 
-// TestResumeCrossesReset asks to have a session ended in the moment in which it ends, as a client does that has lost the stream on
-// which it had said so: whoever comes first, the answer is that it has ended, and not that there is a newer attempt.
+// TestResumeCrossesReset resumes a session as unconfirmed at the moment at which it ends, as a
+// client does that has lost the stream of its reset. Whichever comes first, the answer is that the
+// session has ended, and not that there is a newer attempt.
 func TestResumeCrossesReset(t *testing.T) {
 	n := start(t, session.Limits{})
 	n.decideBy(func(_, _ string) *session.Refusal { return nil })

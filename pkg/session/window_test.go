@@ -228,8 +228,9 @@ func TestWindowOfSlowReader(t *testing.T) {
 	})
 }
 
-// TestWindowOfSlowReaderInBursts has a slow reader behind a kernel, which lets nothing be written until a third of its buffer
-// of 4 MiB is free, and then that at once. The window doesn't rise with each burst.
+// TestWindowOfSlowReaderInBursts has a slow reader behind a kernel that lets nothing be written
+// until a third of its buffer of 4 MiB is free, and then that at once. The window doesn't rise with
+// each burst.
 func TestWindowOfSlowReaderInBursts(t *testing.T) {
 	const piece, burst = 64 << 10, 20
 	for _, up := range []bool{true, false} {
@@ -365,8 +366,8 @@ func TestBudgets(t *testing.T) {
 	}
 }
 
-// TestAcknowledgementsOfPath counts what a session says of bytes that it has delivered: on a short path it speaks half as often as on
-// a long one, and still less where a window lasts for long.
+// TestAcknowledgementsOfPath counts the acknowledgements of a session. On a short path they are
+// half as many as on a long one, and still fewer if a window lasts for long.
 func TestAcknowledgementsOfPath(t *testing.T) {
 	for _, c := range []struct {
 		name  string
