@@ -229,8 +229,8 @@ func TestCompareServices(t *testing.T) {
 func TestCompareSettings(t *testing.T) {
 	compareAll(t, []comparison{
 		{
-			"processors", relayHead, "adapt_processors = true\n" + relayHead,
-			[]string{"adapt_processors: true, was false"},
+			"processors", relayHead, "adapt_processors = false\n" + relayHead,
+			[]string{"adapt_processors: false, was true"},
 		},
 		{
 			"settings", relayHead, "log_level = \"debug\"\ndrain_timeout = \"1m30s\"\ninclude = []\n" + relayHead + "[metrics]\nlisten = \"9380\"\n[limits]\nlinks = 5\ntip_timeout = \"1s\"\n",

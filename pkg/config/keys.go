@@ -95,13 +95,13 @@ var keys = append([]Key{
 			"or server waits only while data goes by in one of them.",
 	},
 	{
-		Name: "adapt_processors", Type: typeBoolean, Default: "false",
-		Example: "adapt_processors = true",
-		Doc: "Lets the daemon use one processor while that is enough, and more while all that it " +
-			"uses are busy. It saves processor time, and changes throughput and latency: for " +
-			"the better on some machines, for the worse on others, so measure. Without it the " +
-			"daemon uses the processors that the host or its control group gives. The " +
-			"environment variable GOMAXPROCS overrides both.",
+		Name: "adapt_processors", Type: typeBoolean, Default: "true",
+		Example: "adapt_processors = false",
+		Doc: "Whether the daemon uses one processor while that is enough, and more while all " +
+			"that it uses are busy. That saves processor time, and makes bulk and idle round " +
+			"trips faster; beside uploads a round trip can take longer. false: it uses the " +
+			"processors that the host or its control group gives. The environment variable " +
+			"GOMAXPROCS overrides both.",
 	},
 	{
 		Name: "listen", Type: typeStrings, Roles: relayOnly, Default: `["[::]:30380"]`,

@@ -90,7 +90,7 @@ func (p *parser) main(top *section, s *Snapshot) {
 	}
 	c.ResumeTimeout = top.duration("resume_timeout", DefaultResumeTimeout, time.Second, maxResume)
 	c.DrainTimeout = top.duration("drain_timeout", DefaultDrainTimeout, 0, time.Hour)
-	c.AdaptProcessors = top.flag("adapt_processors", false)
+	c.AdaptProcessors = top.flag("adapt_processors", true)
 	if top.mayHave("listen") {
 		c.Listen = p.relayListen(top)
 	}
