@@ -109,6 +109,22 @@ func NewToken() (token wire.Token) {
 // Forward forwards conn, an accepted connection of P1, and returns when the session is over. It
 // owns conn from the call on. When ctx is done it resets the session.
 func (c *Client) Forward(ctx context.Context, conn Conn, r Request) Summary {
+	s := c.begin(conn, r)
+	if s.final == nil { // it is admitted
+		defer c.remove(s)
+		if ctx.Done() != nil {
+			defer context.AfterFunc(ctx, s.stop)()
+		}
+		s.work.Go(s.pump)
+		f := &forward{session: s, client: c, request: r}
+		f.run()
+	}
+	s.work.Wait()
+	return *s.final
+}
+
+// begin makes the session of conn. A session that is refused has its final summary.
+func (c *Client) begin(conn Conn, r Request) *session {
 	s := newSession(c.host, false, NewToken(), Info{
 		Mapping: r.Mapping, Server: r.Server, Source: r.Source, Target: r.Target,
 	})
@@ -119,19 +135,10 @@ func (c *Client) Forward(ctx context.Context, conn Conn, r Request) Summary {
 		s.mu.Lock()
 		s.closeLocked(Summary{Status: wire.StatusTooMany, Text: text, End: EndRefused})
 		s.mu.Unlock()
-		s.work.Wait()
-		return *s.final
+	} else {
+		s.prime()
 	}
-	defer c.remove(s)
-	if ctx.Done() != nil {
-		defer context.AfterFunc(ctx, s.stop)()
-	}
-	s.prime()
-	s.work.Go(s.pump)
-	f := &forward{session: s, client: c, request: r}
-	f.run()
-	s.work.Wait()
-	return *s.final
+	return s
 }
 
 // stop resets the session because this process stops.
