@@ -96,7 +96,7 @@ func (c *Client) Apply(ctx context.Context, next *config.Config) error {
 		}
 	}
 	if len(ending) > 0 {
-		c.sessions.End(func(s session.Info) bool { return ending[s.Mapping] }, session.EndRemoved)
+		c.sessions.End(func(s session.Info) bool { return ending[s.Mapping] }, session.OutcomeRemoved)
 	}
 	c.adopt(next)
 	c.fillLocked(ctx)

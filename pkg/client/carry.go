@@ -84,7 +84,7 @@ func (c *Client) forward(in *intake, conn session.Conn, request session.Request)
 				Mapping: request.Mapping, Server: request.Server, Target: request.Target,
 				Source: request.Source, State: session.Closed, Opened: began,
 			},
-			Status: wire.StatusNotConnected, Text: reason, End: end, Duration: time.Since(began),
+			Status: wire.StatusNotConnected, Text: reason, Outcome: end, Duration: time.Since(began),
 		}
 	}
 	// Its context is never done: the session ends at the latest when the sessions' Run ends.
@@ -93,7 +93,7 @@ func (c *Client) forward(in *intake, conn session.Conn, request session.Request)
 
 // awaitLink waits for a live link, at most for hold_timeout. It returns an empty end when there is
 // one.
-func (c *Client) awaitLink(in *intake) (end session.End, reason string) {
+func (c *Client) awaitLink(in *intake) (end session.Outcome, reason string) {
 	changed := c.relays.Changed()
 	if len(c.relays.Live()) > 0 {
 		return "", ""
@@ -101,7 +101,7 @@ func (c *Client) awaitLink(in *intake) (end session.End, reason string) {
 	limits := &c.settings.Load().Limits
 	if entered, _ := c.held.tryEnter(); !entered {
 		c.hits.Hit("held_connections")
-		return session.EndUnattached, fmt.Sprintf("%d connections wait for a relay already: %s",
+		return session.OutcomeUnattached, fmt.Sprintf("%d connections wait for a relay already: %s",
 			limits.HeldConnections, c.whyNoLink())
 	}
 	defer c.held.leave()
@@ -111,12 +111,12 @@ func (c *Client) awaitLink(in *intake) (end session.End, reason string) {
 		select {
 		case <-changed:
 		case <-timeout.C:
-			return session.EndUnattached, fmt.Sprintf("no relay connected within %v: %s",
+			return session.OutcomeUnattached, fmt.Sprintf("no relay connected within %v: %s",
 				limits.HoldTimeout, c.whyNoLink())
 		case <-in.cut:
-			return session.EndRemoved, ""
+			return session.OutcomeRemoved, ""
 		case <-c.carrying.Done():
-			return session.EndStopped, ""
+			return session.OutcomeStopped, ""
 		}
 		changed = c.relays.Changed()
 		if len(c.relays.Live()) > 0 {

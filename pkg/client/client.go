@@ -194,7 +194,7 @@ func sessionLimits(l config.Limits) session.Limits {
 
 // refused ends all sessions when no relay knows this node's key any more: they could never resume.
 func (c *Client) refused() {
-	c.sessions.End(func(session.Info) bool { return true }, session.EndRevoked)
+	c.sessions.End(func(session.Info) bool { return true }, session.OutcomeRevoked)
 }
 
 // serveLink moves sessions away from a link whose relay is closing. Peers open no streams to a

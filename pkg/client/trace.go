@@ -158,7 +158,7 @@ func (c *Client) askTarget(
 	hop.From, hop.To, hop.connection = m.Server, m.Target.String(), sum.ID
 	select {
 	case <-conn.opened:
-		if sum.End == session.EndResetByP5 && c.ledger.Counts().Status[wire.StatusLoop] > loops {
+		if sum.Outcome == session.OutcomeResetByP5 && c.ledger.Counts().Status[wire.StatusLoop] > loops {
 			// The target was this client's own listener, and the connection that came back was
 			// refused.
 			hop.Status, hop.By = wire.StatusLoop, m.Server
@@ -169,7 +169,7 @@ func (c *Client) askTarget(
 	default:
 		hop.Status, hop.By, hop.Text = sum.Status, sum.Node, sum.Text
 		if hop.Status == wire.StatusOpen { // it ended before an answer
-			hop.Status, hop.Text = wire.StatusTimeout, string(sum.End)
+			hop.Status, hop.Text = wire.StatusTimeout, string(sum.Outcome)
 		}
 	}
 	return hop

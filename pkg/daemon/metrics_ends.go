@@ -9,10 +9,10 @@ import (
 // The states and ends of connections that are shown from the beginning, with 0.
 var (
 	sessionStates = []session.State{session.Opening, session.Attached, session.Detached, session.Closing}
-	sessionEnds   = []session.End{
-		session.EndClosed, session.EndRefused, session.EndResetByP1, session.EndResetByP5,
-		session.EndExpired, session.EndRevoked, session.EndStopped, session.EndRestarted,
-		session.EndProtocol, session.EndRemoved, session.EndUnattached,
+	sessionEnds   = []session.Outcome{
+		session.OutcomeClosed, session.OutcomeRefused, session.OutcomeResetByP1, session.OutcomeResetByP5,
+		session.OutcomeExpired, session.OutcomeRevoked, session.OutcomeStopped, session.OutcomeRestarted,
+		session.OutcomeProtocol, session.OutcomeRemoved, session.OutcomeUnattached,
 	}
 )
 

@@ -47,18 +47,18 @@ type Counts struct {
 
 // Tally sums up sessions that have ended.
 type Tally struct {
-	Status  map[wire.Status]uint64 // sessions by the outcome of their opening
-	Ends    map[session.End]uint64 // sessions by how they ended
-	Up      uint64                 // bytes from P1 towards P5, of ended sessions
-	Down    uint64                 // bytes from P5 towards P1, of ended sessions
-	Resumes uint64                 // of ended sessions
+	Status  map[wire.Status]uint64     // sessions by the outcome of their opening
+	Ends    map[session.Outcome]uint64 // sessions by how they ended
+	Up      uint64                     // bytes from P1 towards P5, of ended sessions
+	Down    uint64                     // bytes from P5 towards P1, of ended sessions
+	Resumes uint64                     // of ended sessions
 }
 
 // refusal is the key by which refusals are equal: all but P1's address and the connection ID.
 type refusal struct {
 	mapping, client, server, target string
 	status                          wire.Status
-	end                             session.End
+	end                             session.Outcome
 	node                            string
 }
 
@@ -67,13 +67,13 @@ type refusal struct {
 // up. Lines beyond what one client or mapping may cause are at debug.
 func (l *Ledger) Record(s session.Summary) {
 	l.count(s)
-	switch s.End {
-	case session.EndClosed, session.EndResetByP1, session.EndResetByP5, session.EndStopped,
-		session.EndRemoved:
+	switch s.Outcome {
+	case session.OutcomeClosed, session.OutcomeResetByP1, session.OutcomeResetByP5, session.OutcomeStopped,
+		session.OutcomeRemoved:
 		l.ended(slog.LevelInfo, "connection ended", s)
-	case session.EndExpired, session.EndRevoked, session.EndRestarted, session.EndProtocol:
+	case session.OutcomeExpired, session.OutcomeRevoked, session.OutcomeRestarted, session.OutcomeProtocol:
 		l.ended(slog.LevelWarn, "connection failed", s)
-	case session.EndRefused, session.EndUnattached:
+	case session.OutcomeRefused, session.OutcomeUnattached:
 		l.refused(s)
 	}
 }
@@ -85,7 +85,7 @@ func (l *Ledger) ended(level slog.Level, message string, s session.Summary) {
 
 func (l *Ledger) refused(s session.Summary) {
 	const message = "connection refused"
-	key := refusal{s.Mapping, s.Client, s.Server, s.Target, s.Status, s.End, s.Node}
+	key := refusal{s.Mapping, s.Client, s.Server, s.Target, s.Status, s.Outcome, s.Node}
 	level := slog.LevelDebug
 	if l.refusals.Event(key, func(n int, in time.Duration) {
 		l.log(slog.LevelWarn, message, s, slog.Int("more", n), slog.Duration("in", in))
@@ -117,7 +117,7 @@ func (l *Ledger) log(level slog.Level, message string, s session.Summary, more .
 			attrs = append(attrs, slog.String(a.key, a.value))
 		}
 	}
-	attrs = append(attrs, slog.String("end", string(s.End)), slog.Uint64("code", uint64(s.Status)))
+	attrs = append(attrs, slog.String("end", string(s.Outcome)), slog.Uint64("code", uint64(s.Status)))
 	if s.Text != "" {
 		attrs = append(attrs, slog.String("reason", s.Text))
 	}
@@ -149,10 +149,10 @@ func (l *Ledger) count(s session.Summary) {
 func (t *Tally) add(s session.Summary) {
 	if t.Status == nil {
 		t.Status = make(map[wire.Status]uint64)
-		t.Ends = make(map[session.End]uint64)
+		t.Ends = make(map[session.Outcome]uint64)
 	}
 	t.Status[s.Status]++
-	t.Ends[s.End]++
+	t.Ends[s.Outcome]++
 	t.Up += uint64(max(s.Up, 0))
 	t.Down += uint64(max(s.Down, 0))
 	t.Resumes += uint64(max(s.Resumes, 0))

@@ -25,7 +25,7 @@ var info = session.Info{
 
 func TestLine(t *testing.T) {
 	l, b := newLedger()
-	l.Record(session.Summary{Info: info, Status: wire.StatusOpen, End: session.EndClosed, Duration: time.Second})
+	l.Record(session.Summary{Info: info, Status: wire.StatusOpen, Outcome: session.OutcomeClosed, Duration: time.Second})
 	lines := b.Lines(t)
 	if len(lines) != 1 {
 		t.Fatalf("%d lines, want one: %v", len(lines), lines)
@@ -48,25 +48,25 @@ func TestLine(t *testing.T) {
 
 func TestLevels(t *testing.T) {
 	for _, test := range []struct {
-		end            session.End
+		end            session.Outcome
 		level, message string
 	}{
-		{session.EndClosed, "INFO", "connection ended"},
-		{session.EndResetByP1, "INFO", "connection ended"},
-		{session.EndResetByP5, "INFO", "connection ended"},
-		{session.EndStopped, "INFO", "connection ended"},
-		{session.EndRemoved, "INFO", "connection ended"},
-		{session.EndExpired, "WARN", "connection failed"},
-		{session.EndRevoked, "WARN", "connection failed"},
-		{session.EndRestarted, "WARN", "connection failed"},
-		{session.EndProtocol, "WARN", "connection failed"},
-		{session.EndRefused, "WARN", "connection refused"},
-		{session.EndUnattached, "WARN", "connection refused"},
+		{session.OutcomeClosed, "INFO", "connection ended"},
+		{session.OutcomeResetByP1, "INFO", "connection ended"},
+		{session.OutcomeResetByP5, "INFO", "connection ended"},
+		{session.OutcomeStopped, "INFO", "connection ended"},
+		{session.OutcomeRemoved, "INFO", "connection ended"},
+		{session.OutcomeExpired, "WARN", "connection failed"},
+		{session.OutcomeRevoked, "WARN", "connection failed"},
+		{session.OutcomeRestarted, "WARN", "connection failed"},
+		{session.OutcomeProtocol, "WARN", "connection failed"},
+		{session.OutcomeRefused, "WARN", "connection refused"},
+		{session.OutcomeUnattached, "WARN", "connection refused"},
 	} {
 		t.Run(string(test.end), func(t *testing.T) {
 			l, b := newLedger()
 			defer l.Close()
-			l.Record(session.Summary{Info: info, End: test.end})
+			l.Record(session.Summary{Info: info, Outcome: test.end})
 			if lines := b.Lines(t); len(lines) != 1 || lines[0]["level"] != test.level || lines[0]["msg"] != test.message {
 				t.Errorf("logged %v, want one line %s %q", lines, test.level, test.message)
 			}
@@ -77,7 +77,7 @@ func TestLevels(t *testing.T) {
 func refused(target string) session.Summary {
 	i := info
 	i.Target = target
-	return session.Summary{Info: i, Status: wire.StatusRefused, Text: "connection refused", Node: "nas", End: session.EndRefused}
+	return session.Summary{Info: i, Status: wire.StatusRefused, Text: "connection refused", Node: "nas", Outcome: session.OutcomeRefused}
 }
 
 func TestANightOfRefusals(t *testing.T) {
@@ -134,7 +134,7 @@ func TestConnectionsInALoop(t *testing.T) {
 		l, b := newLedger()
 		defer l.Close()
 		record := func(client string) {
-			l.Record(session.Summary{Info: session.Info{Client: client}, Status: wire.StatusOpen, End: session.EndClosed})
+			l.Record(session.Summary{Info: session.Info{Client: client}, Status: wire.StatusOpen, Outcome: session.OutcomeClosed})
 		}
 		for range 10_000 {
 			record("mallory")
@@ -149,7 +149,7 @@ func TestConnectionsInALoop(t *testing.T) {
 		if last := lines[len(lines)-1]; last["left_out"] != 8000.0 {
 			t.Errorf("the last line is %v", last)
 		}
-		if n := l.Counts().Ends[session.EndClosed]; n != 10_002 {
+		if n := l.Counts().Ends[session.OutcomeClosed]; n != 10_002 {
 			t.Errorf("%d were counted", n)
 		}
 	})
@@ -169,10 +169,10 @@ func TestWhatStrangersMakeUpIsBounded(t *testing.T) {
 func TestCounts(t *testing.T) {
 	l, _ := newLedger()
 	defer l.Close()
-	l.Record(session.Summary{Info: info, Status: wire.StatusOpen, End: session.EndClosed})
-	l.Record(session.Summary{Info: info, Status: wire.StatusOpen, End: session.EndExpired})
+	l.Record(session.Summary{Info: info, Status: wire.StatusOpen, Outcome: session.OutcomeClosed})
+	l.Record(session.Summary{Info: info, Status: wire.StatusOpen, Outcome: session.OutcomeExpired})
 	c := l.Counts()
-	if c.Status[wire.StatusOpen] != 2 || c.Ends[session.EndExpired] != 1 || c.Up != 20 || c.Down != 40 || c.Resumes != 2 {
+	if c.Status[wire.StatusOpen] != 2 || c.Ends[session.OutcomeExpired] != 1 || c.Up != 20 || c.Down != 40 || c.Resumes != 2 {
 		t.Errorf("counted %+v", c)
 	}
 	if of := c.Mappings["nas-ssh"]; len(c.Mappings) != 1 || of.Status[wire.StatusOpen] != 2 || of.Up != 20 {

@@ -49,7 +49,7 @@ func (s *Server) understand(
 	info := session.Info{Server: s.node, State: session.Closed, Relay: l.Peer()}
 	refuse := func(status wire.Status, text string) {
 		s.refuse(stream, &session.Refusal{Status: status, Text: text})
-		s.ledger.Record(session.Summary{Info: info, Status: status, Text: text, End: session.EndRefused})
+		s.ledger.Record(session.Summary{Info: info, Status: status, Text: text, Outcome: session.OutcomeRefused})
 	}
 	incoming, ok := tip.(*wire.Incoming)
 	if !ok {
@@ -190,11 +190,11 @@ func (s *Server) judge(services *policy.Services, client, target string) policy.
 // ended records a session that has ended. The rule that refused it goes to this node's log, and not
 // to the client.
 func (s *Server) ended(sum session.Summary) {
-	if sum.Status == wire.StatusNotAllowed || sum.End == session.EndRevoked {
+	if sum.Status == wire.StatusNotAllowed || sum.Outcome == session.OutcomeRevoked {
 		decision := s.judge(s.services.Load(), sum.Client, sum.Target)
 		at := decision.Source.String()
 		switch {
-		case decision.Allowed && sum.End != session.EndRevoked: // refused at the dial, with its reason
+		case decision.Allowed && sum.Outcome != session.OutcomeRevoked: // refused at the dial, with its reason
 		case decision.Allowed:
 			sum.Node, sum.Text = wire.NodeRelay, "withdrawn at the relay"
 		case at != "":
@@ -208,7 +208,7 @@ func (s *Server) ended(sum session.Summary) {
 
 // refused ends all sessions when no relay knows this node's key any more: they could never resume.
 func (s *Server) refused() {
-	s.sessions.End(func(session.Info) bool { return true }, session.EndRevoked)
+	s.sessions.End(func(session.Info) bool { return true }, session.OutcomeRevoked)
 }
 
 // revoked ends sessions when a relay says that it has withdrawn a client's right to reach a target,
@@ -219,5 +219,5 @@ func (s *Server) revoked(l *link.Link, r *wire.Revoked) {
 	s.sessions.End(func(i session.Info) bool {
 		ofTarget := i.Target == r.Target || r.Target == "" && !slices.Contains(r.Kept, i.Target)
 		return i.Client == r.Client && i.Relay == relay && ofTarget
-	}, session.EndRevoked)
+	}, session.OutcomeRevoked)
 }

@@ -187,7 +187,7 @@ func (s *Server) Apply(_ context.Context, next *config.Config) error {
 	s.adopt(next, services)
 	s.sessions.End(func(i session.Info) bool {
 		return !s.judge(services, i.Client, i.Target).Allowed
-	}, session.EndRevoked)
+	}, session.OutcomeRevoked)
 	return nil
 }
 

@@ -31,7 +31,7 @@ func (v *Server) open(client string, m *wire.Open, st wire.Stream, via Route) *a
 	reject := func(r *Refusal) {
 		v.refuse(st, r)
 		info.ID = m.Token.ConnectionID()
-		v.report(Summary{Info: info, Status: r.Status, Text: r.Text, End: EndRefused})
+		v.report(Summary{Info: info, Status: r.Status, Text: r.Text, Outcome: OutcomeRefused})
 	}
 	if m.Version != wire.Version {
 		reject(&Refusal{wire.StatusVersion, wire.OtherVersion(m.Version)})
@@ -103,7 +103,7 @@ func (v *Server) resume(client string, m *wire.Resume, st wire.Stream, via Route
 		case s.closed: // after it was found
 			v.epitaphUnlock(s, st)
 		default:
-			v.endUnlock(s, EndResetByP1, wire.CodeRevoked)
+			v.endUnlock(s, OutcomeResetByP1, wire.CodeRevoked)
 			v.complete(st, wire.Granted{Version: wire.Version, Reset: true})
 		}
 		return nil
@@ -173,7 +173,7 @@ func (v *Server) takeOver(s *session, attempt uint64, st wire.Stream, via Route,
 	sent, refusal := check()
 	if refusal != nil {
 		s.brokenLocked(errors.New(refusal.Text))
-		v.endUnlock(s, EndProtocol, wire.CodeProtocol)
+		v.endUnlock(s, OutcomeProtocol, wire.CodeProtocol)
 		v.refuse(st, refusal)
 		return nil
 	}
@@ -220,17 +220,17 @@ func (v *Server) left(at *attachment, err error) {
 		return
 	case peerBroke:
 		s.brokenLocked(err)
-		v.endUnlock(s, EndProtocol, wire.CodeProtocol)
+		v.endUnlock(s, OutcomeProtocol, wire.CodeProtocol)
 		return
 	case peerAccuses:
 		s.foundBrokenLocked()
-		v.endUnlock(s, EndProtocol, wire.CodeProtocol)
+		v.endUnlock(s, OutcomeProtocol, wire.CodeProtocol)
 		return
 	case streamRevoked:
 		if !s.ending.reset() {
 			s.ending.by = "relay"
 		}
-		v.endUnlock(s, EndRevoked, wire.CodeRevoked)
+		v.endUnlock(s, OutcomeRevoked, wire.CodeRevoked)
 		return
 	case streamLost, streamLeft:
 	}
@@ -259,14 +259,14 @@ func (v *Server) detached(s *session, why error) {
 	s.takeBackLocked()
 	if over {
 		v.limitHit(limitDetached)
-		s.resetLocked(EndExpired, resetByExpiry)
+		s.resetLocked(OutcomeExpired, resetByExpiry)
 		return
 	}
 	s.expiry = time.AfterFunc(s.granted, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.at == nil && s.waiting {
-			s.resetLocked(EndExpired, resetByExpiry)
+			s.resetLocked(OutcomeExpired, resetByExpiry)
 		}
 	})
 }

@@ -279,12 +279,12 @@ func (f *forward) completeLocked(granted *wire.Granted) {
 	case s.ending.reset():
 		f.closeLocked(s.ending.how)
 	case granted.Reset:
-		f.closeLocked(EndResetByP5)
+		f.closeLocked(OutcomeResetByP5)
 	case s.in.done():
-		f.closeLocked(EndClosed)
+		f.closeLocked(OutcomeClosed)
 	default:
 		s.brokenLocked(violated("the session is complete, it says, and has not sent all"))
-		f.closeLocked(EndProtocol)
+		f.closeLocked(OutcomeProtocol)
 	}
 }
 
@@ -303,7 +303,7 @@ func (f *forward) refuseLocked(a *attempt, reply *wire.Reply) {
 	}
 	f.stopping = reply.Status == wire.StatusNotConnected && !byRelay && a.opening
 	if reply.Status == wire.StatusNoSession && s.out.done() && s.in.done() {
-		f.closeLocked(EndClosed)
+		f.closeLocked(OutcomeClosed)
 		return
 	}
 	v := judgeRefusal(reply.Status, a.opening, byRelay)
@@ -322,7 +322,7 @@ func (f *forward) refuseLocked(a *attempt, reply *wire.Reply) {
 	case s.ending.reset():
 		f.closeLocked(s.ending.how)
 	case a.opening:
-		f.closeLocked(EndRefused)
+		f.closeLocked(OutcomeRefused)
 	default:
 		f.refusedLocked(v.outcome, reply)
 	}
@@ -343,7 +343,7 @@ func (f *forward) accepted(a *attempt, g *wire.Granted) *attachment {
 	s.mu.Lock()
 	if err := f.takeGrantLocked(a, g); err != nil {
 		s.brokenLocked(err)
-		f.closeLocked(EndProtocol)
+		f.closeLocked(OutcomeProtocol)
 		s.mu.Unlock()
 		a.stream.Reset(wire.CodeProtocol)
 		return nil

@@ -133,7 +133,7 @@ func (c *Client) begin(conn Conn, r Request) *session {
 	s.granted = r.ResumeTimeout
 	if text := c.add(s); text != "" {
 		s.mu.Lock()
-		s.closeLocked(Summary{Status: wire.StatusTooMany, Text: text, End: EndRefused})
+		s.closeLocked(Summary{Status: wire.StatusTooMany, Text: text, Outcome: OutcomeRefused})
 		s.mu.Unlock()
 	} else {
 		s.prime()
@@ -243,7 +243,7 @@ func (c *Client) Move(link any, why string) {
 }
 
 // End resets the sessions that match, at both ends.
-func (c *Client) End(match func(Info) bool, why End) {
+func (c *Client) End(match func(Info) bool, why Outcome) {
 	for _, s := range c.list() {
 		s.mu.Lock()
 		if !match(s.snapshotLocked()) {

@@ -55,11 +55,11 @@ func conversation(t *testing.T, what string, prepare func(n *network)) (sum sess
 		t.Errorf("%s: %v", what, err)
 	}
 	sum = soon(t, time.Minute, done)
-	if sum.End != session.EndClosed || sum.Up != 40 || sum.Down != 48 {
+	if sum.Outcome != session.OutcomeClosed || sum.Up != 40 || sum.Down != 48 {
 		t.Errorf("%s: %+v", what, sum)
 	}
 	synctest.Wait()
-	if ends := n.endings(); !slices.Equal(ends, []session.End{session.EndClosed}) {
+	if ends := n.endings(); !slices.Equal(ends, []session.Outcome{session.OutcomeClosed}) {
 		t.Errorf("%s: at the server: %v", what, ends)
 	}
 	if left := n.server.Sessions(); len(left) > 0 {

@@ -35,40 +35,40 @@ type Summary struct {
 	// Status is the reply to the open: 200, or why it was refused; 0 if the session ended before a
 	// reply.
 	Status wire.Status
-	// Text is why the session was refused or ended, for people; empty where End says all.
+	// Text is why the session was refused or ended, for people; empty where Outcome says all.
 	Text string
 	// Node has refused or ended the session: this process (empty), "relay", the other end's ID,
 	// "P1", "P5" or "both".
 	Node     string
-	End      End
+	Outcome  Outcome
 	Duration time.Duration
 }
 
-// An End says how a session ended.
-type End string
+// An Outcome says how a session ended.
+type Outcome string
 
 // How sessions end.
 const (
-	EndClosed     End = "closed"             // both sides have closed: all is well
-	EndRefused    End = "refused"            // it was never open; Status says why
-	EndResetByP1  End = "reset by P1"        // P1 reset its TCP connection
-	EndResetByP5  End = "reset by P5"        // P5 reset its TCP connection
-	EndExpired    End = "expired"            // no stream came within the resume timeout
-	EndRevoked    End = "revoked"            // a right was withdrawn
-	EndStopped    End = "stopped"            // this process, or the other end's, is stopping
-	EndRestarted  End = "server restarted"   // the server doesn't know the session any more
-	EndProtocol   End = "protocol error"     // the other end broke the protocol
-	EndRemoved    End = "mapping removed"    // the mapping is gone, and its on_remove is "close"
-	EndUnattached End = "no link to a relay" // P1 came while no relay was connected
+	OutcomeClosed     Outcome = "closed"             // both sides have closed: all is well
+	OutcomeRefused    Outcome = "refused"            // it was never open; Status says why
+	OutcomeResetByP1  Outcome = "reset by P1"        // P1 reset its TCP connection
+	OutcomeResetByP5  Outcome = "reset by P5"        // P5 reset its TCP connection
+	OutcomeExpired    Outcome = "expired"            // no stream came within the resume timeout
+	OutcomeRevoked    Outcome = "revoked"            // a right was withdrawn
+	OutcomeStopped    Outcome = "stopped"            // this process, or the other end's, is stopping
+	OutcomeRestarted  Outcome = "server restarted"   // the server doesn't know the session any more
+	OutcomeProtocol   Outcome = "protocol error"     // the other end broke the protocol
+	OutcomeRemoved    Outcome = "mapping removed"    // the mapping is gone, and its on_remove is "close"
+	OutcomeUnattached Outcome = "no link to a relay" // P1 came while no relay was connected
 )
 
 // An ending says how and by whom a session is ended before both sides have closed. While how is
 // empty, the session goes on, and the ending has what is known of an end that is about to come.
 type ending struct {
-	how    End    // why the session is reset
-	by     string // empty: this process
-	reason string // in words; may be empty
-	code   uint64 // of the reset frame
+	how    Outcome // why the session is reset
+	by     string  // empty: this process
+	reason string  // in words; may be empty
+	code   uint64  // of the reset frame
 }
 
 // reset reports whether the session is reset.
@@ -86,7 +86,7 @@ const (
 
 // resetLocked begins to end the session: it discards what was not sent, resets the TCP side, and
 // tells the peer.
-func (s *session) resetLocked(why End, code uint64) {
+func (s *session) resetLocked(why Outcome, code uint64) {
 	if s.ending.reset() || s.closed {
 		return
 	}
@@ -119,7 +119,7 @@ func (s *session) boundReadLocked() {
 // at most stopTimeout more to have that confirmed.
 func (s *session) stopLocked() {
 	s.stopping = true
-	s.resetLocked(EndStopped, resetByStop)
+	s.resetLocked(OutcomeStopped, resetByStop)
 	s.boundReadLocked()
 	s.wakeLocked()
 }
@@ -151,7 +151,7 @@ func (s *session) closeLocked(sum Summary) {
 		s.expiry.Stop()
 	}
 	sum.Info = s.snapshotLocked()
-	sum.Node, sum.Text = cmp.Or(sum.Node, s.whoLocked(sum.End)), cmp.Or(sum.Text, s.ending.reason)
+	sum.Node, sum.Text = cmp.Or(sum.Node, s.whoLocked(sum.Outcome)), cmp.Or(sum.Text, s.ending.reason)
 	sum.Duration = time.Since(s.info.Opened)
 	s.final = &sum
 	s.dropDataLocked()
@@ -159,7 +159,7 @@ func (s *session) closeLocked(sum Summary) {
 	s.retained.release()
 	s.transitionLocked(Closed)
 	s.host.cool(s)
-	if sum.End == EndClosed {
+	if sum.Outcome == OutcomeClosed {
 		s.hangUpLocked(closeConn)
 	} else {
 		s.hangUpLocked(abort)
@@ -168,15 +168,15 @@ func (s *session) closeLocked(sum Summary) {
 }
 
 // whoLocked returns who has ended the session; empty for this process.
-func (s *session) whoLocked(end End) string {
+func (s *session) whoLocked(end Outcome) string {
 	switch {
-	case end == EndClosed:
+	case end == OutcomeClosed:
 		return "both"
-	case end == EndResetByP1:
+	case end == OutcomeResetByP1:
 		return "P1"
-	case end == EndResetByP5:
+	case end == OutcomeResetByP5:
 		return "P5"
-	case end == EndRevoked && !s.server: // a client has its rights from relay and server
+	case end == OutcomeRevoked && !s.server: // a client has its rights from relay and server
 		return cmp.Or(s.ending.by, "relay")
 	default:
 		return s.ending.by

@@ -76,9 +76,9 @@ func (f *forward) finished(at *attachment, err error) bool {
 	case peerBroke:
 		s.mu.Lock()
 		s.brokenLocked(err)
-		s.resetLocked(EndProtocol, resetByProtocol)
+		s.resetLocked(OutcomeProtocol, resetByProtocol)
 		s.detachLocked()
-		f.closeLocked(EndProtocol)
+		f.closeLocked(OutcomeProtocol)
 		s.mu.Unlock()
 		at.stream.Reset(wire.CodeProtocol)
 		return true
@@ -147,11 +147,11 @@ func (at *attachment) sayGoodbye() {
 }
 
 // outcomeLocked returns how the session has ended.
-func (f *forward) outcomeLocked() End {
+func (f *forward) outcomeLocked() Outcome {
 	if f.session.ending.reset() {
 		return f.session.ending.how
 	}
-	return EndClosed
+	return OutcomeClosed
 }
 
 // forbiddenLocked ends the session, since its stream was reset with a code that forbids to resume
@@ -159,11 +159,11 @@ func (f *forward) outcomeLocked() End {
 func (f *forward) forbiddenLocked(v verdict) wire.StreamCode {
 	if v == peerAccuses {
 		f.session.foundBrokenLocked()
-		f.closeLocked(EndProtocol)
+		f.closeLocked(OutcomeProtocol)
 		return wire.CodeProtocol
 	}
 	f.session.ending.by = f.relayOrServer()
-	f.closeLocked(EndRevoked)
+	f.closeLocked(OutcomeRevoked)
 	return wire.CodeRevoked
 }
 
@@ -172,14 +172,14 @@ func (f *forward) forbiddenLocked(v verdict) wire.StreamCode {
 func (f *forward) relayOrServer() string { return "relay or " + f.request.Server }
 
 // refusedLocked ends a session that was open, since an attempt to resume it was refused.
-func (f *forward) refusedLocked(end End, r *wire.Reply) {
+func (f *forward) refusedLocked(end Outcome, r *wire.Reply) {
 	f.session.ending.by, f.session.ending.reason = r.Node, r.Text
 	f.closeLocked(end)
 }
 
 // closeLocked closes the session, with what the last replies said.
-func (f *forward) closeLocked(end End) {
-	sum := Summary{End: end}
+func (f *forward) closeLocked(end Outcome) {
+	sum := Summary{Outcome: end}
 	switch {
 	case f.opened:
 		sum.Status = wire.StatusOpen
@@ -289,7 +289,7 @@ func (f *forward) timeLeft() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.stopping || s.ending.how == EndRevoked: // nobody is left to be told
+	case s.stopping || s.ending.how == OutcomeRevoked: // nobody is left to be told
 		return 0
 	case s.at != nil && f.opened:
 		return s.granted
@@ -337,21 +337,21 @@ func (f *forward) giveUpLocked() {
 	case s.ending.reset():
 		f.closeLocked(s.ending.how)
 	case s.ended:
-		f.closeLocked(EndClosed)
+		f.closeLocked(OutcomeClosed)
 	case f.opened && f.refusal == nil:
-		f.closeLocked(EndExpired)
+		f.closeLocked(OutcomeExpired)
 	case f.opened:
-		f.refusedLocked(EndRevoked, f.refusal)
+		f.refusedLocked(OutcomeRevoked, f.refusal)
 	case f.refusal != nil && f.firstTry.IsZero():
-		f.closeLocked(EndRefused)
+		f.closeLocked(OutcomeRefused)
 	case s.attempt > 0:
 		if f.refusal == nil {
 			f.refusal = &wire.Reply{Status: wire.StatusTimeout, Text: "no answer: " + f.lastFailure}
 		}
-		s.resetLocked(EndRefused, resetByExpiry)
+		s.resetLocked(OutcomeRefused, resetByExpiry)
 	default:
 		f.refusal = &wire.Reply{Status: wire.StatusNotConnected, Text: "no link to a relay"}
-		f.closeLocked(EndUnattached)
+		f.closeLocked(OutcomeUnattached)
 	}
 }
 

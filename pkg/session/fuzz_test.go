@@ -43,7 +43,7 @@ func greet(t *testing.T, n *network) {
 	p1, accepted, done := n.forward()
 	p5 := <-accepted
 	both(t, p1, p5, 3000, 3000)
-	if sum := soon(t, time.Minute, done); sum.End != session.EndClosed {
+	if sum := soon(t, time.Minute, done); sum.Outcome != session.OutcomeClosed {
 		t.Errorf("an honest session: %+v", sum)
 	}
 }

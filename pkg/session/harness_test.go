@@ -688,11 +688,11 @@ func running(run func(context.Context) error) (stop func()) {
 }
 
 // endings are how the server's sessions have ended so far.
-func (n *network) endings() (all []session.End) {
+func (n *network) endings() (all []session.Outcome) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, s := range n.ended {
-		all = append(all, s.End)
+		all = append(all, s.Outcome)
 	}
 	return all
 }

@@ -75,7 +75,7 @@ func TestServerIsStopping(t *testing.T) {
 		if err := howEnded(p1); !errors.Is(err, errReset) {
 			t.Errorf("P1 saw %v", err)
 		}
-		if sum := soon(t, time.Second, done); sum.End != session.EndRefused || sum.Status != wire.StatusNotConnected || sum.Text != "the server is stopping" {
+		if sum := soon(t, time.Second, done); sum.Outcome != session.OutcomeRefused || sum.Status != wire.StatusNotConnected || sum.Text != "the server is stopping" {
 			t.Errorf("summary %+v", sum)
 		}
 		if took := time.Since(begun.Add(-time.Hour)); took > 31*time.Second {

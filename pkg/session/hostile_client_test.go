@@ -82,7 +82,7 @@ func TestEndedWhileOpening(t *testing.T) {
 		}
 		all.Go(func() {
 			for range 20000 {
-				n.server.End(func(session.Info) bool { return true }, session.EndRevoked)
+				n.server.End(func(session.Info) bool { return true }, session.OutcomeRevoked)
 			}
 		})
 		all.Wait()

@@ -126,7 +126,7 @@ func (b *bystander) check(t testing.TB) {
 	b.half(t, 1)
 	_ = b.p1.CloseWrite()
 	_ = b.p5.CloseWrite()
-	if sum := soon(t, time.Minute, b.done); sum.End != session.EndClosed {
+	if sum := soon(t, time.Minute, b.done); sum.Outcome != session.OutcomeClosed {
 		t.Errorf("a bystander: %+v", sum)
 	}
 }
@@ -168,7 +168,7 @@ func TestHostileClient(t *testing.T) {
 					t.Errorf("P5 saw %v", err)
 				}
 				synctest.Wait()
-				if ends := n.endings(); !slices.Equal(ends, []session.End{session.EndProtocol}) {
+				if ends := n.endings(); !slices.Equal(ends, []session.Outcome{session.OutcomeProtocol}) {
 					t.Errorf("ends: %v", ends)
 				}
 				b.check(t)
@@ -202,7 +202,7 @@ func TestHostileServer(t *testing.T) {
 				if err := howEnded(p1); !errors.Is(err, errReset) {
 					t.Errorf("P1 saw %v", err)
 				}
-				if sum := soon(t, time.Minute, done); sum.End != session.EndProtocol || sum.Node != "" || !strings.HasPrefix(sum.Text, "evil broke the protocol: ") {
+				if sum := soon(t, time.Minute, done); sum.Outcome != session.OutcomeProtocol || sum.Node != "" || !strings.HasPrefix(sum.Text, "evil broke the protocol: ") {
 					t.Errorf("summary %+v", sum)
 				}
 				b.check(t)

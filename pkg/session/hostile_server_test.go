@@ -28,7 +28,7 @@ func TestBadGrantWhileSending(t *testing.T) {
 		var reading sync.WaitGroup
 		reading.Go(func() { _, _ = io.Copy(io.Discard, struct{ io.Reader }{p.st}) })
 		p.grant(wire.Granted{Version: wire.Version, Received: 1 << 40, Limit: 1 << 41})
-		if sum := <-done; sum.End != session.EndProtocol {
+		if sum := <-done; sum.Outcome != session.OutcomeProtocol {
 			t.Fatalf("summary %+v", sum)
 		}
 		p.st.Reset(wire.CodeLost)
@@ -49,30 +49,30 @@ func TestHostileReply(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		reply func(p *peer)
-		end   session.End
+		end   session.Outcome
 	}{
-		{"not a message", func(p *peer) { p.say([]byte{9, 9, 9, 9}) }, session.EndRefused},
-		{"not a reply", func(p *peer) { p.say(wire.Append(nil, new(wire.Control))) }, session.EndRefused},
-		{"half a reply", func(p *peer) { p.say([]byte{6, 20, 1}) }, session.EndRefused},
-		{"a reply without end", func(p *peer) { p.say([]byte{6, 0xff, 0xff, 0xff, 0xff}) }, session.EndRefused},
-		{"silence", func(*peer) {}, session.EndRefused},
-		{"an end", func(p *peer) { _ = p.st.CloseWrite() }, session.EndRefused},
-		{"a grant of nothing", func(p *peer) { p.reply(wire.StatusOpen, "", nil) }, session.EndRefused},
-		{"a completion of nothing", func(p *peer) { p.reply(wire.StatusComplete, "", nil) }, session.EndRefused},
+		{"not a message", func(p *peer) { p.say([]byte{9, 9, 9, 9}) }, session.OutcomeRefused},
+		{"not a reply", func(p *peer) { p.say(wire.Append(nil, new(wire.Control))) }, session.OutcomeRefused},
+		{"half a reply", func(p *peer) { p.say([]byte{6, 20, 1}) }, session.OutcomeRefused},
+		{"a reply without end", func(p *peer) { p.say([]byte{6, 0xff, 0xff, 0xff, 0xff}) }, session.OutcomeRefused},
+		{"silence", func(*peer) {}, session.OutcomeRefused},
+		{"an end", func(p *peer) { _ = p.st.CloseWrite() }, session.OutcomeRefused},
+		{"a grant of nothing", func(p *peer) { p.reply(wire.StatusOpen, "", nil) }, session.OutcomeRefused},
+		{"a completion of nothing", func(p *peer) { p.reply(wire.StatusComplete, "", nil) }, session.OutcomeRefused},
 		{"a grant that isn't one", func(p *peer) {
 			p.say(wire.Append(nil, &wire.Reply{Status: 200, Node: "evil", Inner: wire.Append(nil, new(wire.Control))}))
-		}, session.EndRefused},
-		{"an unknown refusal", func(p *peer) { p.reply(299, "", nil) }, session.EndRefused},
-		{"a completion", func(p *peer) { g := opened(); p.reply(wire.StatusComplete, "", &g) }, session.EndProtocol},
-		{"a reset", func(p *peer) { g := opened(); g.Reset = true; p.reply(wire.StatusComplete, "", &g) }, session.EndResetByP5},
-		{"received what wasn't sent", granted(func(g *wire.Granted) { g.Received = 6 }), session.EndProtocol},
-		{"delivered what wasn't sent", granted(func(g *wire.Granted) { g.Received, g.Acked = 6, 6 }), session.EndProtocol},
-		{"allows less than before", granted(func(g *wire.Granted) { g.Limit = 4 }), session.EndProtocol},
-		{"allows more than any window", granted(func(g *wire.Granted) { g.Limit = 2*wire.MaxWindow + 1 }), session.EndProtocol},
-		{"frames before the reply", func(p *peer) { p.data([]byte("hello")) }, session.EndRefused},
-		{"resets it for good", func(p *peer) { p.st.Reset(wire.CodeRevoked) }, session.EndRevoked},
-		{"resets it for our fault", func(p *peer) { p.st.Reset(wire.CodeProtocol) }, session.EndProtocol},
-		{"resets it", func(p *peer) { p.st.Reset(wire.CodeLost) }, session.EndRefused},
+		}, session.OutcomeRefused},
+		{"an unknown refusal", func(p *peer) { p.reply(299, "", nil) }, session.OutcomeRefused},
+		{"a completion", func(p *peer) { g := opened(); p.reply(wire.StatusComplete, "", &g) }, session.OutcomeProtocol},
+		{"a reset", func(p *peer) { g := opened(); g.Reset = true; p.reply(wire.StatusComplete, "", &g) }, session.OutcomeResetByP5},
+		{"received what wasn't sent", granted(func(g *wire.Granted) { g.Received = 6 }), session.OutcomeProtocol},
+		{"delivered what wasn't sent", granted(func(g *wire.Granted) { g.Received, g.Acked = 6, 6 }), session.OutcomeProtocol},
+		{"allows less than before", granted(func(g *wire.Granted) { g.Limit = 4 }), session.OutcomeProtocol},
+		{"allows more than any window", granted(func(g *wire.Granted) { g.Limit = 2*wire.MaxWindow + 1 }), session.OutcomeProtocol},
+		{"frames before the reply", func(p *peer) { p.data([]byte("hello")) }, session.OutcomeRefused},
+		{"resets it for good", func(p *peer) { p.st.Reset(wire.CodeRevoked) }, session.OutcomeRevoked},
+		{"resets it for our fault", func(p *peer) { p.st.Reset(wire.CodeProtocol) }, session.OutcomeProtocol},
+		{"resets it", func(p *peer) { p.st.Reset(wire.CodeLost) }, session.OutcomeRefused},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -105,7 +105,7 @@ func TestHostileReply(t *testing.T) {
 				if d := <-seen; d > 31*time.Second {
 					t.Errorf("P1 was reset after %v", d)
 				}
-				if sum := soon(t, time.Minute, done); sum.End != c.end {
+				if sum := soon(t, time.Minute, done); sum.Outcome != c.end {
 					t.Errorf("summary %+v", sum)
 				}
 				close(over)

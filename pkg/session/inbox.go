@@ -255,7 +255,7 @@ func (at *attachment) takeResetLocked(code uint64) error {
 	s := at.session
 	if !s.ending.reset() {
 		s.ending.how, s.ending.by = s.resetByPeer(code), s.peerName()
-		if s.ending.how == EndProtocol {
+		if s.ending.how == OutcomeProtocol {
 			s.foundBrokenLocked()
 		}
 		s.transitionLocked(Closing)
@@ -308,21 +308,21 @@ func (at *attachment) takeYieldLocked(n uint64) error {
 }
 
 // resetByPeer returns the end of a session that the peer has reset with a code.
-func (s *session) resetByPeer(code uint64) End {
+func (s *session) resetByPeer(code uint64) Outcome {
 	switch code {
 	case resetByStop:
-		return EndStopped
+		return OutcomeStopped
 	case resetByProtocol:
-		return EndProtocol
+		return OutcomeProtocol
 	case resetByExpiry:
-		return EndExpired
+		return OutcomeExpired
 	case resetByRemoval:
-		return EndRemoved
+		return OutcomeRemoved
 	}
 	if s.server {
-		return EndResetByP1
+		return OutcomeResetByP1
 	}
-	return EndResetByP5
+	return OutcomeResetByP5
 }
 
 // takeData delivers data, or queues it. takeDataHeaderLocked has checked it against the limit.

@@ -63,7 +63,7 @@ func TestUnixCut(t *testing.T) {
 		says(t, p1, p5, "query")
 		says(t, p5, p1, "a part of the ans")
 	}
-	n.server.End(func(session.Info) bool { return true }, session.EndRevoked)
+	n.server.End(func(session.Info) bool { return true }, session.OutcomeRevoked)
 	within(t, 20*time.Second, done)
 	for who, c := range map[string]net.Conn{"P1": p1, "P5": p5} {
 		if n, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
@@ -87,7 +87,7 @@ func TestUnixEnds(t *testing.T) {
 			}()
 			readsEnd(t, "the other end", way[1], want)
 		}
-		if sum := within(t, 20*time.Second, done); sum.End != session.EndClosed {
+		if sum := within(t, 20*time.Second, done); sum.Outcome != session.OutcomeClosed {
 			t.Errorf("%d bytes: %+v", size, sum)
 		}
 		for _, c := range []net.Conn{p1, p5} {

@@ -108,7 +108,7 @@ func (v *Server) dialInTime(ctx context.Context, dial Dial) (Conn, error) {
 func (v *Server) declineUnlock(s *session, r *Refusal, patience time.Duration) {
 	at := s.at
 	s.detachLocked()
-	s.closeLocked(Summary{Status: r.Status, Text: r.Text, End: EndRefused})
+	s.closeLocked(Summary{Status: r.Status, Text: r.Text, Outcome: OutcomeRefused})
 	v.removed(s)
 	s.mu.Unlock()
 	if at != nil {

@@ -22,7 +22,7 @@ func TestGoneSockets(t *testing.T) {
 	readsEnd(t, "P5", p5, "job")
 	_ = p1.SetLinger(0) // as a host does that has forgotten the connection, when keepalive asks
 	_ = p1.Close()
-	if sum := within(t, 20*time.Second, done); sum.End != session.EndResetByP1 {
+	if sum := within(t, 20*time.Second, done); sum.Outcome != session.OutcomeResetByP1 {
 		t.Errorf("%+v", sum)
 	}
 	readsEnd(t, "P5", p5, "")
@@ -72,10 +72,10 @@ func deafen(t *testing.T, c *net.TCPConn) {
 // TestDeadHost lets a host die while data is on its way to it: keepalive asks nothing then.
 func TestDeadHost(t *testing.T) {
 	session.SetUnheardTime(t, time.Second)
-	for _, end := range []session.End{session.EndResetByP1, session.EndResetByP5} {
+	for _, end := range []session.Outcome{session.OutcomeResetByP1, session.OutcomeResetByP5} {
 		n := start(t, session.Limits{})
 		dead, left, done := n.forwardSockets()
-		if end == session.EndResetByP5 {
+		if end == session.OutcomeResetByP5 {
 			dead, left = left, dead
 		}
 		_, _ = dead.Write([]byte("hello"))
@@ -84,7 +84,7 @@ func TestDeadHost(t *testing.T) {
 		}
 		deafen(t, dead)
 		_, _ = left.Write([]byte("data"))
-		if sum := within(t, time.Minute, done); sum.End != end {
+		if sum := within(t, time.Minute, done); sum.Outcome != end {
 			t.Errorf("%+v", sum)
 		}
 		if _, err := io.ReadAll(left); !errors.Is(err, syscall.ECONNRESET) {

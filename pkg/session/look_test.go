@@ -23,12 +23,12 @@ func readsEnd(t *testing.T, who string, c io.Reader, want string) {
 // it any more.
 func TestGoneAfterItsEnd(t *testing.T) {
 	for _, later := range []time.Duration{0, 10 * time.Second, 76 * time.Second, time.Hour} {
-		for _, end := range []session.End{session.EndResetByP1, session.EndResetByP5} {
+		for _, end := range []session.Outcome{session.OutcomeResetByP1, session.OutcomeResetByP5} {
 			t.Run(string(end)+" after "+later.String(), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					n := start(t, session.Limits{})
 					gone, left, done := n.established()
-					if end == session.EndResetByP5 {
+					if end == session.OutcomeResetByP5 {
 						gone, left = left, gone
 					}
 					_, _ = gone.Write([]byte("job"))
@@ -39,11 +39,11 @@ func TestGoneAfterItsEnd(t *testing.T) {
 						t.Fatal("a half-closed connection was ended")
 					}
 					_ = gone.Close()
-					if sum := soon(t, 3*time.Second, done); sum.End != end {
+					if sum := soon(t, 3*time.Second, done); sum.Outcome != end {
 						t.Errorf("%+v", sum)
 					}
 					synctest.Wait()
-					if ends := n.endings(); !slices.Equal(ends, []session.End{end}) {
+					if ends := n.endings(); !slices.Equal(ends, []session.Outcome{end}) {
 						t.Errorf("at the server: %v", ends)
 					}
 					// It was no reset: what is left reads the end once more, and hears of it when
@@ -81,7 +81,7 @@ func TestGoneLosesNothing(t *testing.T) {
 				n.setLinks("other")
 			}
 			readsEnd(t, "P5", p5, job)
-			if sum := soon(t, 3*time.Second, done); sum.End != session.EndResetByP1 || sum.Up != int64(len(job)) {
+			if sum := soon(t, 3*time.Second, done); sum.Outcome != session.OutcomeResetByP1 || sum.Up != int64(len(job)) {
 				t.Errorf("%+v", sum)
 			}
 			readsEnd(t, "P5", p5, "")
@@ -106,7 +106,7 @@ func TestGoneWhileDetached(t *testing.T) {
 			t.Fatalf("ended without a stream: %v", ends)
 		}
 		n.setLinks("other")
-		if sum := soon(t, 3*time.Second, done); sum.End != session.EndResetByP1 {
+		if sum := soon(t, 3*time.Second, done); sum.Outcome != session.OutcomeResetByP1 {
 			t.Errorf("%+v", sum)
 		}
 		readsEnd(t, "P5", p5, "job")

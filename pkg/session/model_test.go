@@ -288,7 +288,7 @@ func (m *model) readAll() error {
 func (m *model) end() error {
 	select {
 	case sum := <-m.ended:
-		if sum.End != session.EndClosed || sum.Up != int64(len(m.p1.sent)) || sum.Down != int64(len(m.p5.sent)) {
+		if sum.Outcome != session.OutcomeClosed || sum.Up != int64(len(m.p1.sent)) || sum.Down != int64(len(m.p5.sent)) {
 			return fmt.Errorf("summary %+v", sum)
 		}
 	case <-time.After(time.Minute):

@@ -164,7 +164,7 @@ func TestStalledIsNotDead(t *testing.T) {
 					t.Fatalf("%d bytes more, %v", len(rest), err)
 				}
 				_ = to.CloseWrite()
-				if sum := soon(t, time.Minute, done); sum.Resumes != 0 || sum.Relay != "a" || sum.End != session.EndClosed {
+				if sum := soon(t, time.Minute, done); sum.Resumes != 0 || sum.Relay != "a" || sum.Outcome != session.OutcomeClosed {
 					t.Errorf("summary %+v", sum)
 				}
 			})

@@ -208,11 +208,11 @@ func (s *session) endOfTCPLocked(err error) {
 }
 
 // resetByTCP returns the end of a session whose TCP side was reset.
-func (s *session) resetByTCP() End {
+func (s *session) resetByTCP() Outcome {
 	if s.server {
-		return EndResetByP5
+		return OutcomeResetByP5
 	}
-	return EndResetByP1
+	return OutcomeResetByP1
 }
 
 // closeTCPLocked closes the TCP side once both of its directions are done. By then no goroutine

@@ -31,7 +31,7 @@ func TestStalledSessionsHoldUpNobody(t *testing.T) {
 		p1, accepted, done := n.forward()
 		begun := time.Now()
 		both(t, p1, <-accepted, 300<<10, 300<<10)
-		if sum := soon(t, time.Minute, done); sum.End != session.EndClosed {
+		if sum := soon(t, time.Minute, done); sum.Outcome != session.OutcomeClosed {
 			t.Errorf("summary %+v", sum)
 		}
 		if d := time.Since(begun); d > time.Second {
@@ -86,7 +86,7 @@ func quotaOfStalledLink(t *testing.T, limits session.Limits) {
 		}
 		p1, accepted, done := n.forward()
 		both(t, p1, <-accepted, 1<<20, 1<<20)
-		if sum := soon(t, time.Minute, done); sum.End != session.EndClosed {
+		if sum := soon(t, time.Minute, done); sum.Outcome != session.OutcomeClosed {
 			t.Errorf("summary %+v", sum)
 		}
 		for _, c := range ends {

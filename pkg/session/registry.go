@@ -93,7 +93,7 @@ func (v *Server) bury(key sessionKey, s *session) {
 	if s.closed {
 		return
 	}
-	end := EndClosed
+	end := OutcomeClosed
 	if s.ending.reset() {
 		end = s.ending.how
 	}
@@ -101,7 +101,7 @@ func (v *Server) bury(key sessionKey, s *session) {
 		Version: wire.Version, Received: s.in.received, Acked: s.in.acked, Limit: s.in.limit,
 		Reset: s.ending.reset(),
 	}
-	sum := Summary{End: end}
+	sum := Summary{Outcome: end}
 	if s.local != nil { // P5 was dialled
 		sum.Status = wire.StatusOpen
 	}
@@ -110,7 +110,7 @@ func (v *Server) bury(key sessionKey, s *session) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.removeLocked(key, s)
-	if end == EndRevoked || end == EndExpired || v.stopped {
+	if end == OutcomeRevoked || end == OutcomeExpired || v.stopped {
 		return // without a tombstone, 403 or 410 is the answer
 	}
 	if len(v.order) >= v.config.Limits.Tombstones {

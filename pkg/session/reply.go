@@ -57,7 +57,7 @@ func (v *Server) complete(st wire.Stream, granted wire.Granted) {
 func (v *Server) epitaphUnlock(s *session, st wire.Stream) {
 	sum := s.final
 	s.mu.Unlock()
-	if sum.End == EndRefused {
+	if sum.Outcome == OutcomeRefused {
 		v.refuse(st, &Refusal{sum.Status, sum.Text})
 		return
 	}
@@ -65,7 +65,7 @@ func (v *Server) epitaphUnlock(s *session, st wire.Stream) {
 	tomb := v.tombs[sessionKey{sum.Client, s.token}]
 	v.mu.Unlock()
 	if tomb == nil {
-		v.refuse(st, &Refusal{wire.StatusNoSession, "the session has ended: " + string(sum.End)})
+		v.refuse(st, &Refusal{wire.StatusNoSession, "the session has ended: " + string(sum.Outcome)})
 		return
 	}
 	v.complete(st, tomb.granted)

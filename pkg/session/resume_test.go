@@ -30,7 +30,7 @@ func TestDeliveredBetweenResumeAndReply(t *testing.T) {
 		if err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("%d bytes, %v", len(got), err)
 		}
-		if sum := soon(t, time.Minute, done); sum.End != session.EndClosed || sum.Resumes != 1 {
+		if sum := soon(t, time.Minute, done); sum.Outcome != session.OutcomeClosed || sum.Resumes != 1 {
 			t.Errorf("summary %+v", sum)
 		}
 	})
@@ -47,7 +47,7 @@ func TestRefusedWhileSending(t *testing.T) {
 		_, _ = p1.Write(make([]byte, 20000))
 		synctest.Wait()
 		p.reply(wire.StatusRefused, "", nil)
-		if sum := soon(t, time.Minute, done); sum.End != session.EndRefused {
+		if sum := soon(t, time.Minute, done); sum.Outcome != session.OutcomeRefused {
 			t.Errorf("summary %+v", sum)
 		}
 		p.st.Reset(wire.CodeLost)

@@ -111,7 +111,7 @@ func (v *Server) Run(ctx context.Context) error {
 			v.declineUnlock(s, &Refusal{wire.StatusRefused, "the server is stopping"}, stopTimeout)
 			continue
 		}
-		s.resetLocked(EndStopped, resetByStop)
+		s.resetLocked(OutcomeStopped, resetByStop)
 		s.sendUnlock(false)
 	}
 	v.all.Wait()
@@ -165,7 +165,7 @@ func (v *Server) Memory() Memory { return v.host.memory() }
 
 // End ends the sessions that match at once, detached ones too. The client is told not to resume
 // them.
-func (v *Server) End(match func(Info) bool, why End) {
+func (v *Server) End(match func(Info) bool, why Outcome) {
 	for _, s := range v.list() {
 		s.mu.Lock()
 		if s.closed || !match(s.snapshotLocked()) {
@@ -183,12 +183,12 @@ func (v *Server) withdraw(key sessionKey) {
 	v.mu.Unlock()
 	if s != nil {
 		s.mu.Lock()
-		v.endUnlock(s, EndRevoked, wire.CodeRevoked)
+		v.endUnlock(s, OutcomeRevoked, wire.CodeRevoked)
 	}
 }
 
 // endUnlock ends s at once, resets its stream with a code that forbids to resume it, and unlocks s.
-func (v *Server) endUnlock(s *session, why End, code wire.StreamCode) {
+func (v *Server) endUnlock(s *session, why Outcome, code wire.StreamCode) {
 	at := s.at
 	if !s.ending.reset() {
 		s.ending.how = why

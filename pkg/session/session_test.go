@@ -31,11 +31,11 @@ func TestBothWays(t *testing.T) {
 		p1, accepted, done := n.forward()
 		both(t, p1, <-accepted, 5<<20, 3<<20)
 		sum := <-done
-		if sum.End != session.EndClosed || sum.Up != 5<<20 || sum.Down != 3<<20 {
+		if sum.Outcome != session.OutcomeClosed || sum.Up != 5<<20 || sum.Down != 3<<20 {
 			t.Errorf("summary %+v", sum)
 		}
 		synctest.Wait()
-		if len(n.ended) != 1 || n.ended[0].End != session.EndClosed || n.ended[0].ID != sum.ID {
+		if len(n.ended) != 1 || n.ended[0].Outcome != session.OutcomeClosed || n.ended[0].ID != sum.ID {
 			t.Errorf("at the server: %+v", n.ended)
 		}
 	})
@@ -48,7 +48,7 @@ func TestCutOnce(t *testing.T) {
 			n.cutAfter(cut)
 			p1, accepted, done := n.forward()
 			both(t, p1, <-accepted, 1000, 700)
-			if sum := <-done; sum.End != session.EndClosed {
+			if sum := <-done; sum.Outcome != session.OutcomeClosed {
 				t.Fatalf("cut after %d bytes: %+v", cut, sum)
 			}
 		}
@@ -73,7 +73,7 @@ func TestRefusals(t *testing.T) {
 				p1, done := n.forwardTo(c.dial)
 				_, _ = p1.Write([]byte("hello"))
 				sum := <-done
-				if sum.End != session.EndRefused || sum.Status != c.want || sum.Node != "nas" {
+				if sum.Outcome != session.OutcomeRefused || sum.Status != c.want || sum.Node != "nas" {
 					t.Errorf("summary %+v", sum)
 				}
 				if _, err := p1.Read(make([]byte, 1)); !errors.Is(err, errReset) {
@@ -103,11 +103,11 @@ func TestResets(t *testing.T) {
 				if _, err := other.Read(make([]byte, 1)); !errors.Is(err, errReset) {
 					t.Errorf("the other side saw %v", err)
 				}
-				if sum := <-done; sum.End != session.End("reset by "+side) {
+				if sum := <-done; sum.Outcome != session.Outcome("reset by "+side) {
 					t.Errorf("summary %+v", sum)
 				}
 				synctest.Wait()
-				if len(n.ended) != 1 || n.ended[0].End != session.End("reset by "+side) {
+				if len(n.ended) != 1 || n.ended[0].Outcome != session.Outcome("reset by "+side) {
 					t.Errorf("at the server: %+v", n.ended)
 				}
 			})
@@ -134,7 +134,7 @@ func TestDetachedForTooLong(t *testing.T) {
 				t.Errorf("after %v", d)
 			}
 		}
-		if sum := <-done; sum.End != session.EndExpired {
+		if sum := <-done; sum.Outcome != session.OutcomeExpired {
 			t.Errorf("summary %+v", sum)
 		}
 	})
@@ -153,7 +153,7 @@ func TestNoReadersNoDeadlock(t *testing.T) {
 		if got, err := io.ReadAll(p5); err != nil || len(got) != 4<<20 {
 			t.Fatalf("%d bytes, %v", len(got), err)
 		}
-		if sum := <-done; sum.End != session.EndClosed {
+		if sum := <-done; sum.Outcome != session.OutcomeClosed {
 			t.Errorf("summary %+v", sum)
 		}
 	})

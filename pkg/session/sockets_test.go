@@ -114,7 +114,7 @@ func TestSockets(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if sum := within(t, 10*time.Second, done); sum.End != session.EndClosed {
+	if sum := within(t, 10*time.Second, done); sum.Outcome != session.OutcomeClosed {
 		t.Errorf("summary %+v", sum)
 	}
 }

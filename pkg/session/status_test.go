@@ -58,7 +58,7 @@ func TestRefusedOpening(t *testing.T) {
 						return
 					}
 					sum := soon(t, time.Second, done)
-					if sum.End != session.EndRefused || sum.Status != c.status || sum.Node != c.node || sum.Text != "no" {
+					if sum.Outcome != session.OutcomeRefused || sum.Status != c.status || sum.Node != c.node || sum.Text != "no" {
 						t.Errorf("summary %+v", sum)
 					}
 					if err := howEnded(p1); !errors.Is(err, errReset) {
@@ -80,14 +80,14 @@ func TestRefusedResume(t *testing.T) {
 	for _, c := range []struct {
 		status wire.Status
 		node   string
-		end    session.End // empty if it goes on
+		end    session.Outcome // empty if it goes on
 	}{
-		{wire.StatusMalformed, "relay", session.EndProtocol},
-		{wire.StatusMalformed, "nas", session.EndProtocol},
-		{wire.StatusVersion, "nas", session.EndProtocol},
-		{wire.StatusNoSession, "nas", session.EndRestarted},
-		{wire.StatusNotAllowed, "nas", session.EndRevoked},
-		{wire.StatusNotAllowed, "relay", session.EndRevoked},
+		{wire.StatusMalformed, "relay", session.OutcomeProtocol},
+		{wire.StatusMalformed, "nas", session.OutcomeProtocol},
+		{wire.StatusVersion, "nas", session.OutcomeProtocol},
+		{wire.StatusNoSession, "nas", session.OutcomeRestarted},
+		{wire.StatusNotAllowed, "nas", session.OutcomeRevoked},
+		{wire.StatusNotAllowed, "relay", session.OutcomeRevoked},
 		{wire.StatusNotNewest, "nas", ""},
 		{wire.StatusTooMany, "nas", ""},
 		{wire.StatusTooMany, "relay", ""},
@@ -111,7 +111,7 @@ func TestRefusedResume(t *testing.T) {
 					if err := howEnded(p1); !errors.Is(err, errReset) {
 						t.Errorf("P1 saw %v", err)
 					}
-					if sum := soon(t, time.Second, done); sum.End != c.end || refusals != 1 {
+					if sum := soon(t, time.Second, done); sum.Outcome != c.end || refusals != 1 {
 						t.Errorf("after %d refusals: %+v", refusals, sum)
 					}
 					return
@@ -120,7 +120,7 @@ func TestRefusedResume(t *testing.T) {
 					t.Error(err)
 				}
 				_ = p5.CloseWrite()
-				if sum := soon(t, time.Minute, done); sum.End != session.EndClosed || sum.Resumes != 1 || sum.Duration > 10*time.Second {
+				if sum := soon(t, time.Minute, done); sum.Outcome != session.OutcomeClosed || sum.Resumes != 1 || sum.Duration > 10*time.Second {
 					t.Errorf("summary %+v", sum)
 				}
 			})
@@ -175,7 +175,7 @@ func TestHeld(t *testing.T) {
 		if d := time.Since(begun); d != 5*time.Second {
 			t.Errorf("P1 was held for %v", d)
 		}
-		if sum := soon(t, time.Second, done); sum.End != session.EndUnattached || sum.Status != wire.StatusNotConnected {
+		if sum := soon(t, time.Second, done); sum.Outcome != session.OutcomeUnattached || sum.Status != wire.StatusNotConnected {
 			t.Errorf("summary %+v", sum)
 		}
 	})
@@ -198,7 +198,7 @@ func TestServerRestarted(t *testing.T) {
 		if err := howEnded(p1); !errors.Is(err, errReset) {
 			t.Errorf("P1 saw %v", err)
 		}
-		if sum := soon(t, time.Second, done); sum.End != session.EndRestarted {
+		if sum := soon(t, time.Second, done); sum.Outcome != session.OutcomeRestarted {
 			t.Errorf("summary %+v", sum)
 		}
 		n.server = next
@@ -228,7 +228,7 @@ func TestLostEnd(t *testing.T) {
 			}
 			time.Sleep(50 * time.Millisecond) // its end is on its way
 			n.cut()
-			if sum := soon(t, time.Minute, done); sum.End != session.EndClosed {
+			if sum := soon(t, time.Minute, done); sum.Outcome != session.OutcomeClosed {
 				t.Errorf("summary %+v", sum)
 			}
 			if !asked {
@@ -253,7 +253,7 @@ func TestRevoked(t *testing.T) {
 			n.decideBy(func(string, string) *session.Refusal {
 				return &session.Refusal{Status: wire.StatusNotAllowed, Text: "not any more"}
 			})
-			n.server.End(func(i session.Info) bool { return i.Client == "laptop" && i.Target == ":22" }, session.EndRevoked)
+			n.server.End(func(i session.Info) bool { return i.Client == "laptop" && i.Target == ":22" }, session.OutcomeRevoked)
 			if err := howEnded(p5); !errors.Is(err, errReset) {
 				t.Errorf("P5 saw %v", err)
 			}
@@ -264,7 +264,7 @@ func TestRevoked(t *testing.T) {
 			if err := howEnded(p1); !errors.Is(err, errReset) {
 				t.Errorf("P1 saw %v", err)
 			}
-			if sum := soon(t, time.Second, done); sum.End != session.EndRevoked {
+			if sum := soon(t, time.Second, done); sum.Outcome != session.OutcomeRevoked {
 				t.Errorf("summary %+v", sum)
 			}
 		})
@@ -276,22 +276,22 @@ func TestRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := start(t, session.Limits{})
 		p1, p5, done := n.established()
-		n.client.End(func(i session.Info) bool { return i.Mapping == "other" }, session.EndRemoved)
+		n.client.End(func(i session.Info) bool { return i.Mapping == "other" }, session.OutcomeRemoved)
 		_, _ = p1.Write([]byte("hello"))
 		if _, err := io.ReadFull(p5, make([]byte, 5)); err != nil {
 			t.Error(err)
 		}
-		n.client.End(func(i session.Info) bool { return i.Mapping == "m" }, session.EndRemoved)
+		n.client.End(func(i session.Info) bool { return i.Mapping == "m" }, session.OutcomeRemoved)
 		for _, c := range []*memConn{p1, p5} {
 			if err := howEnded(c); !errors.Is(err, errReset) {
 				t.Errorf("an end saw %v", err)
 			}
 		}
-		if sum := soon(t, time.Second, done); sum.End != session.EndRemoved {
+		if sum := soon(t, time.Second, done); sum.Outcome != session.OutcomeRemoved {
 			t.Errorf("summary %+v", sum)
 		}
 		synctest.Wait()
-		if ends := n.endings(); !slices.Equal(ends, []session.End{session.EndRemoved}) {
+		if ends := n.endings(); !slices.Equal(ends, []session.Outcome{session.OutcomeRemoved}) {
 			t.Errorf("at the server: %v", ends)
 		}
 	})
@@ -303,7 +303,7 @@ func TestSessionsLimit(t *testing.T) {
 		n := start(t, session.Limits{Sessions: 1})
 		p1, _, _ := n.established()
 		other, _, done := n.forward()
-		if sum := soon(t, time.Second, done); sum.Status != wire.StatusTooMany || sum.End != session.EndRefused {
+		if sum := soon(t, time.Second, done); sum.Status != wire.StatusTooMany || sum.Outcome != session.OutcomeRefused {
 			t.Errorf("summary %+v", sum)
 		}
 		if err := howEnded(other); !errors.Is(err, errReset) {
@@ -450,12 +450,12 @@ func TestGrantedTimeout(t *testing.T) {
 				if in {
 					both(t, p1, p5, 1000, 1000)
 				}
-				want := map[bool]session.End{true: session.EndClosed, false: session.EndExpired}[in]
-				if sum := soon(t, time.Minute, done); sum.End != want {
+				want := map[bool]session.Outcome{true: session.OutcomeClosed, false: session.OutcomeExpired}[in]
+				if sum := soon(t, time.Minute, done); sum.Outcome != want {
 					t.Errorf("asked %v, granted %v: %+v", c.asked, c.granted, sum)
 				}
 				synctest.Wait()
-				if ends := n.endings(); !slices.Equal(ends, []session.End{want}) {
+				if ends := n.endings(); !slices.Equal(ends, []session.Outcome{want}) {
 					t.Errorf("at the server: %v", ends)
 				}
 			})
@@ -489,7 +489,7 @@ func TestRefusedAfterLoss(t *testing.T) {
 		if err := howEnded(p5); !errors.Is(err, errReset) {
 			t.Errorf("P5 saw %v", err)
 		}
-		if sum := soon(t, time.Minute, done); sum.End != session.EndRefused || sum.Status != wire.StatusNotConnected || sum.Text != "gone" {
+		if sum := soon(t, time.Minute, done); sum.Outcome != session.OutcomeRefused || sum.Status != wire.StatusNotConnected || sum.Text != "gone" {
 			t.Errorf("summary %+v", sum)
 		}
 	})

@@ -23,47 +23,47 @@ const stopped = 3 * time.Second
 var clientStops = []struct {
 	name string
 	make func(n *network) (p1 *memConn, done <-chan session.Summary)
-	end  session.End
+	end  session.Outcome
 	seen error // by P1
 }{
 	{"attached", func(n *network) (*memConn, <-chan session.Summary) {
 		p1, _, done := n.established()
 		return p1, done
-	}, session.EndStopped, errReset},
+	}, session.OutcomeStopped, errReset},
 	{"detached", func(n *network) (*memConn, <-chan session.Summary) {
 		p1, _, done := n.established()
 		n.setLinks()
 		n.cut()
 		return p1, done
-	}, session.EndStopped, errReset},
+	}, session.OutcomeStopped, errReset},
 	{"attached over a dead path", func(n *network) (*memConn, <-chan session.Summary) {
 		p1, _, done := n.established()
 		n.silence(n.links[0])
 		return p1, done
-	}, session.EndStopped, errReset},
+	}, session.OutcomeStopped, errReset},
 	{"resuming over a dead path", func(n *network) (*memConn, <-chan session.Summary) {
 		p1, _, done := n.established()
 		n.silence(n.links[0])
 		n.cut()
 		return p1, done
-	}, session.EndStopped, errReset},
+	}, session.OutcomeStopped, errReset},
 	{"moving", func(n *network) (*memConn, <-chan session.Summary) {
 		p1, _, done := n.established()
 		a := n.links[0]
 		n.replaceLinks(a, &memLink{name: "b", hole: true})
 		n.client.Move(a, "closing")
 		return p1, done
-	}, session.EndStopped, errReset},
+	}, session.OutcomeStopped, errReset},
 	{"held", func(n *network) (*memConn, <-chan session.Summary) {
 		n.setLinks()
 		p1, _, done := n.forward()
 		return p1, done
-	}, session.EndStopped, errReset},
+	}, session.OutcomeStopped, errReset},
 	{"opening", func(n *network) (*memConn, <-chan session.Summary) {
 		n.silence(n.links[0])
 		p1, _, done := n.forward()
 		return p1, done
-	}, session.EndStopped, errReset},
+	}, session.OutcomeStopped, errReset},
 	{"opening again", func(n *network) (*memConn, <-chan session.Summary) {
 		n.silence(n.links[0])
 		p1, _, done := n.forward()
@@ -71,7 +71,7 @@ var clientStops = []struct {
 		n.cut()
 		time.Sleep(time.Second)
 		return p1, done
-	}, session.EndStopped, errReset},
+	}, session.OutcomeStopped, errReset},
 	{"reset while detached", func(n *network) (*memConn, <-chan session.Summary) {
 		p1, _, done := n.established()
 		n.setLinks()
@@ -79,14 +79,14 @@ var clientStops = []struct {
 		time.Sleep(time.Second)
 		p1.reset()
 		return p1, done
-	}, session.EndResetByP1, errReset},
+	}, session.OutcomeResetByP1, errReset},
 	{"reset over a dead path", func(n *network) (*memConn, <-chan session.Summary) {
 		p1, _, done := n.established()
 		n.silence(n.links[0])
 		p1.reset()
 		time.Sleep(10 * time.Second)
 		return p1, done
-	}, session.EndResetByP1, errReset},
+	}, session.OutcomeResetByP1, errReset},
 	{"closed over a dead path", func(n *network) (*memConn, <-chan session.Summary) {
 		p1, p5, done := n.established()
 		_ = p5.CloseWrite()
@@ -94,7 +94,7 @@ var clientStops = []struct {
 		n.silence(n.links[0])
 		_ = p1.CloseWrite()
 		return p1, done
-	}, session.EndStopped, io.EOF},
+	}, session.OutcomeStopped, io.EOF},
 }
 
 // TestStopClient stops a client whose sessions are in all kinds of states.
@@ -110,7 +110,7 @@ func TestStopClient(t *testing.T) {
 				if d := time.Since(begun); d > stopped {
 					t.Errorf("it took %v", d)
 				}
-				if sum := <-done; sum.End != c.end {
+				if sum := <-done; sum.Outcome != c.end {
 					t.Errorf("summary %+v", sum)
 				}
 				if _, err := p1.Read(make([]byte, 1)); !errors.Is(err, c.seen) {
@@ -235,12 +235,12 @@ func TestUnconfirmedReset(t *testing.T) {
 				if d := time.Since(begun); d > 100*time.Millisecond {
 					t.Errorf("it took %v", d)
 				}
-				want := session.End("reset by " + side)
-				if sum := soon(t, time.Second, done); sum.End != want {
+				want := session.Outcome("reset by " + side)
+				if sum := soon(t, time.Second, done); sum.Outcome != want {
 					t.Errorf("summary %+v", sum)
 				}
 				synctest.Wait()
-				if ends := n.endings(); !slices.Equal(ends, []session.End{want}) {
+				if ends := n.endings(); !slices.Equal(ends, []session.Outcome{want}) {
 					t.Errorf("at the server: %v", ends)
 				}
 			})
@@ -269,7 +269,7 @@ func TestOpeningWithoutAnswer(t *testing.T) {
 		if d := time.Since(begun); d > 20*time.Second {
 			t.Errorf("P5 saw it after %v", d)
 		}
-		if sum := soon(t, time.Minute, done); sum.End != session.EndRefused || sum.Status != wire.StatusTimeout {
+		if sum := soon(t, time.Minute, done); sum.Outcome != session.OutcomeRefused || sum.Status != wire.StatusTimeout {
 			t.Errorf("summary %+v", sum)
 		}
 	})

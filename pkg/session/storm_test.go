@@ -135,7 +135,7 @@ func (s *storm) connect(i int, kind byte, size int) {
 	if err := kinds[kind](p1, uint64(i), size); err != nil {
 		s.t.Errorf("connection %d of kind %d: %v", i, kind, err)
 	}
-	if sum := <-ended; sum.End != session.EndClosed && (kind != kindReset || sum.End != session.EndResetByP1) {
+	if sum := <-ended; sum.Outcome != session.OutcomeClosed && (kind != kindReset || sum.Outcome != session.OutcomeResetByP1) {
 		s.t.Errorf("connection %d of kind %d: %+v", i, kind, sum)
 	}
 }

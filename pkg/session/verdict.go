@@ -42,30 +42,30 @@ func judgeStream(err error) (v verdict, beyond bool) {
 
 // A refusalVerdict is what P2 does about a refusal (PROTOCOL.md, section 4).
 type refusalVerdict struct {
-	retry   bool // another link, or the same one later, may have another answer
-	exclude bool // this relay is not asked again for this session
-	outcome End  // how the session ends if P2 doesn't try again
+	retry   bool    // another link, or the same one later, may have another answer
+	exclude bool    // this relay is not asked again for this session
+	outcome Outcome // how the session ends if P2 doesn't try again
 }
 
 // judgeRefusal returns what P2 does about a refusal. opening is false for an attempt to resume.
 // byRelay is true if the relay refused, false if the server did.
 func judgeRefusal(status wire.Status, opening, byRelay bool) refusalVerdict {
-	v := refusalVerdict{outcome: EndProtocol}
+	v := refusalVerdict{outcome: OutcomeProtocol}
 	switch status {
 	case wire.StatusNotConnected:
 		v.retry = true
 	case wire.StatusNotAllowed:
-		v = refusalVerdict{retry: byRelay, exclude: byRelay, outcome: EndRevoked}
+		v = refusalVerdict{retry: byRelay, exclude: byRelay, outcome: OutcomeRevoked}
 	case wire.StatusTooMany:
 		v.retry = byRelay || !opening
 	case wire.StatusNotNewest, wire.StatusRefused, wire.StatusTimeout:
 		v.retry = !opening
 	case wire.StatusNoSession:
-		v.outcome = EndRestarted
+		v.outcome = OutcomeRestarted
 	default: // another attempt would have the same answer
 	}
 	if opening {
-		v.outcome = EndRefused
+		v.outcome = OutcomeRefused
 	}
 	return v
 }

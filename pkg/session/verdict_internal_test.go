@@ -42,27 +42,27 @@ func TestJudgeStream(t *testing.T) {
 // TestJudgeRefusal asserts the table of PROTOCOL.md, section 4.
 func TestJudgeRefusal(t *testing.T) {
 	const server, relay = false, true
-	retry := func(outcome End) refusalVerdict { return refusalVerdict{retry: true, outcome: outcome} }
-	end := func(outcome End) refusalVerdict { return refusalVerdict{outcome: outcome} }
+	retry := func(outcome Outcome) refusalVerdict { return refusalVerdict{retry: true, outcome: outcome} }
+	end := func(outcome Outcome) refusalVerdict { return refusalVerdict{outcome: outcome} }
 	for _, c := range []struct {
 		status          wire.Status
 		byRelay         bool
 		opening, resume refusalVerdict
 	}{
-		{wire.StatusNotConnected, relay, retry(EndRefused), retry(EndProtocol)},
-		{wire.StatusNotConnected, server, retry(EndRefused), retry(EndProtocol)},
-		{wire.StatusNotAllowed, relay, refusalVerdict{true, true, EndRefused}, refusalVerdict{true, true, EndRevoked}},
-		{wire.StatusNotAllowed, server, end(EndRefused), end(EndRevoked)},
-		{wire.StatusTooMany, relay, retry(EndRefused), retry(EndProtocol)},
-		{wire.StatusTooMany, server, end(EndRefused), retry(EndProtocol)},
-		{wire.StatusNotNewest, server, end(EndRefused), retry(EndProtocol)},
-		{wire.StatusRefused, server, end(EndRefused), retry(EndProtocol)},
-		{wire.StatusTimeout, server, end(EndRefused), retry(EndProtocol)},
-		{wire.StatusNoSession, server, end(EndRefused), end(EndRestarted)},
-		{wire.StatusMalformed, server, end(EndRefused), end(EndProtocol)},
-		{wire.StatusVersion, relay, end(EndRefused), end(EndProtocol)},
-		{wire.StatusLoop, server, end(EndRefused), end(EndProtocol)},
-		{999, relay, end(EndRefused), end(EndProtocol)},
+		{wire.StatusNotConnected, relay, retry(OutcomeRefused), retry(OutcomeProtocol)},
+		{wire.StatusNotConnected, server, retry(OutcomeRefused), retry(OutcomeProtocol)},
+		{wire.StatusNotAllowed, relay, refusalVerdict{true, true, OutcomeRefused}, refusalVerdict{true, true, OutcomeRevoked}},
+		{wire.StatusNotAllowed, server, end(OutcomeRefused), end(OutcomeRevoked)},
+		{wire.StatusTooMany, relay, retry(OutcomeRefused), retry(OutcomeProtocol)},
+		{wire.StatusTooMany, server, end(OutcomeRefused), retry(OutcomeProtocol)},
+		{wire.StatusNotNewest, server, end(OutcomeRefused), retry(OutcomeProtocol)},
+		{wire.StatusRefused, server, end(OutcomeRefused), retry(OutcomeProtocol)},
+		{wire.StatusTimeout, server, end(OutcomeRefused), retry(OutcomeProtocol)},
+		{wire.StatusNoSession, server, end(OutcomeRefused), end(OutcomeRestarted)},
+		{wire.StatusMalformed, server, end(OutcomeRefused), end(OutcomeProtocol)},
+		{wire.StatusVersion, relay, end(OutcomeRefused), end(OutcomeProtocol)},
+		{wire.StatusLoop, server, end(OutcomeRefused), end(OutcomeProtocol)},
+		{999, relay, end(OutcomeRefused), end(OutcomeProtocol)},
 	} {
 		if got := judgeRefusal(c.status, true, c.byRelay); got != c.opening {
 			t.Errorf("%d on an opening, by the relay: %t: %+v, want %+v", c.status, c.byRelay, got, c.opening)

@@ -42,7 +42,7 @@ func TestDirectionsAreIndependent(t *testing.T) {
 						if err := receiveAll(talker, back); err != nil {
 							t.Error(err)
 						}
-						if sum := soon(t, time.Minute, done); sum.End != session.EndClosed {
+						if sum := soon(t, time.Minute, done); sum.Outcome != session.OutcomeClosed {
 							t.Errorf("summary %+v", sum)
 						}
 					})
@@ -125,7 +125,7 @@ func TestHalfClose(t *testing.T) {
 					})
 				}
 				all.Wait()
-				if sum := soon(t, time.Minute, done); sum.End != session.EndClosed || sum.Duration > max(c.p1, c.p5)+time.Second {
+				if sum := soon(t, time.Minute, done); sum.Outcome != session.OutcomeClosed || sum.Duration > max(c.p1, c.p5)+time.Second {
 					t.Errorf("summary %+v", sum)
 				}
 				synctest.Wait() // both sockets are closed by now
