@@ -141,7 +141,7 @@ func (p *process) end() error {
 	return p.err
 }
 
-const patience = 20 * time.Second
+const patience = 2 * time.Minute
 
 // until waits until the status is as it should be.
 func (p *process) until(what string, is func(*control.Status) bool) *control.Status {
