@@ -112,9 +112,7 @@ func (w *world) start(adjust ...func(*link.Listener)) {
 
 // kill ends the relay without a word.
 func (w *world) kill() {
-	w.network.Cut(linktest.RelayHost)
-	w.stop()
-	w.network.Heal(linktest.RelayHost)
+	w.network.Kill(linktest.RelayHost, w.stop)
 }
 
 func (w *world) dial() (stop func()) { return w.network.Run(w.dialer.Run) }

@@ -85,9 +85,7 @@ func TestKilledProcessLosesItsPlace(t *testing.T) {
 		w.took(40*ms, 40*ms)
 		old := <-w.accepted
 		time.Sleep(time.Minute)
-		w.network.Cut(linktest.DiallerHost)
-		stop()
-		w.network.Heal(linktest.DiallerHost)
+		w.network.Kill(linktest.DiallerHost, stop)
 
 		again, log := w.rival(linktest.DiallerHost, w.links)
 		w.network.Run(again.Run)

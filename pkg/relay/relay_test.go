@@ -949,9 +949,7 @@ func TestTwoNodesWithOneKey(t *testing.T) {
 		rivals := func() string { return fmt.Sprint(w.relay.Snapshot().Peers[0].Rivals) }
 		first := w.server("nas", echo)
 		for range 2 { // restarts, without a word
-			w.network.Cut(host("nas"))
-			first.stop()
-			w.network.Heal(host("nas"))
+			w.network.Kill(host("nas"), first.stop)
 			first = w.server("nas", echo)
 		}
 		time.Sleep(time.Second)

@@ -132,9 +132,7 @@ func TestServerThatVanishesEndsItsSessions(t *testing.T) {
 		_, s, _ := w.chain()
 		conn := w.connect("echo")
 		exchange(t, conn, "hello")
-		w.network.Cut(nasHost) // what it says while it is stopped isn't heard
-		s.stop()
-		w.network.Heal(nasHost)
+		w.network.Kill(nasHost, s.stop)
 		w.server(w.serverConfig(w.relays(relayHost), "7 laptop"))
 		start := time.Now()
 		wantReset(t, conn)

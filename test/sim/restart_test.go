@@ -50,9 +50,7 @@ func TestRelayRestartsRefuseNothing(t *testing.T) {
 			if i%2 == 0 {
 				relay.stop()
 			} else {
-				w.network.Cut(relayHost)
-				relay.stop()
-				w.network.Heal(relayHost)
+				w.network.Kill(relayHost, relay.stop)
 			}
 			relay = w.relay(relayHost, nas)
 			for range 100 {

@@ -98,9 +98,7 @@ func storm(t *testing.T, w *world, seed uint64) {
 			relays[host] = w.relay(host, nas)
 		case 4: // killed: nobody hears of it
 			host = hosts[2+r.IntN(2)]
-			w.network.Cut(host)
-			relays[host].stop()
-			w.network.Heal(host)
+			w.network.Kill(host, relays[host].stop)
 			time.Sleep(lasts)
 			relays[host] = w.relay(host, nas)
 		case 5:

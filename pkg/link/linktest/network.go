@@ -21,6 +21,7 @@ import (
 	"net/netip"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/quic-go/quic-go/testutils/simnet"
@@ -87,6 +88,15 @@ func (n *Network) setCut(cut bool, hosts []string) {
 	for _, h := range hosts {
 		n.cut[netip.MustParseAddr(h)] = cut
 	}
+}
+
+// Kill stops a node on a host so that no other node hears of it: what the node says on its way out is
+// lost. The host is on the network again when Kill returns.
+func (n *Network) Kill(host string, stop func()) {
+	n.Cut(host)
+	stop()
+	synctest.Wait() // its last packets reach the router
+	n.Heal(host)
 }
 
 // Drop makes the router drop the packets for which f returns true. It replaces the last f; nil
