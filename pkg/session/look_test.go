@@ -112,3 +112,22 @@ func TestGoneWhileDetached(t *testing.T) {
 		readsEnd(t, "P5", p5, "job")
 	})
 }
+
+// TestGoneWhileIdle lets P1 be gone long after it has ended its half, when no sweep visits the session.
+func TestGoneWhileIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := start(t, session.Limits{})
+		p1, p5, done := n.established()
+		_, _ = p1.Write([]byte("job"))
+		_ = p1.CloseWrite()
+		readsEnd(t, "P5", p5, "job")
+		time.Sleep(10 * time.Minute)
+		if len(n.client.Sessions()) != 1 {
+			t.Fatal("a half-closed session has ended")
+		}
+		_ = p1.Close()
+		if sum := soon(t, 3*time.Second, done); sum.Outcome != session.OutcomeResetByP1 {
+			t.Errorf("%+v", sum)
+		}
+	})
+}

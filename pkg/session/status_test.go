@@ -494,3 +494,54 @@ func TestRefusedAfterLoss(t *testing.T) {
 		}
 	})
 }
+
+// TestCounts compares the counters, for which nothing is copied, with what happens to a session.
+func TestCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := start(t, session.Limits{})
+		link := n.links[0]
+		want := func(when string, sessions, detached int, carries, moving bool) {
+			t.Helper()
+			synctest.Wait()
+			for who, is := range map[string][2]int{
+				"client": {n.client.Count(), n.client.Detached()}, "server": {n.server.Count(), n.server.Detached()},
+			} {
+				if is != [2]int{sessions, detached} {
+					t.Errorf("%s: the %s counts %d, want %d and %d detached", when, who, is, sessions, detached)
+				}
+			}
+			if n.client.Carries(link) != carries {
+				t.Errorf("%s: the link carries a session: %t", when, !carries)
+			}
+			if n.client.Moving() != moving || n.server.Moving() != moving {
+				t.Errorf("%s: moving is %t and %t", when, n.client.Moving(), n.server.Moving())
+			}
+		}
+		want("before", 0, 0, false, false)
+		p1, p5, done := n.established()
+		want("at first", 1, 0, true, true)
+		time.Sleep(2 * time.Second)
+		want("idle", 1, 0, true, false)
+		go func() { _, _ = p1.Write([]byte("x")) }()
+		_, _ = p5.Read(make([]byte, 1))
+		want("in use", 1, 0, true, true)
+		n.setLinks()
+		n.cut()
+		time.Sleep(2 * time.Second)
+		want("cut off", 1, 1, false, false)
+		n.client.SetLimits(session.Limits{Sessions: 1})
+		n.setLinks("other")
+		time.Sleep(5 * time.Second)
+		want("resumed", 1, 0, false, false)
+		if !n.client.Carries(n.links[0]) {
+			t.Error("the other link carries nothing")
+		}
+		if _, refused := n.forwardVia("nas"); (<-refused).Status != wire.StatusTooMany {
+			t.Error("a second session beyond the new limit")
+		}
+		_ = p1.Close()
+		_ = p5.Close()
+		<-done
+		want("after", 0, 0, false, false)
+	})
+}
