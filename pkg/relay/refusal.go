@@ -90,7 +90,7 @@ func (r *Relay) refuse(from *neighbour, s wire.Stream, q request, no refusal) {
 	_ = s.SetWriteDeadline(time.Now().Add(refusalTime))
 	_, err := s.Write(wire.Append(nil, &wire.Reply{Status: no.status, Text: no.text, Node: r.name}))
 	if err == nil {
-		err = s.End(nil)
+		err = s.CloseWrite()
 	}
 	if err != nil {
 		s.Reset(wire.CodeLost)

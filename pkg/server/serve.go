@@ -120,7 +120,7 @@ func (s *Server) refuse(stream wire.Stream, r *session.Refusal) {
 	_ = stream.SetWriteDeadline(deadline)
 	_, err := stream.Write(wire.Append(nil, &wire.Reply{Status: r.Status, Text: r.Text, Node: s.node}))
 	if err == nil {
-		err = stream.End(nil)
+		err = stream.CloseWrite()
 	}
 	if err != nil {
 		stream.Reset(wire.CodeLost)

@@ -330,7 +330,7 @@ func (f *forward) refuseLocked(a *attempt, reply *wire.Reply) {
 
 // finish ends both halves of a stream that has served its purpose.
 func finish(st wire.Stream) {
-	_ = st.End(nil)
+	_ = st.CloseWrite()
 	st.CancelRead(wire.CodeLost)
 }
 

@@ -40,7 +40,7 @@ func (v *Server) refuse(st wire.Stream, r *Refusal) {
 // say replies with a refusal, and ends the writing half of the stream.
 func (v *Server) say(st wire.Stream, r *Refusal) {
 	_, _ = st.Write(wire.Append(nil, &wire.Reply{Status: r.Status, Text: r.Text, Node: v.config.Node}))
-	_ = st.End(nil)
+	_ = st.CloseWrite()
 }
 
 // complete replies that the session has ended, and ends both halves of the stream.
@@ -48,7 +48,7 @@ func (v *Server) complete(st wire.Stream, granted wire.Granted) {
 	_, _ = st.Write(wire.Append(nil, &wire.Reply{
 		Status: wire.StatusComplete, Node: v.config.Node, Inner: wire.Append(nil, &granted),
 	}))
-	_ = st.End(nil)
+	_ = st.CloseWrite()
 	drain(st)
 }
 

@@ -65,7 +65,7 @@ func (at *attachment) sendControlUnlock() bool {
 	ok, err := at.stream.TryWrite(p)
 	if ok || err != nil {
 		if last && err == nil {
-			_ = at.stream.End(nil) // in the same packet
+			_ = at.stream.CloseWrite() // in the same packet
 		}
 		at.wrote(p, 0, err)
 		return true

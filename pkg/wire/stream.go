@@ -24,6 +24,9 @@ type Stream interface {
 	WriteLater(p []byte)
 	// End queues p, which may be empty, as WriteLater does, and ends the writing half behind it.
 	End(p []byte) error
+	// CloseWrite ends the writing half at once. A reader that gives up once it has the last bytes
+	// must not overtake the end.
+	CloseWrite() error
 	// CancelRead tells the peer that nothing more will be read. It does nothing after the end.
 	CancelRead(code StreamCode)
 	// CancelWrite makes the peer's reads fail with the code. Data that was not delivered may be
