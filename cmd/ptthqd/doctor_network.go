@@ -216,7 +216,7 @@ func (d *doctor) examineMappings(ctx context.Context) {
 		case running[m.Name].Problem != "":
 			c.Result, c.Detail, c.Remedy = isFailure, running[m.Name].Problem, running[m.Name].Hint
 		case running[m.Name].Connections >= d.config.Limits.SessionsPerMapping:
-			c.Result, c.Detail = isFailure, fmt.Sprintf("it is full: %s, and new ones are refused",
+			c.Result, c.Detail = isFailure, fmt.Sprintf("it is full: %s, and new ones wait",
 				count(running[m.Name].Connections, "connection"))
 			c.Remedy = "find what opens them (`ptthqd status`), or raise sessions_per_mapping in " +
 				"[limits]"
