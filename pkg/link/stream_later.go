@@ -143,6 +143,7 @@ func (s *Stream) queueLocked(wait time.Duration) {
 // be small. Later writes to the stream come after p. WriteLater never waits. If it fails, the next
 // write fails.
 func (s *Stream) WriteLater(p []byte) {
+	s.link.touch()
 	s.mu.Lock()
 	s.waiting = append(s.waiting, p...)
 	s.queueLocked(laterDelay)
@@ -158,6 +159,9 @@ func (s *Stream) WriteLater(p []byte) {
 func (s *Stream) End(p []byte) error {
 	if s.stream.Context().Err() != nil {
 		return s.CloseWrite()
+	}
+	if len(p) > 0 {
+		s.link.touch()
 	}
 	s.mu.Lock()
 	s.waiting = append(s.waiting, p...)

@@ -140,3 +140,32 @@ func TestResetDropsWhatWaits(t *testing.T) {
 		peer.Reset(wire.CodeLost)
 	})
 }
+
+// TestLaterCountsAsTraffic lets a server answer streams by End and WriteLater alone. Its heartbeats are
+// then as frequent as the relay's, which would otherwise miss the answers to its own and give the
+// link up.
+func TestLaterCountsAsTraffic(t *testing.T) {
+	for name, answer := range map[string]func(*link.Stream){
+		"End":        func(s *link.Stream) { _ = s.End([]byte("no")) },
+		"WriteLater": func(s *link.Stream) { s.WriteLater([]byte("no")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				network := linktest.New(t, 10*time.Millisecond)
+				server, relay := network.Pair()
+				for range 5 {
+					time.Sleep(20 * time.Minute) // both ends are idle
+					asked := open(t, relay, "")
+					answer(accept(t, server))
+					if _, err := io.ReadFull(asked, make([]byte, 2)); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(time.Minute)
+					if err := errors.Join(server.Err(), relay.Err()); err != nil {
+						t.Fatal(err)
+					}
+				}
+			})
+		})
+	}
+}
