@@ -194,8 +194,8 @@ func checkUnused(path string) error {
 	return nil
 }
 
-// parse checks the text before it is written. Its errors have no positions, which mean nothing to a
-// user who has set flags.
+// parse checks the text before it is written. Its errors have no positions: the user has set flags,
+// and has written no file.
 func parse(path, text string) (*config.Config, error) {
 	dir, err := os.MkdirTemp("", "ptthqd-init-")
 	if err != nil {

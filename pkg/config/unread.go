@@ -13,8 +13,8 @@ import (
 // maxUnread is how many files that are not read are named.
 const maxUnread = 10
 
-// leftover matches the names of files that nobody expects to be read: what editors and package
-// managers leave behind, examples, and what somebody has switched off.
+// leftover matches the names of files that no user expects to be read: files of editors and package
+// managers, examples, and files that are switched off by their name.
 var leftover = regexp.MustCompile(`(?i)^(\.|#|readme)|~$` +
 	`|\.(swp|swo|swx|bak|old|orig|save|rej|tmp|temp|part|new|lock|disabled|off|example|sample|md` +
 	`|dpkg-[a-z-]+|ucf-[a-z-]+|rpm(new|save|orig))$`)

@@ -130,7 +130,7 @@ type Reload struct {
 	Retrying bool `json:"retrying,omitempty"`
 	// what is legal and surely not meant, with its place
 	Warnings []string `json:"warnings,omitempty"`
-	// if ok: what has changed outside of the config and takes a restart, as the key
+	// if ok: a change outside of the config, such as a new key, that a restart alone takes over
 	Restart string `json:"restart,omitempty"`
 }
 

@@ -9,8 +9,8 @@
 // The rooms of this package, by the prefix of their files:
 //
 //   - daemon.go: from the start to the end. role_*.go: the three roles behind one interface.
-//   - reload.go: the one way of every reload, whoever asks for it. watch_*.go: notices that files
-//     have changed, and waits until they are whole.
+//   - reload.go: every reload, asked for by a signal, a request or a changed file. watch_*.go:
+//     notices that files have changed, and waits until they are whole.
 //   - view.go, view_relay.go: what a role knows at one moment, with the sums over it; status_*.go
 //     and metrics_*.go print it. summary.go: the same in one line, made of counters.
 //   - control_*.go: answers on the control socket. metrics_*.go: Prometheus.

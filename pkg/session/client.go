@@ -185,20 +185,6 @@ func (c *Client) list() []*session {
 // Sessions returns what all sessions are and do, the oldest first.
 func (c *Client) Sessions() []Info { return infos(c.list()) }
 
-// Count returns how many sessions there are.
-func (c *Client) Count() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.sessions)
-}
-
-// Carries reports whether a session has a stream on a link, or is getting one.
-func (c *Client) Carries(link any) bool { return c.host.lines.use(link) }
-
-// Moving reports whether a session has moved data within the last second. A stop waits only for
-// that.
-func (c *Client) Moving() bool { return moving(c.list()) }
-
 // SetLimits changes the limits from now on. Sessions keep what they hold.
 func (c *Client) SetLimits(l Limits) {
 	l = l.withDefaults()

@@ -139,17 +139,6 @@ func (v *Server) list() []*session {
 // Sessions returns what all sessions are and do, the oldest first.
 func (v *Server) Sessions() []Info { return infos(v.list()) }
 
-// Count returns how many sessions there are.
-func (v *Server) Count() int {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return len(v.sessions)
-}
-
-// Moving reports whether a session has moved data within the last second. A stop waits only for
-// that.
-func (v *Server) Moving() bool { return moving(v.list()) }
-
 // Set changes the limits from now on, and the resume timeout of sessions that are yet to open.
 func (v *Server) Set(l Limits, resume time.Duration) {
 	l = l.withDefaults()

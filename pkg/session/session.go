@@ -55,7 +55,6 @@ import (
 	"errors"
 	"log/slog"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -181,18 +180,6 @@ func (s *session) snapshotLocked() Info {
 	info.Up, info.Down = int64(up), int64(down)
 	info.Moved = s.lastData
 	return info
-}
-
-// quietTime is how long a session must have moved no data for a stop not to wait for it.
-const quietTime = time.Second
-
-// moving reports whether one of the sessions has moved data within quietTime.
-func moving(sessions []*session) bool {
-	return slices.ContainsFunc(sessions, func(s *session) bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return time.Since(s.lastData) < quietTime
-	})
 }
 
 // peerName returns the ID of the node at the other end.
