@@ -24,6 +24,8 @@ type tryWriter interface {
 
 // A watched Conn knows, without a read, whether its peer is gone.
 type watched interface {
+	// ResetError returns the error by which the peer has reset the connection; nil if it hasn't.
+	ResetError() error
 	// Gone returns why the peer is gone, nil if it isn't or that can't be told.
 	Gone() error
 	// AwaitGone waits until the peer is gone, and returns why. It returns nil if the Conn is
@@ -101,10 +103,13 @@ func (e *tcpSide) tryWrite(p []byte) (int, error) {
 // resetError returns, without a read, the error by which the peer has reset the connection; nil if
 // it hasn't, or if that can't be told.
 func (e *tcpSide) resetError() error {
-	if e.raw == nil {
-		return nil
+	if e.raw != nil {
+		return e.raw.resetError()
 	}
-	return e.raw.resetError()
+	if w, ok := e.Conn.(watched); ok {
+		return w.ResetError()
+	}
+	return nil
 }
 
 // gone returns why the peer, which has ended its half, neither reads nor writes any more; nil if it

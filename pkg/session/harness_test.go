@@ -377,6 +377,12 @@ func (c *memConn) Close() error {
 	return nil
 }
 
+func (c *memConn) ResetError() error {
+	c.in.mu.Lock()
+	defer c.in.mu.Unlock()
+	return c.in.readErr
+}
+
 // Gone is nil while the other end may still read.
 func (c *memConn) Gone() error {
 	c.out.mu.Lock()
