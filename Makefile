@@ -48,7 +48,7 @@ demo: build ## a relay, a client and a server on this machine, with data flowing
 
 # --- tests -------------------------------------------------------------------------------------------------------
 
-TEST_PROCESSES = $(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -p=1 -timeout=30m $(TESTFLAGS) ./test/e2e ./deploy
+TEST_PROCESSES = $(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -p=2 -timeout=30m $(TESTFLAGS) ./test/e2e ./deploy
 
 .PHONY: test
 test: ## all tests, with the race detector where there is a C compiler
@@ -58,7 +58,7 @@ endif
 	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -shuffle=on -timeout=20m $(TESTFLAGS) $$($(GO) list ./... | grep -v -e '/test/e2e$$' -e '/deploy$$')
 	@# Memory, rates and limits are measured without the race detector alone; see testutil.SkipRaced.
 	$(GO) test -shuffle=on -timeout=10m $(TESTFLAGS) ./pkg/carrier ./pkg/link ./pkg/session ./test/sim
-	@# These run whole processes and measure pauses: nothing else runs beside them.
+	@# Whole processes and hosts mostly wait: the two packages run side by side.
 ifeq ($(AGAIN),)
 	$(TEST_PROCESSES)
 else

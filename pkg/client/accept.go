@@ -83,9 +83,9 @@ func (c *Client) acceptLoop(ctx context.Context, l *listener, s socket) {
 }
 
 // request returns where a connection goes, by the listener's mapping of this moment.
-func (c *Client) request(l *listener, conn net.Conn) session.Request {
+func (c *Client) request(l *listener, conn net.Conn) *session.Request {
 	m := l.mapping.Load()
-	return session.Request{
+	r := &session.Request{
 		Mapping:       m.Name,
 		Server:        m.Server,
 		Target:        m.Target.String(),
@@ -93,6 +93,11 @@ func (c *Client) request(l *listener, conn net.Conn) session.Request {
 		ResumeTimeout: m.ResumeTimeout,
 		Origin:        c.place.Mark(conn),
 	}
+	if c.config.Opened != nil {
+		began := time.Now()
+		r.Opened = func() { c.config.Opened(r.Mapping, time.Since(began)) }
+	}
+	return r
 }
 
 // source returns P1's address. A program on a Unix socket has none: it gets the listener's.

@@ -63,46 +63,34 @@ func (c *Client) pass(
 	}
 }
 
-// carry forwards one connection to its end, and gives back the place that await took for it.
-func (c *Client) carry(in *intake, conn session.Conn, request session.Request) {
-	c.ledger.Record(c.forward(in, conn, request))
+// carry waits for a live link, forwards one connection to its end, and gives back the place that
+// await took for it.
+func (c *Client) carry(in *intake, conn session.Conn, request *session.Request) {
+	sum := c.awaitLink(in, request)
+	if sum != nil {
+		abort(conn)
+	} else {
+		// Its context is never done: the session ends at the latest when the sessions' Run ends.
+		sum = c.sessions.Forward(context.Background(), conn, request)
+	}
+	c.ledger.Record(sum)
 	in.gate.leave()
 	c.gate.leave()
 }
 
-// forward waits for a live link, and then forwards a connection to its end.
-func (c *Client) forward(in *intake, conn session.Conn, request session.Request) session.Summary {
-	began := time.Now()
-	if c.config.Opened != nil {
-		request.Opened = func() { c.config.Opened(request.Mapping, time.Since(began)) }
-	}
-	if end, reason := c.awaitLink(in); end != "" {
-		abort(conn)
-		return session.Summary{
-			Info: session.Info{
-				ID:      session.NewToken().ConnectionID(),
-				Mapping: request.Mapping, Server: request.Server, Target: request.Target,
-				Source: request.Source, State: session.Closed, Opened: began,
-			},
-			Status: wire.StatusNotConnected, Text: reason, Outcome: end, Duration: time.Since(began),
-		}
-	}
-	// Its context is never done: the session ends at the latest when the sessions' Run ends.
-	return c.sessions.Forward(context.Background(), conn, request)
-}
-
-// awaitLink waits for a live link, at most for hold_timeout. It returns an empty end when there is
-// one.
-func (c *Client) awaitLink(in *intake) (end session.Outcome, reason string) {
+// awaitLink waits for a live link, at most for hold_timeout. It returns nil when there is one, else
+// the summary of a connection that none came for.
+func (c *Client) awaitLink(in *intake, r *session.Request) *session.Summary {
 	changed := c.relays.Changed()
 	if len(c.relays.Live()) > 0 {
-		return "", ""
+		return nil
 	}
 	limits := &c.settings.Load().Limits
+	began := time.Now()
 	if entered, _ := c.held.tryEnter(); !entered {
 		c.hits.Hit("held_connections")
-		return session.OutcomeUnattached, fmt.Sprintf("%d connections wait for a relay already: %s",
-			limits.HeldConnections, c.whyNoLink())
+		return unattached(r, began, session.OutcomeUnattached, fmt.Sprintf(
+			"%d connections wait for a relay already: %s", limits.HeldConnections, c.whyNoLink()))
 	}
 	defer c.held.leave()
 	timeout := time.NewTimer(limits.HoldTimeout)
@@ -111,17 +99,30 @@ func (c *Client) awaitLink(in *intake) (end session.Outcome, reason string) {
 		select {
 		case <-changed:
 		case <-timeout.C:
-			return session.OutcomeUnattached, fmt.Sprintf("no relay connected within %v: %s",
-				limits.HoldTimeout, c.whyNoLink())
+			return unattached(r, began, session.OutcomeUnattached, fmt.Sprintf(
+				"no relay connected within %v: %s", limits.HoldTimeout, c.whyNoLink()))
 		case <-in.cut:
-			return session.OutcomeRemoved, ""
+			return unattached(r, began, session.OutcomeRemoved, "")
 		case <-c.carrying.Done():
-			return session.OutcomeStopped, ""
+			return unattached(r, began, session.OutcomeStopped, "")
 		}
 		changed = c.relays.Changed()
 		if len(c.relays.Live()) > 0 {
-			return "", ""
+			return nil
 		}
+	}
+}
+
+func unattached(
+	r *session.Request, began time.Time, end session.Outcome, reason string,
+) *session.Summary {
+	return &session.Summary{
+		Info: session.Info{
+			ID:      session.NewToken().ConnectionID(),
+			Mapping: r.Mapping, Server: r.Server, Target: r.Target,
+			Source: r.Source, State: session.Closed, Opened: began,
+		},
+		Status: wire.StatusNotConnected, Text: reason, Outcome: end, Duration: time.Since(began),
 	}
 }
 

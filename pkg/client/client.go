@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/bind"
+	"ptthqd/pkg/budget"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/ledger"
@@ -117,7 +118,7 @@ func New(cfg Config) (*Client, error) {
 		Logger: c.log,
 
 		LimitHit: c.hits.Hit,
-		Short:    func(s session.Shortage) { ledger.WarnShortage(c.log, &c.repeats, s) },
+		Short:    func(s budget.Shortage) { ledger.WarnShortage(c.log, &c.repeats, s) },
 	})
 	c.adopt(cfg.Settings)
 	return c, nil

@@ -145,7 +145,7 @@ func (c *Client) askTarget(
 	loops := c.ledger.Counts().Status[wire.StatusLoop]
 	began := time.Now()
 	var took time.Duration
-	sum := c.sessions.Forward(ctx, conn, session.Request{
+	sum := c.sessions.Forward(ctx, conn, &session.Request{
 		Mapping: m.Name, Server: m.Server, Target: m.Target.String(), Source: traceSource,
 		ResumeTimeout: m.ResumeTimeout,
 		Opened: func() {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"ptthqd/pkg/bind"
+	"ptthqd/pkg/budget"
 	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/link"
@@ -33,7 +34,7 @@ type relayRole struct {
 	sockets  []*relaySocket
 	vacant   map[config.Listen]error // listeners that can't be bound yet, and why
 	links    link.Links              // of all sockets; of a peer's links the newest wins
-	windows  *link.Budget
+	windows  *budget.Budget
 }
 
 type relaySocket struct {
@@ -61,7 +62,7 @@ func newRelayRole(d *daemon, c *config.Config) (role, error) {
 		ready:    make(chan struct{}),
 		forced:   make(chan struct{}),
 		settings: c,
-		windows:  link.NewBudget(int64(c.Limits.LinkMemory)),
+		windows:  budget.New("link_memory", int64(c.Limits.LinkMemory)),
 	}, nil
 }
 

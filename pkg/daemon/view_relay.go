@@ -42,12 +42,11 @@ type socketView struct {
 
 func (r *relayRole) View() view {
 	v := &relayView{
-		Snapshot:        r.Snapshot(),
-		waiting:         r.waiting(),
-		linkMemory:      r.windows.Used(),
-		linkMemoryLimit: r.windows.Limit(),
-		states:          make(map[relay.State]int),
+		Snapshot: r.Snapshot(),
+		waiting:  r.waiting(),
+		states:   make(map[relay.State]int),
 	}
+	v.linkMemory, v.linkMemoryLimit = r.windows.State()
 	v.knocks = r.links.StrangerTries()
 	r.mu.Lock()
 	v.listen, v.vacant = r.listen, maps.Clone(r.vacant)

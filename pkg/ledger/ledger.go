@@ -21,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	"ptthqd/pkg/budget"
 	"ptthqd/pkg/quiet"
 	"ptthqd/pkg/session"
 	"ptthqd/pkg/wire"
@@ -65,7 +66,7 @@ type refusal struct {
 // Record logs and counts a session that has ended. A session that was open gets a line at info, or
 // at warn if it failed. Of equal refusals the first gets a line at warn, and the others are summed
 // up. Lines beyond what one client or mapping may cause are at debug.
-func (l *Ledger) Record(s session.Summary) {
+func (l *Ledger) Record(s *session.Summary) {
 	l.count(s)
 	switch s.Outcome {
 	case session.OutcomeClosed, session.OutcomeResetByP1, session.OutcomeResetByP5, session.OutcomeStopped,
@@ -78,12 +79,12 @@ func (l *Ledger) Record(s session.Summary) {
 	}
 }
 
-func (l *Ledger) ended(level slog.Level, message string, s session.Summary) {
+func (l *Ledger) ended(level slog.Level, message string, s *session.Summary) {
 	level, leftOut := l.lines.Level(cmp.Or(s.Mapping, s.Client), level)
 	l.log(level, message, s, quiet.LeftOut(leftOut))
 }
 
-func (l *Ledger) refused(s session.Summary) {
+func (l *Ledger) refused(s *session.Summary) {
 	const message = "connection refused"
 	key := refusal{s.Mapping, s.Client, s.Server, s.Target, s.Status, s.Outcome, s.Node}
 	level := slog.LevelDebug
@@ -97,7 +98,7 @@ func (l *Ledger) refused(s session.Summary) {
 
 // log writes the line of one session. The keys are the same at both ends; an attribute that this
 // end does not know is left out.
-func (l *Ledger) log(level slog.Level, message string, s session.Summary, more ...slog.Attr) {
+func (l *Ledger) log(level slog.Level, message string, s *session.Summary, more ...slog.Attr) {
 	if !l.Logger.Enabled(context.Background(), level) {
 		return
 	}
@@ -131,7 +132,7 @@ func (l *Ledger) log(level slog.Level, message string, s session.Summary, more .
 	l.Logger.LogAttrs(context.Background(), level, message, append(attrs, more...)...)
 }
 
-func (l *Ledger) count(s session.Summary) {
+func (l *Ledger) count(s *session.Summary) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.counts.add(s)
@@ -146,7 +147,7 @@ func (l *Ledger) count(s session.Summary) {
 	l.counts.Mappings[s.Mapping] = of
 }
 
-func (t *Tally) add(s session.Summary) {
+func (t *Tally) add(s *session.Summary) {
 	if t.Status == nil {
 		t.Status = make(map[wire.Status]uint64)
 		t.Ends = make(map[session.Outcome]uint64)
@@ -182,7 +183,7 @@ func (l *Ledger) Close() { l.refusals.Close() }
 
 // WarnShortage logs that a peer has used up its share of a memory budget. Equal shortages are
 // summed up in r.
-func WarnShortage(log *slog.Logger, r *quiet.Repeats, s session.Shortage) {
+func WarnShortage(log *slog.Logger, r *quiet.Repeats, s budget.Shortage) {
 	r.Warn(log, [2]string{s.Budget, s.Peer}, "connections slow: limit reached",
 		slog.String("limit", s.Budget), slog.String("peer", s.Peer),
 		slog.Int64("held", s.Held), slog.Int64("free", s.Free))

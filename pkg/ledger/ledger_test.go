@@ -25,7 +25,7 @@ var info = session.Info{
 
 func TestLine(t *testing.T) {
 	l, b := newLedger()
-	l.Record(session.Summary{Info: info, Status: wire.StatusOpen, Outcome: session.OutcomeClosed, Duration: time.Second})
+	l.Record(&session.Summary{Info: info, Status: wire.StatusOpen, Outcome: session.OutcomeClosed, Duration: time.Second})
 	lines := b.Lines(t)
 	if len(lines) != 1 {
 		t.Fatalf("%d lines, want one: %v", len(lines), lines)
@@ -66,7 +66,7 @@ func TestLevels(t *testing.T) {
 		t.Run(string(test.end), func(t *testing.T) {
 			l, b := newLedger()
 			defer l.Close()
-			l.Record(session.Summary{Info: info, Outcome: test.end})
+			l.Record(&session.Summary{Info: info, Outcome: test.end})
 			if lines := b.Lines(t); len(lines) != 1 || lines[0]["level"] != test.level || lines[0]["msg"] != test.message {
 				t.Errorf("logged %v, want one line %s %q", lines, test.level, test.message)
 			}
@@ -74,10 +74,10 @@ func TestLevels(t *testing.T) {
 	}
 }
 
-func refused(target string) session.Summary {
+func refused(target string) *session.Summary {
 	i := info
 	i.Target = target
-	return session.Summary{Info: i, Status: wire.StatusRefused, Text: "connection refused", Node: "nas", Outcome: session.OutcomeRefused}
+	return &session.Summary{Info: i, Status: wire.StatusRefused, Text: "connection refused", Node: "nas", Outcome: session.OutcomeRefused}
 }
 
 func TestANightOfRefusals(t *testing.T) {
@@ -134,7 +134,7 @@ func TestConnectionsInALoop(t *testing.T) {
 		l, b := newLedger()
 		defer l.Close()
 		record := func(client string) {
-			l.Record(session.Summary{Info: session.Info{Client: client}, Status: wire.StatusOpen, Outcome: session.OutcomeClosed})
+			l.Record(&session.Summary{Info: session.Info{Client: client}, Status: wire.StatusOpen, Outcome: session.OutcomeClosed})
 		}
 		for range 10_000 {
 			record("mallory")
@@ -169,8 +169,8 @@ func TestWhatStrangersMakeUpIsBounded(t *testing.T) {
 func TestCounts(t *testing.T) {
 	l, _ := newLedger()
 	defer l.Close()
-	l.Record(session.Summary{Info: info, Status: wire.StatusOpen, Outcome: session.OutcomeClosed})
-	l.Record(session.Summary{Info: info, Status: wire.StatusOpen, Outcome: session.OutcomeExpired})
+	l.Record(&session.Summary{Info: info, Status: wire.StatusOpen, Outcome: session.OutcomeClosed})
+	l.Record(&session.Summary{Info: info, Status: wire.StatusOpen, Outcome: session.OutcomeExpired})
 	c := l.Counts()
 	if c.Status[wire.StatusOpen] != 2 || c.Ends[session.OutcomeExpired] != 1 || c.Up != 20 || c.Down != 40 || c.Resumes != 2 {
 		t.Errorf("counted %+v", c)

@@ -3,11 +3,11 @@ package link
 import (
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
 
+	"ptthqd/pkg/budget"
 	"ptthqd/pkg/door"
 )
 
@@ -20,7 +20,7 @@ type Limits struct {
 	// a link may grow, in bytes. Default 16 and 32 MiB: 200 ms × 80 and 160 MiB/s.
 	StreamWindow, ConnectionWindow uint64
 	// Windows is what the flow-control windows of all links may grow by together. Nil: no bound.
-	Windows *Budget
+	Windows *budget.Budget
 	// PendingTips is how many streams of one link may wait for their tip or for Accept. Default
 	// 256.
 	PendingTips int
@@ -36,8 +36,6 @@ type Limits struct {
 	HandshakesPerSecond int
 	// LinksPerPeer is how many connections with one key may wait to become its link. Default 8.
 	LinksPerPeer int
-
-	// These are a listener's, and hold for all that share its Links.
 
 	// The following are a listener's. They hold for all listeners that share its Links.
 	//
@@ -135,51 +133,21 @@ func (l *Limits) listenConfig(g *grants) *quic.Config {
 	return config
 }
 
-// A Budget is what the flow-control windows of all links that share it may grow by. Its methods may
-// be called from any goroutine.
-type Budget struct {
-	limit, used atomic.Int64
-}
-
-// NewBudget returns a budget of so many bytes.
-func NewBudget(bytes int64) *Budget {
-	b := &Budget{}
-	b.limit.Store(bytes)
-	return b
-}
-
-// SetLimit changes the budget. Windows that have grown stay.
-func (b *Budget) SetLimit(bytes int64) { b.limit.Store(bytes) }
-
-// Limit returns the size of the budget in bytes.
-func (b *Budget) Limit() int64 { return b.limit.Load() }
-
-// Used returns how many bytes of the budget are taken.
-func (b *Budget) Used() int64 { return b.used.Load() }
-
-func (b *Budget) take(n int64) bool {
-	if b.used.Add(n) <= b.limit.Load() {
-		return true
-	}
-	b.used.Add(-n)
-	return false
-}
-
 // grants are the bytes that connections have taken from a budget.
 type grants struct {
-	budget *Budget
+	budget *budget.Budget
 	mu     sync.Mutex
 	taken  map[*quic.Conn]int64
 }
 
-func newGrants(b *Budget) *grants { return &grants{budget: b, taken: map[*quic.Conn]int64{}} }
+func newGrants(b *budget.Budget) *grants { return &grants{budget: b, taken: map[*quic.Conn]int64{}} }
 
 // allow implements quic.Config.AllowConnectionWindowIncrease.
 func (g *grants) allow(conn *quic.Conn, delta uint64) bool {
 	if g.budget == nil {
 		return true
 	}
-	if !g.budget.take(int64(delta)) {
+	if !g.budget.Take(int64(delta)) {
 		return false
 	}
 	g.mu.Lock()
@@ -195,7 +163,7 @@ func (g *grants) release(conn *quic.Conn) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.budget.used.Add(-g.taken[conn])
+	g.budget.Give(g.taken[conn])
 	delete(g.taken, conn)
 }
 
@@ -204,7 +172,7 @@ func (g *grants) releaseAll() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, n := range g.taken {
-		g.budget.used.Add(-n)
+		g.budget.Give(n)
 	}
 	clear(g.taken)
 }

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"ptthqd/pkg/budget"
 	"ptthqd/pkg/link"
 	"ptthqd/pkg/link/linktest"
 	"ptthqd/pkg/wire"
@@ -198,8 +199,8 @@ func TestOpenWaitsForAFullWindow(t *testing.T) {
 func TestWindowBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := linktest.New(t, 50*time.Millisecond)
-		budget := link.NewBudget(3 << 20)
-		network.Limits = link.Limits{Windows: budget}
+		windows := budget.New("link_memory", 3<<20)
+		network.Limits = link.Limits{Windows: windows}
 		dialled, accepted := network.Pair()
 		s := open(t, dialled, "")
 		peer := accept(t, accepted)
@@ -207,12 +208,12 @@ func TestWindowBudget(t *testing.T) {
 		if _, err := s.Write(make([]byte, 64<<20)); err != nil {
 			t.Fatal(err)
 		}
-		if used := budget.Used(); used <= 0 || used > 3<<20 {
+		if used, _ := windows.State(); used <= 0 || used > 3<<20 {
 			t.Errorf("%d bytes of the budget are used", used)
 		}
 		dialled.Close(wire.CloseClosing, "")
 		time.Sleep(time.Second)
-		if used := budget.Used(); used != 0 {
+		if used, _ := windows.State(); used != 0 {
 			t.Errorf("%d bytes of the budget are used after the link's end", used)
 		}
 	})

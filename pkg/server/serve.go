@@ -32,13 +32,16 @@ func (s *Server) serveLink(ctx context.Context, l *link.Link) {
 // serve has a stream carry a session until its end, or refuses it.
 func (s *Server) serve(l *link.Link, stream wire.Stream, tip wire.Message) {
 	client, inner := s.understand(l, stream, tip)
-	route := session.Route{Link: l, Relay: l.Peer(), RTT: l.RTT()}
 	switch m := inner.(type) {
 	case *wire.Open:
-		s.sessions.Open(client, m, stream, route)
+		s.sessions.Open(client, m, stream, routeOver(l))
 	case *wire.Resume:
-		s.sessions.Resume(client, m, stream, route)
+		s.sessions.Resume(client, m, stream, routeOver(l))
 	}
+}
+
+func routeOver(l *link.Link) *session.Route {
+	return &session.Route{Link: l, Relay: l.Peer(), RTT: l.RTT()}
 }
 
 // understand returns which client asks for what. It refuses the stream and returns no inner message
@@ -49,7 +52,7 @@ func (s *Server) understand(
 	info := session.Info{Server: s.node, State: session.Closed, Relay: l.Peer()}
 	refuse := func(status wire.Status, text string) {
 		s.refuse(stream, &session.Refusal{Status: status, Text: text})
-		s.ledger.Record(session.Summary{Info: info, Status: status, Text: text, Outcome: session.OutcomeRefused})
+		s.ledger.Record(&session.Summary{Info: info, Status: status, Text: text, Outcome: session.OutcomeRefused})
 	}
 	incoming, ok := tip.(*wire.Incoming)
 	if !ok {
@@ -203,7 +206,7 @@ func (s *Server) ended(sum session.Summary) {
 			sum.Text = decision.Reason
 		}
 	}
-	s.ledger.Record(sum)
+	s.ledger.Record(&sum)
 }
 
 // refused ends all sessions when no relay knows this node's key any more: they could never resume.

@@ -24,6 +24,7 @@ import (
 	"syscall"
 	"time"
 
+	"ptthqd/pkg/budget"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/ledger"
@@ -110,7 +111,7 @@ func New(c Config) (*Server, error) {
 		Limits:        sessionLimits(c.Settings.Limits),
 		Logger:        s.log,
 		LimitHit:      s.hits.Hit,
-		Short:         func(short session.Shortage) { ledger.WarnShortage(s.log, &s.repeats, short) },
+		Short:         func(short budget.Shortage) { ledger.WarnShortage(s.log, &s.repeats, short) },
 	})
 	s.adopt(c.Settings, services)
 	return s, nil

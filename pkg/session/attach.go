@@ -9,7 +9,7 @@ import (
 
 // Open makes the session that a client asks for, or finds the one that an earlier attempt has made,
 // and serves it over st until the stream's end. Open owns st.
-func (v *Server) Open(client string, m *wire.Open, st wire.Stream, via Route) {
+func (v *Server) Open(client string, m *wire.Open, st wire.Stream, via *Route) {
 	if at := v.open(client, m, st, via); at != nil {
 		v.left(at, at.readFrames())
 	}
@@ -17,7 +17,7 @@ func (v *Server) Open(client string, m *wire.Open, st wire.Stream, via Route) {
 
 // Resume finds the session that a client resumes, and serves it over st until the stream's end.
 // Resume owns st.
-func (v *Server) Resume(client string, m *wire.Resume, st wire.Stream, via Route) {
+func (v *Server) Resume(client string, m *wire.Resume, st wire.Stream, via *Route) {
 	if at := v.resume(client, m, st, via); at != nil {
 		v.left(at, at.readFrames())
 	}
@@ -25,7 +25,7 @@ func (v *Server) Resume(client string, m *wire.Resume, st wire.Stream, via Route
 
 // open returns the session's attachment to st. It returns nil if st carries no session; then it has
 // said on st why.
-func (v *Server) open(client string, m *wire.Open, st wire.Stream, via Route) *attachment {
+func (v *Server) open(client string, m *wire.Open, st wire.Stream, via *Route) *attachment {
 	key := sessionKey{client, m.Token}
 	info := Info{Client: client, Server: v.config.Node, Source: m.Source, Target: m.Target, Relay: via.Relay, Link: via.Link}
 	reject := func(r *Refusal) {
@@ -73,7 +73,7 @@ func (v *Server) open(client string, m *wire.Open, st wire.Stream, via Route) *a
 
 // resume returns the session's attachment to st. It returns nil if the session doesn't go on over
 // st; then it has said on st why.
-func (v *Server) resume(client string, m *wire.Resume, st wire.Stream, via Route) *attachment {
+func (v *Server) resume(client string, m *wire.Resume, st wire.Stream, via *Route) *attachment {
 	key := sessionKey{client, m.Token}
 	if m.Version != wire.Version {
 		v.refuse(st, &Refusal{wire.StatusVersion, wire.OtherVersion(m.Version)})
@@ -145,7 +145,7 @@ func (v *Server) unknown(text string) *Refusal {
 // with the lock held, when no goroutine reads or writes the old stream any more: check returns the
 // offset to send from, or a refusal. takeOver returns the attachment, or nil if st doesn't carry
 // the session.
-func (v *Server) takeOver(s *session, attempt uint64, st wire.Stream, via Route, check func() (uint64, *Refusal)) *attachment {
+func (v *Server) takeOver(s *session, attempt uint64, st wire.Stream, via *Route, check func() (uint64, *Refusal)) *attachment {
 	s.mu.Lock()
 	if attempt <= s.attempt {
 		s.mu.Unlock()
@@ -180,7 +180,7 @@ func (v *Server) takeOver(s *session, attempt uint64, st wire.Stream, via Route,
 	v.reattached(s)
 	s.takeBackLocked()
 	s.regainLocked(time.Now())
-	at := s.attachLocked(st, via, sent)
+	at := s.attachLocked(st, *via, sent)
 	at.frozen = true // nothing goes before the reply
 	if s.local == nil {
 		s.mu.Unlock() // connect replies when P5 is dialled

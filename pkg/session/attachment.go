@@ -3,6 +3,7 @@ package session
 import (
 	"time"
 
+	"ptthqd/pkg/session/internal/share"
 	"ptthqd/pkg/wire"
 )
 
@@ -16,9 +17,8 @@ type attachment struct {
 	stream  wire.Stream
 	route   Route
 	line    *line
-	quota   *quota
-	claim   claim  // in the quota
-	paid    uint64 // the offset up to which the quota covers the outbox's data
+	claim   share.Claim // in the quota of its link and peer
+	paid    uint64      // the offset up to which the quota covers the outbox's data
 
 	reading bool   // the frame reader is at work
 	writing bool   // a goroutine has the right to write; no other one writes to the stream
@@ -72,12 +72,12 @@ func (s *session) attachLocked(st wire.Stream, r Route, sent uint64) *attachment
 	peer := s.peerName()
 	at := &attachment{
 		session: s, stream: st, route: r,
-		quota: s.host.quotas.acquire(r.Link, peer),
-		line:  s.host.lines.acquire(r, peer, s.host.clock.Now()),
-		paid:  sent, ackedSaid: s.in.acked, limitSaid: s.in.limit,
+		line: s.host.lines.acquire(r, peer, s.host.clock.Now()),
+		paid: sent, ackedSaid: s.in.acked, limitSaid: s.in.limit,
 		resetDue: s.ending.reset(),
 		lastIn:   time.Now(),
 	}
+	at.claim.Join(&s.host.links, r.Link, peer, s)
 	s.at, s.last = at, at
 	s.info.Relay, s.info.Link = r.Relay, r.Link
 	s.out.known = max(s.out.known, sent)
@@ -94,9 +94,7 @@ func (s *session) detachLocked() {
 	if at == nil {
 		return
 	}
-	at.quota.forget(at)
-	at.quota.drop(int64(s.inFlightLocked()))
-	s.host.quotas.release(at.route.Link, s.peerName(), at.quota)
+	at.claim.Leave(int64(s.inFlightLocked()))
 	s.host.lines.release(at.route.Link, s.peerName())
 	if at.unsentBuf != nil {
 		at.unsentBuf.unref()

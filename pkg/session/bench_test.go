@@ -165,7 +165,7 @@ func (r *oneRoute) Routes() []session.Route {
 		if err != nil {
 			return nil, err
 		}
-		r.all.Go(func() { serve(r.server, "laptop", m, b, session.Route{Link: r, Relay: "relay"}) })
+		r.all.Go(func() { serve(r.server, "laptop", m, b, &session.Route{Link: r, Relay: "relay"}) })
 		_, err = a.Write(data)
 		return a, err
 	}}}
@@ -186,7 +186,7 @@ func overSession(t testing.TB) chain {
 	stopServer, stopClient := running(router.server.Run), running(client.Run)
 	var all sync.WaitGroup
 	all.Go(func() {
-		client.Forward(context.Background(), p2, session.Request{
+		client.Forward(context.Background(), p2, &session.Request{
 			Server: "nas", Target: ":22", Source: "x", ResumeTimeout: time.Minute,
 		})
 	})
@@ -301,7 +301,7 @@ func BenchmarkOpen(b *testing.B) {
 	open := func(e ends) {
 		var whole sync.WaitGroup
 		whole.Go(func() {
-			client.Forward(context.Background(), e.p2, session.Request{
+			client.Forward(context.Background(), e.p2, &session.Request{
 				Server: "nas", Target: ":22", Source: "x", ResumeTimeout: time.Minute,
 			})
 		})

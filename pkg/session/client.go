@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"ptthqd/pkg/budget"
 	"ptthqd/pkg/wire"
 )
 
@@ -30,7 +31,7 @@ type ClientConfig struct {
 	LimitHit func(limit string)
 	// Short is called when a server's share of a memory budget is used up, if it was not within the
 	// last minute. It is called with locks held, and must not block. May be nil.
-	Short func(Shortage)
+	Short func(budget.Shortage)
 }
 
 // A Client holds the sessions of a P2.
@@ -107,8 +108,8 @@ func NewToken() (token wire.Token) {
 }
 
 // Forward forwards conn, an accepted connection of P1, and returns when the session is over. It
-// owns conn from the call on. When ctx is done it resets the session.
-func (c *Client) Forward(ctx context.Context, conn Conn, r Request) Summary {
+// owns conn from the call on, and only reads r. When ctx is done it resets the session.
+func (c *Client) Forward(ctx context.Context, conn Conn, r *Request) *Summary {
 	s := c.begin(conn, r)
 	if s.final == nil { // it is admitted
 		defer c.remove(s)
@@ -120,11 +121,11 @@ func (c *Client) Forward(ctx context.Context, conn Conn, r Request) Summary {
 		f.run()
 	}
 	s.work.Wait()
-	return *s.final
+	return s.final
 }
 
 // begin makes the session of conn. A session that is refused has its final summary.
-func (c *Client) begin(conn Conn, r Request) *session {
+func (c *Client) begin(conn Conn, r *Request) *session {
 	s := newSession(c.host, false, NewToken(), Info{
 		Mapping: r.Mapping, Server: r.Server, Source: r.Source, Target: r.Target,
 	})

@@ -128,12 +128,12 @@ func (s *session) stopLocked() {
 func (s *session) dropDataLocked() {
 	s.out.drop()
 	if s.at != nil {
-		s.at.quota.forget(s.at)
+		s.at.claim.Forget()
 	}
-	s.retained.give(s.out.budgeted)
+	s.retained.Give(s.out.budgeted)
 	s.out.budgeted = 0
 	s.in.drop()
-	s.windows.give(int64(s.in.window) - wire.InitialWindow)
+	s.windows.Give(int64(s.in.window) - wire.InitialWindow)
 	s.in.window = wire.InitialWindow
 }
 
@@ -155,8 +155,8 @@ func (s *session) closeLocked(sum Summary) {
 	sum.Duration = time.Since(s.info.Opened)
 	s.final = &sum
 	s.dropDataLocked()
-	s.windows.release()
-	s.retained.release()
+	s.windows.Release()
+	s.retained.Release()
 	s.transitionLocked(Closed)
 	s.host.cool(s)
 	if sum.Outcome == OutcomeClosed {

@@ -14,7 +14,7 @@ import (
 type forward struct {
 	session *session
 	client  *Client
-	request Request
+	request *Request
 
 	begun       time.Duration   // process time
 	opened      bool            // a reply 200 has come

@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"ptthqd/pkg/budget"
 	"ptthqd/pkg/session"
 	"ptthqd/pkg/wire"
 )
@@ -402,7 +403,7 @@ func (c *memConn) AwaitGone() error {
 func (c *memConn) reset() { _ = c.SetLinger(0); _ = c.Close() }
 
 // serve hands a stream to the server, as the role does.
-func serve(v *session.Server, client string, inner wire.Message, st wire.Stream, via session.Route) {
+func serve(v *session.Server, client string, inner wire.Message, st wire.Stream, via *session.Route) {
 	switch m := inner.(type) {
 	case *wire.Open:
 		v.Open(client, m, st, via)
@@ -420,8 +421,8 @@ type network struct {
 	capacity int // of a stream in each direction: bytes on their way
 	conns    int // of P1's and P5's connections
 	ended    []session.Summary
-	hits     map[string]int     // of the server's limits; guarded by mu
-	short    []session.Shortage // at the server; guarded by mu
+	hits     map[string]int    // of the server's limits; guarded by mu
+	short    []budget.Shortage // at the server; guarded by mu
 
 	stopClient, stopServer func()
 
@@ -514,7 +515,7 @@ func (n *network) stream(l *memLink) (a, b *memStream) {
 }
 
 func (n *network) serve(l *memLink, m wire.Message, b *memStream) {
-	n.serving.Go(func() { serve(n.server, "laptop", m, b, session.Route{Link: l, Relay: l.name}) })
+	n.serving.Go(func() { serve(n.server, "laptop", m, b, &session.Route{Link: l, Relay: l.name}) })
 }
 
 // What the network does is changed under its lock, as sessions are at work.
@@ -655,7 +656,7 @@ func startLogged(t testing.TB, limits session.Limits, client, server *slog.Logge
 		},
 		Limits:   limits,
 		LimitHit: func(limit string) { n.set(func() { n.hits[limit]++ }) },
-		Short:    func(s session.Shortage) { n.set(func() { n.short = append(n.short, s) }) },
+		Short:    func(s budget.Shortage) { n.set(func() { n.short = append(n.short, s) }) },
 		Logger:   server,
 	})
 	n.client = session.NewClient(session.ClientConfig{Router: n, Limits: limits, Logger: client})
@@ -741,7 +742,7 @@ func (n *network) forwardVia(server string) (p1 *memConn, done <-chan session.Su
 	p1, p2 := connPair(n.conns)
 	ended := make(chan session.Summary, 1)
 	go func() {
-		ended <- n.client.Forward(context.Background(), p2, session.Request{
+		ended <- *n.client.Forward(context.Background(), p2, &session.Request{
 			Mapping: "m", Server: server, Target: ":22", Source: "127.0.0.1:5000", ResumeTimeout: time.Minute,
 		})
 	}()

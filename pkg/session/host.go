@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"ptthqd/pkg/awake"
+	"ptthqd/pkg/budget"
+	"ptthqd/pkg/session/internal/share"
 	"ptthqd/pkg/session/internal/window"
 	"ptthqd/pkg/wire"
 )
@@ -14,7 +16,7 @@ import (
 // Limits bound what sessions take of this process. A field that is 0 has its default.
 type Limits struct {
 	// WindowBudget is what all sessions together may promise their peers above the floor of 64 KiB
-	// for each direction, in bytes. One remote peer has half of it at most (see budget). Default:
+	// for each direction, in bytes. One remote peer has half of it at most (see package budget). Default:
 	// 256 MiB.
 	WindowBudget int64
 	// RetainedBudget is what all sessions together may keep for retransmission above the floor of
@@ -69,7 +71,7 @@ type Memory struct {
 	Promised, PromisedLimit int64 // windows above the floor
 	Retained, RetainedLimit int64 // kept for retransmission above the floor
 	// Short lists the peers whose share of a budget was used up within the last minute.
-	Short []Shortage
+	Short []budget.Shortage
 }
 
 // The budgets, as the config names them.
@@ -86,13 +88,13 @@ type host struct {
 	clock     awake.Clock // process time, in which timeouts are
 	lines     lines
 	all       func() []*session // a client's sessions, which may move; nil at a server
-	quotas    quotas
+	links     share.Links
 	paths     window.Paths
-	windows   budget
-	retained  budget
+	windows   *budget.Budget
+	retained  *budget.Budget
 	maxWindow atomic.Uint64
-	limitHit  func(limit string) // may be nil
-	short     func(Shortage)     // may be nil
+	limitHit  func(limit string)    // may be nil
+	short     func(budget.Shortage) // may be nil
 
 	// The sweep visits warm sessions alone, and sleeps while there is none.
 	mu     sync.Mutex
@@ -101,16 +103,16 @@ type host struct {
 	warmed chan struct{}         // capacity 1
 }
 
-func newHost(log *slog.Logger, l Limits, limitHit func(string), short func(Shortage)) *host {
+func newHost(log *slog.Logger, l Limits, limitHit func(string), short func(budget.Shortage)) *host {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
 	h := &host{
 		log:      log,
 		notices:  notices{log: log},
-		quotas:   quotas{most: l.LinkQuota},
-		windows:  budget{name: limitWindows},
-		retained: budget{name: limitRetained},
+		links:    share.Links{Most: l.LinkQuota},
+		windows:  budget.New(limitWindows, l.WindowBudget),
+		retained: budget.New(limitRetained, l.RetainedBudget),
 		limitHit: limitHit,
 		short:    short,
 		warm:     make(map[*session]struct{}),
@@ -123,15 +125,15 @@ func newHost(log *slog.Logger, l Limits, limitHit func(string), short func(Short
 
 // limit changes the budgets. What is held above a lower one stays until it is given back.
 func (h *host) limit(l Limits) {
-	h.windows.setLimit(l.WindowBudget)
-	h.retained.setLimit(l.RetainedBudget)
+	h.windows.SetLimit(l.WindowBudget)
+	h.retained.SetLimit(l.RetainedBudget)
 	h.maxWindow.Store(uint64(l.MaxWindow))
 }
 
 func (h *host) memory() (m Memory) {
 	now := time.Now()
-	m.Promised, m.PromisedLimit = h.windows.state()
-	m.Retained, m.RetainedLimit = h.retained.state()
-	m.Short = append(h.windows.shortages(now), h.retained.shortages(now)...)
+	m.Promised, m.PromisedLimit = h.windows.State()
+	m.Retained, m.RetainedLimit = h.retained.State()
+	m.Short = append(h.windows.Shortages(now), h.retained.Shortages(now)...)
 	return m
 }

@@ -299,7 +299,7 @@ func (at *attachment) takeYieldLocked(n uint64) error {
 	in.limit -= n
 	at.limitSaid -= n
 	if left := max(in.limit-in.acked, wire.InitialWindow); left < in.window {
-		s.windows.give(int64(in.window - left))
+		s.windows.Give(int64(in.window - left))
 		in.window = left
 		in.trim = 0
 		in.growth.Restart()

@@ -38,7 +38,7 @@ func (n *network) forwardUnix() (p1, p5 *net.UnixConn, done <-chan session.Summa
 	n.dialBy(func(context.Context) (session.Conn, error) { return p4, nil })
 	ended := make(chan session.Summary, 1)
 	go func() {
-		ended <- n.client.Forward(context.Background(), p2, session.Request{Server: "nas", Target: ":22", ResumeTimeout: time.Minute})
+		ended <- *n.client.Forward(context.Background(), p2, &session.Request{Server: "nas", Target: ":22", ResumeTimeout: time.Minute})
 	}()
 	return p1, p5, ended
 }

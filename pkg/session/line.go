@@ -6,6 +6,12 @@ import (
 	"time"
 )
 
+// A lineKey names a link and the remote peer whose sessions it carries.
+type lineKey struct {
+	link any
+	peer string
+}
+
 // A line is what sessions over one link to one remote peer share: the evidence whether that path
 // carries, and the turns to resume over it. A path is dead for all of its sessions or for none. A
 // single session that hears nothing proves nothing: the peer may have nothing to say to it, or a
@@ -33,7 +39,7 @@ type line struct {
 // lines finds the line of a link and a remote peer. A line exists while a session uses it.
 type lines struct {
 	mu sync.Mutex
-	by map[quotaKey]*line
+	by map[lineKey]*line
 }
 
 const (
@@ -56,11 +62,11 @@ const (
 func (ls *lines) acquire(r Route, peer string, now time.Duration) *line {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
-	key := quotaKey{r.Link, peer}
+	key := lineKey{r.Link, peer}
 	l := ls.by[key]
 	if l == nil {
 		if ls.by == nil {
-			ls.by = make(map[quotaKey]*line)
+			ls.by = make(map[lineKey]*line)
 		}
 		l = &line{overdue: r.Overdue}
 		l.turns.most = firstTurns
@@ -74,7 +80,7 @@ func (ls *lines) acquire(r Route, peer string, now time.Duration) *line {
 func (ls *lines) release(link any, peer string) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
-	key := quotaKey{link, peer}
+	key := lineKey{link, peer}
 	l := ls.by[key]
 	if l.users--; l.users == 0 {
 		delete(ls.by, key)

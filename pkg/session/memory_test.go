@@ -132,7 +132,7 @@ func TestMemoryOfIdleSessions(t *testing.T) {
 		for range sessions {
 			p1 := newIdle()
 			all.Go(func() {
-				n.client.Forward(context.Background(), p1, session.Request{
+				n.client.Forward(context.Background(), p1, &session.Request{
 					Server: "nas", Target: ":22", Source: "x", ResumeTimeout: time.Hour,
 				})
 			})
@@ -184,7 +184,7 @@ func TestIdle(t *testing.T) {
 					n.dialBy(func(context.Context) (session.Conn, error) { return at4, nil })
 					done := make(chan session.Summary, 1)
 					go func() {
-						done <- n.client.Forward(context.Background(), at2, session.Request{
+						done <- *n.client.Forward(context.Background(), at2, &session.Request{
 							Server: "nas", Target: ":22", Source: "x", ResumeTimeout: time.Hour,
 						})
 					}()

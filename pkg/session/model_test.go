@@ -146,7 +146,7 @@ func (w world) start(t *testing.T) *model {
 	})
 	m.playRelay(m.relay)
 	go func() {
-		m.ended <- m.client.Forward(context.Background(), client, session.Request{
+		m.ended <- *m.client.Forward(context.Background(), client, &session.Request{
 			Server: "nas", Target: ":22", Source: "x", ResumeTimeout: 10 * time.Minute,
 		})
 	}()

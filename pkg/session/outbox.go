@@ -95,7 +95,7 @@ func (s *session) ackLocked(n uint64) error {
 		s.warmLocked() // now the sweep may end a session whose TCP side is gone
 	}
 	if over := o.budgeted - max(0, o.retained-wire.InitialWindow); over > 0 {
-		s.retained.give(over)
+		s.retained.Give(over)
 		o.budgeted -= over
 	}
 	s.checkEndLocked()
@@ -109,7 +109,7 @@ func (s *session) arrivedLocked(before uint64) {
 	held := s.inFlightLocked()
 	s.out.known = max(s.out.known, before)
 	if s.at != nil {
-		s.at.quota.give(int64(held - s.inFlightLocked()))
+		s.at.claim.Give(int64(held - s.inFlightLocked()))
 	}
 }
 

@@ -57,7 +57,7 @@ func (s *session) firstFrame() (frame []byte, n int) {
 func (s *session) sentFirstLocked(n int) {
 	s.out.advance(n)
 	s.at.paid = s.out.sent
-	s.at.quota.overdraw(int64(n))
+	s.at.claim.Overdraw(int64(n))
 }
 
 // mayRead waits until more may be read from TCP: there is room in the window and in the budget, and
@@ -123,7 +123,7 @@ func (s *session) budgetLocked() bool {
 		return true
 	}
 	if s.at != nil {
-		if s.retained.take(want) {
+		if s.retained.Take(want) {
 			s.out.budgeted += want
 			return true
 		}

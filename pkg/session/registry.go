@@ -25,7 +25,7 @@ type tombstone struct {
 // admit finds the session of an open or its tombstone. Without either it makes a session, within
 // the limits, and starts its goroutine. A session is attached before it is in the table, so that no
 // goroutine finds it there without its stream, to end it or to take it over.
-func (v *Server) admit(key sessionKey, m *wire.Open, info Info, above []string, dial Dial, st wire.Stream, via Route) (s *session, made *attachment, tomb *wire.Granted, r *Refusal) {
+func (v *Server) admit(key sessionKey, m *wire.Open, info Info, above []string, dial Dial, st wire.Stream, via *Route) (s *session, made *attachment, tomb *wire.Granted, r *Refusal) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if t := v.tombs[key]; t != nil {
@@ -57,7 +57,7 @@ func (v *Server) admit(key sessionKey, m *wire.Open, info Info, above []string, 
 	s.granted = min(m.ResumeTimeout, v.config.ResumeTimeout)
 	s.settle = func() { v.bury(key, s) }
 	s.mu.Lock() // out of order, but nobody else knows the session yet
-	made = s.attachLocked(st, via, 0)
+	made = s.attachLocked(st, *via, 0)
 	made.frozen = true // nothing goes before the reply
 	s.out.limit = m.Limit
 	s.mu.Unlock()

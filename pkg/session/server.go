@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"ptthqd/pkg/budget"
 	"ptthqd/pkg/wire"
 )
 
@@ -39,7 +40,7 @@ type ServerConfig struct {
 	LimitHit func(limit string)
 	// Short is called when a client's share of a memory budget is used up, if it was not within the
 	// last minute. It is called with locks held, and must not block. May be nil.
-	Short func(Shortage)
+	Short func(budget.Shortage)
 }
 
 // The config's names of the limits whose hits are counted.

@@ -150,8 +150,8 @@ func newSession(h *host, server bool, token wire.Token, info Info) *session {
 	s.info.ID = token.ConnectionID()
 	s.info.State, s.info.Since, s.info.Opened = Opening, now, now
 	s.cond.L = &s.mu
-	s.windows.share = h.windows.share(s.peerName())
-	s.retained.share = h.retained.share(s.peerName())
+	s.windows = hold(h.windows, s.peerName())
+	s.retained = hold(h.retained, s.peerName())
 	s.in.window, s.in.limit = wire.InitialWindow, wire.InitialWindow
 	s.out.limit = wire.InitialWindow
 	s.onRead, s.onCancel = s.reserve, s.unreserve

@@ -40,7 +40,7 @@ func (n *network) forwardSockets() (p1, p5 *net.TCPConn, done <-chan session.Sum
 	n.dialBy(func(context.Context) (session.Conn, error) { return p4, nil })
 	ended := make(chan session.Summary, 1)
 	go func() {
-		ended <- n.client.Forward(context.Background(), p2, session.Request{
+		ended <- *n.client.Forward(context.Background(), p2, &session.Request{
 			Mapping: "m", Server: "nas", Target: ":22", Source: "127.0.0.1:5000", ResumeTimeout: time.Minute,
 		})
 	}()

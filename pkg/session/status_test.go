@@ -432,7 +432,7 @@ func TestGrantedTimeout(t *testing.T) {
 				n.dialBy(func(context.Context) (session.Conn, error) { return ours, nil })
 				done := make(chan session.Summary, 1)
 				go func() {
-					done <- n.client.Forward(context.Background(), p2, session.Request{
+					done <- *n.client.Forward(context.Background(), p2, &session.Request{
 						Server: "nas", Target: ":22", Source: "x", ResumeTimeout: c.asked,
 					})
 				}()

@@ -127,7 +127,7 @@ func (s *storm) connect(i int, kind byte, size int) {
 	p1, p2 := connPair(8 << 10)
 	ended := make(chan session.Summary, 1)
 	go func() {
-		ended <- s.client.Forward(context.Background(), p2, session.Request{
+		ended <- *s.client.Forward(context.Background(), p2, &session.Request{
 			Server: "nas", Target: ":22", Source: "x", ResumeTimeout: 10 * time.Minute,
 		})
 	}()

@@ -174,7 +174,7 @@ func (s *session) sweep(now time.Time, ran time.Duration) {
 	if !s.server && s.info.State != Opening {
 		s.questionLocked(now, ran)
 	}
-	if inFlight && at.pingSince.IsZero() && (silent > silenceBeforePing && at.line.mayAsk() || at.quota.asks(now)) {
+	if inFlight && at.pingSince.IsZero() && (silent > silenceBeforePing && at.line.mayAsk() || at.claim.Asks(now)) {
 		s.pingLocked(now) // to learn what has arrived: an acknowledgement may come much later
 	}
 	if idle > silenceBeforePing && s.restsLocked() {

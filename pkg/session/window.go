@@ -81,7 +81,7 @@ func (s *session) widenLocked(by uint64) uint64 {
 // takeWindowLocked reserves so many bytes of the budget, or half as many, and so on down to
 // minGrowth. It returns how many it has reserved.
 func (s *session) takeWindowLocked(by uint64) uint64 {
-	for !s.windows.take(int64(by)) {
+	for !s.windows.Take(int64(by)) {
 		if by /= 2; by < minGrowth {
 			s.refusedLocked(&s.windows)
 			return 0
@@ -127,7 +127,7 @@ func (s *session) regainLocked(now time.Time) {
 func (s *session) trimLocked() {
 	in := &s.in
 	if left := max(in.trim, in.limit-in.acked); left < in.window {
-		s.windows.give(int64(in.window - left))
+		s.windows.Give(int64(in.window - left))
 		in.window = left
 	}
 	if in.window <= in.trim {

@@ -3,11 +3,12 @@ package session
 import (
 	"time"
 
+	"ptthqd/pkg/session/internal/window"
 	"ptthqd/pkg/wire"
 )
 
-// kick makes the session write, if it has something to write. It doesn't block.
-func (s *session) kick() {
+// Kick makes the session write, if it has something to write. It doesn't block.
+func (s *session) Kick() {
 	s.mu.Lock()
 	s.sendUnlock(false)
 }
@@ -169,6 +170,28 @@ func (at *attachment) somethingLocked() bool {
 	return at.unsent != nil || at.controlLocked() || at.dataLocked() || at.lastWordLocked()
 }
 
+const (
+	// quotaEpoch is the least epoch: if as much as the whole quota arrives within it, the quota
+	// grows.
+	quotaEpoch = 250 * time.Millisecond
+	// shortQuotaEpoch is the epoch on a short path: two round trips of window.LongRTT, 20 ms. More
+	// in flight would only be a queue at the relay, in buffers that have left the processor's
+	// cache. 1,000 uploads take 4 % less processor time with 10 ms than with 250 ms; 3 ms brought
+	// no more.
+	shortQuotaEpoch = 2 * window.LongRTT
+	// quotaAskedFor is how many bytes of a scarce quota a session must hold to ask at once whether
+	// what it has sent has arrived.
+	quotaAskedFor = 1 << 10
+)
+
+// epoch returns the time within which the link's quota must arrive to grow.
+func (at *attachment) epoch() time.Duration {
+	if 0 < at.minRTT && at.minRTT < window.LongRTT {
+		return shortQuotaEpoch
+	}
+	return max(quotaEpoch, 2*at.minRTT)
+}
+
 // askLocked makes a ping due behind what was sent, when nothing more can be sent, if the session
 // stops short of its peer's limit, or if the link's quota is scarce. The peer acknowledges a part
 // of a window only after a while, and this session or others wait for what it holds. A whole window
@@ -178,7 +201,7 @@ func (s *session) askLocked() bool {
 	if inFlight == 0 || s.at.lost != nil || s.closed || !s.at.pingSince.IsZero() {
 		return false
 	}
-	if !s.out.short && (s.out.sent >= s.out.limit || inFlight < quotaAskedFor || !s.at.quota.scarce()) {
+	if !s.out.short && (s.out.sent >= s.out.limit || inFlight < quotaAskedFor || !s.at.claim.Scarce()) {
 		return false
 	}
 	s.pingLocked(time.Now())
@@ -212,7 +235,7 @@ func (at *attachment) dataLocked() bool {
 	if s.out.sent+n > s.out.limit {
 		return false // a resume has lowered the limit; no piece is larger than a window
 	}
-	if !at.quota.take(int64(n), at) {
+	if !at.claim.Take(int64(n), s.inFlightLocked(), at.epoch()) {
 		return false
 	}
 	at.paid = s.out.sent + n

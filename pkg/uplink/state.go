@@ -56,7 +56,7 @@ func isClosed(c <-chan struct{}) bool {
 
 // Memory returns how many bytes the flow-control windows of all links have grown by, and how many
 // they may grow by.
-func (s *Set) Memory() (used, limit int64) { return s.windows.Used(), s.windows.Limit() }
+func (s *Set) Memory() (used, limit int64) { return s.windows.State() }
 
 // State is the state of one relay of the config.
 type State struct {

@@ -23,6 +23,7 @@ import (
 	"sync"
 	"time"
 
+	"ptthqd/pkg/budget"
 	"ptthqd/pkg/config"
 	"ptthqd/pkg/ident"
 	"ptthqd/pkg/link"
@@ -54,7 +55,7 @@ type Config struct {
 type Set struct {
 	config   Config
 	instance wire.Instance
-	windows  *link.Budget // of all links
+	windows  *budget.Budget // of all links
 	forced   chan struct{}
 	force    sync.Once
 
@@ -87,7 +88,7 @@ func New(c Config) *Set {
 	return &Set{
 		config:   c,
 		instance: wire.NewInstance(),
-		windows:  link.NewBudget(0), // Apply sets it
+		windows:  budget.New("link_memory", 0), // Apply sets it
 		forced:   make(chan struct{}),
 		members:  make(map[string]*member),
 	}

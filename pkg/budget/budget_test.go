@@ -1,4 +1,4 @@
-package session
+package budget
 
 import (
 	"testing"
@@ -26,18 +26,17 @@ func TestShares(t *testing.T) {
 		{"nothing is always to be had", []step{{"a", 500, true}, {"a", 0, true}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			var b budget
-			b.setLimit(1000)
-			shares, held := make(map[string]*share), make(map[string]int64)
+			b := New("memory", 1000)
+			shares, held := make(map[string]*Share), make(map[string]int64)
 			for i, s := range c.steps {
 				if shares[s.peer] == nil {
-					shares[s.peer] = b.share(s.peer)
+					shares[s.peer] = b.Share(s.peer)
 				}
 				h, ok := shares[s.peer], true
 				if s.take < 0 {
-					h.give(-s.take)
+					h.Give(-s.take)
 				} else {
-					ok = h.take(s.take)
+					ok = h.Take(s.take)
 				}
 				if ok != s.ok {
 					t.Fatalf("step %d, %+v: %v", i, s, ok)
@@ -52,15 +51,15 @@ func TestShares(t *testing.T) {
 						t.Errorf("step %d: %s holds %d, not %d", i, peer, shares[peer].used, n)
 					}
 				}
-				if used, _ := b.state(); used != sum {
+				if used, _ := b.State(); used != sum {
 					t.Errorf("step %d: %d are used, not %d", i, used, sum)
 				}
 			}
 			for peer, h := range shares {
-				h.give(held[peer])
-				h.release()
+				h.Give(held[peer])
+				h.Release()
 			}
-			if used, _ := b.state(); used != 0 || len(b.shares) != 0 {
+			if used, _ := b.State(); used != 0 || len(b.shares) != 0 {
 				t.Errorf("left: %d bytes, %v", used, b.shares)
 			}
 		})
@@ -69,29 +68,28 @@ func TestShares(t *testing.T) {
 
 // TestShortages tells of a peer while it is refused, and for a minute more.
 func TestShortages(t *testing.T) {
-	b := budget{name: "memory"}
-	b.setLimit(1000)
+	b := New("memory", 1000)
 	at := time.Now()
 	for _, peer := range []string{"a", "b"} {
-		h := b.share(peer)
-		defer h.release()
-		if !h.take(100) {
+		h := b.Share(peer)
+		defer h.Release()
+		if !h.Take(100) {
 			t.Fatal(peer)
 		}
-		if s, begins := h.refuse(at); !begins || s.Peer != peer || s.Held != 100 {
+		if s, begins := h.Refuse(at); !begins || s.Peer != peer || s.Held != 100 {
 			t.Errorf("first: %+v, %v", s, begins)
 		}
-		if _, begins := h.refuse(at.Add(shortFor)); begins {
+		if _, begins := h.Refuse(at.Add(ShortFor)); begins {
 			t.Error("it began twice")
 		}
 	}
-	if all := b.shortages(at.Add(2 * shortFor)); len(all) != 2 || all[0] != (Shortage{"memory", "a", 100, 800}) {
+	if all := b.Shortages(at.Add(2 * ShortFor)); len(all) != 2 || all[0] != (Shortage{"memory", "a", 100, 800}) {
 		t.Errorf("short are %+v", all)
 	}
-	if all := b.shortages(at.Add(2*shortFor + 1)); len(all) != 0 {
+	if all := b.Shortages(at.Add(2*ShortFor + 1)); len(all) != 0 {
 		t.Errorf("still short are %+v", all)
 	}
-	if _, begins := b.shares["a"].refuse(at.Add(2*shortFor + 1)); !begins {
+	if _, begins := b.shares["a"].Refuse(at.Add(2*ShortFor + 1)); !begins {
 		t.Error("it doesn't begin again")
 	}
 }
