@@ -48,8 +48,6 @@ demo: build ## a relay, a client and a server on this machine, with data flowing
 
 # --- tests -------------------------------------------------------------------------------------------------------
 
-TEST_PROCESSES = $(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -p=2 -timeout=30m $(TESTFLAGS) ./test/e2e ./deploy
-
 .PHONY: test
 test: ## all tests, with the race detector where there is a C compiler
 ifeq ($(RACE),)
@@ -59,20 +57,7 @@ endif
 	@# Memory, rates and limits are measured without the race detector alone; see testutil.SkipRaced.
 	$(GO) test -shuffle=on -timeout=10m $(TESTFLAGS) ./pkg/carrier ./pkg/link ./pkg/session ./test/sim
 	@# Whole processes and hosts mostly wait: the two packages run side by side.
-ifeq ($(AGAIN),)
-	$(TEST_PROCESSES)
-else
-	@# What failed, if all have run, and nothing has failed but tests that have a name; else everything.
-	out=$$(mktemp); trap 'rm -f "$$out"' EXIT; \
-	$(TEST_PROCESSES) 2>&1 | tee "$$out" || { \
-		failed=$$(awk '/^--- FAIL: / { names = names "|" $$3; named = 1 } \
-			/^(panic|fatal error|signal): / || /race detected outside/ || /^FAIL\t/ && !named { all = 1 } \
-			/^(ok|FAIL)\t/ { named = 0 } \
-			END { if (!all) print substr(names, 2) }' "$$out"); \
-		echo "== TESTS FAILED: $${failed:-all} once more (see above what failed)" >&2; \
-		$(TEST_PROCESSES) $${failed:+-run "^($$failed)\$$"}; \
-	}
-endif
+	$(if $(RACE),CGO_ENABLED=1) $(GO) test $(RACE) -p=2 -timeout=30m $(TESTFLAGS) ./test/e2e ./deploy
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (10s)
