@@ -5,7 +5,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 )
 
 // A chain is three hosts with the service of one role each.
@@ -84,7 +83,7 @@ func (c *chain) statusText(t *testing.T) {
 func (c *chain) relayRestarts(t *testing.T) {
 	check := count(t, c.client)
 	c.relay.run("systemctl restart ptthqd")
-	time.Sleep(time.Second)
+	c.relay.soon("systemctl show -P StatusText ptthqd | grep '2 of 2 peers'")
 	c.relay.run("dpkg -i /debs/2.deb")
 	c.relay.run("pid=$(systemctl show -P MainPID ptthqd); ! ls -l /proc/$pid/exe | grep deleted")
 	check()
@@ -136,7 +135,8 @@ done 2>/dev/null
 END
 systemd-run --quiet --unit=knock --property=StandardOutput=file:/root/knocked bash /root/knock`)
 	for range 3 {
-		time.Sleep(500 * time.Millisecond)
+		served := strings.TrimSpace(c.client.run("cat /root/knocked | grep -cx served || :"))
+		c.client.soon("[ $(cat /root/knocked | grep -cx served) -gt " + served + " ]")
 		c.client.run("systemctl restart ptthqd")
 	}
 	c.client.run("touch /root/enough")

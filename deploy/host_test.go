@@ -253,17 +253,18 @@ func (h *host) run(script string) string {
 	return out
 }
 
-// soon runs a script again and again until it succeeds, and returns what it then prints.
+// soon runs a script again and again until it succeeds, for a minute at most, and returns what it
+// then prints.
 func (h *host) soon(script string) string {
 	h.lab.t.Helper()
 	var out string
 	var code int
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
 		if out, code = h.try(script); code == 0 {
 			return out
 		}
 	}
-	h.lab.t.Fatalf("%s: still exit code %d after 20 s from:\n%s\n%s", h.name, code, script, out)
+	h.lab.t.Fatalf("%s: still exit code %d after a minute from:\n%s\n%s", h.name, code, script, out)
 	return ""
 }
 
