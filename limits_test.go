@@ -53,7 +53,8 @@ func knowsConfig(file *ast.File) bool {
 	return slices.ContainsFunc(file.Imports, func(i *ast.ImportSpec) bool { return i.Path.Value == `"ptthqd/pkg/config"` })
 }
 
-// limitsUsed notes the fields X of which a file has `….Limits.X`, or `l.X` for a parameter or variable l that is such limits.
+// limitsUsed notes the limits that a file uses: the X of each `….Limits.X`, and of each `l.X` where l is a
+// variable made of such Limits, or a parameter of the type config.Limits (no pointer).
 func limitsUsed(file *ast.File, used map[string]bool) {
 	isLimits := func(e ast.Expr) bool {
 		if address, ok := e.(*ast.UnaryExpr); ok {

@@ -103,7 +103,7 @@ func (c *Client) Apply(ctx context.Context, next *config.Config) error {
 	return nil
 }
 
-// remap gives a listener its mapping of another config.
+// remap gives a listener its mapping of another config, and the limit of that mapping.
 func (c *Client) remap(l *listener, m *config.Mapping, limit int) {
 	before := l.mapping.Swap(m)
 	l.gate.setLimit(limit)

@@ -38,6 +38,8 @@ func (c *Client) await(ctx context.Context, in *intake, probe <-chan chan struct
 	return true
 }
 
+// pass counts one connection against a limit, which has this name in the config. While the limit is
+// reached it counts a hit, warns, answers probe and waits. It reports false if ctx is done.
 func (c *Client) pass(
 	ctx context.Context, g *gate, in *intake, probe <-chan chan struct{}, limit string,
 ) bool {

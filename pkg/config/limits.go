@@ -106,7 +106,7 @@ var (
 	clientOnly = []Role{RoleClient}
 	serverOnly = []Role{RoleServer}
 	bothEnds   = []Role{RoleClient, RoleServer}
-	whoAccepts = []Role{RoleRelay, RoleServer}
+	whoAccepts = []Role{RoleRelay, RoleServer} // streams; a client opens them
 )
 
 const (

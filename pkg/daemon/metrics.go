@@ -24,7 +24,7 @@ var (
 		wire.StatusTooMany, wire.StatusRefused, wire.StatusNotConnected, wire.StatusTimeout,
 		wire.StatusVersion, wire.StatusLoop,
 	}
-	limitsOf = map[config.Role][]string{ // those that a role counts with LimitHit
+	limitsOf = map[config.Role][]string{ // those whose hits a role counts
 		config.RoleClient: {
 			"held_connections", "pending_tips", "pending_tips_total", "retained_memory",
 			"session_memory", "sessions", "sessions_per_mapping", "spare_descriptors",
