@@ -154,9 +154,9 @@ func (s *Stream) WriteLater(p []byte) {
 	}
 }
 
-// End writes the last bytes, if any, as WriteLater does, and CloseWrite behind them. It must not be
+// Finish writes the last bytes, if any, as WriteLater does, and CloseWrite behind them. It must not be
 // called beside Write. On a half that was reset it returns how.
-func (s *Stream) End(p []byte) error {
+func (s *Stream) Finish(p []byte) error {
 	if s.stream.Context().Err() != nil {
 		return s.CloseWrite()
 	}

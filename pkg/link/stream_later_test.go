@@ -31,7 +31,7 @@ func TestLaterGoesAloneInTheEnd(t *testing.T) {
 		s.WriteLater([]byte("x"))
 		comesAfter(t, peer, start, "x", 2*time.Millisecond) // one of them on the way
 		start = time.Now()
-		if err := s.End([]byte("end")); err != nil {
+		if err := s.Finish([]byte("end")); err != nil {
 			t.Error(err)
 		}
 		comesAfter(t, peer, start, "end", 2*time.Millisecond)
@@ -65,7 +65,7 @@ func TestLaterGoesAlongWithOthers(t *testing.T) {
 			}
 		}
 		start := time.Now()
-		_ = a.End([]byte("end"))
+		_ = a.Finish([]byte("end"))
 		c := open(t, dialled, "")
 		comesAfter(t, peerA, start, "end", time.Millisecond)
 		for _, s := range []*link.Stream{a, b, c, peerA, peerB} {
@@ -88,7 +88,7 @@ func TestLaterKeepsTheOrder(t *testing.T) {
 		}
 		s.WriteLater(make([]byte, 1000))
 		s.WriteLater([]byte("f"))
-		if err := s.End([]byte("g")); err != nil {
+		if err := s.Finish([]byte("g")); err != nil {
 			t.Error(err)
 		}
 		want := "abcde" + string(make([]byte, 1000)) + "fg"
@@ -114,7 +114,7 @@ func TestLaterWaitsForAFullWindow(t *testing.T) {
 		if ok, err := s.TryWrite([]byte("no")); ok || err != nil {
 			t.Errorf("TryWrite: %v, %v", ok, err)
 		}
-		if err := s.End([]byte(", the end")); err != nil {
+		if err := s.Finish([]byte(", the end")); err != nil {
 			t.Error(err)
 		}
 		if _, err := io.ReadFull(peerBulk, make([]byte, n)); err != nil {
@@ -136,7 +136,7 @@ func TestResetDropsWhatWaits(t *testing.T) {
 		s.Reset(wire.CodeClosing)
 		_, err := peer.Read(make([]byte, 1))
 		want(t, "Read", err, &wire.ResetError{Code: wire.CodeClosing, Remote: true})
-		want(t, "End of a half that was reset", s.End(nil), &wire.ResetError{Code: wire.CodeClosing})
+		want(t, "Finish of a half that was reset", s.Finish(nil), &wire.ResetError{Code: wire.CodeClosing})
 		peer.Reset(wire.CodeLost)
 	})
 }
@@ -146,7 +146,7 @@ func TestResetDropsWhatWaits(t *testing.T) {
 // link up.
 func TestLaterCountsAsTraffic(t *testing.T) {
 	for name, answer := range map[string]func(*link.Stream){
-		"End":        func(s *link.Stream) { _ = s.End([]byte("no")) },
+		"Finish":     func(s *link.Stream) { _ = s.Finish([]byte("no")) },
 		"WriteLater": func(s *link.Stream) { s.WriteLater([]byte("no")) },
 	} {
 		t.Run(name, func(t *testing.T) {

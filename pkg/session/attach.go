@@ -64,7 +64,7 @@ func (v *Server) open(client string, m *wire.Open, st wire.Stream, via *Route) *
 		return made
 	}
 	return v.takeOver(s, m.Attempt, st, via, func() (uint64, *Refusal) {
-		if s.out.known > 0 || s.info.Target != m.Target {
+		if s.out.arrived > 0 || s.info.Target != m.Target {
 			return 0, &Refusal{wire.StatusMalformed, "a second opening of a session that is open"}
 		}
 		return 0, nil

@@ -72,15 +72,15 @@ func (s *session) attachLocked(st wire.Stream, r Route, sent uint64) *attachment
 	peer := s.peerName()
 	at := &attachment{
 		session: s, stream: st, route: r,
-		line: s.host.lines.acquire(r, peer, s.host.clock.Now()),
+		line: s.shared.lines.acquire(r, peer, s.shared.clock.Now()),
 		paid: sent, ackedSaid: s.in.acked, limitSaid: s.in.limit,
 		resetDue: s.ending.reset(),
 		lastIn:   time.Now(),
 	}
-	at.claim.Join(&s.host.links, r.Link, peer, s)
+	at.claim.Join(&s.shared.links, r.Link, peer, s)
 	s.at, s.last = at, at
 	s.info.Relay, s.info.Link = r.Relay, r.Link
-	s.out.known = max(s.out.known, sent)
+	s.out.arrived = max(s.out.arrived, sent)
 	s.out.sent = sent
 	s.awaitEndLocked()
 	s.warmLocked()
@@ -95,13 +95,13 @@ func (s *session) detachLocked() {
 		return
 	}
 	at.claim.Leave(int64(s.inFlightLocked()))
-	s.host.lines.release(at.route.Link, s.peerName())
+	s.shared.lines.release(at.route.Link, s.peerName())
 	if at.unsentBuf != nil {
 		at.unsentBuf.unref()
 	}
 	at.unsent, at.unsentBuf = nil, nil
 	s.at = nil
-	s.host.cool(s)
+	s.shared.cool(s)
 	s.cond.Broadcast()
 }
 
@@ -119,8 +119,8 @@ func (s *session) awaitWriterLocked() {
 // inFlightLocked returns how many bytes of the link's quota the session holds: those that are paid
 // for and not known to have arrived.
 func (s *session) inFlightLocked() uint64 {
-	if s.at == nil || s.at.paid <= s.out.known {
+	if s.at == nil || s.at.paid <= s.out.arrived {
 		return 0
 	}
-	return s.at.paid - s.out.known
+	return s.at.paid - s.out.arrived
 }

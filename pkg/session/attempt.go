@@ -12,9 +12,9 @@ import (
 // returns nil if the attempt failed, or if something changed during the wait for the turn.
 func (f *forward) tryInTurn(r Route, old *attachment) *attachment {
 	s := f.session
-	clock := &s.host.clock
-	l := s.host.lines.acquire(r, s.peerName(), clock.Now())
-	defer s.host.lines.release(r.Link, s.peerName())
+	clock := &s.shared.clock
+	l := s.shared.lines.acquire(r, s.peerName(), clock.Now())
+	defer s.shared.lines.release(r.Link, s.peerName())
 	if !f.opened { // an open takes no turn: P1 waits, and P5 may take its time
 		return f.try(r, old, l)
 	}
@@ -49,7 +49,7 @@ func (f *forward) awaitTurn(t *turns, w *turn) bool {
 // the bound is most.
 func (f *forward) awaitReplyLocked(st wire.Stream, l *line, timeout, most time.Duration) {
 	s := f.session
-	clock := &s.host.clock
+	clock := &s.shared.clock
 	begun := clock.Now()
 	var expire func()
 	expire = func() {
@@ -137,7 +137,7 @@ func (f *forward) try(r Route, old *attachment, l *line) *attachment {
 		f.unanswered(a, err)
 		return nil
 	}
-	l.hear(s.host.clock.Now())
+	l.hear(s.shared.clock.Now())
 	return f.answer(a, reply, granted)
 }
 
@@ -405,10 +405,10 @@ func (f *forward) takeGrantLocked(a *attempt, g *wire.Granted) error {
 func (s *session) checkOffsetsLocked(received, acked, limit uint64) error {
 	o := &s.out
 	switch {
-	case received > o.most:
-		return violated("received %d of %d", received, o.most)
-	case received < o.known || acked < o.acked:
-		return violated("received %d, acknowledged %d, after %d and %d", received, acked, o.known, o.acked)
+	case received > o.highestSent:
+		return violated("received %d of %d", received, o.highestSent)
+	case received < o.arrived || acked < o.acked:
+		return violated("received %d, acknowledged %d, after %d and %d", received, acked, o.arrived, o.acked)
 	case limit < received:
 		return violated("a limit of %d, after %d were received", limit, received)
 	case limit-acked > 2*wire.MaxWindow:

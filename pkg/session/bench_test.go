@@ -121,7 +121,7 @@ func (s *ringStream) CloseWrite() error {
 
 func (s *ringStream) WriteLater(p []byte) { _, _ = s.Write(p) }
 
-func (s *ringStream) End(p []byte) error {
+func (s *ringStream) Finish(p []byte) error {
 	_, _ = s.Write(p)
 	return s.CloseWrite()
 }

@@ -22,11 +22,11 @@ func hold(b *budget.Budget, peer string) holding {
 // lasts, the session counts once as a hit of the limit.
 func (s *session) refusedLocked(h *holding) {
 	now := time.Now()
-	if now.Sub(h.refused) > budget.ShortFor && s.host.limitHit != nil {
-		s.host.limitHit(h.budget.Name())
+	if now.Sub(h.refused) > budget.ShortFor && s.shared.limitHit != nil {
+		s.shared.limitHit(h.budget.Name())
 	}
 	h.refused = now
-	if shortage, begins := h.Refuse(now); begins && s.host.short != nil {
-		s.host.short(shortage)
+	if shortage, begins := h.Refuse(now); begins && s.shared.short != nil {
+		s.shared.short(shortage)
 	}
 }

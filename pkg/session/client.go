@@ -37,7 +37,7 @@ type ClientConfig struct {
 // A Client holds the sessions of a P2.
 type Client struct {
 	config ClientConfig
-	host   *host
+	shared *shared
 
 	mu       sync.Mutex
 	sessions map[*session]struct{}
@@ -50,10 +50,10 @@ func NewClient(c ClientConfig) *Client {
 	c.Limits = c.Limits.withDefaults()
 	client := &Client{
 		config:   c,
-		host:     newHost(c.Logger, c.Limits, c.LimitHit, c.Short),
+		shared:   newShared(c.Logger, c.Limits, c.LimitHit, c.Short),
 		sessions: make(map[*session]struct{}),
 	}
-	client.host.all = client.list
+	client.shared.all = client.list
 	return client
 }
 
@@ -62,7 +62,7 @@ func NewClient(c ClientConfig) *Client {
 func (c *Client) Run(ctx context.Context) error {
 	sweeping, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var sweep sync.WaitGroup
-	sweep.Go(func() { c.host.sweep(sweeping) })
+	sweep.Go(func() { c.shared.sweep(sweeping) })
 	<-ctx.Done()
 	c.mu.Lock()
 	c.stopped = true
@@ -73,7 +73,7 @@ func (c *Client) Run(ctx context.Context) error {
 	c.all.Wait()
 	stop()
 	sweep.Wait()
-	c.host.notices.flush()
+	c.shared.notices.flush()
 	return context.Cause(ctx)
 }
 
@@ -126,7 +126,7 @@ func (c *Client) Forward(ctx context.Context, conn Conn, r *Request) *Summary {
 
 // begin makes the session of conn. A session that is refused has its final summary.
 func (c *Client) begin(conn Conn, r *Request) *session {
-	s := newSession(c.host, false, NewToken(), Info{
+	s := newSession(c.shared, false, NewToken(), Info{
 		Mapping: r.Mapping, Server: r.Server, Source: r.Source, Target: r.Target,
 	})
 	s.local = newTCPSide(conn)
@@ -192,7 +192,7 @@ func (c *Client) SetLimits(l Limits) {
 	c.mu.Lock()
 	c.config.Limits = l
 	c.mu.Unlock()
-	c.host.limit(l)
+	c.shared.limit(l)
 }
 
 func (c *Client) limits() Limits {
@@ -202,7 +202,7 @@ func (c *Client) limits() Limits {
 }
 
 // Memory returns the state of the memory budgets.
-func (c *Client) Memory() Memory { return c.host.memory() }
+func (c *Client) Memory() Memory { return c.shared.memory() }
 
 func infos(all []*session) []Info {
 	out := make([]Info, len(all))

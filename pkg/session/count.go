@@ -15,7 +15,7 @@ func (c *Client) Count() int {
 }
 
 // Carries reports whether a session has a stream on a link, or is getting one.
-func (c *Client) Carries(link any) bool { return c.host.lines.use(link) }
+func (c *Client) Carries(link any) bool { return c.shared.lines.use(link) }
 
 // Moving reports whether a session has moved data within the last second. A stop waits only for
 // that.

@@ -158,7 +158,7 @@ func (s *session) closeLocked(sum Summary) {
 	s.windows.Release()
 	s.retained.Release()
 	s.transitionLocked(Closed)
-	s.host.cool(s)
+	s.shared.cool(s)
 	if sum.Outcome == OutcomeClosed {
 		s.hangUpLocked(closeConn)
 	} else {

@@ -141,7 +141,7 @@ func (at *attachment) sayGoodbye() {
 	at.goodbye = true
 	s.mu.Unlock()
 	if !done {
-		_ = at.stream.End(nil)
+		_ = at.stream.Finish(nil)
 	}
 	drain(at.stream) // cancelling the read now could turn the peer's end into a loss
 }
@@ -194,10 +194,10 @@ func (f *forward) closeLocked(end Outcome) {
 // the session is closed.
 func (f *forward) connect() *attachment {
 	s := f.session
-	s.host.clock.Hold() // timeouts are in process time
-	defer s.host.clock.Release()
+	s.shared.clock.Hold() // timeouts are in process time
+	defer s.shared.clock.Release()
 	if s.attempt == 0 {
-		f.begun = s.host.clock.Now()
+		f.begun = s.shared.clock.Now()
 	}
 	for {
 		s.mu.Lock()
@@ -308,7 +308,7 @@ func (f *forward) timeLeft() time.Duration {
 }
 
 // age returns how long this process has run since the session began.
-func (f *forward) age() time.Duration { return f.session.host.clock.Now() - f.begun }
+func (f *forward) age() time.Duration { return f.session.shared.clock.Now() - f.begun }
 
 func (f *forward) isReset() bool {
 	f.session.mu.Lock()

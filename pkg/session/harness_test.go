@@ -314,7 +314,7 @@ func (s *memStream) CloseWrite() error {
 
 func (s *memStream) WriteLater(p []byte) { _, _ = s.Write(p) }
 
-func (s *memStream) End(p []byte) error {
+func (s *memStream) Finish(p []byte) error {
 	_, _ = s.Write(p)
 	return s.CloseWrite()
 }

@@ -88,7 +88,7 @@ func (v *Server) connect(s *session, dial Dial) bool {
 // not see P5's answer. So if the deadline passes with more than 1 s of process time left,
 // dialInTime dials again.
 func (v *Server) dialInTime(ctx context.Context, dial Dial) (Conn, error) {
-	clock := &v.host.clock
+	clock := &v.shared.clock
 	clock.Hold()
 	defer clock.Release()
 	end := clock.Now() + v.limits().DialTimeout

@@ -137,12 +137,12 @@ func (o *notice) attributes() []any {
 
 // tellDetachedLocked notes that the session has lost its stream.
 func (s *session) tellDetachedLocked(why string) {
-	s.host.notices.tell(s.eventLocked("session detached", "sessions detached", s.info.Relay, why), s.info.ID, 0, 0)
+	s.shared.notices.tell(s.eventLocked("session detached", "sessions detached", s.info.Relay, why), s.info.ID, 0, 0)
 }
 
 // tellResumedLocked notes that another stream has taken over. pause is 0 if it is not known.
 func (s *session) tellResumedLocked(relay string, attempt uint64, pause time.Duration) {
-	s.host.notices.tell(s.eventLocked("session resumed", "sessions resumed", relay, ""), s.info.ID, pause, attempt)
+	s.shared.notices.tell(s.eventLocked("session resumed", "sessions resumed", relay, ""), s.info.ID, pause, attempt)
 }
 
 func (s *session) eventLocked(one, many, relay, reason string) event {

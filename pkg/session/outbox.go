@@ -12,20 +12,20 @@ import (
 //
 //	acked ≤ known ≤ sent ≤ read ≤ limit
 //
-//	acked  the peer has delivered
-//	known  the peer is known to have received
-//	sent   written to the current stream
-//	read   read from TCP
-//	limit  allowed by the peer
+//	acked    the peer has delivered
+//	arrived  the peer is known to have received
+//	sent     written to the current stream
+//	read     read from TCP
+//	limit    allowed by the peer
 type outbox struct {
-	pieces fifo[piece] // not acknowledged yet, in order; a part of the first may be
-	acked  uint64
-	known  uint64
-	sent   uint64
-	most   uint64 // the highest that sent has been, on any stream
-	read   uint64
-	limit  uint64
-	fin    bool // the TCP side has ended; the fin's offset is read
+	pieces      fifo[piece] // not acknowledged yet, in order; a part of the first may be
+	acked       uint64
+	arrived     uint64
+	sent        uint64
+	highestSent uint64 // the highest that sent has been, on any stream
+	read        uint64
+	limit       uint64
+	fin         bool // the TCP side has ended; the fin's offset is read
 
 	retained int64 // bytes of pieces, with pieceCost for each
 	budgeted int64 // of these, what is taken from the process's budget
@@ -58,7 +58,7 @@ func (o *outbox) done() bool { return o.fin && o.acked == o.read+1 }
 // advance counts n more offsets as sent.
 func (o *outbox) advance(n int) {
 	o.sent += uint64(n)
-	o.most = max(o.most, o.sent)
+	o.highestSent = max(o.highestSent, o.sent)
 }
 
 // at returns the piece that holds an offset. The offset is from acked to read.
@@ -107,7 +107,7 @@ func (s *session) ackLocked(n uint64) error {
 // quota that was taken for it.
 func (s *session) arrivedLocked(before uint64) {
 	held := s.inFlightLocked()
-	s.out.known = max(s.out.known, before)
+	s.out.arrived = max(s.out.arrived, before)
 	if s.at != nil {
 		s.at.claim.Give(int64(held - s.inFlightLocked()))
 	}

@@ -35,12 +35,12 @@ func (at *attachment) noteRTTLocked(now time.Time) {
 		at.minRTT = rtt
 	}
 	s := at.session
-	s.host.paths.Note(s.pathLocked(), at.route.Link, rtt, now)
+	s.shared.paths.Note(s.pathLocked(), at.route.Link, rtt, now)
 }
 
 // learnPathLocked measures the path if its round trip isn't known, before much is in flight.
 func (s *session) learnPathLocked(now time.Time) {
-	if s.host.paths.Shortest(s.pathLocked(), s.at.route.Link, now) == 0 {
+	if s.shared.paths.Shortest(s.pathLocked(), s.at.route.Link, now) == 0 {
 		s.probeLocked(now)
 	}
 }

@@ -91,7 +91,7 @@ func (s *session) roomLocked() bool {
 // boundLocked returns the offset up to which TCP may be read: the peer's limit, but at most the
 // largest window of this process beyond what is acknowledged.
 func (s *session) boundLocked() uint64 {
-	return min(s.out.limit, s.out.acked+s.host.maxWindow.Load())
+	return min(s.out.limit, s.out.acked+s.shared.maxWindow.Load())
 }
 
 // wakeReaderLocked makes mayRead look again if there is room. Where many sessions send, most wait

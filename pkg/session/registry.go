@@ -52,7 +52,7 @@ func (v *Server) admit(key sessionKey, m *wire.Open, info Info, above []string, 
 	}
 	of.sessions++
 	v.clients[key.client] = of
-	s = newSession(v.host, true, key.token, info)
+	s = newSession(v.shared, true, key.token, info)
 	s.attempt, s.origin, s.above = m.Attempt, m.Origin, above
 	s.granted = min(m.ResumeTimeout, v.config.ResumeTimeout)
 	s.settle = func() { v.bury(key, s) }

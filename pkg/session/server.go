@@ -67,7 +67,7 @@ const (
 // A Server holds the sessions of a P4.
 type Server struct {
 	config  ServerConfig
-	host    *host
+	shared  *shared
 	started time.Time
 	all     sync.WaitGroup // the goroutines of live, one for each session
 
@@ -88,7 +88,7 @@ func NewServer(c ServerConfig) *Server {
 	orDefault(&c.ResumeTimeout, DefaultResumeTimeout)
 	return &Server{
 		config:   c,
-		host:     newHost(c.Logger, c.Limits, c.LimitHit, c.Short),
+		shared:   newShared(c.Logger, c.Limits, c.LimitHit, c.Short),
 		started:  time.Now(),
 		sessions: make(map[sessionKey]*session),
 		clients:  make(map[string]*load),
@@ -101,7 +101,7 @@ func NewServer(c ServerConfig) *Server {
 func (v *Server) Run(ctx context.Context) error {
 	sweeping, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var sweep sync.WaitGroup
-	sweep.Go(func() { v.host.sweep(sweeping) })
+	sweep.Go(func() { v.shared.sweep(sweeping) })
 	<-ctx.Done()
 	v.mu.Lock()
 	v.stopped = true
@@ -118,7 +118,7 @@ func (v *Server) Run(ctx context.Context) error {
 	v.all.Wait()
 	stop()
 	sweep.Wait()
-	v.host.notices.flush()
+	v.shared.notices.flush()
 	v.mu.Lock()
 	if v.burial != nil {
 		v.burial.Stop()
@@ -147,11 +147,11 @@ func (v *Server) Set(l Limits, resume time.Duration) {
 	v.mu.Lock()
 	v.config.Limits, v.config.ResumeTimeout = l, resume
 	v.mu.Unlock()
-	v.host.limit(l)
+	v.shared.limit(l)
 }
 
 // Memory returns the state of the memory budgets.
-func (v *Server) Memory() Memory { return v.host.memory() }
+func (v *Server) Memory() Memory { return v.shared.memory() }
 
 // End ends the sessions that match at once, detached ones too. The client is told not to resume
 // them.

@@ -26,7 +26,7 @@
 // what a session needs for as long as one stream carries it. Attaching makes a new one, and
 // detaching drops it; it is never used again.
 //
-// A host is what all sessions of a Client or Server share: memory budgets, a quota for each link
+// A shared is what all sessions of a Client or Server have together: memory budgets, a quota for each link
 // and peer, the evidence whether a path is dead, and the sweep, which visits the sessions that were
 // busy of late ten times a second.
 //
@@ -46,7 +46,7 @@
 // right, and a goroutine that must not block starts another one for what might.
 //
 // The session's lock guards its state, and is never held during a read or a write. The locks of the
-// Client or Server and of the host may be taken while a session's lock is held, not the other way
+// Client or Server and of what they share may be taken while a session's lock is held, not the other way
 // round. An idle attached session holds no buffer and no timer.
 package session
 
@@ -82,7 +82,7 @@ var errMove = errors.New("the session moves")
 // A session is one end of a forwarded connection: all that outlives a stream. What lives as long as
 // a stream is in its attachment.
 type session struct {
-	host   *host
+	shared *shared
 	server bool // this is P4's end
 	token  wire.Token
 
@@ -95,7 +95,7 @@ type session struct {
 	out outbox
 	in  inbox
 
-	windows, retained holding // of the host's budgets
+	windows, retained holding // of the shared budgets
 
 	at      *attachment   // to the stream that carries the session; nil while there is none
 	last    *attachment   // at, or the one before: its goroutines may still be leaving
@@ -140,10 +140,10 @@ type session struct {
 	onCancel func()
 }
 
-func newSession(h *host, server bool, token wire.Token, info Info) *session {
+func newSession(h *shared, server bool, token wire.Token, info Info) *session {
 	now := time.Now()
 	s := &session{
-		host: h, server: server, token: token, info: info,
+		shared: h, server: server, token: token, info: info,
 		lastData: now,
 		hint:     smallBuffer - headroom,
 	}
@@ -159,8 +159,8 @@ func newSession(h *host, server bool, token wire.Token, info Info) *session {
 }
 
 // logger returns a logger for events of single sessions. What happens to many at once goes to the
-// host's notices.
-func (s *session) logger() *slog.Logger { return s.host.log.With("connection", s.info.ID) }
+// shared notices.
+func (s *session) logger() *slog.Logger { return s.shared.log.With("connection", s.info.ID) }
 
 func (s *session) snapshot() Info {
 	s.mu.Lock()

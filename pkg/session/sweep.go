@@ -29,7 +29,7 @@ const (
 )
 
 // sweep visits the warm sessions until ctx is done.
-func (h *host) sweep(ctx context.Context) {
+func (h *shared) sweep(ctx context.Context) {
 	for {
 		select {
 		case <-h.warmed:
@@ -40,7 +40,7 @@ func (h *host) sweep(ctx context.Context) {
 	}
 }
 
-func (h *host) sweepWhileWarm(ctx context.Context) {
+func (h *shared) sweepWhileWarm(ctx context.Context) {
 	h.clock.Hold()
 	defer h.clock.Release()
 	tick := time.NewTicker(sweepInterval)
@@ -91,7 +91,7 @@ func (h *host) sweepWhileWarm(ctx context.Context) {
 }
 
 // leave makes all sessions of a line move, since its path is dead.
-func (h *host) leave(l *line) {
+func (h *shared) leave(l *line) {
 	for _, s := range h.all() {
 		s.mu.Lock()
 		if s.at != nil && s.at.line == l && s.info.State != Opening {
@@ -107,7 +107,7 @@ func (s *session) warmLocked() {
 		return
 	}
 	s.warm, s.tepid = true, false
-	h := s.host
+	h := s.shared
 	h.mu.Lock()
 	h.warm[s] = struct{}{}
 	delete(h.tepid, s)
@@ -124,7 +124,7 @@ func (s *session) tepidLocked() {
 		return
 	}
 	s.tepid = true
-	h := s.host
+	h := s.shared
 	h.mu.Lock()
 	delete(h.warm, s)
 	h.tepid[s] = struct{}{}
@@ -132,7 +132,7 @@ func (s *session) tepidLocked() {
 }
 
 // cool makes the sweep forget s, whose lock the caller holds.
-func (h *host) cool(s *session) {
+func (h *shared) cool(s *session) {
 	if !s.warm {
 		return
 	}
@@ -186,7 +186,7 @@ func (s *session) sweep(now time.Time, ran time.Duration) {
 			s.out.limit -= credit - wire.InitialWindow
 		}
 		if s.mayCoolLocked() {
-			s.host.cool(s)
+			s.shared.cool(s)
 			s.watchLocked()
 		}
 	}

@@ -36,7 +36,7 @@ func (s *session) growLocked() {
 	if step.RoundOver {
 		end := in.growth.EndRound(now, s.conditionsLocked(now))
 		if end.Full {
-			s.host.paths.Fill(s.pathLocked(), at.route.Link)
+			s.shared.paths.Fill(s.pathLocked(), at.route.Link)
 		}
 		if end.Trim > 0 {
 			in.trim = end.Trim
@@ -52,8 +52,8 @@ func (s *session) conditionsLocked(now time.Time) window.Conditions {
 	path, link := s.pathLocked(), s.at.route.Link
 	return window.Conditions{
 		Window: s.in.window, Acked: s.in.acked,
-		MinRTT: s.at.minRTT, RTT: s.host.paths.Shortest(path, link, now), LinkRTT: s.at.route.RTT,
-		Filled: s.host.paths.Filled(path, link), MayGrow: s.mayGrowLocked(now),
+		MinRTT: s.at.minRTT, RTT: s.shared.paths.Shortest(path, link, now), LinkRTT: s.at.route.RTT,
+		Filled: s.shared.paths.Filled(path, link), MayGrow: s.mayGrowLocked(now),
 	}
 }
 
@@ -62,7 +62,7 @@ func (s *session) conditionsLocked(now time.Time) window.Conditions {
 // slow reader in bursts of megabytes, which say nothing of the reader.
 func (s *session) mayGrowLocked(now time.Time) bool {
 	in := &s.in
-	return in.trim == 0 && in.queued <= int(in.window/4) && in.window < s.host.maxWindow.Load() &&
+	return in.trim == 0 && in.queued <= int(in.window/4) && in.window < s.shared.maxWindow.Load() &&
 		!now.Before(in.keepsUp) && !s.ending.reset() && !s.closed
 }
 
@@ -70,7 +70,7 @@ func (s *session) mayGrowLocked(now time.Time) bool {
 // of the budget allow. It returns by how many.
 func (s *session) widenLocked(by uint64) uint64 {
 	in := &s.in
-	if by = min(by, s.host.maxWindow.Load()-in.window); by == 0 {
+	if by = min(by, s.shared.maxWindow.Load()-in.window); by == 0 {
 		return 0
 	}
 	by = s.takeWindowLocked(by)

@@ -50,7 +50,7 @@ func (at *attachment) sendControlUnlock() bool {
 	if !at.controlLocked() { // only the end of the stream is left to write
 		at.goodbye = true
 		s.mu.Unlock()
-		_ = at.stream.End(nil)
+		_ = at.stream.Finish(nil)
 		at.wrote(nil, 0, nil)
 		return true
 	}
@@ -59,7 +59,7 @@ func (at *attachment) sendControlUnlock() bool {
 	at.goodbye = at.goodbye || last
 	if last && !s.ending.reset() { // the session has ended, and nobody waits for this
 		s.mu.Unlock()
-		at.wrote(p, 0, at.stream.End(p))
+		at.wrote(p, 0, at.stream.Finish(p))
 		return true
 	}
 	s.mu.Unlock()
@@ -108,7 +108,7 @@ func (at *attachment) flush() {
 		default:
 			at.goodbye = true
 			s.mu.Unlock()
-			_ = at.stream.End(nil)
+			_ = at.stream.Finish(nil)
 			continue
 		}
 		s.mu.Unlock()

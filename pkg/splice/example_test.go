@@ -22,9 +22,9 @@ func ExampleJoin() {
 		fmt.Println("ended in order:", end.By == splice.Nobody)
 	})
 
-	_ = client.End([]byte("question"))
+	_ = client.Finish([]byte("question"))
 	question, _ := io.ReadAll(server)
-	_ = server.End([]byte("answer"))
+	_ = server.Finish([]byte("answer"))
 	answer, _ := io.ReadAll(client)
 	work.Wait()
 	fmt.Printf("%s, %s\n", question, answer)

@@ -4,7 +4,7 @@
 // The one idea: the two directions are independent, and whatever ends a half of one stream ends the
 // half of the other stream that it feeds, in the same way.
 //
-//	a read returns EOF       → End on the other stream
+//	a read returns EOF       → Finish on the other stream
 //	a read returns a reset   → CancelWrite on the other stream, with the same code
 //	the reader of the other
 //	stream stops reading     → CancelRead on this stream, with the same code, even while idle
@@ -146,7 +146,7 @@ func (j *Join) attend(f *Flow) (release func()) {
 func (j *Join) finish(f *Flow) {
 	if errors.Is(f.readErr, io.EOF) && f.writeErr == nil {
 		f.drained.Store(true)
-		if f.writeErr = f.dst.End(f.last[:f.lasts]); f.writeErr == nil {
+		if f.writeErr = f.dst.Finish(f.last[:f.lasts]); f.writeErr == nil {
 			f.bytes.Add(uint64(f.lasts))
 			return
 		}

@@ -156,7 +156,7 @@ func (s stream) Read(p []byte) (int, error)  { return s.in.read(p, true) }
 func (s stream) Peek(p []byte) (int, error)  { return s.in.read(p, false) }
 func (s stream) Write(p []byte) (int, error) { return s.out.write(p) }
 func (s stream) CloseWrite() error           { return s.out.closeWrite() }
-func (s stream) End(p []byte) error {
+func (s stream) Finish(p []byte) error {
 	if _, err := s.out.write(p); err != nil {
 		return err
 	}

@@ -10,7 +10,7 @@ import (
 // the splice of the relay. *link.Stream implements it.
 //
 // A stream that is reset or lost fails its reads and writes with a *ResetError. One goroutine at a
-// time reads (Read, Peek), and one at a time writes (Write, TryWrite, WriteLater, End). The other
+// time reads (Read, Peek), and one at a time writes (Write, TryWrite, WriteLater, Finish). The other
 // methods may be called by any goroutine at any time, and repeatedly. The owner of a stream ends
 // both halves of it, or the peer's flow-control credit is never returned.
 type Stream interface {
@@ -22,8 +22,8 @@ type Stream interface {
 	// WriteLater queues a small p, which leaves with what is written next, or soon. It never
 	// blocks. Its error is that of the next write.
 	WriteLater(p []byte)
-	// End queues p, which may be empty, as WriteLater does, and ends the writing half behind it.
-	End(p []byte) error
+	// Finish queues p, which may be empty, as WriteLater does, and ends the writing half behind it.
+	Finish(p []byte) error
 	// CloseWrite ends the writing half at once. A reader that gives up once it has the last bytes
 	// must not overtake the end.
 	CloseWrite() error
@@ -39,6 +39,6 @@ type Stream interface {
 	SetReadDeadline(t time.Time) error
 	SetWriteDeadline(t time.Time) error
 	// Context is done when the peer has stopped reading or the link is gone, with the *ResetError
-	// as its cause. It may be done after End.
+	// as its cause. It may be done after Finish.
 	Context() context.Context
 }

@@ -266,7 +266,7 @@ func (t *bareTCP) CloseWrite() error {
 }
 
 // End writes the last bytes and closes.
-func (t *bareTCP) End(p []byte) error {
+func (t *bareTCP) Finish(p []byte) error {
 	if _, err := t.TCPConn.Write(p); err != nil {
 		return err
 	}

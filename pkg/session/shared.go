@@ -80,9 +80,9 @@ const (
 	limitRetained = "retained_memory"
 )
 
-// A host is what the sessions of a Client or Server share: budgets, quotas, lines, and the sweep
+// A shared is what the sessions of a Client or Server have together: budgets, quotas, lines, and the sweep
 // over the sessions that were busy of late.
-type host struct {
+type shared struct {
 	log       *slog.Logger
 	notices   notices
 	clock     awake.Clock // process time, in which timeouts are
@@ -103,11 +103,11 @@ type host struct {
 	warmed chan struct{}         // capacity 1
 }
 
-func newHost(log *slog.Logger, l Limits, limitHit func(string), short func(budget.Shortage)) *host {
+func newShared(log *slog.Logger, l Limits, limitHit func(string), short func(budget.Shortage)) *shared {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	h := &host{
+	h := &shared{
 		log:      log,
 		notices:  notices{log: log},
 		links:    share.Links{Most: l.LinkQuota},
@@ -124,13 +124,13 @@ func newHost(log *slog.Logger, l Limits, limitHit func(string), short func(budge
 }
 
 // limit changes the budgets. What is held above a lower one stays until it is given back.
-func (h *host) limit(l Limits) {
+func (h *shared) limit(l Limits) {
 	h.windows.SetLimit(l.WindowBudget)
 	h.retained.SetLimit(l.RetainedBudget)
 	h.maxWindow.Store(uint64(l.MaxWindow))
 }
 
-func (h *host) memory() (m Memory) {
+func (h *shared) memory() (m Memory) {
 	now := time.Now()
 	m.Promised, m.PromisedLimit = h.windows.State()
 	m.Retained, m.RetainedLimit = h.retained.State()
