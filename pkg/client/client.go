@@ -254,7 +254,8 @@ type router struct{ relays *uplink.Set }
 
 func (r router) Changed() <-chan struct{} { return r.relays.Changed() }
 
-func (r router) Routes() []session.Route {
+// Routes ignores the server: each relay is asked for it.
+func (r router) Routes(string) []session.Route {
 	live := r.relays.Live()
 	routes := make([]session.Route, len(live))
 	for i, l := range live {
@@ -263,6 +264,7 @@ func (r router) Routes() []session.Route {
 			Relay:   l.Peer(),
 			RTT:     l.RTT(),
 			Overdue: l.Unanswered,
+			Shared:  true,
 			Open: func(tip *wire.Connect, data []byte) (wire.Stream, error) {
 				stream, err := l.Open(append(wire.Append(nil, tip), data...))
 				if err != nil {

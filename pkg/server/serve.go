@@ -41,7 +41,7 @@ func (s *Server) serve(l *link.Link, stream wire.Stream, tip wire.Message) {
 }
 
 func routeOver(l *link.Link) *session.Route {
-	return &session.Route{Link: l, Relay: l.Peer(), RTT: l.RTT()}
+	return &session.Route{Link: l, Relay: l.Peer(), RTT: l.RTT(), Shared: true}
 }
 
 // understand returns which client asks for what. It refuses the stream and returns no inner message

@@ -77,7 +77,9 @@ func (s *session) attachLocked(st wire.Stream, r Route, sent uint64) *attachment
 		resetDue: s.ending.reset(),
 		lastIn:   time.Now(),
 	}
-	at.claim.Join(&s.shared.links, r.Link, peer, s)
+	if r.Shared {
+		at.claim.Join(&s.shared.links, r.Link, peer, s)
+	}
 	s.at, s.last = at, at
 	s.info.Relay, s.info.Link = r.Relay, r.Link
 	s.out.arrived = max(s.out.arrived, sent)

@@ -106,7 +106,7 @@ func (f *forward) try(r Route, old *attachment, l *line) *attachment {
 		data, n = s.firstFrame()
 	}
 	var err error
-	a.stream, err = r.Open(&wire.Connect{Server: f.request.Server, Inner: inner, Hold: a.opening && f.onlyRoute}, data)
+	a.stream, err = r.stream(a.opening, &wire.Connect{Server: f.request.Server, Inner: inner, Hold: a.opening && f.onlyRoute}, data)
 	if err != nil {
 		s.attempt-- // nobody has heard of it
 		f.failed(r, err.Error())

@@ -158,14 +158,14 @@ type oneRoute struct {
 }
 
 func (r *oneRoute) Changed() <-chan struct{} { return nil }
-func (r *oneRoute) Routes() []session.Route {
-	return []session.Route{{Link: r, Relay: "relay", Open: func(tip *wire.Connect, data []byte) (wire.Stream, error) {
+func (r *oneRoute) Routes(string) []session.Route {
+	return []session.Route{{Link: r, Relay: "relay", Shared: true, Open: func(tip *wire.Connect, data []byte) (wire.Stream, error) {
 		a, b := ringPair(r.capacity)
 		m, _, err := wire.Parse(tip.Inner)
 		if err != nil {
 			return nil, err
 		}
-		r.all.Go(func() { serve(r.server, "laptop", m, b, &session.Route{Link: r, Relay: "relay"}) })
+		r.all.Go(func() { serve(r.server, "laptop", m, b, &session.Route{Link: r, Relay: "relay", Shared: true}) })
 		_, err = a.Write(data)
 		return a, err
 	}}}

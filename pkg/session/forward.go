@@ -213,7 +213,7 @@ func (f *forward) connect() *attachment {
 		s.mu.Unlock()
 		route, wait := f.choose(old != nil, why)
 		switch {
-		case route.Open != nil:
+		case route.Link != nil:
 			if at := f.tryInTurn(route, old); at != nil {
 				return at
 			}
@@ -243,7 +243,10 @@ func (f *forward) choose(moving bool, why string) (Route, time.Duration) {
 	if wait := time.Until(f.notBefore); wait > 0 && !moving {
 		return Route{}, min(left, wait)
 	}
-	routes := f.client.config.Router.Routes()
+	opening := !f.opened && !f.isReset()
+	routes := slices.DeleteFunc(f.client.config.Router.Routes(f.request.Server), func(r Route) bool {
+		return !r.opens(opening)
+	})
 	s.mu.Lock()
 	current := s.info.Link
 	s.mu.Unlock()

@@ -435,13 +435,16 @@ type network struct {
 	relay   func(l *memLink, inner wire.Message) *wire.Reply
 	links   []*memLink
 	changed chan struct{}
-	streams map[*memStream]struct{}
-	cuts    []int // bytes until the next cut, and those after it
-	passed  int   // bytes that were written to streams
-	atCut   func(*memStream)
-	delay   func() time.Duration // before each write to a stream
-	serving sync.WaitGroup
-	overdue func() time.Duration // of the links' heartbeats; nil: not known
+	// unshared says that routes share no flow-control window. Nothing can be opened over onlyResumes.
+	unshared    bool
+	onlyResumes *memLink
+	streams     map[*memStream]struct{}
+	cuts        []int // bytes until the next cut, and those after it
+	passed      int   // bytes that were written to streams
+	atCut       func(*memStream)
+	delay       func() time.Duration // before each write to a stream
+	serving     sync.WaitGroup
+	overdue     func() time.Duration // of the links' heartbeats; nil: not known
 }
 
 // A memLink is a path from the client to the server through one relay.
@@ -453,12 +456,20 @@ type memLink struct {
 	tips    []wire.Connect
 }
 
-func (n *network) Routes() []session.Route {
+// Routes are the links on which the server is; onlyResume of them can't open a session.
+func (n *network) Routes(string) []session.Route {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var rs []session.Route
 	for _, l := range n.links {
-		rs = append(rs, session.Route{Link: l, Relay: l.name, RTT: 2*l.latency + time.Millisecond, Overdue: n.overdue, Open: n.opener(l)})
+		r := session.Route{
+			Link: l, Relay: l.name, RTT: 2*l.latency + time.Millisecond,
+			Overdue: n.overdue, Shared: !n.unshared, Open: n.opener(l),
+		}
+		if l == n.onlyResumes {
+			r.Open, r.Resume = nil, func(tip *wire.Connect) (wire.Stream, error) { return n.opener(l)(tip, nil) }
+		}
+		rs = append(rs, r)
 	}
 	return rs
 }
@@ -515,7 +526,7 @@ func (n *network) stream(l *memLink) (a, b *memStream) {
 }
 
 func (n *network) serve(l *memLink, m wire.Message, b *memStream) {
-	n.serving.Go(func() { serve(n.server, "laptop", m, b, &session.Route{Link: l, Relay: l.name}) })
+	n.serving.Go(func() { serve(n.server, "laptop", m, b, &session.Route{Link: l, Relay: l.name, Shared: !n.unshared}) })
 }
 
 // What the network does is changed under its lock, as sessions are at work.

@@ -208,7 +208,7 @@ func (m *model) do(s step) {
 	case "closing":
 		m.resetByRelay(wire.CodeClosing)
 	case "silence":
-		for _, r := range m.Routes() {
+		for _, r := range m.Routes("nas") {
 			m.silenceStreams(r.Link.(*memLink))
 		}
 	case "no link":
@@ -218,7 +218,7 @@ func (m *model) do(s step) {
 	case "two links":
 		m.replaceLinks(m.link("b"), m.link("a"))
 	case "move":
-		for _, r := range m.Routes() {
+		for _, r := range m.Routes("nas") {
 			m.client.Move(r.Link, "moved by the test")
 		}
 	case "refuse":

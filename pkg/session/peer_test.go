@@ -26,7 +26,7 @@ func (n *network) play(client string, tip wire.Message) *peer {
 	l := n.links[0]
 	n.mu.Unlock()
 	a, b := n.stream(l)
-	n.serving.Go(func() { serve(n.server, client, tip, b, &session.Route{Link: l, Relay: l.name}) })
+	n.serving.Go(func() { serve(n.server, client, tip, b, &session.Route{Link: l, Relay: l.name, Shared: true}) })
 	return &peer{n.t, a, nil, l, nil}
 }
 

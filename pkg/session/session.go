@@ -61,16 +61,32 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// A Route is a live link, as a session sees it.
+// A Route is a way by which a session's stream reaches the other end: a live link, or a part of one.
 type Route struct {
 	Link  any           // the identity of the link; comparable
 	Relay string        // the relay's name, for logs and status
 	RTT   time.Duration // smoothed round trip of the link
 	// Overdue returns for how long the link's own heartbeats have had no answer. Nil: unknown.
 	Overdue func() time.Duration
+	// Shared tells that the route's streams share a flow-control window with those of other sessions,
+	// as QUIC's do. Then what is in flight over the route is shared between the sessions.
+	Shared bool
 	// Open opens a stream to a server with a tip, and data right behind it, without waiting. Only
-	// the client's routes have it.
+	// the client's routes have it. Nil: sessions can only be resumed over the route.
 	Open func(tip *wire.Connect, data []byte) (wire.Stream, error)
+	// Resume opens a stream for a session that exists, with a tip. Nil: Open does.
+	Resume func(tip *wire.Connect) (wire.Stream, error)
+}
+
+// opens reports whether an attempt can be made over the route: to open a session, or to resume one.
+func (r *Route) opens(opening bool) bool { return r.Open != nil || !opening && r.Resume != nil }
+
+// stream opens a stream for an attempt, with data behind the tip.
+func (r *Route) stream(opening bool, tip *wire.Connect, data []byte) (wire.Stream, error) {
+	if !opening && r.Resume != nil {
+		return r.Resume(tip)
+	}
+	return r.Open(tip, data)
 }
 
 // errEnded is the frame reader's result when the session has ended in good order on this stream.

@@ -160,13 +160,13 @@ func (s *storm) weather(stop <-chan struct{}) {
 		case 4:
 			s.have("a", "b")
 		case 5:
-			for _, r := range s.Routes() {
+			for _, r := range s.Routes("nas") {
 				s.client.Move(r.Link, "closing")
 			}
 		case 6:
 			s.resetByRelay([]wire.StreamCode{wire.CodeLost, wire.CodeClosing}[w.IntN(2)])
 		case 7:
-			for _, r := range s.Routes() {
+			for _, r := range s.Routes("nas") {
 				s.silenceStreams(r.Link.(*memLink))
 			}
 		case 8:

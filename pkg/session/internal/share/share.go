@@ -45,7 +45,8 @@ type quota struct {
 	users   int       // guarded by Links.mu
 }
 
-// A Claim is a session's part in the quota of its link and peer. Its zero value must Join.
+// A Claim is a session's part in the quota of its link and peer. A claim that hasn't joined a quota, its
+// zero value, is bounded by nothing.
 type Claim struct {
 	waiter Waiter
 	links  *Links
@@ -89,6 +90,9 @@ const (
 // what the session holds already. The quota grows if as much as all of it arrives within an epoch.
 func (c *Claim) Take(n int64, inFlight uint64, epoch time.Duration) bool {
 	q := c.quota
+	if q == nil {
+		return true
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if c.granted > 0 {
@@ -145,6 +149,9 @@ func (q *quota) growLocked(c *Claim) bool {
 // Overdraw reserves n bytes, whatever is left. n must be small.
 func (c *Claim) Overdraw(n int64) {
 	q := c.quota
+	if q == nil {
+		return
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.used += n
@@ -152,7 +159,7 @@ func (c *Claim) Overdraw(n int64) {
 
 // Give returns n bytes that have arrived.
 func (c *Claim) Give(n int64) {
-	if n != 0 {
+	if n != 0 && c.quota != nil {
 		c.quota.free(n, n)
 	}
 }
@@ -219,6 +226,9 @@ func (q *quota) leaveLocked(c *Claim) {
 // quota is taken.
 func (c *Claim) Scarce() bool {
 	q := c.quota
+	if q == nil {
+		return false
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return 4*q.used > q.limit
@@ -229,6 +239,9 @@ func (c *Claim) Scarce() bool {
 // asking for a thousand sessions that are well, ten times a second, would bring nothing.
 func (c *Claim) Asks(now time.Time) bool {
 	q := c.quota
+	if q == nil {
+		return false
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.nextLocked() == nil {
@@ -244,6 +257,9 @@ func (c *Claim) Asks(now time.Time) bool {
 // Forget gives up the turn of a session that has nothing more to send over this link.
 func (c *Claim) Forget() {
 	q := c.quota
+	if q == nil {
+		return
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.leaveLocked(c)
@@ -291,6 +307,9 @@ func (c *Claim) Join(links *Links, link any, peer string, w Waiter) {
 
 // Leave ends the claim. lost is how many bytes were in flight when the stream was lost.
 func (c *Claim) Leave(lost int64) {
+	if c.quota == nil {
+		return
+	}
 	c.Forget()
 	if lost != 0 {
 		c.quota.free(lost, 0)

@@ -224,3 +224,15 @@ func TestAsks(t *testing.T) {
 		}
 	})
 }
+
+// TestNoQuota has a claim that has joined none.
+func TestNoQuota(t *testing.T) {
+	var c Claim
+	c.Overdraw(1 << 40)
+	if !c.Take(1<<40, 1<<40, epoch) || c.Scarce() || c.Asks(time.Now()) {
+		t.Error("it is bounded")
+	}
+	c.Give(1 << 40)
+	c.Forget()
+	c.Leave(1)
+}
