@@ -17,9 +17,10 @@ import (
 	"time"
 )
 
-// A Budget is a bound of bytes. A peer may take bytes if at least as many are left for the others as it then holds.
-// So one peer has half of the budget at most, the next one half of the rest. As bytes are given
-// back and shared anew, n peers that want all they can have end with 1/(n+1) of the budget each.
+// A Budget is a bound of bytes. A peer may take bytes if at least as many are left for the others
+// as it then holds. So one peer has half of the budget at most, the next one half of the rest. As
+// bytes are given back and shared anew, n peers that want all they can have end with 1/(n+1) of the
+// budget each.
 type Budget struct {
 	name string // in the config's [limits]; empty if no shares are taken
 
@@ -138,7 +139,8 @@ func (h *Share) Refuse(now time.Time) (s Shortage, begins bool) {
 }
 
 func (h *Share) shortageLocked() Shortage {
-	return Shortage{Budget: h.budget.name, Peer: h.peer, Held: h.used, Free: h.budget.limit - h.budget.used}
+	b := h.budget
+	return Shortage{Budget: b.name, Peer: h.peer, Held: h.used, Free: b.limit - b.used}
 }
 
 // Shortages returns the shortages of the last ShortFor, the peers that hold the most first.

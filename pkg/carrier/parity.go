@@ -12,13 +12,14 @@ import (
 	"ptthqd/pkg/parity"
 )
 
-// maxParityPeers bounds the peers that get parity, and those that send it: each takes up to 250 KiB.
+// maxParityPeers bounds the peers that get parity, and those that send it: each takes up to 250
+// KiB.
 const maxParityPeers = 256
 
-// groupTime is how long a group of packets stays open for more of them, at least; it may be twice as
-// long. A repair of a link that sends little is late by so much. Where the bound of parity keeps a
-// group from what it wants, the group stays open for up to a round trip: QUIC forgives a repair that
-// is late by two.
+// groupTime is how long a group of packets stays open for more of them, at least; it may be twice
+// as long. A repair of a link that sends little is late by so much. Where the bound of parity keeps
+// a group from what it wants, the group stays open for up to a round trip: QUIC forgives a repair
+// that is late by two.
 const groupTime = 3 * time.Millisecond
 
 // A Maker makes the parity for one peer, and closes its groups by time.
@@ -38,8 +39,8 @@ type Maker struct {
 // A sendParity sends a datagram behind packets that were sent with the same control messages.
 type sendParity func(datagram, control []byte)
 
-// NewMaker returns a Maker whose parity is at most so many percent of what it covers, and is counted
-// in ofLink and in the socket's figures.
+// NewMaker returns a Maker whose parity is at most so many percent of what it covers, and is
+// counted in ofLink and in the socket's figures.
 func (s *Socket) NewMaker(percent int, ofLink *atomic.Uint64) *Maker {
 	return &Maker{Maker: parity.NewMaker(percent, ofLink, &s.paritySent), groupTime: groupTime}
 }
@@ -70,8 +71,8 @@ func (s *Socket) DropParity(from netip.AddrPort, r *parity.Restorer) { s.restore
 // SetPatience sets how long a group may stay open: about a round trip.
 func (m *Maker) SetPatience(d time.Duration) { m.patience.Store(int64(d)) }
 
-// protect sends what parity adds to packets that have left in one call: pieces of the given size, of
-// which the last may be shorter. It keeps neither packets nor control.
+// protect sends what parity adds to packets that have left in one call: pieces of the given size,
+// of which the last may be shorter. It keeps neither packets nor control.
 func (m *Maker) protect(packets []byte, size int, control []byte, send sendParity) {
 	open := m.Protect(packets, size, func(datagram []byte) { send(datagram, control) })
 	if open == 0 {

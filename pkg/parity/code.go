@@ -24,7 +24,7 @@ func codeFor(packets, pieces int) reedsolomon.Encoder {
 		// A peer chooses which packets are missing, and so what would be cached.
 		reedsolomon.WithInversionCache(false))
 	if err != nil {
-		panic(fmt.Sprintf("internal error: no code of %d packets and %d pieces: %v", packets, pieces, err))
+		panic(fmt.Sprintf("internal error: no code of %d packets, %d pieces: %v", packets, pieces, err))
 	}
 	codes.Store(key, c)
 	return c

@@ -81,9 +81,9 @@ func (m *Maker) Protect(packets []byte, size int, send func(datagram []byte)) (o
 	return m.openLocked()
 }
 
-// Flush sends the parity of a group, if that is still open. It leaves a group open that may not have
-// as much parity as it wants by the bound, until it has been called so many times for it: a larger
-// group may. It returns the number of the group that is open then; 0 if none is.
+// Flush sends the parity of a group, if that is still open. It leaves a group open that may not
+// have as much parity as it wants by the bound, until it has been called so many times for it: a
+// larger group may. It returns the number of the group that is open then; 0 if none is.
 func (m *Maker) Flush(group uint64, times int, send func(datagram []byte)) (open uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -1,13 +1,13 @@
 // Package parity is forward error correction for QUIC packets, on paths that lose packets without
-// being full: radio, bad lines. QUIC's NewReno takes each such loss for a full queue, and falls to a
-// fraction of what the path carries.
+// being full: radio, bad lines. QUIC's NewReno takes each such loss for a full queue, and falls to
+// a fraction of what the path carries.
 //
 // The one idea: QUIC's packets leave unchanged. Behind each group of packets a Maker sends their
 // Reed-Solomon parity; from it and the other packets of the group the peer's Restorer rebuilds the
 // packets that are missing, and gives them to QUIC as if they had arrived. A rebuilt packet is late
 // and out of order. quic-go notices that, undoes the reduction of its window, and becomes more
-// patient, so nothing waits for the order. A Watch decides from a link's losses and round trips when
-// to send parity, and how much.
+// patient, so nothing waits for the order. A Watch decides from a link's losses and round trips
+// when to send parity, and how much.
 //
 //	maker.Protect(packet, len(packet), send) // sender: call it for each packet that has left
 //	restorer.Keep(packet)                    // receiver: call it for each QUIC packet

@@ -136,8 +136,8 @@ func (r *Restorer) Next(buf []byte) int {
 	return copy(buf, k.block[lengthSize:][:k.size])
 }
 
-// group returns the open group of a datagram. For the first datagram of a group it opens one, in the
-// place of the oldest.
+// group returns the open group of a datagram. For the first datagram of a group it opens one, in
+// the place of the oldest.
 func (r *Restorer) group(d *datagram) *openGroup {
 	for i := range r.groups {
 		g := &r.groups[i]

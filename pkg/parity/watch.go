@@ -19,17 +19,17 @@ const (
 	trialPackets = 50
 	trialTrips   = 10
 	// An overflowing short queue drops many packets at once, which parity can't restore, and shows
-	// no queue in the round trips. So parity ends where it is useless: uselessFor has passed without
-	// loss, and the lost packets exceed twice the restored ones by uselessLosses. Twice, as QUIC may
-	// have counted each restored packet as lost before.
+	// no queue in the round trips. So parity ends where it is useless: uselessFor has passed
+	// without loss, and the lost packets exceed twice the restored ones by uselessLosses. Twice, as
+	// QUIC may have counted each restored packet as lost before.
 	uselessFor    = 2 * time.Second
 	uselessLosses = 8
 	// queueSlack is the jitter of radio and of busy hosts. A round trip longer than 1.25 times the
 	// shortest plus queueSlack shows a queue.
 	queueSlack = 5 * time.Millisecond
 
-	// firstLoss is the loss that a link reckons with before it has seen any, as if firstOver packets
-	// had shown it: in QUIC's slow start a loss costs the most.
+	// firstLoss is the loss that a link reckons with before it has seen any, as if firstOver
+	// packets had shown it: in QUIC's slow start a loss costs the most.
 	firstLoss = 0.003
 	firstOver = 500
 	// lossOver is the number of packets over which losses are averaged.

@@ -1,4 +1,5 @@
-// Package share divides what may be in flight over one link among the sessions with one remote peer.
+// Package share divides what may be in flight over one link among the sessions with one remote
+// peer.
 //
 //	links := share.Links{Most: 8 << 20}
 //	claim.Join(&links, link, "nas", session) // the session attaches to a stream of that link
@@ -9,8 +10,9 @@
 //	claim.Leave(inFlight) // the stream is gone, and what was in flight with it
 //
 // A link's quota grows with what its other end takes. When it is used up, sessions wait in two
-// queues, of which one is for sessions that have rested: a short answer doesn't wait behind uploads.
-// All methods may be called from any goroutine; those of one Claim need the lock of its session.
+// queues, of which one is for sessions that have rested: a short answer doesn't wait behind
+// uploads. All methods may be called from any goroutine; those of one Claim need the lock of its
+// session.
 package share
 
 import (
@@ -45,8 +47,8 @@ type quota struct {
 	users   int       // guarded by Links.mu
 }
 
-// A Claim is a session's part in the quota of its link and peer. A claim that hasn't joined a quota, its
-// zero value, is bounded by nothing.
+// A Claim is a session's part in the quota of its link and peer. A claim that hasn't joined a
+// quota, its zero value, is bounded by nothing.
 type Claim struct {
 	waiter Waiter
 	links  *Links
@@ -86,8 +88,9 @@ const (
 // Take reserves n bytes for the session if anything is left, overdrawing by one piece at most, and
 // reports whether it did. If nothing is left, the session waits for its turn, and is kicked when
 // the turn has come. A session with at most 4 KiB in flight, these n bytes included, doesn't wait
-// behind the bulk of others: such sessions together may overdraw the quota by a quarter. inFlight is
-// what the session holds already. The quota grows if as much as all of it arrives within an epoch.
+// behind the bulk of others: such sessions together may overdraw the quota by a quarter. inFlight
+// is what the session holds already. The quota grows if as much as all of it arrives within an
+// epoch.
 func (c *Claim) Take(n int64, inFlight uint64, epoch time.Duration) bool {
 	q := c.quota
 	if q == nil {
