@@ -61,8 +61,8 @@ type Socket struct {
 
 type sendFailure struct{ err error }
 
-// notQUIC is the first byte below which a datagram is not QUIC's: RFC 9443 gives 0 to 3 to STUN, and
-// 4 to 15 to nobody.
+// notQUIC is the first byte below which a datagram is not QUIC's: RFC 9443 gives 0 to 3 to STUN,
+// and 4 to 15 to nobody.
 const notQUIC = 16
 
 // A handler takes a datagram of another kind than QUIC's, the first n bytes of buf. It returns the
@@ -83,9 +83,10 @@ type Stats struct {
 	Restored      uint64 // packets that were lost on the way here and made again from their parity
 }
 
-// New makes a Socket of pc, and owns pc from then on, also if it fails. A *net.UDPConn gets all that
-// the system offers. Any other connection, such as a simulated one, works without. New enlarges the
-// kernel's buffers, never shrinks them, and logs once how to get larger ones. A nil logger is silent.
+// New makes a Socket of pc, and owns pc from then on, also if it fails. A *net.UDPConn gets all
+// that the system offers. Any other connection, such as a simulated one, works without. New
+// enlarges the kernel's buffers, never shrinks them, and logs once how to get larger ones. A nil
+// logger is silent.
 func New(pc net.PacketConn, log *slog.Logger) (*Socket, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)

@@ -14,12 +14,14 @@ import (
 )
 
 const (
-	// batchReads is the number of datagrams, coalesced or not, that one system call takes at most, as
-	// in quic-go.
+	// batchReads is the number of datagrams, coalesced or not, that one system call takes at most,
+	// as in quic-go.
 	batchReads = 8
-	// groSize is the size in bytes of the largest coalesced datagram: the kernel stops below 64 KiB.
+	// groSize is the size in bytes of the largest coalesced datagram: the kernel stops below 64
+	// KiB.
 	groSize = 64 << 10
-	// oobSize is room for the control messages that are asked for: ECN, packet info of IPv6, GRO, drops.
+	// oobSize is room for the control messages that are asked for: ECN, packet info of IPv6, GRO,
+	// drops.
 	oobSize = 160
 )
 
@@ -198,8 +200,8 @@ func (c *udpConn) open() {
 	}
 }
 
-// examine reads the control messages of one datagram. It returns the size of the packets in it (0 for
-// a single packet), counts the kernel's drops, and appends quic-go's messages to rest.
+// examine reads the control messages of one datagram. It returns the size of the packets in it (0
+// for a single packet), counts the kernel's drops, and appends quic-go's messages to rest.
 func (c *udpConn) examine(oob []byte, rest *[]byte) (segment int) {
 	for len(oob) > 0 {
 		header, body, remainder, err := unix.ParseOneSocketControlMessage(oob)
@@ -292,8 +294,9 @@ func (c *udpConn) sendOtherwise(b, oob []byte, addr *net.UDPAddr, err error) (in
 					"which costs processor time; "+
 					"QUIC_GO_DISABLE_GSO=true in the environment spares the attempt",
 				slog.Any("error", err))
-			// At EIO quic-go sends the packets one by one, for the rest of the connection. At EINVAL it
-			// would end the connection. EINVAL also comes when the path's MTU falls below the segment.
+			// At EIO quic-go sends the packets one by one, for the rest of the connection. At
+			// EINVAL it would end the connection. EINVAL also comes when the path's MTU falls below
+			// the segment.
 			return 0, 0, os.NewSyscallError("sendmsg", unix.EIO)
 		}
 	}
@@ -303,7 +306,8 @@ func (c *udpConn) sendOtherwise(b, oob []byte, addr *net.UDPAddr, err error) (in
 	return len(b), len(oob), c.socket.sent(err)
 }
 
-// SetReadBuffer does nothing: the Socket has set the buffers, and quic-go's own attempt could shrink them.
+// SetReadBuffer does nothing: the Socket has set the buffers, and quic-go's own attempt could
+// shrink them.
 func (*udpConn) SetReadBuffer(int) error { return nil }
 
 // SetWriteBuffer does nothing, for the same reason.

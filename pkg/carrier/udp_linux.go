@@ -16,12 +16,13 @@ import (
 )
 
 // A rawUDP sends and receives on a UDP socket by raw system calls, which Go's runtime does not see.
-// They never wait, as the runtime polls the socket. But many last longer than 20 µs, after which the
-// runtime takes a call that it sees for a blocking one: it moves the processor to another thread,
-// which the kernel has to wake, and the caller waits for it afterwards.
+// They never wait, as the runtime polls the socket. But many last longer than 20 µs, after which
+// the runtime takes a call that it sees for a blocking one: it moves the processor to another
+// thread, which the kernel has to wake, and the caller waits for it afterwards.
 //
-// What it buys, together with the same for TCP (pkg/nowait), with GOMAXPROCS=1 on two cores, medians
-// of 8 to 10 rounds: 20 % less processor time for bulk, 26 % less time for an idle round trip.
+// What it buys, together with the same for TCP (pkg/nowait), with GOMAXPROCS=1 on two cores,
+// medians of 8 to 10 rounds: 20 % less processor time for bulk, 26 % less time for an idle round
+// trip.
 //
 // One goroutine may receive; any may send.
 type rawUDP struct {
@@ -113,7 +114,8 @@ func (u *rawUDP) readReady(fd uintptr) bool {
 	}
 }
 
-// address returns the sender of a datagram. Several datagrams share the result: nobody may change it.
+// address returns the sender of a datagram. Several datagrams share the result: nobody may change
+// it.
 func (u *rawUDP) address(name *unix.RawSockaddrInet6) *net.UDPAddr {
 	if u.lastAddr != nil && *name == u.last {
 		return u.lastAddr
@@ -138,8 +140,8 @@ func (u *rawUDP) address(name *unix.RawSockaddrInet6) *net.UDPAddr {
 // errAddress says that send does not serve an address; the net package may.
 var errAddress = errors.New("internal error: an address with a zone or of the other family")
 
-// send sends b with the control messages oob. It waits while the socket's buffer is full. Most errors
-// are an *os.SyscallError.
+// send sends b with the control messages oob. It waits while the socket's buffer is full. Most
+// errors are an *os.SyscallError.
 func (u *rawUDP) send(b, oob []byte, to *net.UDPAddr) error {
 	s := u.sendings.Get().(*sending)
 	if !s.address(to, u.v6) {

@@ -72,7 +72,8 @@ const (
 	initialConnectionWindow = 1 << 20
 )
 
-// ParityPercent returns the value of Limits.ParityPercent for so many percent, of which 0 means none.
+// ParityPercent returns the value of Limits.ParityPercent for so many percent, of which 0 means
+// none.
 func ParityPercent(percent int) int {
 	if percent == 0 {
 		return -1

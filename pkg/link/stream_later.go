@@ -154,8 +154,8 @@ func (s *Stream) WriteLater(p []byte) {
 	}
 }
 
-// Finish writes the last bytes, if any, as WriteLater does, and CloseWrite behind them. It must not be
-// called beside Write. On a half that was reset it returns how.
+// Finish writes the last bytes, if any, as WriteLater does, and CloseWrite behind them. It must not
+// be called beside Write. On a half that was reset it returns how.
 func (s *Stream) Finish(p []byte) error {
 	if s.stream.Context().Err() != nil {
 		return s.CloseWrite()

@@ -14,8 +14,8 @@ import (
 
 // A Router knows the live links of a client. It is safe for concurrent use.
 type Router interface {
-	// Routes returns the ways to a server, the one with the shortest smoothed round trip first. Links
-	// that are suspect, or whose relay is closing, are left out.
+	// Routes returns the ways to a server, the one with the shortest smoothed round trip first.
+	// Links that are suspect, or whose relay is closing, are left out.
 	Routes(server string) []Route
 	// Changed returns a channel that is closed at the next change of Routes.
 	Changed() <-chan struct{}

@@ -8,8 +8,8 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// live dials P5, and begins the rest of the session's life on a new stack: the stack on which it has
-// dialled stays twice as large as waiting needs, 4 KiB of each idle connection.
+// live dials P5, and begins the rest of the session's life on a new stack: the stack on which it
+// has dialled stays twice as large as waiting needs, 4 KiB of each idle connection.
 func (v *Server) live(s *session, dial Dial) {
 	if v.connect(s, dial) {
 		v.all.Go(func() {

@@ -26,9 +26,9 @@
 // what a session needs for as long as one stream carries it. Attaching makes a new one, and
 // detaching drops it; it is never used again.
 //
-// A shared is what all sessions of a Client or Server have together: memory budgets, a quota for each link
-// and peer, the evidence whether a path is dead, and the sweep, which visits the sessions that were
-// busy of late ten times a second.
+// A shared is what all sessions of a Client or Server have together: memory budgets, a quota for
+// each link and peer, the evidence whether a path is dead, and the sweep, which visits the sessions
+// that were busy of late ten times a second.
 //
 // # Ownership
 //
@@ -46,8 +46,8 @@
 // right, and a goroutine that must not block starts another one for what might.
 //
 // The session's lock guards its state, and is never held during a read or a write. The locks of the
-// Client or Server and of what they share may be taken while a session's lock is held, not the other way
-// round. An idle attached session holds no buffer and no timer.
+// Client or Server and of what they share may be taken while a session's lock is held, not the
+// other way round. An idle attached session holds no buffer and no timer.
 package session
 
 import (
@@ -61,15 +61,16 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// A Route is a way by which a session's stream reaches the other end: a live link, or a part of one.
+// A Route is a way by which a session's stream reaches the other end: a live link, or a part of
+// one.
 type Route struct {
 	Link  any           // the identity of the link; comparable
 	Relay string        // the relay's name, for logs and status
 	RTT   time.Duration // smoothed round trip of the link
 	// Overdue returns for how long the link's own heartbeats have had no answer. Nil: unknown.
 	Overdue func() time.Duration
-	// Shared tells that the route's streams share a flow-control window with those of other sessions,
-	// as QUIC's do. Then what is in flight over the route is shared between the sessions.
+	// Shared tells that the route's streams share a flow-control window with those of other
+	// sessions, as QUIC's do. Then what is in flight over the route is shared between the sessions.
 	Shared bool
 	// Open opens a stream to a server with a tip, and data right behind it, without waiting. Only
 	// the client's routes have it. Nil: sessions can only be resumed over the route.

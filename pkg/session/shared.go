@@ -16,8 +16,8 @@ import (
 // Limits bound what sessions take of this process. A field that is 0 has its default.
 type Limits struct {
 	// WindowBudget is what all sessions together may promise their peers above the floor of 64 KiB
-	// for each direction, in bytes. One remote peer has half of it at most (see package budget). Default:
-	// 256 MiB.
+	// for each direction, in bytes. One remote peer has half of it at most (see package budget).
+	// Default: 256 MiB.
 	WindowBudget int64
 	// RetainedBudget is what all sessions together may keep for retransmission above the floor of
 	// 64 KiB, in bytes. One remote peer has half of it at most. Default: 256 MiB.
@@ -80,8 +80,8 @@ const (
 	limitRetained = "retained_memory"
 )
 
-// A shared is what the sessions of a Client or Server have together: budgets, quotas, lines, and the sweep
-// over the sessions that were busy of late.
+// A shared is what the sessions of a Client or Server have together: budgets, quotas, lines, and
+// the sweep over the sessions that were busy of late.
 type shared struct {
 	log       *slog.Logger
 	notices   notices

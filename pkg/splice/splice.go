@@ -160,8 +160,8 @@ func (j *Join) finish(f *Flow) {
 	f.dst.CancelWrite(code(cause))
 }
 
-// pump copies until src ends or dst fails. Last bytes that come together with src's end stay in f.last
-// if they fit: finish sends them with the end, in one packet.
+// pump copies until src ends or dst fails. Last bytes that come together with src's end stay in
+// f.last if they fit: finish sends them with the end, in one packet.
 func (f *Flow) pump() {
 	for f.readErr == nil && f.writeErr == nil {
 		// idle: most joins wait here, without a buffer.

@@ -10,9 +10,9 @@ import (
 // the splice of the relay. *link.Stream implements it.
 //
 // A stream that is reset or lost fails its reads and writes with a *ResetError. One goroutine at a
-// time reads (Read, Peek), and one at a time writes (Write, TryWrite, WriteLater, Finish). The other
-// methods may be called by any goroutine at any time, and repeatedly. The owner of a stream ends
-// both halves of it, or the peer's flow-control credit is never returned.
+// time reads (Read, Peek), and one at a time writes (Write, TryWrite, WriteLater, Finish). The
+// other methods may be called by any goroutine at any time, and repeatedly. The owner of a stream
+// ends both halves of it, or the peer's flow-control credit is never returned.
 type Stream interface {
 	io.ReadWriter
 	// Peek blocks until len(p) bytes have arrived, and copies them without consuming them.

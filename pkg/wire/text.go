@@ -8,8 +8,9 @@ import (
 
 // Clean makes a text of another node fit for logs and terminals: each character that is not
 // printable becomes a space, and bytes that are not UTF-8 become U+FFFD. So the text forges no line
-// of a log, colours no terminal, and hides or reverses nothing by format characters (U+202E, U+2066,
-// U+200B) or separators (U+2028). A text is cleaned where it comes in and again where it is printed.
+// of a log, colours no terminal, and hides or reverses nothing by format characters (U+202E,
+// U+2066, U+200B) or separators (U+2028). A text is cleaned where it comes in and again where it is
+// printed.
 func Clean(s string) string {
 	for i := range len(s) {
 		if s[i] < ' ' || s[i] >= 0x7f {

@@ -90,8 +90,8 @@ func (n *Network) setCut(cut bool, hosts []string) {
 	}
 }
 
-// Kill stops a node on a host so that no other node hears of it: what the node says on its way out is
-// lost. The host is on the network again when Kill returns.
+// Kill stops a node on a host so that no other node hears of it: what the node says on its way out
+// is lost. The host is on the network again when Kill returns.
 func (n *Network) Kill(host string, stop func()) {
 	n.Cut(host)
 	stop()
