@@ -115,8 +115,8 @@ func talkInSandbox(t *testing.T, name string) {
 	}
 }
 
-// seccomp refuses a call in all threads of the process, for ever: only if its option is v4 of IPv4 or v6 of IPv6, if
-// these are given.
+// seccomp refuses a system call in all threads of the process, for ever. If v4 and v6 are given, it
+// refuses only calls for these options, of IPv4 and of IPv6.
 func seccomp(t *testing.T, call, v4, v6, errno uint32) {
 	t.Helper()
 	const (

@@ -216,7 +216,8 @@ func TestBuffersOnlyGrow(t *testing.T) {
 	}
 	var before int
 	_ = raw.Control(func(fd uintptr) {
-		// What a socket unit of systemd may have given; without the capability, what the system allows.
+		// What a socket unit of systemd may have given; without the capability, what the system
+		// allows.
 		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 16<<20)
 		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20)
 		before, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF)
@@ -260,7 +261,8 @@ func TestRefusedSends(t *testing.T) {
 		t.Errorf("the log says it %d times:\n%s", n, &log)
 	}
 
-	// More segments than the kernel takes (EINVAL): quic-go is told EIO, at which it sends one by one.
+	// More segments than the kernel takes (EINVAL): quic-go is told EIO, at which it sends one by
+	// one.
 	_, _, err := writer.WriteMsgUDP(make([]byte, 60_000), segments(10), to)
 	if e, ok := errors.AsType[*os.SyscallError](err); !ok || e.Err != unix.EIO { //nolint:errorlint // as quic-go looks at it
 		t.Errorf("%v", err)
@@ -287,7 +289,8 @@ func TestRefusedSends(t *testing.T) {
 	}
 }
 
-// Sockets of both families and of one that takes both, as seen by the standard library at the other end.
+// Sockets of both families, and of one that takes both, exchange packets with the standard
+// library's.
 func TestAddresses(t *testing.T) {
 	for _, c := range []struct{ at, peer string }{
 		{"127.0.0.1:0", "127.0.0.1:0"},
@@ -387,8 +390,8 @@ func TestReadersAreWoken(t *testing.T) {
 	}
 }
 
-// fullConn is a UDP socket whose buffer is full at first, as loopback's never is: then it has the descriptor of a TCP connection that
-// takes nothing more, and says EAGAIN.
+// fullConn is a UDP socket whose buffer is full at first, as loopback's never is: until then it has
+// the descriptor of a TCP connection that takes nothing more, and says EAGAIN.
 type fullConn struct {
 	syscall.RawConn
 	full   syscall.RawConn
@@ -443,8 +446,8 @@ func TestSendersWait(t *testing.T) {
 	}
 }
 
-// A link's goroutine that sends keeps the 2 KiB of stack that it begins with: there are thousands at
-// a relay. QUIC's own frames take 512 bytes of that.
+// A link's goroutine that sends keeps the 2 KiB of stack that it begins with: there are thousands
+// at a relay. QUIC's own frames take 512 bytes of that.
 //
 // The test runs in a process of its own: Go gives new goroutines the average stack of those that it
 // saw at the last collection, and other tests' goroutines count there.
@@ -501,8 +504,8 @@ func sendDeep(c *udpConn, oob []byte, addr *net.UDPAddr) {
 	runtime.KeepAlive(&frame)
 }
 
-// TestParityOverRealSockets has parity of segmented sends restore packets over real sockets: with the
-// same mark, also where it comes coalesced.
+// TestParityOverRealSockets has parity of segmented sends restore packets over real sockets: with
+// the same mark, also where it comes coalesced.
 func TestParityOverRealSockets(t *testing.T) {
 	for _, gro := range []bool{true, false} {
 		t.Run(fmt.Sprintf("gro=%v", gro), func(t *testing.T) { parityOverRealSockets(t, gro) })
@@ -530,8 +533,8 @@ func parityOverRealSockets(t *testing.T, gro bool) {
 		}
 		return packets
 	}
-	// exchange sends so many packets, the first of which are lost: the maker hears of packets that are
-	// not sent.
+	// exchange sends so many packets, the first of which are lost: the maker hears of packets that
+	// are not sent.
 	exchange := func(count, lost int) {
 		var sent [][]byte
 		for range lost {

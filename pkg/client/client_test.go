@@ -250,7 +250,8 @@ func TestListensOnceItCan(t *testing.T) {
 	}
 }
 
-// The process that listens on a Unix socket of that name sees no connection when the client tries to bind.
+// The process that listens on a Unix socket of that name sees no connection when the client tries
+// to bind.
 func TestUnixSocketInTheWayIsNotConnectedTo(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("there is no other way to ask on Windows")
@@ -267,8 +268,8 @@ func TestUnixSocketInTheWayIsNotConnectedTo(t *testing.T) {
 	}
 }
 
-// A reload does not fail because of a listener that failed before. It tries that listener at once, and
-// forgets a listener that is gone.
+// A reload does not fail because of a listener that failed before. It tries that listener at once,
+// and forgets a listener that is gone.
 func TestReloadBesideAListenerThatFails(t *testing.T) {
 	port, good := freePort(t), freePort(t)
 	squatter, err := new(net.ListenConfig).Listen(t.Context(), "tcp4", "127.0.0.1:"+port)

@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Who may use the socket sees the status; to change something, to profile and to have connections made takes root, the daemon's user or
-// the group that the config names.
+// A user who may connect to the socket sees the status. Root, the daemon's user and the group that
+// the config names may also change something, profile, and have connections made.
 func TestWhoMayDoWhat(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can be others")
@@ -62,7 +62,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 		}
 	}
 
-	// The group with the number 100 is there by another name on some systems.
+	// Group 100 has another name on some systems.
 	name := groupName(t, "100")
 	s.write("relay.toml", "admin_group = \""+name+"\"\n"+relayConfig(port, ""))
 	if done, err := relay.Reload(t.Context()); err != nil || !done.OK {

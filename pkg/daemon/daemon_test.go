@@ -29,7 +29,7 @@ import (
 // childVariable has the test binary be a daemon, for tests that need a process of its own.
 const childVariable = "PTTHQD_TEST_CHILD"
 
-// formatVariable is its log format.
+// formatVariable is the child's log format.
 const formatVariable = "PTTHQD_TEST_FORMAT"
 
 // childHook prepares a child.
@@ -101,7 +101,7 @@ func (s *site) write(name, text string) {
 	}
 }
 
-// A process is a daemon in this one.
+// A process is a daemon that runs in the test's own process.
 type process struct {
 	*control.Client
 	t    testing.TB
@@ -220,7 +220,7 @@ func TestChangedFilesAreTakenOver(t *testing.T) {
 	s.write("relay.toml", relayConfig(port, peer("a", keyA)))
 	p.until("it is mended", func(now *control.Status) bool { return now.Config.Reload.OK })
 
-	// That it is removed is said.
+	// The log says that it is removed.
 	if err := os.Remove(s.path("relay.d/b.toml")); err != nil {
 		t.Fatal(err)
 	}
@@ -258,7 +258,8 @@ func TestChangedFilesAreTakenOver(t *testing.T) {
 	}
 }
 
-// A directory of the config that is gone revokes nobody, whoever asks for the reload, and is noticed when it is back.
+// A missing directory of the config revokes no peer, however the reload was asked for. The daemon
+// notices when the directory is back.
 func TestDirectoryThatIsGone(t *testing.T) {
 	s := newSite(t)
 	s.key("relay")
@@ -296,7 +297,7 @@ func TestDirectoryThatIsGone(t *testing.T) {
 	p.until("it is back", func(now *control.Status) bool { return now.Config.Reload.OK })
 	p.until("the peer stays", p.hasPeer("b"))
 
-	// What is said in so many words is done.
+	// An explicit command is obeyed.
 	s.write("relay.d/b.toml", "# nobody any more")
 	if done, err := p.Reload(t.Context()); err != nil || !done.OK {
 		t.Errorf("a comment instead: %+v, %v", done, err)
@@ -355,8 +356,8 @@ func TestReloadOnDemand(t *testing.T) {
 	}
 }
 
-// A credential is a copy of the key file beside the config: open to others, that is refused as by `ptthqd check`, and
-// another key in it is not in force.
+// A credential is a copy of the key file beside the config. The daemon refuses a file that others
+// may read, as `ptthqd check` does, and doesn't put another key in it in force.
 func TestCredential(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("credentials are systemd's")
@@ -414,7 +415,7 @@ func TestCredential(t *testing.T) {
 	}
 }
 
-// Nodes that share a key are named as such, at the relay and at the nodes.
+// The relay and the nodes tell of nodes that share a key.
 func TestNodesThatShareAKey(t *testing.T) {
 	s := newSite(t)
 	relayKey, key := s.key("relay"), s.key("client0")
@@ -453,7 +454,7 @@ func TestNodesThatShareAKey(t *testing.T) {
 	}
 }
 
-// What only moves within the file changes nothing, and is named by its new place.
+// An entry that only moves within the file changes nothing. Messages then name its new place.
 func TestMovedLines(t *testing.T) {
 	s := newSite(t)
 	s.key("relay")
@@ -552,7 +553,7 @@ func TestLimitsOfTheControlSocket(t *testing.T) {
 	if _, err := p.Status(impatient); err == nil {
 		t.Error("two requests at once, of which one is allowed")
 	}
-	// Nobody can ask for it, so the file alone has to do it.
+	// No request gets through, so the change of the file must be enough.
 	s.write("relay.toml", relayConfig(port, "limits.control_requests = 2\nlimits.control_timeout = \"1s\"\n"))
 	p.until("the second is served", func(now *control.Status) bool { return now.Config.Reload != nil })
 

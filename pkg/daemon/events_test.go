@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// The MESSAGE_IDs are for ever: docs/journal.md has them all, and each message is still said somewhere.
+// MESSAGE_IDs never change. docs/journal.md has all of them, and the program still logs each
+// message.
 func TestMessageIDs(t *testing.T) {
 	text, err := os.ReadFile("../../docs/journal.md")
 	if err != nil {

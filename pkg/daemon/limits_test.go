@@ -50,7 +50,7 @@ func connected(id string) func(*control.Status) bool {
 	}
 }
 
-// A limit of the config reaches what stands before the relay, and so does a reload.
+// The relay's listener obeys a limit of the config, and a change of it by a reload.
 func TestLimitsOfLinks(t *testing.T) {
 	s := newSite(t)
 	public := s.key("relay")
@@ -71,7 +71,8 @@ func TestLimitsOfLinks(t *testing.T) {
 	p.until("the second is connected", connected("b"))
 }
 
-// A penalty limits those who come with unknown keys at one address. It ends when the key has come.
+// A penalty limits nodes with unknown keys at one address. It ends when a node comes with a known
+// key.
 func TestPenaltyEndsWithAReload(t *testing.T) {
 	s := newSite(t)
 	public := s.key("relay")

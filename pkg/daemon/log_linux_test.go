@@ -29,7 +29,7 @@ func init() {
 	}
 }
 
-// A logReader is who should read the log of a child.
+// A logReader stands for the reader of a child's log.
 type logReader interface {
 	environment(stderr *os.File) []string
 	stop()        // it reads no more, and what is between is full
@@ -70,7 +70,7 @@ func (p *pipeReader) environment(*os.File) []string {
 func (p *pipeReader) stop() {
 	_ = p.r.SetReadDeadline(time.Unix(0, 0))
 	<-p.paused
-	// Opened anew, so that the child's own descriptor stays as it is.
+	// Opened again: the flags of the child's own descriptor must stay as they are.
 	raw, err := p.r.SyscallConn() // Fd would have reads block
 	if err != nil {
 		p.t.Fatal(err)
@@ -98,7 +98,7 @@ func (p *pipeReader) goOn() string {
 	return p.text.String()
 }
 
-// A journalReader is systemd-journald.
+// A journalReader stands for systemd-journald.
 type journalReader struct {
 	t        *testing.T
 	conn     *net.UnixConn
@@ -180,7 +180,8 @@ func (j *journalReader) goOn() string {
 
 const missing = "lines of the log are missing"
 
-// While nobody reads its log, a daemon does all of its work; once somebody does, the log says how many lines are missing.
+// A daemon does all of its work while nobody reads its log. When the log is read again, it says how
+// many lines are missing.
 func TestWorkGoesOnWhileNobodyReadsTheLog(t *testing.T) {
 	t.Run("text", func(t *testing.T) { workGoesOn(t, newPipeReader(t, host.LogText), nil) })
 	t.Run("json", func(t *testing.T) { workGoesOn(t, newPipeReader(t, host.LogJSON), nil) })

@@ -153,7 +153,8 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// One listener moves, comes, and goes; where the new one can't be had, the old one stays, and so does all else.
+// The metrics listener moves, comes and goes. Where the new one can't be bound, the old one and all
+// else stay.
 func TestMetricsFollowTheConfig(t *testing.T) {
 	s := newSite(t)
 	s.key("relay")
@@ -210,7 +211,7 @@ func TestMetricsFollowTheConfig(t *testing.T) {
 	_, after := get(t, at(second), "/metrics")
 	has(t, after, `ptthqd_config_reloads_total\{result="failure"\} 1`, `ptthqd_config_last_reload_successful 0`, `ptthqd_peers_known\{role="server"\} 0`)
 
-	// What is in the way goes: the same config is taken over by itself.
+	// The obstacle goes: the daemon takes the same config over by itself.
 	_ = taken.Close()
 	now := p.until("it is in force", func(now *control.Status) bool { return now.Config.Reload.OK })
 	if now.Config.Reload.Trigger != "retry" || !p.hasPeer("nas")(now) {
@@ -224,7 +225,7 @@ func TestMetricsFollowTheConfig(t *testing.T) {
 
 const metricsManual = "../../docs/metrics.md"
 
-// The table of metrics in the manual is what the daemon shows; PTTHQD_UPDATE=1 writes it.
+// The manual's table of metrics lists what the daemon shows. PTTHQD_UPDATE=1 writes it.
 func TestMetricsManual(t *testing.T) {
 	text, err := os.ReadFile(metricsManual)
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"ptthqd/test/testutil"
 )
 
-// figures are times, of which percentiles are told.
+// figures are times, reported by percentiles.
 type figures []time.Duration
 
 func (f figures) report(b *testing.B, what string) {
@@ -24,8 +24,8 @@ func (f figures) report(b *testing.B, what string) {
 	}
 }
 
-// BenchmarkFileToForce replaces the file again and again, in one step or in place, and tells how long it takes until the
-// daemon, which nobody has told, runs by it; and until it does so where `ptthqd reload` tells it.
+// BenchmarkFileToForce replaces the file again and again, in one step or in place. It measures the
+// time until the daemon, which watches the file, runs by it, and the same with `ptthqd reload`.
 func BenchmarkFileToForce(b *testing.B) {
 	for _, c := range []struct {
 		name    string
@@ -67,8 +67,8 @@ func BenchmarkFileToForce(b *testing.B) {
 	}
 }
 
-// BenchmarkReload tells what it costs to change one thing among many: the time from reading to being in force, and what is
-// allocated on the way.
+// BenchmarkReload changes one thing among many. It measures the time from reading to being in
+// force, and the allocations on the way.
 func BenchmarkReload(b *testing.B) {
 	for _, c := range []struct {
 		name string
@@ -120,7 +120,8 @@ func manyPeers(s *site) (string, func(int) string) {
 	}
 }
 
-// manyMappings is a client's config in which one mapping of many, each at an address of its own, changes its target.
+// manyMappings is a client's config with many mappings, each at an address of its own. One of them
+// changes its target.
 func manyMappings(s *site, portOf func(i int) int) (string, func(int) string) {
 	s.key("client")
 	var all strings.Builder

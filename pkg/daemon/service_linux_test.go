@@ -25,7 +25,8 @@ import (
 	"ptthqd/test/testutil"
 )
 
-// A manager is what systemd is for a service: it starts it, hears it, and keeps its sockets.
+// A manager stands for systemd: it starts a service, hears its notifications, and keeps its
+// sockets.
 type manager struct {
 	t    *testing.T
 	path string // NOTIFY_SOCKET
@@ -97,7 +98,7 @@ func (m *manager) take(state string, fds []int) {
 	}
 }
 
-// heard are the states since the last call that have a line with this beginning.
+// heard returns the states since the last call that have a line with this beginning.
 func (m *manager) heard(prefix string) (states []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -159,7 +160,7 @@ type inherited struct {
 	file *os.File
 }
 
-// start runs a config as a service; with what is stored, and more.
+// start runs a config as a service, with the stored descriptors and more.
 func (m *manager) start(s *site, name string, environment []string, more ...inherited) *service {
 	m.t.Helper()
 	m.mu.Lock()
@@ -276,7 +277,7 @@ func TestWatchdog(t *testing.T) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	// A pipe in place of the config: the reload that reads it waits for ever, and holds its lock.
+	// A pipe in place of the config: the reload waits for ever, and holds its lock.
 	if err := errors.Join(os.Remove(s.path("relay.toml")), unix.Mkfifo(s.path("relay.toml"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
@@ -291,7 +292,7 @@ func TestWatchdog(t *testing.T) {
 			quiet++
 		}
 	}
-	// Those who ask for its health are told.
+	// A request for its health gets an answer.
 	if code, body := get(t, fmt.Sprintf("127.0.0.1:%d", metrics), "/healthz"); code != http.StatusServiceUnavailable || len(body) < 10 {
 		t.Errorf("its health: %d %q", code, body)
 	}
@@ -303,7 +304,8 @@ func clientConfig(listen string) string {
 		"[[mappings]]\nname = \"m\"\nlisten = \"" + listen + "\"\nserver = \"nas\"\ntarget = \"22\"\n[limits]\nhold_timeout = \"0s\"\n"
 }
 
-// served connects, and tells whether somebody accepts it and, having no relay, resets it.
+// served connects. It reports whether a daemon accepts the connection and, having no relay, resets
+// it.
 func served(t *testing.T, conn net.Conn) {
 	t.Helper()
 	_ = conn.SetReadDeadline(time.Now().Add(patience))
@@ -339,7 +341,7 @@ func TestSocketsSurviveARestart(t *testing.T) {
 	}
 	v.stop(t)
 
-	// While nobody runs, a connection waits for the next one.
+	// While no process runs, a connection waits for the next one.
 	waiting, err := net.Dial("tcp", address)
 	if err != nil {
 		t.Fatalf("refused during the restart: %v", err)
@@ -349,7 +351,7 @@ func TestSocketsSurviveARestart(t *testing.T) {
 	m.until("READY=1")
 	served(t, waiting)
 
-	// A listener that moves to an address that overlaps: what is kept is let go first.
+	// A listener that moves to an overlapping address: the daemon closes the kept socket first.
 	s.write("client.toml", clientConfig(fmt.Sprintf("0.0.0.0:%d", port))+"# allow_public\n")
 	done, err := v.Reload(t.Context())
 	if err != nil || !done.OK {
@@ -358,7 +360,7 @@ func TestSocketsSurviveARestart(t *testing.T) {
 	before := m.names()
 	v.stop(t)
 
-	// Moved while nobody ran.
+	// Moved while no process ran.
 	s.write("client.toml", clientConfig(address))
 	m.forget()
 	v = m.start(s, "client", nil)
@@ -368,7 +370,7 @@ func TestSocketsSurviveARestart(t *testing.T) {
 	}
 	connects(t, address)
 
-	// And what is removed is not kept.
+	// A removed listener is not kept.
 	s.write("client.toml", strings.Replace(clientConfig(address), "server = ", "enabled = false\nserver = ", 1))
 	if done, err := v.Reload(t.Context()); err != nil || !done.OK {
 		t.Fatalf("disabled: %+v, %v", done, err)
@@ -382,7 +384,8 @@ func TestSocketsSurviveARestart(t *testing.T) {
 	}
 }
 
-// A client that is restarted with an idle connection refuses nobody: what comes waits for the next process, and not for long.
+// A client that is restarted with an idle connection refuses no connection: new ones wait for the
+// next process, for a short time.
 func TestRestartWithAnIdleConnection(t *testing.T) {
 	s, m := newSite(t), newManager(t)
 	_, _, inProcess, _, mapping := s.chain()

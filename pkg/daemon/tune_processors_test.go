@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// A reload starts and stops the adapting, in a process that is the daemon's own.
+// A reload starts and stops the adaption of GOMAXPROCS, in a process of the daemon alone.
 func TestAdaptProcessorsFollowsTheConfig(t *testing.T) {
 	for _, own := range []bool{true, false} {
 		d := &daemon{

@@ -14,7 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An address that no interface has yet is bound when it comes, and kept over a restart like the others.
+// The daemon binds an address that no interface has yet when the address comes, and keeps it over a
+// restart like the others.
 func TestAddressThatComesLater(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces need root")
@@ -56,7 +57,8 @@ func TestAddressThatComesLater(t *testing.T) {
 	v.stop(t)
 }
 
-// elsewhere calls f in a network of its own, where the loopback is up. Processes that f starts stay there.
+// elsewhere calls f in a network namespace of its own, where the loopback is up. Processes that f
+// starts stay there.
 func elsewhere(t *testing.T, f func()) {
 	t.Helper()
 	runtime.LockOSThread()

@@ -44,7 +44,8 @@ func warns(now *control.Status, parts ...string) bool {
 	return false
 }
 
-// A mapping whose port is in use leaves the client up, is told everywhere, and is bound once the port is free.
+// A client with a mapping whose port is in use stays up, tells of it everywhere, and binds the port
+// when it is free.
 func TestMappingThatCannotListen(t *testing.T) {
 	s := newSite(t)
 	s.key("client")
@@ -96,7 +97,8 @@ func TestMappingThatCannotListen(t *testing.T) {
 	}
 }
 
-// A relay starts if it can listen somewhere, and takes links at the other places once they can be bound.
+// A relay starts if it can listen at one place, and takes links at the other places when they can
+// be bound.
 func TestRelayThatCannotListenEverywhere(t *testing.T) {
 	s := newSite(t)
 	public := s.key("relay")
@@ -154,7 +156,8 @@ func TestRelayThatCanListenNowhere(t *testing.T) {
 	}
 }
 
-// A reload that fails for a fault of the host changes nothing, and is tried again by itself; that it has failed is told once.
+// A reload that fails for a fault of the host changes nothing, and is tried again by itself. The
+// log says once that it failed.
 func TestFaultOfTheHostIsTriedAgain(t *testing.T) {
 	s := newSite(t)
 	s.key("client")
@@ -185,7 +188,7 @@ func TestFaultOfTheHostIsTriedAgain(t *testing.T) {
 	}
 }
 
-// A try that would close a listener in use is not made again and again.
+// The daemon doesn't repeat a try that would close a listener in use.
 func TestWhatInterruptsIsNotTriedAgain(t *testing.T) {
 	s := newSite(t)
 	s.key("client")

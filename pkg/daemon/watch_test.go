@@ -20,7 +20,7 @@ import (
 	"ptthqd/pkg/ident"
 )
 
-// A history tells what is read from when on: the entry with the latest time that has come.
+// A history is what reads return: the entry with the latest time that has come.
 type history []struct {
 	at    time.Duration
 	files string // "main=a extra=b"; "" is no main file
@@ -137,7 +137,7 @@ func TestSettleGivesUp(t *testing.T) {
 	})
 }
 
-// An applier is a role that takes whatever it is given.
+// An applier is a role that takes any config.
 type applier struct {
 	role
 	applied []string // the IDs of the peers, config by config
@@ -151,7 +151,8 @@ func (a *applier) Apply(_ context.Context, c *config.Config) error {
 func (a *applier) Summary() string                    { return "" }
 func (a *applier) Sockets() map[string][]syscall.Conn { return nil }
 
-// Whatever the watcher has found is not applied where a command has meanwhile read something newer, even if it refused that.
+// The watcher's find isn't applied if a command has read something newer meanwhile, even if the
+// command refused that.
 func TestWatcherAppliesNothingOlderThanACommand(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "relay.toml")
 	write := func(id, more string) *config.Snapshot {

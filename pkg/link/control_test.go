@@ -9,7 +9,7 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// A peer that sends heartbeats as fast as it can has a few of them read, not all.
+// A relay reads a few of the heartbeats of a peer that sends them as fast as it can.
 func TestHeartbeatsAreReadAtAPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -47,7 +47,7 @@ func TestHeartbeatsAreReadAtAPace(t *testing.T) {
 	})
 }
 
-// Many rights may be withdrawn at once: the relay's messages about them are read as they come.
+// A node reads the relay's messages about withdrawn rights at any rate: many may come at once.
 func TestManyRevocations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

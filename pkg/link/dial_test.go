@@ -320,7 +320,8 @@ func TestKicks(t *testing.T) {
 		w.start()
 		first := w.took(0, 1200*ms)
 
-		// A live link is replaced by a fresh one, not cut, after a change of address and after a sleep.
+		// A live link is replaced by a fresh one, not cut, after a change of address and after a
+		// sleep.
 		time.Sleep(10 * sec)
 		here.Store(netip.MustParseAddr("10.0.0.3"))
 		second := w.took(0, 2100*ms)
@@ -517,8 +518,8 @@ func TestNames(t *testing.T) {
 			t.Errorf("state %+v", s)
 		}
 
-		// It is resolved again at each dial, and the first address that answers is taken: the first leads nowhere, so the
-		// second gets its turn after 250 ms.
+		// Each dial resolves the name again, and takes the first address that answers. The first
+		// address leads nowhere, so the second is tried after 250 ms.
 		w.start()
 		answer.Store(&[]netip.Addr{netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2"), netip.MustParseAddr(linktest.RelayHost)})
 		l := w.took(0, 1500*ms)
@@ -534,7 +535,8 @@ func TestNames(t *testing.T) {
 	})
 }
 
-// TestSlowNames has a name server that takes longer than a dial waits for it once addresses are known.
+// TestSlowNames has a name server that is slow: a dial that knows addresses doesn't wait for it as
+// long as it takes.
 func TestSlowNames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -555,7 +557,8 @@ func TestSlowNames(t *testing.T) {
 		w.dial()
 		w.took(10*sec, 11*sec)
 
-		// The relay moves: its last address is tried meanwhile, and what the server says in the end is heeded.
+		// The relay moves. The dialer tries the last address meanwhile, and uses the answer of the
+		// name server when it comes.
 		w.kill()
 		answer.Store(&moved)
 		w.network.Alias(moved.String()+":30380", linktest.RelayAddress)
@@ -573,7 +576,8 @@ func TestRaceHasOneWinner(t *testing.T) {
 			return []netip.Addr{netip.MustParseAddr(linktest.RelayHost), netip.MustParseAddr("2001:db8::1")}, nil
 		}
 		w.start()
-		// Both addresses are the relay's; the one that is tried first is slower by so much that both handshakes are under way.
+		// Both addresses are the relay's. The one that is tried first is so slow that both
+		// handshakes are under way at the same time.
 		w.network.Alias("[2001:db8::1]:30380", linktest.RelayAddress)
 		w.network.Delay(func(p linktest.Packet) time.Duration {
 			if p.To.String() == linktest.RelayAddress {

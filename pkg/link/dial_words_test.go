@@ -11,7 +11,7 @@ import (
 	"ptthqd/pkg/link/linktest"
 )
 
-// A path that loses large packets is told from one that is closed.
+// A dial error tells a path that loses large packets from one that is closed.
 func TestOnlySmallPacketsPass(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

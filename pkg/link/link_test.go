@@ -119,7 +119,8 @@ func TestHeartbeats(t *testing.T) {
 		s := open(t, dialled, "")
 		peer := accept(t, accepted)
 
-		// While a stream carries data now and then: every half second, and at most as many bare acknowledgements again.
+		// While a stream carries data now and then: a heartbeat every half second, and at most as
+		// many bare acknowledgements.
 		for range 10 {
 			if _, err := s.Write([]byte("x")); err != nil {
 				t.Fatal(err)
@@ -353,7 +354,8 @@ func TestTips(t *testing.T) {
 			t.Errorf("reply %#v, %v", reply, err)
 		}
 
-		// Two streams that say nothing whole take the time that a tip has, and all room; the third waits for them.
+		// Two streams send incomplete tips and take all places for as long as a tip may take. The
+		// third stream waits for them.
 		start := time.Now()
 		silent, err := dialled.Open(tip[:3])
 		if err != nil {
@@ -461,8 +463,9 @@ func TestAcceptEnds(t *testing.T) {
 	})
 }
 
-// TestLostLargePackets has a path begin to lose large packets while a link is up. Small ones pass: those of heartbeats,
-// acknowledgements and of whoever has little to say. The link is given up; but not where larger packets always were lost.
+// TestLostLargePackets has a path begin to lose large packets while a link is up. Small packets
+// pass: heartbeats, acknowledgements and short messages. The link is given up. It is not given up
+// where the path has always lost such packets.
 func TestLostLargePackets(t *testing.T) {
 	const large = 1000
 	for _, from := range []string{linktest.DiallerHost, linktest.RelayHost} {

@@ -8,7 +8,8 @@ import (
 	"github.com/quic-go/quic-go"
 )
 
-// Whoever answers at a relay's address can close a connection with a text, unauthenticated too. It reaches logs and terminals.
+// Any host that answers at a relay's address can close a connection with a text, without being
+// authenticated. The text reaches logs and terminals, so it must be clean.
 func TestForeignTextIsClean(t *testing.T) {
 	const text = "come\x1b[2J\x1b]0;owned\a \u202egnp.exe\u2066\u200b\u2028 on"
 	d := &Dialer{Address: "relay.example.com:30380"}

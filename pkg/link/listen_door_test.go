@@ -25,7 +25,7 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// A crowd is what knocks at a relay with limits.
+// A crowd is a relay with limits, and the hosts that knock at it.
 type crowd struct {
 	*world
 	relay string // its address
@@ -65,7 +65,8 @@ func (c *crowd) listens(l *link.Listener) {
 	}
 }
 
-// wantHit wants these limits to have been hit, each told of once. Each packet that begins a handshake counts.
+// wantHit fails the test unless these limits were hit, and each was told of once. Each packet that
+// begins a handshake counts.
 func (c *crowd) wantHit(limits ...string) {
 	c.Helper()
 	c.mu.Lock()
@@ -94,10 +95,10 @@ func (c *crowd) knock(host string, config *tls.Config) (*quic.Conn, error) {
 	return transport.Dial(ctx, net.UDPAddrFromAddrPort(netip.MustParseAddrPort(c.relay)), config, &quic.Config{HandshakeIdleTimeout: 30 * sec})
 }
 
-// begin begins handshakes that don't go on, of hosts that prove their addresses where they must.
+// begin begins handshakes and leaves them there. The hosts prove their addresses where they must.
 func (c *crowd) begin(hosts ...string) { c.stallAll(true, hosts) }
 
-// forge begins handshakes that don't go on, of hosts that hear nothing at all: somebody forges their addresses, or they have
+// forge begins handshakes of hosts that hear nothing: their addresses are forged, or they have
 // given up.
 func (c *crowd) forge(hosts ...string) { c.stallAll(false, hosts) }
 
@@ -120,7 +121,7 @@ func (c *crowd) setStall(on, prove bool) {
 	c.stall, c.prove = on, prove
 }
 
-// hosts are so many of a network, each with some handshakes.
+// hosts returns so many hosts of a network, each with some handshakes.
 func hosts(network string, n, each int) (all []string) {
 	for i := range n {
 		all = append(all, slices.Repeat([]string{fmt.Sprintf("%s.%d", network, 2+i)}, each)...)
@@ -140,7 +141,7 @@ func (c *crowd) wantLetIn(host string, want bool) {
 	}
 }
 
-// refused tells whether a connection was refused before its handshake.
+// refused reports whether a connection was refused before its handshake.
 func refused(err error) bool {
 	e, ok := errors.AsType[*quic.TransportError](err)
 	return ok && e.Remote && e.ErrorCode == quic.ConnectionRefused
@@ -176,8 +177,8 @@ func TestHandshakesInAll(t *testing.T) {
 	})
 }
 
-// What a relay finds in its socket when it has stood still are the first packets of dials that its own peers gave up long
-// ago. They must not keep the dials of now out; nor must what somebody sends under a peer's address.
+// When a relay has stood still, its socket holds the first packets of dials that its own peers gave
+// up long ago. Neither they nor packets under a forged address of a peer may keep new dials out.
 func TestStaleHandshakes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, link.Limits{})
@@ -188,7 +189,7 @@ func TestStaleHandshakes(t *testing.T) {
 	})
 }
 
-// Addresses that are forged leave room for those that are not.
+// Forged addresses leave room for true ones.
 func TestForgedHandshakes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, link.Limits{Handshakes: 40})
@@ -200,7 +201,7 @@ func TestForgedHandshakes(t *testing.T) {
 	})
 }
 
-// Sources that are many, each with as many handshakes as it can have, leave room for others.
+// Many sources that use all handshakes they can have leave room for other sources.
 func TestHandshakesOfManySources(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, link.Limits{Handshakes: 64, HandshakesPerSource: 32})
@@ -212,7 +213,7 @@ func TestHandshakesOfManySources(t *testing.T) {
 	})
 }
 
-// A source that breaks off each handshake doesn't get to begin as many as it likes.
+// A source that breaks off each handshake is limited in how many it may begin.
 func TestHandshakesBrokenOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, link.Limits{HandshakesPerSource: 4})
@@ -233,7 +234,7 @@ func TestHandshakesBrokenOff(t *testing.T) {
 	})
 }
 
-// A peer that makes one link after another is a few lines.
+// A peer that makes one link after another causes a few log lines, not one for each.
 func TestLinksInALoop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, link.Limits{})
@@ -263,7 +264,7 @@ func TestLinksInALoop(t *testing.T) {
 	})
 }
 
-// fail makes handshakes with a key that is nobody's, one after another.
+// fail makes handshakes with an unknown key, one after another.
 func (c *crowd) fail(host string, times int) {
 	c.Helper()
 	for range times {
@@ -274,7 +275,8 @@ func (c *crowd) fail(host string, times int) {
 	}
 }
 
-// wantLimited wants a source to have one handshake at a time, an eighth of what it may, or more.
+// wantLimited fails the test unless a source may have one handshake at a time or more, an eighth of
+// the usual number.
 func (c *crowd) wantLimited(host string, want bool) {
 	c.Helper()
 	c.begin(host)
@@ -342,7 +344,7 @@ func TestLongLinksKeepTheirSource(t *testing.T) {
 		c.fail(linktest.DiallerHost, 3)
 		c.wantLimited(linktest.DiallerHost, false)
 
-		// Its key is removed, so its source is any other.
+		// The key is removed, so the source counts as any other.
 		c.peers.Store(&linktest.Peers{})
 		c.listener.Recheck()
 		time.Sleep(sec)
@@ -355,7 +357,8 @@ func TestLongLinksKeepTheirSource(t *testing.T) {
 	})
 }
 
-// A worthless signature costs its sender as much as an unknown key, whoever's key it comes with, and tells as little.
+// A wrong signature costs its sender as much as an unknown key, whatever key it comes with, and
+// tells the sender as little.
 func TestWorthlessSignatures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, link.Limits{HandshakesPerSource: 8, AuthPenalty: 60 * sec})
@@ -392,7 +395,8 @@ func TestPenaltyOfAnIPv6Network(t *testing.T) {
 	})
 }
 
-// named is a socket whose neighbours have addresses that are not UDP's, as those of another carrier.
+// named is a socket whose neighbours have addresses of another kind than UDP's, as another
+// carrier's have.
 type named struct{ net.PacketConn }
 
 type namedAddr struct{ net.Addr }
@@ -432,7 +436,7 @@ func TestSourcesThatAreNotUDP(t *testing.T) {
 	})
 }
 
-// The words of a node that is refused must keep saying why.
+// A node that is refused must keep telling the reason.
 func TestPenaltyKeepsItsReason(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, link.Limits{HandshakesPerSource: 8, AuthPenalty: 60 * sec})
@@ -471,7 +475,7 @@ func TestLinksInAll(t *testing.T) {
 		}
 		c.wantHit("links")
 
-		// A newer link of the same peer is not one more.
+		// A newer link of the same peer takes the place of the old one.
 		again := c.newDialer("10.0.0.9", c.links)
 		c.network.Run(again.Run)
 		c.took(0, sec)

@@ -12,7 +12,8 @@ import (
 	"ptthqd/pkg/link/linktest"
 )
 
-// A nat is one address behind which there are peers of a relay, and nodes whose keys it does not know.
+// A nat is one address with peers of a relay behind it, and nodes whose keys the relay doesn't
+// know.
 type nat struct {
 	*crowd
 	up chan *link.Link // of the peers
@@ -42,7 +43,7 @@ func (n *nat) run(key ident.PrivateKey, serve func(context.Context, *link.Link))
 	n.network.Run(n.network.Dialer(linktest.DiallerHost, linktest.RelayAddress, n.relayKey.Public(), key, serve).Run)
 }
 
-// strangers are so many nodes with keys that the relay does not know.
+// strangers returns so many nodes whose keys the relay doesn't know.
 func (n *nat) strangers(count int) {
 	for range count {
 		n.run(linktest.Key(n), func(context.Context, *link.Link) { n.Error("a stranger has a link") })
@@ -87,7 +88,7 @@ func TestRestartStormBehindOneAddress(t *testing.T) {
 	}
 }
 
-// One known client beside three nodes with unknown keys, which comes and goes at any moment.
+// A known client comes and goes at any moment, beside three nodes with unknown keys.
 func TestKnownClientBesideStrangers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNAT(t, 0)

@@ -95,7 +95,8 @@ func TestNodesThatKnock(t *testing.T) {
 	})
 }
 
-// Whoever makes keys without end fills neither the relay's memory nor its log, and one source does not push out all others.
+// A stranger that makes keys without end fills neither the relay's memory nor its log, and doesn't
+// push out what the relay knows of other sources.
 func TestNodesThatKnockAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -127,7 +128,7 @@ func TestNodesThatKnockAreBounded(t *testing.T) {
 	})
 }
 
-// A relay's second socket does not give away what ends a link of its first.
+// A relay's second socket doesn't reveal the tokens that reset links of the first.
 func TestEachSocketHasItsOwnResetKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -314,7 +315,7 @@ func TestConnectionsWithoutControlStream(t *testing.T) {
 		if open != 8 {
 			t.Errorf("%d connections are open", open)
 		}
-		// That was no link, so there is room for the real one.
+		// None of them became a link, so there is room for the real one.
 		w.dial()
 		time.Sleep(6 * sec)
 		w.took(0, sec)

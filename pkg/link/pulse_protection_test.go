@@ -15,7 +15,7 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// isParity tells whether a packet is a parity datagram, by its first byte.
+// isParity reports whether a packet is a parity datagram, by its first byte.
 func isParity(p linktest.Packet) bool { return p.Data[0] == 8 }
 
 // losing drops a share of all packets, the same ones in each run.
@@ -74,7 +74,8 @@ func TestParityMakesUpForLoss(t *testing.T) {
 	}
 }
 
-// Where a full queue drops packets, parity would only add to what is too much: but for its trial, none is sent.
+// Where a full queue drops packets, a link sends no parity apart from its trial: parity would add
+// to the overload.
 func TestNoParityWhereQueuesOverflow(t *testing.T) {
 	for _, queue := range []time.Duration{50 * time.Millisecond, 20 * time.Millisecond} {
 		synctest.Test(t, func(t *testing.T) {
@@ -96,7 +97,8 @@ func TestNoParityWhereQueuesOverflow(t *testing.T) {
 	}
 }
 
-// A short path gets none, whatever it loses, nor does an idle link or one that loses nothing, but for the trial.
+// A link sends no parity over a short path, whatever the path loses, and none but the trial's over
+// one that loses nothing.
 func TestNoParityWithoutNeed(t *testing.T) {
 	for _, test := range []struct {
 		name    string
@@ -127,7 +129,8 @@ func TestNoParityWithoutNeed(t *testing.T) {
 	}
 }
 
-// A NAT gives the dialler another port: what comes from there is restored, too, and parity goes there.
+// A NAT gives the dialler another port. The relay restores packets from the new address, and sends
+// its parity there.
 func TestParityFollowsTheAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := linktest.New(t, 10*time.Millisecond)
@@ -155,7 +158,7 @@ func TestParityFollowsTheAddress(t *testing.T) {
 	})
 }
 
-// Parity of strangers is dropped, and makes nothing grow.
+// A relay drops the parity of strangers, and keeps nothing of it.
 func TestForgedParity(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := linktest.New(t, 10*time.Millisecond)

@@ -22,8 +22,8 @@ func (w *world) rival(host string, links chan<- *link.Link) (*link.Dialer, *line
 	return d, log
 }
 
-// Of two processes with one key the first keeps its link while it answers. Both say so, and the other is back soon after
-// the first has gone.
+// Of two processes with one key the first keeps its link while it answers. Both log that. The
+// second has the link soon after the first has gone.
 func TestFirstProcessKeepsItsPlace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -144,7 +144,8 @@ func TestNewestLinkOfAProcessWins(t *testing.T) {
 	})
 }
 
-// A process that goes while the holder of its place is asked takes nothing, and any number that come do the holder no harm.
+// A process that leaves while the relay asks the holder of its place takes nothing. Any number of
+// processes that come do the holder no harm.
 func TestRivalsDoNoHarm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -154,7 +155,8 @@ func TestRivalsDoNoHarm(t *testing.T) {
 		first := w.took(40*ms, 40*ms)
 		accepted := <-w.accepted
 		for i := range 200 {
-			// Some go while the holder is asked, a few of them while its answer is on its way.
+			// Some leave while the relay asks the holder, a few of them while the answer is on
+			// its way.
 			other, _ := w.rival("10.0.0.9", make(chan *link.Link, 1))
 			stop := w.network.Run(other.Run)
 			time.Sleep(time.Duration(i) * ms)

@@ -41,7 +41,8 @@ func TestLaterGoesAloneInTheEnd(t *testing.T) {
 }
 
 func TestLaterGoesAlongWithOthers(t *testing.T) {
-	// As a daemon has it as a rule. With more of them QUIC may run beside the one who writes, and send between one word and the other.
+	// A daemon usually has one processor. With more, QUIC may run beside the writer, and send
+	// between one write and the next.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	synctest.Test(t, func(t *testing.T) {
 		network := linktest.New(t, time.Millisecond)
@@ -141,9 +142,9 @@ func TestResetDropsWhatWaits(t *testing.T) {
 	})
 }
 
-// TestLaterCountsAsTraffic lets a server answer streams by End and WriteLater alone. Its heartbeats are
-// then as frequent as the relay's, which would otherwise miss the answers to its own and give the
-// link up.
+// TestLaterCountsAsTraffic lets a server answer streams by Finish and WriteLater alone. Its
+// heartbeats are then as frequent as the relay's, which would otherwise miss the answers to its own
+// and give the link up.
 func TestLaterCountsAsTraffic(t *testing.T) {
 	for name, answer := range map[string]func(*link.Stream){
 		"Finish":     func(s *link.Stream) { _ = s.Finish([]byte("no")) },

@@ -13,9 +13,10 @@ import (
 	"ptthqd/pkg/link/linktest"
 )
 
-// TestWhatHasWaitedComesTogether has many streams write much over and over. Who has waited for his turn isn't mixed packet by packet
-// with all others, so that their readers find much at a time: about 19 KiB; where all are mixed, it is 8. Under the race
-// detector it says nothing: readers and writers are held up at other places.
+// TestWhatHasWaitedComesTogether has many streams write much over and over. A stream that has
+// waited for its turn isn't mixed packet by packet with the others, so a reader finds about 19 KiB
+// at a time; with all streams mixed it is 8 KiB. Under the race detector the test says nothing:
+// readers and writers are held up at other places.
 func TestWhatHasWaitedComesTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const count, size, times = 40, 64 << 10, 8
@@ -49,8 +50,9 @@ func TestWhatHasWaitedComesTogether(t *testing.T) {
 	})
 }
 
-// TestWhatIsSaidAtOnceGoesTogether has many streams say something little at the same time, on a process with one processor.
-// It goes in few packets, not in one for each. The race detector mixes up what runs when.
+// TestWhatIsSaidAtOnceGoesTogether has many streams write a few bytes at the same time, in a
+// process with one processor. They leave in a few packets, not in one packet for each stream. The
+// race detector changes what runs when.
 func TestWhatIsSaidAtOnceGoesTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))

@@ -34,8 +34,8 @@ func resetAll(streams ...[]*link.Stream) {
 	}
 }
 
-// TestLargeWritesTakeTurns has many streams write much at once: what arrives of one comes before others have begun, and small
-// writes wait for none of them.
+// TestLargeWritesTakeTurns has many streams write much at once. The data of one stream arrives
+// before others have begun, and small writes don't wait.
 func TestLargeWritesTakeTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const count, size = 40, 64 << 10
@@ -85,7 +85,8 @@ func TestLargeWritesTakeTurns(t *testing.T) {
 	})
 }
 
-// TestWhoIsNotReadHoldsUpNobody has some write to peers that don't read. Their turns end nevertheless.
+// TestWhoIsNotReadHoldsUpNobody has some streams write to peers that don't read. Their turns end
+// all the same.
 func TestWhoIsNotReadHoldsUpNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const stalled = 20
@@ -113,7 +114,7 @@ func TestWhoIsNotReadHoldsUpNobody(t *testing.T) {
 	})
 }
 
-// TestWaitingForATurnEnds ends, in all the ways there are, writes that wait for their turn.
+// TestWaitingForATurnEnds ends writes that wait for their turn, in all ways that there are.
 func TestWaitingForATurnEnds(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -154,7 +155,7 @@ func TestWaitingForATurnEnds(t *testing.T) {
 					}
 				} else {
 					want(t, "Write", err, c.want)
-					// What comes behind its deadline does not wait either.
+					// A write after the deadline doesn't wait either.
 					if _, err := here[last].Write(make([]byte, 64<<10)); !errors.Is(err, c.want) || time.Since(start) != 0 {
 						t.Errorf("again: %v after %v", err, time.Since(start))
 					}

@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// A watched is a link that is looked at every LookEvery, sends at each look, and has a shortest round trip of 20 ms.
+// A watched is a link with a shortest round trip of 20 ms, which is looked at every LookEvery and
+// has sent packets at each look.
 type watched struct {
 	Watch
 	sample Sample

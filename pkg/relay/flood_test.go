@@ -12,8 +12,8 @@ import (
 	"ptthqd/pkg/wire"
 )
 
-// A client that is refused as fast as it can ask gets few answers a second, after a burst. Its further
-// requests wait.
+// A client that is refused as fast as it can ask gets few answers a second, after a burst. Its
+// further requests wait.
 func TestRefusedRequestsCost(t *testing.T) {
 	for name, ask := range map[string]struct {
 		server string
@@ -57,8 +57,8 @@ func TestRefusedRequestsCost(t *testing.T) {
 	}
 }
 
-// A server is told of a withdrawn right that a client has used, however many other rights the client
-// has used since.
+// A server is told of a withdrawn right that a client has used, however many other rights the
+// client has used since.
 func TestRightsAreNotFlushed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, relay.Limits{}, "laptop may nas", "nas")

@@ -30,8 +30,8 @@ func (w *world) answered(s *link.Stream) (wire.Status, time.Duration) {
 	return status, (time.Since(begun) - 2*hop).Round(10 * time.Millisecond)
 }
 
-// A new connection waits for a server that is expected back: one that was here within the last minute,
-// and any server in the relay's first minute.
+// A new connection waits for a server that is expected back: one that was here within the last
+// minute, and any server in the relay's first minute.
 func TestHoldsAnOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, relay.Limits{}, "laptop may nas", "nas", "db")

@@ -167,8 +167,8 @@ var refusedRequests = map[string]refusedRequest{
 	},
 }
 
-// Each refusal has its status and names the relay. The reply arrives, and then an orderly end. No server
-// is asked.
+// Each refusal has its status and names the relay. The reply arrives, and then an orderly end. No
+// server is asked.
 func TestRefuses(t *testing.T) {
 	for name, c := range refusedRequests {
 		t.Run(name, func(t *testing.T) { synctest.Test(t, c.test) })
@@ -251,7 +251,8 @@ func TestServersMayNotConnect(t *testing.T) {
 	})
 }
 
-// A server bounds its streams; the client hears that there are too many, not that there is no server.
+// A server bounds its streams; the client hears that there are too many, not that there is no
+// server.
 func TestServerTakesNoMoreStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, relay.Limits{}, inTwoWays...)
@@ -591,8 +592,8 @@ func TestRevokes(t *testing.T) {
 	})
 }
 
-// A withdrawn right ends detached sessions, which only the server knows. A server that is not connected
-// hears of it when it comes back.
+// A withdrawn right ends detached sessions, which only the server knows. A server that is not
+// connected hears of it when it comes back.
 func TestRevokesDetachedSessions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, relay.Limits{}, "laptop may nas db", "nas", "db")
@@ -762,8 +763,8 @@ func TestDrain(t *testing.T) {
 	})
 }
 
-// A server that reads nothing stalls its stream. The relay resets a stalled stream while others wait, and
-// leaves it alone while others move, or if there are none.
+// A server that reads nothing stalls its stream. The relay resets a stalled stream while others
+// wait, and leaves it alone while others move, or if there are none.
 func TestStalledStream(t *testing.T) {
 	t.Run("others wait", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {

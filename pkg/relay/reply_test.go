@@ -28,8 +28,8 @@ func (p *pieces) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// The bytes of a server pass unchanged, in whatever pieces they arrive. The reply is seen if they begin
-// with one, and only then.
+// The bytes of a server pass unchanged, in whatever pieces they arrive. The reply is seen if they
+// begin with one, and only then.
 func FuzzReply(f *testing.F) {
 	reply := wire.Append(nil, &wire.Reply{Status: wire.StatusOpen, Node: "nas", Inner: wire.Append(nil, &wire.Granted{Version: 1, Limit: 5})})
 	f.Add(reply, []byte{})

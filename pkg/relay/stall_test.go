@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// A pair of peers whose connections hold up others must wait, for longer each time. Other pairs need not.
+// A pair of peers whose connections hold up others must wait, for longer each time. Other pairs
+// need not.
 func TestStallersWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s stallers

@@ -213,7 +213,8 @@ func TestServersDoNotReachThemselves(t *testing.T) {
 	}
 }
 
-// If the system does not tell its addresses, a connection of the host to itself is still recognised.
+// If the system does not tell its addresses, a connection of the host to itself is still
+// recognised.
 func TestConnectionToOneself(t *testing.T) {
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {

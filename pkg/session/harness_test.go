@@ -435,7 +435,8 @@ type network struct {
 	relay   func(l *memLink, inner wire.Message) *wire.Reply
 	links   []*memLink
 	changed chan struct{}
-	// unshared says that routes share no flow-control window. Nothing can be opened over onlyResumes.
+	// unshared says that routes share no flow-control window. Nothing can be opened over
+	// onlyResumes.
 	unshared    bool
 	onlyResumes *memLink
 	streams     map[*memStream]struct{}

@@ -49,8 +49,8 @@ var violations = []struct {
 		p.data(make([]byte, 1<<20))
 	}},
 	{"sends more than was allowed", func(p *peer, far *memConn) {
-		// A quarter of the window is delivered, but what that allows isn't said
-		// before the peer has been told. What was delivered may be allowed again by then, but no more.
+		// A quarter of the window is delivered, but what that allows isn't said before the peer has
+		// been told. What was delivered may be allowed again by then, but no more.
 		p.data(make([]byte, wire.InitialWindow))
 		p.data(make([]byte, wire.InitialWindow))
 	}},

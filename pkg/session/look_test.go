@@ -113,7 +113,8 @@ func TestGoneWhileDetached(t *testing.T) {
 	})
 }
 
-// TestGoneWhileIdle lets P1 be gone long after it has ended its half, when no sweep visits the session.
+// TestGoneWhileIdle lets P1 be gone long after it has ended its half, when no sweep visits the
+// session.
 func TestGoneWhileIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := start(t, session.Limits{})

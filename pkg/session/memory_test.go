@@ -165,8 +165,8 @@ func TestMemoryOfIdleSessions(t *testing.T) {
 	})
 }
 
-// TestIdle has sessions be idle, be used again, and end in each way, after they have been idle and at
-// the moment at which the sweep leaves them alone.
+// TestIdle has sessions be idle, be used again, and end in each way, after they have been idle and
+// at the moment at which the sweep leaves them alone.
 func TestIdle(t *testing.T) {
 	ends := map[string]func(p1, p5 *memConn){
 		"P1 closes": func(p1, _ *memConn) { _ = p1.Close() },

@@ -12,9 +12,9 @@ import (
 	"ptthqd/pkg/session"
 )
 
-// TestManyAtOnceAreOneLine has many sessions lose their link and come back. The log has one line for
-// the loss and one for the return, each with the count, and at level debug a line of each session. A
-// line about a single session has its ID.
+// TestManyAtOnceAreOneLine has many sessions lose their link and come back. The log has one line
+// for the loss and one for the return, each with the count, and at level debug a line of each
+// session. A line about a single session has its ID.
 func TestManyAtOnceAreOneLine(t *testing.T) {
 	for _, sessions := range []int{1, 100} {
 		t.Run(fmt.Sprint(sessions), func(t *testing.T) {

@@ -8,8 +8,8 @@ import (
 	"ptthqd/pkg/session"
 )
 
-// TestUnsharedRoute fills routes to a peer that takes nothing. The sessions of a shared one have the
-// quota of the link between them; those of another one have what their windows allow.
+// TestUnsharedRoute fills routes to a peer that takes nothing. The sessions of a shared one have
+// the quota of the link between them; those of another one have what their windows allow.
 func TestUnsharedRoute(t *testing.T) {
 	const quota = 64 << 10
 	for _, unshared := range []bool{false, true} {

@@ -313,8 +313,8 @@ func TestSessionsLimit(t *testing.T) {
 	})
 }
 
-// TestSessionsPerPeerLimit reaches the limits on the sessions of one client at a server, and on all of
-// the server's sessions.
+// TestSessionsPerPeerLimit reaches the limits on the sessions of one client at a server, and on all
+// of the server's sessions.
 func TestSessionsPerPeerLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := hostile(t, session.Limits{SessionsPerPeer: 3, Sessions: 5})
@@ -349,8 +349,8 @@ func TestSessionsPerPeerLimit(t *testing.T) {
 	})
 }
 
-// TestDetachedLimit reaches the limit on the detached sessions of a client. Each session is detached
-// and resumed, which must be counted right.
+// TestDetachedLimit reaches the limit on the detached sessions of a client. Each session is
+// detached and resumed, which must be counted right.
 func TestDetachedLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := hostile(t, session.Limits{DetachedPerPeer: 3})

@@ -100,8 +100,8 @@ func (s *storm) have(names ...string) {
 	s.replaceLinks(all...)
 }
 
-// targets serves P5s until over is closed. The connection's first byte, which P1 sends, says what a P5
-// does. Dials take their time.
+// targets serves P5s until over is closed. The connection's first byte, which P1 sends, says what a
+// P5 does. Dials take their time.
 func (s *storm) targets(work *sync.WaitGroup, over <-chan struct{}) {
 	accepted := make(chan *memConn)
 	s.dialBy(func(context.Context) (session.Conn, error) {

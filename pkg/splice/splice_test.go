@@ -262,8 +262,8 @@ func TestCopiesBothWaysAndHalfCloses(t *testing.T) {
 	}
 }
 
-// Each case ends a running, idle join in one way. It has what each outer end must see, and which side
-// must be named.
+// Each case ends a running, idle join in one way. It has what each outer end must see, and which
+// side must be named.
 func TestEnds(t *testing.T) {
 	const odd wire.StreamCode = 77 // codes are passed on, known or not
 	for name, c := range map[string]struct {
