@@ -79,7 +79,6 @@ var knows = []struct {
 	{"github.com/BurntSushi/toml", []string{"pkg/config"}, "only config knows TOML"},
 	{"github.com/spf13/", []string{"cmd/ptthqd"}, "only the command knows the command line"},
 	{"os/exec", []string{"cmd/ptthqd", "bench", "test/e2e"}, "nothing that speaks to a network starts programs"},
-	{"github.com/klauspost/reedsolomon", []string{"pkg/parity"}, "the code is parity's"},
 	{"unsafe", []string{"pkg/nowait", "pkg/carrier", "pkg/host"}, "what foreign bytes reach is memory-safe"},
 }
 

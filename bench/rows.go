@@ -52,10 +52,7 @@ var allRows = []row{
 	},
 	{rowWide + "40", "wide area: 200 Mbit/s, 40 ms", nil, nil},
 	{rowWide + "40-loss", "the same with 1 % loss on each link", nil, nil},
-	{rowWide + "40-little-loss", "the same with 0.1 %", nil, nil},
-	{rowWide + "40-much-loss", "the same with 3 %", nil, nil},
 	{rowWide + "100-loss", "100 ms with 0.1 % loss", nil, nil},
-	{rowWide + "20-loss", "50 Mbit/s, 20 ms with 5 % loss", nil, nil},
 }
 
 // chooseRows returns the rows that flag -rows names.

@@ -51,18 +51,17 @@ type Socket struct {
 
 	handlers [notQUIC]handler // by first byte; nil: the packet goes to quic-go
 
-	makers      peers[Maker]           // of the peers that get parity
+	makers      peers[parity.Maker]    // of the peers that get parity
 	restorers   peers[parity.Restorer] // of the peers that send parity
 	paritySent  atomic.Uint64          // datagrams
 	parityStray atomic.Uint64          // datagrams of addresses without a Restorer
 	restored    atomic.Uint64          // packets
-	waiting     []waitingPacket        // restored, and not read by QUIC yet; for the reading goroutine
 }
 
 type sendFailure struct{ err error }
 
-// notQUIC is the first byte below which a datagram is not QUIC's: RFC 9443 gives 0 to 3 to STUN,
-// and 4 to 15 to nobody.
+// notQUIC is the first byte below which a datagram is not QUIC's: RFC 9443 gives 0 to 3 to STUN, and
+// 4 to 15 to nobody.
 const notQUIC = 16
 
 // A handler takes a datagram of another kind than QUIC's, the first n bytes of buf. It returns the
@@ -83,10 +82,9 @@ type Stats struct {
 	Restored      uint64 // packets that were lost on the way here and made again from their parity
 }
 
-// New makes a Socket of pc, and owns pc from then on, also if it fails. A *net.UDPConn gets all
-// that the system offers. Any other connection, such as a simulated one, works without. New
-// enlarges the kernel's buffers, never shrinks them, and logs once how to get larger ones. A nil
-// logger is silent.
+// New makes a Socket of pc, and owns pc from then on, also if it fails. A *net.UDPConn gets all that
+// the system offers. Any other connection, such as a simulated one, works without. New enlarges the
+// kernel's buffers, never shrinks them, and logs once how to get larger ones. A nil logger is silent.
 func New(pc net.PacketConn, log *slog.Logger) (*Socket, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -160,6 +158,37 @@ func (s *Socket) SendError() error {
 	return nil
 }
 
+// maxParityPeers bounds the peers that get parity, and those that send it: each takes 100 KiB.
+const maxParityPeers = 512
+
+// NewMaker returns a Maker whose datagrams are counted in ofLink and in the socket's figures.
+func (s *Socket) NewMaker(ofLink *atomic.Uint64) *parity.Maker {
+	return parity.NewMaker(ofLink, &s.paritySent)
+}
+
+// NewRestorer returns a Restorer whose packets are counted in ofLink and in the socket's figures.
+func (s *Socket) NewRestorer(ofLink *atomic.Uint64) *parity.Restorer {
+	return parity.NewRestorer(ofLink, &s.restored)
+}
+
+// SendParity sends m's parity behind the packets for an address. It reports false, and does
+// nothing, if maxParityPeers other addresses get parity.
+func (s *Socket) SendParity(to netip.AddrPort, m *parity.Maker) bool {
+	return s.makers.put(to, m, maxParityPeers)
+}
+
+// StopParity ends SendParity, unless another Maker serves the address by now.
+func (s *Socket) StopParity(to netip.AddrPort, m *parity.Maker) { s.makers.remove(to, m) }
+
+// TakeParity gives the packets and the parity from an address to r. It reports false, and does
+// nothing, if maxParityPeers other addresses send parity.
+func (s *Socket) TakeParity(from netip.AddrPort, r *parity.Restorer) bool {
+	return s.restorers.put(from, r, maxParityPeers)
+}
+
+// DropParity ends TakeParity, unless another Restorer serves the address by now.
+func (s *Socket) DropParity(from netip.AddrPort, r *parity.Restorer) { s.restorers.remove(from, r) }
+
 // sent turns the outcome of a send into what quic-go is told. quic-go ends a connection when the
 // kernel refuses a packet, but a missing route or a full queue pass, so a refusal counts as a loss.
 // quic-go learns only of a closed socket and of a packet that is too large (MTU discovery).
@@ -188,15 +217,23 @@ func (s *Socket) arrived(buf []byte, n int, from net.Addr) int {
 	return n
 }
 
+// parityArrived is the handler of parity datagrams.
+func (s *Socket) parityArrived(buf []byte, n int, from net.Addr) int {
+	r := s.restorers.at(from)
+	if r == nil {
+		s.parityStray.Add(1)
+		return 0
+	}
+	return r.Restore(buf, n)
+}
+
 // arrivedAll is arrived for a batch, and returns how many messages are left. The messages' buffers
 // stay in place: quic-go knows them by their place.
 func (s *Socket) arrivedAll(ms []ipv4.Message) int {
 	left := 0
 	for i := range ms {
 		from := &ms[i]
-		before := len(s.waiting)
 		n := s.arrived(from.Buffers[0], from.N, from.Addr)
-		s.markWaiting(before, from.OOB[:from.NN])
 		if n == 0 {
 			continue
 		}
@@ -250,11 +287,6 @@ func (*plainConn) SetReadBuffer(int) error { return nil }
 func (*plainConn) SetWriteBuffer(int) error { return nil }
 
 func (s *Socket) readFrom(pc net.PacketConn, p []byte) (int, net.Addr, error) {
-	if len(s.waiting) > 0 {
-		w := s.waiting[0]
-		s.waiting = s.waiting[1:]
-		return copy(p, w.data), w.from, nil
-	}
 	for {
 		n, addr, err := pc.ReadFrom(p)
 		if err != nil {
@@ -274,8 +306,8 @@ func (s *Socket) writeTo(pc net.PacketConn, p []byte, addr net.Addr) (int, error
 		return len(p), err
 	}
 	if m := s.makers.at(addr); m != nil {
-		m.protect(p, len(p), nil, func(datagram, _ []byte) {
-			_, err := pc.WriteTo(datagram, addr)
+		m.Protect(p, len(p), func(parity []byte) {
+			_, err := pc.WriteTo(parity, addr)
 			_ = s.sent(err)
 		})
 	}

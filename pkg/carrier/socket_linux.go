@@ -100,9 +100,6 @@ type udpConn struct {
 // ReadBatch waits for a packet, fills ms with one packet each, and returns how many. The messages'
 // buffers are quic-go's, so each packet is copied: that costs less than the system call it spares.
 func (c *udpConn) ReadBatch(ms []ipv4.Message, _ int) (int, error) {
-	if n := c.socket.takeWaiting(ms); n > 0 {
-		return n, nil
-	}
 	for { // until one of the packets is for QUIC
 		n, err := c.read(ms)
 		if n > 0 || err != nil {
@@ -148,10 +145,7 @@ func (c *udpConn) readCoalesced(ms []ipv4.Message) (int, error) {
 		packets++
 		m := &ms[n]
 		m.N = copy(m.Buffers[0], data) // no QUIC packet is longer than quic-go's buffer
-		before := len(c.socket.waiting)
-		m.N = c.socket.arrived(m.Buffers[0], m.N, read.Addr)
-		c.socket.markWaiting(before, c.oob)
-		if m.N > 0 {
+		if m.N = c.socket.arrived(m.Buffers[0], m.N, read.Addr); m.N > 0 {
 			m.NN = copy(m.OOB, c.oob)
 			m.Flags = read.Flags
 			m.Addr = read.Addr
@@ -253,10 +247,10 @@ func (c *udpConn) protect(b, oob []byte, addr *net.UDPAddr) {
 		size = len(b)
 	}
 	control := c.controls.Get().(*[]byte)
-	*control = appendUnsegmented((*control)[:0], oob)
-	m.protect(b, size, *control, func(datagram, control []byte) {
-		if err := c.raw.send(datagram, control, addr); err != nil {
-			_, _, _ = c.sendOtherwise(datagram, control, addr, err)
+	m.Protect(b, size, func(parity []byte) {
+		*control = appendUnsegmented((*control)[:0], oob)
+		if err := c.raw.send(parity, *control, addr); err != nil {
+			_, _, _ = c.sendOtherwise(parity, *control, addr, err)
 		}
 	})
 	c.controls.Put(control)

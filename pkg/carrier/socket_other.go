@@ -25,9 +25,6 @@ type udpConn struct {
 }
 
 func (c *udpConn) ReadBatch(ms []ipv4.Message, flags int) (int, error) {
-	if n := c.socket.takeWaiting(ms); n > 0 {
-		return n, nil
-	}
 	for {
 		n, err := c.batch.ReadBatch(ms, flags)
 		if err != nil {
@@ -55,8 +52,8 @@ func (c *udpConn) WriteMsgUDP(b, oob []byte, addr *net.UDPAddr) (int, int, error
 		return len(b), len(oob), err
 	}
 	if m := c.socket.makers.at(addr); m != nil { // never segmented here
-		m.protect(b, len(b), oob, func(datagram, control []byte) {
-			_, _, err := c.UDPConn.WriteMsgUDP(datagram, control, addr)
+		m.Protect(b, len(b), func(parity []byte) {
+			_, _, err := c.UDPConn.WriteMsgUDP(parity, oob, addr)
 			_ = c.socket.sent(err)
 		})
 	}

@@ -110,8 +110,7 @@ func New(cfg Config) (*Client, error) {
 	c.ledger = &ledger.Ledger{Role: string(config.RoleClient), ID: cfg.Settings.ID, Logger: c.log}
 	c.relays = uplink.New(uplink.Config{
 		ID: cfg.Settings.ID, Identity: cfg.Identity, Logger: c.log,
-		Serve: c.serveLink, Retire: c.retire, Refused: c.refused, Limits: linkLimits,
-		Adjust: cfg.AdjustDialer,
+		Serve: c.serveLink, Retire: c.retire, Refused: c.refused, Adjust: cfg.AdjustDialer,
 	})
 	c.sessions = session.NewClient(session.ClientConfig{
 		Router: router{c.relays},
@@ -192,10 +191,6 @@ func sessionLimits(l config.Limits) session.Limits {
 		MaxWindow:      int(l.SessionWindow),
 		Sessions:       l.Sessions,
 	}
-}
-
-func linkLimits(l config.Limits) link.Limits {
-	return link.Limits{ParityPercent: link.ParityPercent(l.ParityPercent)}
 }
 
 // refused ends all sessions when no relay knows this node's key any more: they could never resume.

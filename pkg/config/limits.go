@@ -77,7 +77,6 @@ type Limits struct {
 	SessionMemory      Size // promised above the floor of 64 KiB for each direction, in all
 	RetainedMemory     Size // sent and not acknowledged above the floor, in all
 	LinkMemory         Size // promised by the links above 1 MiB each, in all
-	ParityPercent      int  // parity that a link sends at most, in percent of what it covers; 0: none
 
 	// Waiting, at the ends.
 	HeldConnections int           // of a client: accepted with no live link
@@ -264,12 +263,6 @@ var limitKeys = []limitKey{
 		256 * mib, mib, 1024 * gib,
 		"The bytes that all links together may allow peers to send, beyond the 1 MiB that each " +
 			"has. A link grows to 32 MiB at most, as its path needs.",
-	},
-	{
-		"parity_percent", nil, func(l *Limits) any { return &l.ParityPercent }, 15, 0, 50,
-		"How much a link may send, in percent, to make up for packets that its path loses without " +
-			"being full, as radio does. It sends no more than the losses ask for, and nothing " +
-			"where there are none. 0 turns that off. A change holds for new links.",
 	},
 	{
 		"held_connections", clientOnly, func(l *Limits) any { return &l.HeldConnections },

@@ -84,7 +84,6 @@ func listenerLimits(c *config.Config) link.Limits {
 		PendingTips:         l.PendingTips,
 		PendingTipsTotal:    l.PendingTipsTotal,
 		TipTimeout:          l.TipTimeout,
-		ParityPercent:       link.ParityPercent(l.ParityPercent),
 		Links:               l.Links,
 		Handshakes:          l.Handshakes,
 		HandshakesPerSource: l.HandshakesPerSource,

@@ -21,9 +21,6 @@ type Limits struct {
 	StreamWindow, ConnectionWindow uint64
 	// Windows is what the flow-control windows of all links may grow by together. Nil: no bound.
 	Windows *budget.Budget
-	// ParityPercent is how much parity a link sends at most, in percent of what it covers. Default
-	// 15; negative: none.
-	ParityPercent int
 	// PendingTips is how many streams of one link may wait for their tip or for Accept. Default
 	// 256.
 	PendingTips int
@@ -72,20 +69,10 @@ const (
 	initialConnectionWindow = 1 << 20
 )
 
-// ParityPercent returns the value of Limits.ParityPercent for so many percent, of which 0 means
-// none.
-func ParityPercent(percent int) int {
-	if percent == 0 {
-		return -1
-	}
-	return percent
-}
-
 func (l Limits) withDefaults() *Limits {
 	orDefault(&l.Streams, 16384)
 	orDefault(&l.StreamWindow, 16<<20)
 	orDefault(&l.ConnectionWindow, 32<<20)
-	orDefault(&l.ParityPercent, 15)
 	orDefault(&l.PendingTips, 256)
 	orDefault(&l.TipTimeout, 5*time.Second)
 	orDefault(&l.IdleTimeout, 30*time.Second)

@@ -340,18 +340,6 @@ func (l *Link) touch() {
 	}
 }
 
-// bulkStart is how many bytes a link writes between two looks to count as one with much to send.
-const bulkStart = 6 << 10
-
-// wrote notes that a stream writes n bytes. The first time that these are many, the pulse looks at
-// the link at once: parity must begin before QUIC's slow start meets a loss.
-func (l *Link) wrote(n int) {
-	p := &l.pulse
-	if p.untried.Load() && p.written.Add(int64(n)) >= bulkStart && p.untried.Swap(false) {
-		p.wake()
-	}
-}
-
 // giveUp closes a suspect link. The peer may still hear of it.
 func (l *Link) giveUp() {
 	why := "nothing arrived from you any more"

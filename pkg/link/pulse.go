@@ -52,12 +52,9 @@ const (
 // expectation. A pulse has no goroutine, only a timer.
 type pulse struct {
 	link *Link
-	busy atomic.Bool // a stream has carried data since the last tick
-
-	untried atomic.Bool  // parity is to begin when written is bulkStart
-	written atomic.Int64 // bytes since the last look, while untried
-	slow    atomic.Bool  // heartbeats are at the idle interval
-	rtt     atomic.Int64 // smoothed round trip of heartbeats, nanoseconds
+	busy atomic.Bool  // a stream has carried data since the last tick
+	slow atomic.Bool  // heartbeats are at the idle interval
+	rtt  atomic.Int64 // smoothed round trip of heartbeats, nanoseconds
 
 	mu            sync.Mutex
 	timer         *time.Timer

@@ -7,7 +7,6 @@ import (
 
 	"github.com/quic-go/quic-go"
 
-	"ptthqd/pkg/carrier"
 	"ptthqd/pkg/parity"
 )
 
@@ -20,7 +19,7 @@ type protection struct {
 	watch        parity.Watch
 	peerRestored uint64           // packets of this end that the peer has restored
 	at           netip.AddrPort   // the peer's address in the socket's tables
-	maker        *carrier.Maker   // nil while the peer gets no parity
+	maker        *parity.Maker    // nil while the peer gets no parity
 	restorer     *parity.Restorer // nil while the peer sends none
 	useful       bool             // the restorer has restored a packet
 }
@@ -29,8 +28,7 @@ type protection struct {
 // that parity begins, or that its parity has restored a packet for the first time.
 func (p *protection) review(l *Link, stats *quic.ConnectionStats, now time.Time) (news bool) {
 	p.follow(l)
-	bulk := l.pulse.written.Load() >= bulkStart
-	if now.Sub(p.watch.Seen().At) < parity.LookEvery && !(bulk && p.watch.Untried()) {
+	if now.Sub(p.watch.Seen().At) < parity.LookEvery {
 		return false
 	}
 	if !p.useful && p.restored.Load() > 0 {
@@ -43,24 +41,19 @@ func (p *protection) review(l *Link, stats *quic.ConnectionStats, now time.Time)
 		Sent:     stats.PacketsSent,
 		Lost:     stats.PacketsLost,
 		Restored: p.peerRestored,
-		Bulk:     bulk,
 	})
-	l.pulse.written.Store(0)
-	l.pulse.untried.Store(p.watch.Untried() && stats.MinRTT >= parity.MinRTT && l.limits.ParityPercent > 0)
 	switch {
 	case state == parity.Off:
 		p.stopMaking(l)
-	case p.maker == nil && l.limits.ParityPercent > 0:
+	case p.maker == nil:
 		p.at = l.RemoteAddr()
-		maker := l.socket.NewMaker(l.limits.ParityPercent, &p.sent)
+		maker := l.socket.NewMaker(&p.sent)
 		if l.socket.SendParity(p.at, maker) {
 			p.maker = maker
 			news = true
 		}
 	}
 	if p.maker != nil {
-		p.maker.SetLoss(p.watch.Loss())
-		p.maker.SetPatience(stats.MinRTT)
 		p.maker.Pause(state == parity.Paused)
 	}
 	return news

@@ -63,7 +63,6 @@ func (s *Stream) Peek(p []byte) (int, error) {
 // several streams take turns.
 func (s *Stream) Write(p []byte) (int, error) {
 	s.link.touch()
-	s.link.wrote(len(p))
 	if err := s.writeWaiting(); err != nil {
 		return 0, err
 	}

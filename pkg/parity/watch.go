@@ -19,21 +19,14 @@ const (
 	trialPackets = 50
 	trialTrips   = 10
 	// An overflowing short queue drops many packets at once, which parity can't restore, and shows
-	// no queue in the round trips. So parity ends where it is useless: uselessFor has passed
-	// without loss, and the lost packets exceed twice the restored ones by uselessLosses. Twice, as
-	// QUIC may have counted each restored packet as lost before.
+	// no queue in the round trips. So parity ends where it is useless: uselessFor has passed without
+	// loss, and the lost packets exceed twice the restored ones by uselessLosses. Twice, as QUIC may
+	// have counted each restored packet as lost before.
 	uselessFor    = 2 * time.Second
 	uselessLosses = 8
 	// queueSlack is the jitter of radio and of busy hosts. A round trip longer than 1.25 times the
 	// shortest plus queueSlack shows a queue.
 	queueSlack = 5 * time.Millisecond
-
-	// firstLoss is the loss that a link reckons with before it has seen any, as if firstOver
-	// packets had shown it: in QUIC's slow start a loss costs the most.
-	firstLoss = 0.003
-	firstOver = 500
-	// lossOver is the number of packets over which losses are averaged.
-	lossOver = 4000
 )
 
 // A Watch decides from what a link sees whether the link sends parity.
@@ -49,12 +42,9 @@ const (
 type Watch struct {
 	state State
 	tried bool
-	bulk  bool          // at the last look
 	began Sample        // at the look before parity began
 	seen  Sample        // at the last look
 	queue bool          // the last look saw a queue
-	loss  float64       // share of the packets that the path loses, over the last lossOver packets
-	over  float64       // packets that loss is reckoned from
 	clean time.Duration // busy time since the last loss, or since the trial began
 }
 
@@ -75,32 +65,22 @@ type Sample struct {
 	MinRTT, RTT time.Duration // the shortest round trip and the smoothed one
 	Sent, Lost  uint64        // packets, and those that QUIC has declared lost
 	Restored    uint64        // packets that the peer has restored
-	Bulk        bool          // the link has begun to send much
 }
-
-// Untried reports whether the link's trial is yet to come.
-func (w *Watch) Untried() bool { return !w.tried && w.state == Off }
 
 // Seen returns the last sample.
 func (w *Watch) Seen() Sample { return w.seen }
 
-// Loss returns which share of its packets the path loses, from 0 to 1, restored ones included. A
-// packet that arrived late may be counted twice, as lost and as restored.
-func (w *Watch) Loss() float64 { return w.loss }
-
 // Look takes a sample and returns the state from now on.
 func (w *Watch) Look(s Sample) State {
 	last := w.seen
-	w.seen, w.bulk = s, s.Bulk
+	w.seen = s
 	if last.At.IsZero() { // losses of the handshake say little: QUIC knew no round trip then
 		return w.state
 	}
 	// A loss that shows now may have happened in the queue of the last look.
 	hadQueue := w.queue
 	w.queue = s.RTT > s.MinRTT+s.MinRTT/4+queueSlack
-	lost := s.Lost - last.Lost + s.Restored - last.Restored
-	loss := lost > 0
-	w.reckon(float64(s.Sent-last.Sent), float64(lost))
+	loss := s.Lost > last.Lost || s.Restored > last.Restored
 	w.clean += min(s.At.Sub(last.At), LookEvery)
 	if loss {
 		w.clean = 0
@@ -113,19 +93,6 @@ func (w *Watch) Look(s Sample) State {
 	return state
 }
 
-// reckon takes how many packets were sent and lost since the last look. Before anything is known it
-// reckons with firstLoss.
-func (w *Watch) reckon(sent, lost float64) {
-	if w.over == 0 {
-		w.loss, w.over = firstLoss, firstOver
-	}
-	if sent <= 0 {
-		return
-	}
-	w.over = min(w.over+sent, lossOver)
-	w.loss += (min(lost/sent, 1) - w.loss) * min(sent/w.over, 1)
-}
-
 // next returns the state after a look that has shown loss or a queue, and sent packets.
 func (w *Watch) next(loss, queue bool, sent uint64) State {
 	switch {
@@ -136,7 +103,7 @@ func (w *Watch) next(loss, queue bool, sent uint64) State {
 	}
 	switch w.state {
 	case Off:
-		if !w.tried && !queue && (sent >= trialPackets || w.bulk) {
+		if !w.tried && !queue && sent >= trialPackets {
 			w.tried, w.clean = true, 0
 			return Trial
 		}

@@ -5,8 +5,7 @@ import (
 	"time"
 )
 
-// A watched is a link with a shortest round trip of 20 ms, which is looked at every LookEvery and
-// has sent packets at each look.
+// A watched is a link that is looked at every LookEvery, sends at each look, and has a shortest round trip of 20 ms.
 type watched struct {
 	Watch
 	sample Sample

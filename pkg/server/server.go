@@ -217,10 +217,9 @@ func sessionLimits(l config.Limits) session.Limits {
 
 func linkLimits(l config.Limits) link.Limits {
 	return link.Limits{
-		Streams:       int64(l.StreamsPerPeer),
-		PendingTips:   l.PendingTips,
-		TipTimeout:    l.TipTimeout,
-		ParityPercent: link.ParityPercent(l.ParityPercent),
+		Streams:     int64(l.StreamsPerPeer),
+		PendingTips: l.PendingTips,
+		TipTimeout:  l.TipTimeout,
 	}
 }
 
