@@ -22,7 +22,7 @@ import (
 // bytes are given back and shared anew, n peers that want all they can have end with 1/(n+1) of the
 // budget each.
 type Budget struct {
-	name string // in the config's [limits]; empty if no shares are taken
+	name string // in the config's [limits]
 
 	mu     sync.Mutex
 	limit  int64
@@ -32,9 +32,6 @@ type Budget struct {
 
 // New returns a budget of so many bytes. Shortages give its name.
 func New(name string, bytes int64) *Budget { return &Budget{name: name, limit: bytes} }
-
-// Name returns the budget's name.
-func (b *Budget) Name() string { return b.name }
 
 // Take reserves n bytes if they are left, and reports whether it did.
 func (b *Budget) Take(n int64) bool {
@@ -127,8 +124,8 @@ func (h *Share) Give(n int64) {
 	b.used -= n
 }
 
-// Refuse notes that a session was refused. It returns the shortage if that is new: none of the
-// peer's sessions was refused within ShortFor.
+// Refuse notes that a session was refused, and returns the shortage of its peer. begins tells that
+// none of the peer's sessions was refused within ShortFor.
 func (h *Share) Refuse(now time.Time) (s Shortage, begins bool) {
 	b := h.budget
 	b.mu.Lock()

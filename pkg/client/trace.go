@@ -58,7 +58,7 @@ func (c *Client) Trace(ctx context.Context, m *config.Mapping) Trace {
 		return t
 	}
 	best := time.Duration(-1) // the least round trip to the server
-	for _, r := range (router{c.relays}).Routes("") {
+	for _, r := range (router{c.relays}).Routes(m.Server) {
 		// The least round trip: the smoothed one of a new link has the time of the handshake in it.
 		if l, ok := r.Link.(*link.Link); ok {
 			r.RTT = l.Stats().MinRTT

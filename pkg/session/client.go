@@ -15,7 +15,7 @@ import (
 // A Router knows the live links of a client. It is safe for concurrent use.
 type Router interface {
 	// Routes returns the ways to a server, the one with the shortest smoothed round trip first.
-	// Links that are suspect, or whose relay is closing, are left out.
+	// Links that are suspect, or whose relay is closing, are left out. The caller owns the slice.
 	Routes(server string) []Route
 	// Changed returns a channel that is closed at the next change of Routes.
 	Changed() <-chan struct{}
@@ -108,7 +108,8 @@ func NewToken() (token wire.Token) {
 }
 
 // Forward forwards conn, an accepted connection of P1, and returns when the session is over. It
-// owns conn from the call on, and only reads r. When ctx is done it resets the session.
+// owns conn from the call on, and only reads r. When ctx is done it resets the session. The caller
+// may keep the summary.
 func (c *Client) Forward(ctx context.Context, conn Conn, r *Request) *Summary {
 	s := c.begin(conn, r)
 	if s.final == nil { // it is admitted

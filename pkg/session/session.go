@@ -167,8 +167,8 @@ func newSession(h *shared, server bool, token wire.Token, info Info) *session {
 	s.info.ID = token.ConnectionID()
 	s.info.State, s.info.Since, s.info.Opened = Opening, now, now
 	s.cond.L = &s.mu
-	s.windows = hold(h.windows, s.peerName())
-	s.retained = hold(h.retained, s.peerName())
+	s.windows.Share = h.windows.Share(s.peerName())
+	s.retained.Share = h.retained.Share(s.peerName())
 	s.in.window, s.in.limit = wire.InitialWindow, wire.InitialWindow
 	s.out.limit = wire.InitialWindow
 	s.onRead, s.onCancel = s.reserve, s.unreserve

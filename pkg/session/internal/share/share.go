@@ -25,8 +25,8 @@ import (
 
 // A quota bounds what is in flight over one link to one remote peer. Without it, a peer that
 // doesn't read its link could use up the flow-control window of this end's link, and stall all
-// other peers. What has arrived isn't in flight any more, even if it can't be delivered and so
-// isn't acknowledged: one session whose TCP side doesn't read must not stall those beside it.
+// other peers. Data that has reached the peer's process isn't in flight any more, even while the
+// peer can't deliver it to TCP. So a session whose TCP side doesn't read stalls no other session.
 //
 // A link's flow-control window is small at first, and grows as the other end takes data from it.
 // The quota grows likewise: it is what arrives within an epoch, between first and most bytes. A
@@ -176,9 +176,9 @@ func (q *quota) free(n, arrived int64) {
 	q.serveLocked()
 }
 
-// serveLocked grants what is left to waiting sessions, in order, and kicks only these: if it kicked
-// a thousand, all but a few would find nothing. A goroutine of its own kicks them, since the caller
-// holds the lock of a session.
+// serveLocked grants what is left to waiting sessions, in order. It kicks only the sessions that
+// were granted something: of a thousand, all but a few would find nothing. Another goroutine does
+// that, since the caller holds the lock of a session.
 func (q *quota) serveLocked() {
 	var served []*Claim
 	var now time.Time
@@ -238,8 +238,8 @@ func (c *Claim) Scarce() bool {
 }
 
 // Asks reports whether one more session that the sweep visits is to ask whether what it has sent
-// has arrived, since others wait for the quota. It is true for 16 sessions in a sweep:
-// asking for a thousand sessions that are well, ten times a second, would bring nothing.
+// has arrived, since others wait for the quota. It is true for 16 sessions in a sweep: asking for
+// a thousand sessions that are well, ten times a second, would bring nothing.
 func (c *Claim) Asks(now time.Time) bool {
 	q := c.quota
 	if q == nil {

@@ -53,6 +53,13 @@ func join(links *Links, all *turns, names ...string) (users []*user) {
 // take has a session with much in flight ask for a quarter of the first quota.
 func take(u *user) bool { return u.claim.Take(64<<10, 1<<20, epoch) }
 
+// fill has a session take all of the first quota.
+func fill(u *user) {
+	for range 4 {
+		take(u)
+	}
+}
+
 func inBubble(t *testing.T, run func(t *testing.T, links *Links, all *turns)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) { run(t, &Links{Most: 8 << 20}, &turns{}) })
@@ -89,9 +96,7 @@ func TestTurns(t *testing.T) {
 func TestLittleDoesNotWait(t *testing.T) {
 	inBubble(t, func(t *testing.T, links *Links, all *turns) {
 		u := join(links, all, "a", "b")
-		for range 4 {
-			take(u[0])
-		}
+		fill(u[0])
 		if !u[1].claim.Take(100, 0, epoch) || !u[1].claim.Take(3000, 100, epoch) {
 			t.Error("4 KiB may overdraw the quota")
 		}
@@ -163,9 +168,7 @@ func TestStaysSmall(t *testing.T) {
 func TestLeave(t *testing.T) {
 	inBubble(t, func(t *testing.T, links *Links, all *turns) {
 		u := join(links, all, "a", "b")
-		for range 4 {
-			take(u[0])
-		}
+		fill(u[0])
 		if take(u[1]) {
 			t.Error("nothing is left")
 		}
@@ -185,9 +188,7 @@ func TestLeave(t *testing.T) {
 func TestOwnQuotas(t *testing.T) {
 	inBubble(t, func(t *testing.T, links *Links, all *turns) {
 		u := join(links, all, "a")
-		for range 4 {
-			take(u[0])
-		}
+		fill(u[0])
 		for i, k := range []key{{"link", "vps"}, {"link2", "nas"}} {
 			other := &user{name: fmt.Sprint(i), turns: all}
 			other.claim.Join(links, k.link, k.peer, other)
@@ -205,9 +206,7 @@ func TestAsks(t *testing.T) {
 		if u[0].claim.Asks(time.Now()) {
 			t.Error("nobody waits")
 		}
-		for range 4 {
-			take(u[0])
-		}
+		fill(u[0])
 		take(u[1])
 		n := 0
 		for range 100 {
