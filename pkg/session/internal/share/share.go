@@ -11,8 +11,7 @@
 //
 // A link's quota grows with what its other end takes. When it is used up, sessions wait in two
 // queues, of which one is for sessions that have rested: a short answer doesn't wait behind
-// uploads. All methods may be called from any goroutine; those of one Claim need the lock of its
-// session.
+// uploads. Any goroutine may call the methods of a Claim while it holds the lock of the session.
 package share
 
 import (
